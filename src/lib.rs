@@ -1,0 +1,2 @@
+//! pgsilo: a PostgreSQL proxy that gives every tenant its own database.
+pub mod lease;
