@@ -20,7 +20,7 @@ const MAX_NAME: usize = 80;
 
 /// Names one connection, in the client's DETAIL and in every event. Random, not secret.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct SessionId(u64);
+pub(crate) struct SessionId(u64);
 
 impl SessionId {
     /// A new id. Without randomness it is zero: an id is never worth a refusal.
@@ -45,7 +45,7 @@ impl fmt::Debug for SessionId {
 
 /// What has been learned of a connection so far. The stages write into it, events read it.
 #[derive(Debug)]
-pub struct Trail {
+pub(crate) struct Trail {
     pub(crate) session: SessionId,
     pub(crate) address: String,
     pub(crate) tls: bool,
@@ -99,7 +99,10 @@ impl Trail {
 /// What a client sent, for an event: escaped, so that it cannot pass for something else.
 pub(crate) fn name(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
-    text.chars().take(MAX_NAME).flat_map(char::escape_debug).collect()
+    text.chars()
+        .take(MAX_NAME)
+        .flat_map(char::escape_debug)
+        .collect()
 }
 
 /// `tracing` wants the level of an event to be a constant.
@@ -132,28 +135,50 @@ macro_rules! event {
 pub(crate) fn refused(trail: &Trail, refusal: &Refusal) {
     let reason = refusal.reason();
     event!(
-        reason.level(), trail, event = "refused", reason = reason.label(),
-        sqlstate = reason.sqlstate(), cause = refusal.cause(), "refused"
+        reason.level(),
+        trail,
+        event = "refused",
+        reason = reason.label(),
+        sqlstate = reason.sqlstate(),
+        cause = refusal.cause(),
+        "refused"
     );
 }
 
 /// A session was spliced.
 pub(crate) fn started(trail: &Trail, seconds: f64) {
-    event!(Level::INFO, trail, event = "started", seconds, "session started");
+    event!(
+        Level::INFO,
+        trail,
+        event = "started",
+        seconds,
+        "session started"
+    );
 }
 
 /// A session has ended.
 pub(crate) fn ended(trail: &Trail, ending: Ending, seconds: f64) {
     let sqlstate = ending.told().map_or("", |(sqlstate, _)| sqlstate);
     event!(
-        ending.level(), trail, event = "ended", ending = ending.label(), sqlstate, seconds,
+        ending.level(),
+        trail,
+        event = "ended",
+        ending = ending.label(),
+        sqlstate,
+        seconds,
         "session ended"
     );
 }
 
 /// A cancel request found its session.
 pub(crate) fn cancelled(trail: &Trail, pid: u32) {
-    event!(Level::INFO, trail, event = "cancelled", pid, "query cancelled on request");
+    event!(
+        Level::INFO,
+        trail,
+        event = "cancelled",
+        pid,
+        "query cancelled on request"
+    );
 }
 
 #[cfg(test)]

@@ -100,13 +100,22 @@ impl Lessor {
     ///
     /// # Errors
     /// When the HTTP client cannot be made of the settings.
-    pub(crate) fn start(settings: &'static Settings, runtime: Handle) -> Result<Lessor, OpenBaoError> {
+    pub(crate) fn start(
+        settings: &'static Settings,
+        runtime: Handle,
+    ) -> Result<Lessor, OpenBaoError> {
         let openbao = Arc::new(OpenBao::new(settings)?);
         let identity = Arc::new(Identity::new(Arc::clone(&openbao), &settings.auth));
         let revoker = Revoker::start(Arc::clone(&openbao), Arc::clone(&identity), &runtime);
         runtime.spawn(Arc::clone(&identity).keep());
         let slots = Arc::new(Semaphore::new(settings.max_concurrent_requests));
-        Ok(Lessor { openbao, identity, revoker, slots, runtime })
+        Ok(Lessor {
+            openbao,
+            identity,
+            revoker,
+            slots,
+            runtime,
+        })
     }
 
     /// Whether pgsilo is logged in to OpenBAO, as far as it knows.
@@ -124,15 +133,26 @@ impl Lessor {
 
     async fn ask(self, path: &str) -> Result<Lease, LeaseError> {
         // Waiting in line is bounded by the login's deadline, being in line by the handshakes'.
-        let _slot = self.slots.acquire().await.map_err(|_closed| LeaseError::Abandoned)?;
+        let _slot = self
+            .slots
+            .acquire()
+            .await
+            .map_err(|_closed| LeaseError::Abandoned)?;
         let began = Instant::now();
         let result = self.ask_twice(path).await;
         metrics::histogram!("pgsilo_lease_seconds").record(began.elapsed());
         let granted = result?;
         let revocation = Revocation::new(granted.lease_id, granted.duration);
-        let credential = Credential { username: granted.username, password: granted.password };
+        let credential = Credential {
+            username: granted.username,
+            password: granted.password,
+        };
         metrics::counter!("pgsilo_leases_total").increment(1);
-        Ok(Lease { credential, revocation: Some(revocation), revoker: self.revoker.clone() })
+        Ok(Lease {
+            credential,
+            revocation: Some(revocation),
+            revoker: self.revoker.clone(),
+        })
     }
 
     /// A 403 means a dead token or a forbidden path. Only the former is worth a second try.
@@ -146,7 +166,10 @@ impl Lessor {
             return Err(LeaseError::Denied(error));
         }
         let token = self.identity.token().map_err(LeaseError::NotLoggedIn)?;
-        self.openbao.creds(&token, path).await.map_err(LeaseError::from)
+        self.openbao
+            .creds(&token, path)
+            .await
+            .map_err(LeaseError::from)
     }
 
     /// Waits until every lease that was handed back is revoked, then gives up pgsilo's own
@@ -168,7 +191,10 @@ impl Lessor {
 impl From<OpenBaoError> for LeaseError {
     fn from(error: OpenBaoError) -> LeaseError {
         match error {
-            OpenBaoError::Said { status: 400..=428 | 430..=499, .. } => LeaseError::Denied(error),
+            OpenBaoError::Said {
+                status: 400..=428 | 430..=499,
+                ..
+            } => LeaseError::Denied(error),
             OpenBaoError::Said { .. }
             | OpenBaoError::Unreachable(_)
             | OpenBaoError::Timeout

@@ -19,7 +19,7 @@ use crate::token::Verifier;
 
 /// The parts that the stages of a session meet in.
 #[derive(Debug)]
-pub struct Proxy {
+pub(crate) struct Proxy {
     pub(crate) config: &'static Config,
     pub(crate) lessor: Lessor,
     pub(crate) cancel_keys: CancelKeys,

@@ -127,7 +127,13 @@ impl Refusal {
     /// A refusal whose cause goes to the log, never to the client.
     pub(crate) fn new(reason: Reason, cause: impl Display) -> Refusal {
         let cause = cause.to_string();
-        Refusal { reason, about: String::new(), detail: None, hint: None, cause }
+        Refusal {
+            reason,
+            about: String::new(),
+            detail: None,
+            hint: None,
+            cause,
+        }
     }
 
     /// What stands for `{}` in the reason's text. It must be something the client may know.
@@ -180,5 +186,132 @@ impl From<StartupError> for Refusal {
                 Refusal::new(Reason::ProtocolUnsupported, &error).about(version)
             }
         }
+    }
+}
+
+impl From<Rejected> for Refusal {
+    fn from(rejected: Rejected) -> Refusal {
+        let Rejected {
+            error, verified, ..
+        } = rejected;
+        let reason = match &error {
+            TokenError::Missing => Reason::TokenMissing,
+            TokenError::Expired { .. } => Reason::TokenExpired,
+            TokenError::TenantAbsent | TokenError::TenantMalformed => Reason::TenantUnresolved,
+            TokenError::Malformed
+            | TokenError::HeaderRefused { .. }
+            | TokenError::AlgorithmRefused
+            | TokenError::IssuerUnknown
+            | TokenError::KeyUnknown
+            | TokenError::SignatureInvalid
+            | TokenError::AudienceWrong
+            | TokenError::NotYetValid
+            | TokenError::ClaimInvalid { .. }
+            | TokenError::AccessUnknown => Reason::TokenInvalid,
+        };
+        let refusal = Refusal::new(reason, &error);
+        match error {
+            TokenError::Expired { since } if verified => refusal
+                .detail(format_args!("The token expired {} s ago.", since.as_secs()))
+                .hint("Get a new token and connect again."),
+            _ => refusal,
+        }
+    }
+}
+
+impl From<LeaseError> for Refusal {
+    fn from(error: LeaseError) -> Refusal {
+        let reason = match &error {
+            LeaseError::Unavailable(_) | LeaseError::NotLoggedIn(_) | LeaseError::Abandoned => {
+                Reason::LeaseUnavailable
+            }
+            LeaseError::Denied(_) => Reason::LeaseDenied,
+        };
+        Refusal::new(reason, error)
+    }
+}
+
+impl From<DialError> for Refusal {
+    fn from(error: DialError) -> Refusal {
+        let reason = match &error {
+            DialError::Local(_) => Reason::Internal,
+            DialError::Connect { .. }
+            | DialError::Timeout(_)
+            | DialError::NoTls(_)
+            | DialError::NotPostgres { .. }
+            | DialError::Tls { .. } => Reason::BackendUnreachable,
+        };
+        Refusal::new(reason, error)
+    }
+}
+
+impl From<BackendError> for Refusal {
+    fn from(error: BackendError) -> Refusal {
+        let reason = match &error {
+            BackendError::Said { sqlstate, .. } if sqlstate == "53300" => Reason::BackendFull,
+            BackendError::Said { sqlstate, .. } if sqlstate == "57P03" => Reason::BackendNotReady,
+            BackendError::Unsealed(_) | BackendError::SealBroken { .. } => Reason::SealBroken,
+            BackendError::Lost(_)
+            | BackendError::Protocol(_)
+            | BackendError::Unsendable(_)
+            | BackendError::MethodRefused(_)
+            | BackendError::MethodUnknown(_)
+            | BackendError::Trusting
+            | BackendError::Iterations(_)
+            | BackendError::Scram(_)
+            | BackendError::Said { .. } => Reason::BackendRejected,
+        };
+        Refusal::new(reason, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn labels_are_unique_and_fit_for_metrics() {
+        let labels: HashSet<_> = Reason::ALL.iter().map(|reason| reason.label()).collect();
+        assert_eq!(labels.len(), Reason::ALL.len());
+        assert!(
+            labels
+                .iter()
+                .all(|l| l.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+        );
+    }
+
+    #[test]
+    fn every_sqlstate_is_five_capitals_or_digits() {
+        for reason in Reason::ALL {
+            let code = reason.sqlstate();
+            assert!(
+                code.len() == 5
+                    && code
+                        .bytes()
+                        .all(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
+            );
+        }
+    }
+
+    #[test]
+    fn the_cause_never_reaches_the_client() {
+        for reason in Reason::ALL {
+            let message = Refusal::new(*reason, "s3cret cause")
+                .about("acme")
+                .message("id");
+            let text = String::from_utf8(message).expect("ASCII");
+            assert!(
+                !text.contains("s3cret") && text.contains("Session id."),
+                "{text}"
+            );
+            assert!(!text.contains("{}"), "{text}");
+        }
+    }
+
+    #[test]
+    fn missing_and_invalid_tokens_read_the_same() {
+        let words = |reason| Refusal::new(reason, "").message("id");
+        assert_eq!(words(Reason::TokenMissing), words(Reason::TokenInvalid));
     }
 }

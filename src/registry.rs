@@ -106,6 +106,22 @@ pub struct Placement {
     pub auth: AuthMethods,
 }
 
+impl Placement {
+    /// Whether both name the same database on the same server.
+    pub fn is_same_database(&self, other: &Placement) -> bool {
+        self.host == other.host && self.dbname == other.dbname
+    }
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Tcp { host, port } => write!(f, "{host}:{port}/{}", self.dbname),
+            Host::Unix(path) => write!(f, "{}/{}", path.display(), self.dbname),
+        }
+    }
+}
+
 /// A database server's address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Host {

@@ -31,7 +31,7 @@ pub use client::Client;
 pub use identified::Identified;
 pub use leased::Leased;
 pub use routed::Routed;
-pub use secured::Secured;
+pub use secured::{Secured, Security};
 pub use spliced::Spliced;
 pub use started::{Opened, Started};
 
@@ -48,7 +48,8 @@ enum Admitted<'c> {
 /// Serves one connection from its first byte to its last.
 pub(crate) async fn serve(mut client: Client) {
     let deadline = client.deadline();
-    let login = AssertUnwindSafe(login(&mut client)).catch_unwind();
+    // Boxed, so that a session does not go on holding the memory that its login needed.
+    let login = AssertUnwindSafe(Box::pin(login(&mut client))).catch_unwind();
     let stop = match timeout_at(deadline, login).await {
         Ok(Ok(Ok(Admitted::Session(spliced)))) => return spliced.run().await,
         Ok(Ok(Ok(Admitted::Cancel(cancelling)))) => return cancelling.forward().await,

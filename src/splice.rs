@@ -107,18 +107,30 @@ impl<'c> Relay<'c> {
             discards: false,
             bytes: metrics::counter!("pgsilo_bytes_total", "direction" => direction),
         };
-        let talk = Talk { status: Some(Status::Idle), ..Talk::default() };
+        let talk = Talk {
+            status: Some(Status::Idle),
+            ..Talk::default()
+        };
         let (up, down) = (pipe("to_backend"), pipe("to_frontend"));
         let last_bytes = Instant::now();
-        Relay { frontend, backend, process, up, down, talk, half_closed: false, last_bytes }
+        Relay {
+            frontend,
+            backend,
+            process,
+            up,
+            down,
+            talk,
+            half_closed: false,
+            last_bytes,
+        }
     }
 
     /// Relays until the session has ended and its client has been told. `order` resolves when
-    /// something outside says that it must; an `idle_timeout` of zero is none.
+    /// something outside says that it must; without an `idle_timeout` it may be idle for ever.
     pub(crate) async fn run(
         mut self,
         order: impl Future<Output = Order>,
-        idle_timeout: Duration,
+        idle_timeout: Option<Duration>,
         session: impl std::fmt::Display,
     ) -> Ending {
         let ending = self.relay(order, idle_timeout).await;
@@ -137,12 +149,12 @@ impl<'c> Relay<'c> {
     async fn relay(
         &mut self,
         order: impl Future<Output = Order>,
-        idle_timeout: Duration,
+        idle_timeout: Option<Duration>,
     ) -> Ending {
         let mut order = std::pin::pin!(order);
         let mut ordered: Option<Order> = None;
         loop {
-            let wakes = (idle_timeout > Duration::ZERO).then(|| self.last_bytes + idle_timeout);
+            let wakes = idle_timeout.map(|timeout| self.last_bytes + timeout);
             let event = tokio::select! {
                 biased;
                 event = poll_fn(|cx| self.poll(cx, ordered.is_some())) => event,
@@ -161,11 +173,11 @@ impl<'c> Relay<'c> {
                     return order.ending;
                 }
                 (Event::IdleCheck, _) => {
-                    if self.last_bytes.elapsed() >= idle_timeout {
-                        match self.talk.is_busy() {
-                            true => self.last_bytes = Instant::now(),
-                            false => return Ending::IdleTimeout,
-                        }
+                    let idle_for = self.last_bytes.elapsed();
+                    match idle_timeout.is_some_and(|timeout| idle_for >= timeout) {
+                        true if self.talk.is_busy() => self.last_bytes = Instant::now(),
+                        true => return Ending::IdleTimeout,
+                        false => {}
                     }
                 }
                 (Event::Quiet | Event::Late, None) => {}
@@ -175,7 +187,15 @@ impl<'c> Relay<'c> {
 
     /// Moves what can be moved, answers first.
     fn poll(&mut self, cx: &mut Context<'_>, wants_quiet: bool) -> Poll<Event> {
-        let Relay { frontend, backend, up, down, talk, half_closed, .. } = self;
+        let Relay {
+            frontend,
+            backend,
+            up,
+            down,
+            talk,
+            half_closed,
+            ..
+        } = self;
         let before = (up.counter.passed(), down.counter.passed());
         let event = SCRATCH.with_borrow_mut(|scratch| {
             let client = &mut frontend.stream;
@@ -258,13 +278,23 @@ impl<'c> Relay<'c> {
             }
         };
         let quieten = poll_fn(|cx| {
-            let Relay { frontend, backend, down, talk, .. } = &mut *self;
+            let Relay {
+                frontend,
+                backend,
+                down,
+                talk,
+                ..
+            } = &mut *self;
             let moved = SCRATCH.with_borrow_mut(|scratch| {
                 let client = &mut frontend.stream;
                 down.poll(cx, backend, client, scratch, |header| talk.answer(header))
             });
             let told = self.can_tell() && (!self.talk.is_busy() || self.talk.owed == 0);
-            if moved.is_ready() || told { Poll::Ready(()) } else { Poll::Pending }
+            if moved.is_ready() || told {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
         });
         let _bounded = timeout(PATIENCE, async { tokio::join!(cancel, quieten) }).await;
     }

@@ -79,21 +79,30 @@ impl Stream {
     }
 }
 
-fn poll_on<T>(
-    stream: Pin<&mut Stream>,
-    io: impl FnOnce(Pin<&mut dyn Io>) -> Poll<io::Result<T>>,
-) -> Poll<io::Result<T>> {
-    match stream.get_mut() {
-        Stream::Tcp(tcp) => io(Pin::new(tcp)),
-        Stream::Unix(unix) => io(Pin::new(unix)),
-        Stream::Frontend(tls) => io(Pin::new(tls)),
-        Stream::Backend(tls) => io(Pin::new(tls)),
-        Stream::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-    }
+/// Calls the same method on whichever stream is inside.
+macro_rules! on_each {
+    ($stream:expr, $io:ident => $call:expr) => {
+        match $stream.get_mut() {
+            Stream::Tcp(tcp) => {
+                let $io = Pin::new(tcp);
+                $call
+            }
+            Stream::Unix(unix) => {
+                let $io = Pin::new(unix);
+                $call
+            }
+            Stream::Frontend(tls) => {
+                let $io = Pin::new(tls);
+                $call
+            }
+            Stream::Backend(tls) => {
+                let $io = Pin::new(tls);
+                $call
+            }
+            Stream::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    };
 }
-
-trait Io: AsyncRead + AsyncWrite {}
-impl<T: AsyncRead + AsyncWrite> Io for T {}
 
 impl AsyncRead for Stream {
     fn poll_read(
@@ -101,7 +110,7 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        poll_on(self, |io| io.poll_read(cx, into))
+        on_each!(self, stream => stream.poll_read(cx, into))
     }
 }
 
@@ -111,15 +120,15 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        poll_on(self, |io| io.poll_write(cx, bytes))
+        on_each!(self, stream => stream.poll_write(cx, bytes))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        poll_on(self, |io| io.poll_flush(cx))
+        on_each!(self, stream => stream.poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        poll_on(self, |io| io.poll_shutdown(cx))
+        on_each!(self, stream => stream.poll_shutdown(cx))
     }
 }
 
@@ -136,8 +145,9 @@ const USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// # Errors
 /// Those of `setsockopt(2)`.
 pub(crate) fn tune(tcp: &TcpStream) -> io::Result<()> {
-    let keepalive =
-        TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL);
     let socket = SockRef::from(tcp);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&keepalive)?;

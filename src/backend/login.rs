@@ -9,7 +9,9 @@ use std::io;
 
 use bytes::Bytes;
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256};
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{Connection, Process};
@@ -87,13 +89,17 @@ impl Connection {
         startup: &Startup,
     ) -> Result<Attachment, BackendError> {
         let tenant = self.redial.0.clone();
-        let dbname = &tenant.placement.dbname;
+        let dbname = &tenant.placement().dbname;
         let packet = startup::encode(&credential.username, dbname, startup.settings())?;
         self.send(&packet).await?;
         self.authenticate(credential, &tenant).await?;
         let (process, mut greeting) = self.read_greeting().await?;
-        self.check_seal(&tenant.id, &mut greeting).await?;
-        Ok(Attachment { stream: self.stream, process, greeting })
+        self.check_seal(tenant.id(), &mut greeting).await?;
+        Ok(Attachment {
+            stream: self.stream,
+            process,
+            greeting,
+        })
     }
 
     async fn authenticate(
@@ -101,12 +107,15 @@ impl Connection {
         credential: &Credential,
         tenant: &Tenant,
     ) -> Result<(), BackendError> {
-        let auth = &tenant.placement.auth;
+        let auth = &tenant.placement().auth;
         match self.read_authentication().await? {
             Authentication::Sasl(offered) => self.scram(credential, &offered).await?,
             Authentication::Md5Password(salt) if auth.md5 => {
-                let hash =
-                    md5_hash(credential.username.as_bytes(), credential.password.expose(), salt);
+                let hash = md5_hash(
+                    credential.username.as_bytes(),
+                    credential.password.expose(),
+                    salt,
+                );
                 self.send_password(hash.as_bytes()).await?;
             }
             Authentication::CleartextPassword if auth.password => {
@@ -137,14 +146,17 @@ impl Connection {
     ) -> Result<(), BackendError> {
         let offers = |name| offered.iter().any(|mechanism| mechanism == name);
         let (mechanism, binding) = match self.channel_binding() {
-            Some(hash) if offers(SCRAM_SHA_256_PLUS) => {
-                (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash))
-            }
+            Some(hash) if offers(SCRAM_SHA_256_PLUS) => (
+                SCRAM_SHA_256_PLUS,
+                ChannelBinding::tls_server_end_point(hash),
+            ),
             Some(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
             None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
         };
         if !offers(mechanism) {
-            return Err(BackendError::MethodRefused("a SASL mechanism other than SCRAM-SHA-256"));
+            return Err(BackendError::MethodRefused(
+                "a SASL mechanism other than SCRAM-SHA-256",
+            ));
         }
         let mut scram = ScramSha256::new(credential.password.expose(), binding);
         let mut first = mechanism.as_bytes().to_vec();
@@ -156,8 +168,9 @@ impl Connection {
         let Authentication::SaslContinue(challenge) = self.read_authentication().await? else {
             return Err(BackendError::Protocol("no SCRAM challenge"));
         };
-        let iterations = scram_iterations(&challenge)
-            .ok_or(BackendError::Protocol("a SCRAM challenge without iterations"))?;
+        let iterations = scram_iterations(&challenge).ok_or(BackendError::Protocol(
+            "a SCRAM challenge without iterations",
+        ))?;
         if iterations > MAX_SCRAM_ITERATIONS {
             return Err(BackendError::Iterations(iterations));
         }
@@ -185,7 +198,11 @@ impl Connection {
             }
         }
         let (pid, secret) = key.ok_or(BackendError::Protocol("no BackendKeyData"))?;
-        let process = Process { pid, secret, redial: self.redial.clone() };
+        let process = Process {
+            pid,
+            secret,
+            redial: self.redial.clone(),
+        };
         Ok((process, greeting))
     }
 
@@ -214,7 +231,10 @@ impl Connection {
         }
         match <[String; 1]>::try_from(seals) {
             Ok([found]) if found == tenant.as_str() => Ok(()),
-            Ok([found]) => Err(BackendError::SealBroken { expected: tenant.clone(), found }),
+            Ok([found]) => Err(BackendError::SealBroken {
+                expected: tenant.clone(),
+                found,
+            }),
             Err(_none) => Err(BackendError::Unsealed(tenant.clone())),
         }
     }
@@ -227,7 +247,9 @@ impl Connection {
                     .ok_or(BackendError::Protocol("a malformed authentication request")),
                 b'E' => Err(ErrorFields::parse(&body).into()),
                 b'N' => continue,
-                _ => Err(BackendError::Protocol("not an answer that PostgreSQL gives to a login")),
+                _ => Err(BackendError::Protocol(
+                    "not an answer that PostgreSQL gives to a login",
+                )),
             };
         }
     }
@@ -265,7 +287,9 @@ impl Connection {
 
 fn keep(greeting: &mut Vec<u8>, tag: u8, body: &[u8]) -> Result<(), BackendError> {
     if greeting.len() + body.len() > MAX_GREETING {
-        return Err(BackendError::Protocol("more parameters and notices than are believable"));
+        return Err(BackendError::Protocol(
+            "more parameters and notices than are believable",
+        ));
     }
     message::raw(greeting, tag, body);
     Ok(())
@@ -284,7 +308,10 @@ mod tests {
 
     #[test]
     fn iterations_are_read_from_the_challenge() {
-        assert_eq!(scram_iterations(b"r=abc,s=QSXCR+Q6sek8bf92,i=4096"), Some(4096));
+        assert_eq!(
+            scram_iterations(b"r=abc,s=QSXCR+Q6sek8bf92,i=4096"),
+            Some(4096)
+        );
         assert_eq!(scram_iterations(b"r=i=7,s=x,i=99999999999"), None);
         assert_eq!(scram_iterations(b"r=abc"), None);
     }

@@ -28,7 +28,10 @@ pub(super) struct Revocation {
 
 impl Revocation {
     pub(super) fn new(lease_id: String, duration: Duration) -> Revocation {
-        Revocation { lease_id, ends: Instant::now() + duration }
+        Revocation {
+            lease_id,
+            ends: Instant::now() + duration,
+        }
     }
 }
 
@@ -47,7 +50,11 @@ struct Shared {
 }
 
 impl Revoker {
-    pub(super) fn start(openbao: Arc<OpenBao>, identity: Arc<Identity>, runtime: &Handle) -> Revoker {
+    pub(super) fn start(
+        openbao: Arc<OpenBao>,
+        identity: Arc<Identity>,
+        runtime: &Handle,
+    ) -> Revoker {
         Revoker(Arc::new(Shared {
             openbao,
             identity,

@@ -19,14 +19,22 @@ impl<'c> Accepted<'c> {
             let cause = "as many connections as [limits] max_handshakes are logging in";
             return Err(Refusal::new(Reason::TooManyConnections, cause).into());
         }
-        let Some(ip) = client.address else { return Ok(Accepted { client, address: None }) };
+        let Some(ip) = client.address else {
+            return Ok(Accepted {
+                client,
+                address: None,
+            });
+        };
         let Some(address) = client.proxy.addresses.count(&ip) else {
             let cause = "[limits] max_connections_per_address is reached";
             return Err(Refusal::new(Reason::TooManyConnections, cause)
                 .about(" from this address")
                 .into());
         };
-        Ok(Accepted { client, address: Some(address) })
+        Ok(Accepted {
+            client,
+            address: Some(address),
+        })
     }
 
     pub(super) fn client(&mut self) -> &mut Client {

@@ -9,8 +9,8 @@ use std::time::Instant as Clock;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::secured::Security;
 use crate::audit::Trail;
-use crate::config::Security;
 use crate::frontend::{Frontend, FrontendError};
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};

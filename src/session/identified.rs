@@ -22,7 +22,11 @@ impl<'c> Identified<'c> {
     pub(super) async fn identify(mut started: Started<'c>) -> Result<Identified<'c>, Stop> {
         let question = question(&started);
         let client = started.client();
-        client.frontend.send(&question).await.map_err(|_lost| Stop::Left)?;
+        client
+            .frontend
+            .send(&question)
+            .await
+            .map_err(|_lost| Stop::Left)?;
         // A token, and the NUL behind it.
         let max = client.proxy.limits().max_token_bytes + 1;
         let body = client.frontend.read_password(max).await?;
@@ -76,4 +80,3 @@ fn token(body: Vec<u8>) -> Result<Token, Stop> {
         None => Err(Refusal::from(crate::wire::startup::StartupError::Layout).into()),
     }
 }
-

@@ -1,6 +1,6 @@
 //! Leased: a credential for this tenant's placement, and a connection to log in on.
 
-use super::client::{Client, Stop};
+use super::client::Stop;
 use super::routed::Routed;
 use crate::backend::{self, Connection};
 use crate::lease::Lease;
@@ -20,18 +20,25 @@ impl<'c> Leased<'c> {
     pub(super) async fn lease(mut routed: Routed<'c>) -> Result<Leased<'c>, Stop> {
         let lessor = &routed.client().proxy.lessor;
         let lease = async {
-            let mount = &routed.tenant().lease.mount;
-            lessor.lease(mount, routed.role()).await.map_err(Refusal::from)
+            let mount = &routed.tenant().lease().mount;
+            lessor
+                .lease(mount, routed.role())
+                .await
+                .map_err(Refusal::from)
         };
         let dial = async { backend::dial(&routed).await.map_err(Refusal::from) };
         let (lease, connection) = tokio::try_join!(lease, dial)?;
-        routed.client().trail.role.clone_from(&lease.credential().username);
+        routed
+            .client()
+            .trail
+            .role
+            .clone_from(&lease.credential().username);
         routed.client().reached("leased");
-        Ok(Leased { routed, lease, connection })
-    }
-
-    pub(super) fn client(&mut self) -> &mut Client {
-        self.routed.client()
+        Ok(Leased {
+            routed,
+            lease,
+            connection,
+        })
     }
 
     pub(super) fn into_parts(self) -> (Routed<'c>, Lease, Connection) {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use super::accepted::Accepted;
 use super::client::{Client, Stop};
-use crate::config::Security;
 use crate::frontend::First;
 use crate::refusal::{Reason, Refusal};
 use crate::wire::startup::{CancelRequest, Opening, Startup};
@@ -88,12 +87,28 @@ async fn handshake(
     client: &mut Client,
     tls: Option<&Arc<rustls::ServerConfig>>,
 ) -> Result<(), Stop> {
-    let Some(tls) = tls else { return Err(Stop::Left) };
+    let Some(tls) = tls else {
+        return Err(Stop::Left);
+    };
     client.frontend.accept_tls(Arc::clone(tls)).await.map_err(|error| {
         metrics::counter!("pgsilo_tls_failures_total").increment(1);
         tracing::info!(address = client.trail.address, %error, "a client's TLS handshake failed");
         Stop::Left
     })
+}
+
+/// What a listener asks of its clients' connections.
+#[derive(Debug)]
+pub enum Security {
+    /// TLS is offered, and asked for if `required`.
+    Tls {
+        /// Certificate, key and protocols.
+        config: Arc<rustls::ServerConfig>,
+        /// Whether a session in clear is refused.
+        required: bool,
+    },
+    /// A Unix socket, or a listener that says `plaintext = true`.
+    Plaintext,
 }
 
 impl Security {

@@ -4,8 +4,8 @@ use super::attached::{Attached, Held};
 use super::client::Client;
 use crate::audit;
 use crate::ending::Ending;
-use crate::registry::{State, Tenant};
 use crate::proxy::Proxy;
+use crate::registry::{State, Tenant};
 use crate::splice::{Order, Relay};
 use crate::stream::Stream;
 use tokio::time::Instant;
@@ -22,21 +22,36 @@ impl<'c> Spliced<'c> {
     /// Joins the two connections.
     pub(super) fn splice(attached: Attached<'c>) -> Spliced<'c> {
         let (client, held, backend) = attached.into_parts();
-        Spliced { client, held, backend }
+        Spliced {
+            client,
+            held,
+            backend,
+        }
     }
 
     /// Relays until the session ends, then lets everything go that it held.
     pub(super) async fn run(self) {
-        let Spliced { client, held, backend } = self;
-        let Client { frontend, proxy, trail, .. } = &mut *client;
-        let proxy: &'static Proxy = proxy;
+        let Spliced {
+            client,
+            held,
+            backend,
+        } = self;
         let began = Instant::now();
-        audit::started(trail, 0.0);
+        audit::started(&client.trail, client.seconds());
+        let Client {
+            frontend,
+            proxy,
+            trail,
+            ..
+        } = client;
+        let proxy: &'static Proxy = proxy;
         metrics::counter!("pgsilo_sessions_total").increment(1);
         let active = Active::begin();
         let relay = Relay::new(frontend, backend, held.cancel_key.process().clone());
         let order = order(proxy, &held.tenant);
-        let ending = relay.run(order, proxy.limits().idle_timeout, trail.session).await;
+        let ending = relay
+            .run(order, proxy.limits().idle_timeout, trail.session)
+            .await;
         drop(active);
         metrics::counter!("pgsilo_endings_total", "ending" => ending.label()).increment(1);
         audit::ended(trail, ending, began.elapsed().as_secs_f64());
@@ -75,9 +90,9 @@ async fn order(proxy: &'static Proxy, tenant: &Tenant) -> Order {
 async fn withdrawn(proxy: &'static Proxy, tenant: &Tenant) {
     let mut changes = proxy.registry().subscribe();
     loop {
-        let now = proxy.registry().snapshot().tenant(&tenant.id);
+        let now = proxy.registry().snapshot().tenant(tenant.id());
         let serves = now.is_some_and(|now| {
-            now.state != State::Suspended && now.placement.is_same_database(&tenant.placement)
+            now.state() != State::Suspended && now.placement().is_same_database(tenant.placement())
         });
         if !serves {
             return;

@@ -1,13 +1,13 @@
 //! Started: a well-formed startup packet of a protocol that is spoken here, asking for a
 //! session that may exist.
 
+use super::accepted::Accepted;
 use super::cancelling::Cancelling;
 use super::client::{Client, Stop};
 use super::secured::{Request, Secured};
 use crate::audit;
 use crate::refusal::{Reason, Refusal};
 use crate::wire::startup::{Startup, Version};
-use super::accepted::Accepted;
 
 /// Proves that a session was asked for, in a protocol that both sides understand.
 #[derive(Debug)]
@@ -38,13 +38,18 @@ impl<'c> Started<'c> {
         let client = accepted.client();
         client.trail.user = audit::name(startup.user());
         client.trail.database = audit::name(startup.database().unwrap_or_default());
-        client.trail.application =
-            audit::name(startup.parameter(b"application_name").map_or(b"", |name| name));
+        client.trail.application = audit::name(
+            startup
+                .parameter(b"application_name")
+                .map_or(b"", |name| name),
+        );
         if client.proxy.is_draining() {
             return Err(Refusal::new(Reason::ShuttingDown, "pgsilo is stopping").into());
         }
         if startup.wants_replication() {
-            return Err(Refusal::new(Reason::ReplicationRefused, "replication was asked for").into());
+            return Err(
+                Refusal::new(Reason::ReplicationRefused, "replication was asked for").into(),
+            );
         }
         Ok(Opened::Session(Started { accepted, startup }))
     }

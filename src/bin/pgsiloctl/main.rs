@@ -1,1 +1,2 @@
-fn main(){}
+//! pgsiloctl
+fn main() {}
