@@ -1,2 +1,39 @@
-//! pgsiloctl
-fn main() {}
+//! pgsiloctl: the control plane's hand.
+//!
+//! Each command is a module of its own; this file only names them. They work with the
+//! *provisioner* identity (see [`provision`]) and never with a tenant's credential. What a
+//! script would read goes to stdout, progress and errors go to stderr. Exit codes: 0 done,
+//! 1 failed, 2 wrong usage.
+
+mod bao;
+mod provision;
+mod sandbox;
+mod say;
+mod secret;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Provisions and tries out pgsilo, the proxy that gives every tenant its own database.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Sandbox(sandbox::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Sandbox(arguments) => sandbox::run(arguments),
+    };
+    outcome.unwrap_or_else(|error| {
+        say::progress(&format!("pgsiloctl: error: {error:#}"));
+        ExitCode::FAILURE
+    })
+}

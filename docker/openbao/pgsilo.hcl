@@ -1,0 +1,29 @@
+# What the running proxy may do at OpenBAO: lease tenants' credentials, keep those leases and
+# its own token alive, give them back. It cannot see or change how credentials are made.
+# Attach it with `token_no_default_policy = true`: nothing comes from the default policy.
+
+path "database/creds/tenant-*" {
+  capabilities = ["read"]
+}
+
+# A lease is named in the request's body, and its id ends in random characters: whoever does
+# not hold the lease cannot name it.
+path "sys/leases/renew" {
+  capabilities = ["update"]
+}
+
+path "sys/leases/revoke" {
+  capabilities = ["update"]
+}
+
+path "auth/token/lookup-self" {
+  capabilities = ["read"]
+}
+
+path "auth/token/renew-self" {
+  capabilities = ["update"]
+}
+
+path "auth/token/revoke-self" {
+  capabilities = ["update"]
+}

@@ -1,0 +1,325 @@
+//! Makes a tenant: its database, its roles, its seal, and what OpenBAO needs to lease for it.
+//!
+//! All of it is done as the *provisioner*: a PostgreSQL role with CREATEDB and CREATEROLE and
+//! never superuser, and an OpenBAO token that can describe credentials and read none. It needs
+//! PostgreSQL 16 or newer, where CREATEROLE reaches only the roles one has made. Every step may
+//! be repeated, so a provisioning that was cut short is finished by running it again.
+//!
+//! Per tenant `x`, in PostgreSQL:
+//!
+//! | name | what |
+//! |---|---|
+//! | database `tenant_x` | owned by the provisioner, so that the tenant cannot break the seal; closed to PUBLIC |
+//! | `tenant_x_app` | NOLOGIN, owns schema `public` and everything the tenant makes |
+//! | `tenant_x_ro` | NOLOGIN, may SELECT what `tenant_x_app` makes |
+//! | `tenant_x_login` | NOLOGIN, may connect, nothing else: every leased role is in it |
+//! | `tenant_x_broker` | what OpenBAO logs in as: makes and drops leased roles of this tenant only |
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tokio_postgres::{Client, NoTls};
+
+use crate::bao::Bao;
+use crate::secret::Secret;
+
+/// The mount of OpenBAO's database secrets engine.
+const MOUNT: &str = "database";
+
+/// `max_identifier_length` less `tenant_` and the longest suffix, `_broker`.
+const LONGEST_ID: usize = 63 - 14;
+
+/// A role that can log in to a PostgreSQL server by password.
+#[derive(Debug, Clone)]
+pub(crate) struct Login {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) user: String,
+    pub(crate) password: Secret,
+}
+
+impl Login {
+    /// A connection to `database`; it closes when the client is dropped.
+    pub(crate) async fn connect(&self, database: &str) -> Result<Client> {
+        let (client, connection) = tokio_postgres::Config::new()
+            .host(&self.host)
+            .port(self.port)
+            .user(&self.user)
+            .password(self.password.expose())
+            .dbname(database)
+            .application_name("pgsiloctl")
+            .connect(NoTls)
+            .await
+            .with_context(|| format!("logging in to database {database} as {}", self.user))?;
+        // Its error is also the error of whatever statement was under way.
+        tokio::spawn(connection);
+        Ok(client)
+    }
+}
+
+/// A tenant id that is safe inside names: `[a-z0-9][a-z0-9_-]*`, at most 49 characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TenantId(String);
+
+impl TenantId {
+    pub(crate) fn parse(id: &str) -> Result<Self> {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        ensure!(
+            id.bytes().next().is_some_and(plain)
+                && id
+                    .bytes()
+                    .all(|byte| plain(byte) || byte == b'_' || byte == b'-'),
+            "{id:?} is no tenant id: lower case letters, digits, `_` and `-`, a letter or digit first"
+        );
+        ensure!(
+            id.len() <= LONGEST_ID,
+            "the tenant id {id:?} is longer than {LONGEST_ID} characters"
+        );
+        Ok(Self(id.to_owned()))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub(crate) fn database(&self) -> String {
+        format!("tenant_{}", self.0)
+    }
+
+    /// A PostgreSQL role of this tenant: `app`, `ro`, `login`, `broker`.
+    fn role(&self, kind: &str) -> String {
+        format!("tenant_{}_{kind}", self.0)
+    }
+
+    /// The OpenBAO role to lease from: `rw`, `ro`, `migrate`.
+    pub(crate) fn lease_role(&self, kind: &str) -> String {
+        format!("tenant-{}-{kind}", self.0)
+    }
+}
+
+/// The identity that makes tenants.
+#[derive(Debug, Clone)]
+pub(crate) struct Provisioner {
+    pub(crate) postgres: Login,
+    pub(crate) bao: Bao,
+}
+
+impl Provisioner {
+    /// Makes the tenant, or finishes making it.
+    pub(crate) async fn create_tenant(&self, tenant: &TenantId) -> Result<()> {
+        let broker_password = Secret::random()?;
+        let cluster = self.postgres.connect("postgres").await?;
+        ensure_modern(&cluster).await?;
+        make_roles(&cluster, tenant, &broker_password)
+            .await
+            .context("the tenant's roles")?;
+        make_database(&cluster, tenant)
+            .await
+            .context("the tenant's database")?;
+        let database = self.postgres.connect(&tenant.database()).await?;
+        hand_over_schema(&database, tenant)
+            .await
+            .context("handing the schema to the tenant")?;
+        self.describe_to_openbao(tenant, &broker_password)
+            .await
+            .context("describing the tenant to OpenBAO")
+    }
+
+    async fn describe_to_openbao(&self, tenant: &TenantId, broker_password: &Secret) -> Result<()> {
+        let connection = format!("tenant-{}", tenant.as_str());
+        let (host, port) = (&self.postgres.host, self.postgres.port);
+        let kinds = ["rw", "ro", "migrate"];
+        let roles: Vec<_> = kinds.iter().map(|kind| tenant.lease_role(kind)).collect();
+        let description = json!({
+            "plugin_name": "postgresql-database-plugin",
+            "connection_url": format!(
+                "postgresql://{{{{username}}}}:{{{{password}}}}@{host}:{port}/{}?sslmode=disable",
+                tenant.database(),
+            ),
+            "username": tenant.role("broker"),
+            "password": broker_password.expose(),
+            // The hash is made by OpenBAO: the password itself never stands in an SQL text,
+            // so it cannot reach the server's log.
+            "password_authentication": "scram-sha-256",
+            "allowed_roles": roles,
+            "username_template": "{{ printf \"%s-%s\" (.RoleName | truncate 42) (random 20) }}",
+            "max_open_connections": 4,
+        });
+        let config = format!("{MOUNT}/config/{connection}");
+        self.bao.write(&config, description).await?;
+        // From here on only OpenBAO knows the broker's password.
+        let rotate = format!("{MOUNT}/rotate-root/{connection}");
+        self.bao.write(&rotate, json!({})).await?;
+        for (kind, role) in kinds.iter().zip(&roles) {
+            // Read-write and migrate have the same rights: an application that may not make
+            // its own tables would not run unchanged. Two names let an operator count, bound
+            // and withdraw migrations apart.
+            let works_as = tenant.role(if *kind == "ro" { "ro" } else { "app" });
+            let body = lease_statements(tenant, &connection, &works_as);
+            self.bao
+                .write(&format!("{MOUNT}/roles/{role}"), body)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// How OpenBAO makes and unmakes a leased role that works as `works_as`.
+///
+/// The leased role owns nothing: all it makes belongs to `works_as`, which it becomes at login
+/// and comes back to at DISCARD ALL, RESET ROLE and SET SESSION AUTHORIZATION DEFAULT. The
+/// broker is a member of it, because only a member may end its sessions; without that, a live
+/// session would go on working as `works_as` after its own role is gone.
+fn lease_statements(tenant: &TenantId, connection: &str, works_as: &str) -> Value {
+    let (login, broker) = (tenant.role("login"), tenant.role("broker"));
+    json!({
+        "db_name": connection,
+        "default_ttl": "1h",
+        "max_ttl": "24h",
+        "creation_statements": [
+            format!("CREATE ROLE \"{{{{name}}}}\" LOGIN PASSWORD '{{{{password}}}}' VALID UNTIL '{{{{expiration}}}}' IN ROLE \"{login}\""),
+            format!("GRANT \"{works_as}\" TO \"{{{{name}}}}\" WITH INHERIT FALSE, SET TRUE"),
+            format!("GRANT \"{{{{name}}}}\" TO \"{broker}\" WITH INHERIT TRUE, SET FALSE"),
+            format!("ALTER ROLE \"{{{{name}}}}\" SET role = '{works_as}'"),
+        ],
+        "revocation_statements": [
+            "ALTER ROLE \"{{name}}\" NOLOGIN",
+            "SELECT pg_catalog.pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_stat_activity WHERE usename = '{{name}}'",
+            "DROP OWNED BY \"{{name}}\"",
+            "DROP ROLE IF EXISTS \"{{name}}\"",
+        ],
+    })
+}
+
+async fn ensure_modern(cluster: &Client) -> Result<()> {
+    let row = cluster
+        .query_one("SELECT current_setting('server_version_num')::int4", &[])
+        .await?;
+    let version: i32 = row.try_get(0)?;
+    ensure!(
+        version >= 160_000,
+        "PostgreSQL 16 or newer is needed: before it, CREATEROLE is as good as superuser"
+    );
+    Ok(())
+}
+
+async fn make_roles(cluster: &Client, tenant: &TenantId, broker_password: &Secret) -> Result<()> {
+    for (kind, attributes) in [
+        ("app", "NOLOGIN"),
+        ("ro", "NOLOGIN"),
+        ("login", "NOLOGIN"),
+        ("broker", "LOGIN CREATEROLE"),
+    ] {
+        let role = tenant.role(kind);
+        if !exists(
+            cluster,
+            "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = $1",
+            &role,
+        )
+        .await?
+        {
+            cluster
+                .batch_execute(&format!("CREATE ROLE \"{role}\" {attributes}"))
+                .await?;
+        }
+    }
+    let verifier = postgres_protocol::password::scram_sha_256(broker_password.expose().as_bytes());
+    let [app, ro, login, broker] = ["app", "ro", "login", "broker"].map(|kind| tenant.role(kind));
+    // The broker works inside a database where the tenant may make functions: it must never
+    // find one of those by an unqualified name.
+    cluster
+        .batch_execute(&format!(
+            "ALTER ROLE \"{broker}\" PASSWORD '{verifier}';
+             ALTER ROLE \"{broker}\" SET search_path = pg_catalog, pg_temp;
+             GRANT \"{app}\", \"{ro}\", \"{login}\" TO \"{broker}\" WITH ADMIN TRUE, INHERIT FALSE, SET FALSE"
+        ))
+        .await?;
+    Ok(())
+}
+
+async fn make_database(cluster: &Client, tenant: &TenantId) -> Result<()> {
+    let database = tenant.database();
+    let known = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1";
+    if !exists(cluster, known, &database).await? {
+        // Closed until PUBLIC has been shut out below.
+        let create = format!(
+            "CREATE DATABASE \"{database}\" TEMPLATE template0 ENCODING 'UTF8' ALLOW_CONNECTIONS false"
+        );
+        cluster.batch_execute(&create).await?;
+    }
+    let [app, login, broker] = ["app", "login", "broker"].map(|kind| tenant.role(kind));
+    let id = tenant.as_str();
+    cluster
+        .batch_execute(&format!(
+            "REVOKE ALL ON DATABASE \"{database}\" FROM PUBLIC;
+             GRANT CONNECT, TEMPORARY, CREATE ON DATABASE \"{database}\" TO \"{app}\";
+             GRANT CONNECT ON DATABASE \"{database}\" TO \"{login}\", \"{broker}\";
+             ALTER DATABASE \"{database}\" SET pgsilo.tenant = '{id}';
+             ALTER DATABASE \"{database}\" ALLOW_CONNECTIONS true"
+        ))
+        .await?;
+    Ok(())
+}
+
+/// Gives schema `public` to the tenant, and lets its read-only role see what will be made.
+///
+/// Only the tenant's own role can say what others may do with its tables, so the provisioner
+/// joins it for this one transaction.
+async fn hand_over_schema(database: &Client, tenant: &TenantId) -> Result<()> {
+    let [app, ro] = ["app", "ro"].map(|kind| tenant.role(kind));
+    database
+        .batch_execute(&format!(
+            "BEGIN;
+             GRANT \"{app}\" TO CURRENT_USER WITH INHERIT TRUE, SET TRUE;
+             ALTER SCHEMA public OWNER TO \"{app}\";
+             SET LOCAL ROLE \"{app}\";
+             GRANT USAGE ON SCHEMA public TO \"{ro}\";
+             ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO \"{ro}\";
+             ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO \"{ro}\";
+             ALTER DEFAULT PRIVILEGES GRANT SELECT ON SEQUENCES TO \"{ro}\";
+             RESET ROLE;
+             REVOKE \"{app}\" FROM CURRENT_USER;
+             COMMIT"
+        ))
+        .await?;
+    Ok(())
+}
+
+async fn exists(cluster: &Client, query: &str, name: &str) -> Result<bool> {
+    Ok(cluster.query_opt(query, &[&name]).await?.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_id_is_safe_inside_names_or_refused() {
+        for good in ["a", "acme", "0-a_b", &"x".repeat(LONGEST_ID)] {
+            let tenant = TenantId::parse(good).unwrap();
+            assert_eq!(tenant.as_str(), good);
+            assert!(tenant.role("broker").len() <= 63);
+        }
+        for bad in [
+            "",
+            "-a",
+            "_a",
+            "A",
+            "a b",
+            "a\"",
+            "a'",
+            "é",
+            &"x".repeat(LONGEST_ID + 1),
+        ] {
+            assert!(TenantId::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn lease_statements_name_this_tenant_only_and_never_an_owner() {
+        let acme = TenantId::parse("acme").unwrap();
+        let body = lease_statements(&acme, "tenant-acme", "tenant_acme_ro").to_string();
+        assert!(body.contains(r#"CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}'"#));
+        assert!(body.contains(r#"SET role = 'tenant_acme_ro'"#));
+        assert!(!body.contains("tenant_acme_app"));
+    }
+}

@@ -1,0 +1,205 @@
+//! `pgsiloctl sandbox`: everything that pgsilo needs, real, on loopback, in a few seconds.
+//!
+//! It starts a PostgreSQL and an OpenBAO of its own, provisions two tenants as the provisioner,
+//! makes a token issuer and certificates, and starts the proxy. What it writes for others lies
+//! in one folder (`--dir`); what runs lies in a short temporary folder, removed at the end.
+//! However it ends, nothing it started is left; `env` is there exactly while all is ready.
+
+mod certificates;
+mod env;
+mod files;
+mod issuer;
+mod openbao;
+mod ports;
+mod postgres;
+mod process;
+mod proxy;
+mod psql;
+mod seed;
+mod start;
+mod stop;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::Value;
+
+use crate::say;
+use issuer::{Issuer, Wish};
+
+/// Run a whole pgsilo on this machine: PostgreSQL, OpenBAO, two tenants, a token issuer, the proxy.
+///
+/// Starts everything on loopback and on free ports, prints psql lines to paste, and runs until
+/// Ctrl-C (or SIGTERM). Nothing is left when it ends. While it runs, DIR/env is a file that a
+/// shell can source; DIR also holds the proxy's configuration and every part's log.
+///
+/// The tenants `acme` and `globex` have different data in databases of their own. Any password
+/// that is no valid token is refused; `pgsiloctl sandbox token` mints more tokens.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    start: Start,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Token(Token),
+}
+
+/// How to start.
+#[derive(Debug, Args)]
+struct Start {
+    /// Where to write env, configuration, keys and logs; one sandbox at a time.
+    #[arg(long, default_value = "target/sandbox")]
+    dir: PathBuf,
+    /// The proxy's port, for TCP and in its socket's name [default: a free one].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// Stop when standard input ends: for a program that starts a sandbox.
+    #[arg(long)]
+    until_eof: bool,
+    /// Start everything but the proxy, and write its configuration: to run it in a debugger.
+    #[arg(long)]
+    without_proxy: bool,
+    /// PostgreSQL's max_connections, and the proxy's bound of sessions per tenant.
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u16).range(20..=10000))]
+    max_connections: u16,
+    /// The folder of PostgreSQL's programs, 16 or newer [default: that of `postgres` on the PATH].
+    #[arg(long, value_name = "DIR", env = "PGSILO_PG_BIN")]
+    pg_bin: Option<PathBuf>,
+    /// OpenBAO's program [default: `bao` on the PATH].
+    #[arg(long, value_name = "PATH", env = "PGSILO_BAO")]
+    bao: Option<PathBuf>,
+    /// How much the proxy writes to DIR/pgsilo.log.
+    #[arg(long, value_enum, default_value_t = LogLevel::Info)]
+    log_level: LogLevel,
+}
+
+/// The proxy's log levels.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl LogLevel {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// Mint a token with a running sandbox's issuer key, and print it.
+///
+/// Use it as the password:
+///   PGPASSWORD=$(pgsiloctl sandbox token acme) psql -h 127.0.0.1 -p "$PGSILO_PORT" acme
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+struct Token {
+    /// The tenant it is for; several make a token with several memberships.
+    #[arg(required = true, value_name = "TENANT")]
+    tenants: Vec<String>,
+    /// The kind of credential it may lease [default: no such claim, which is read-write].
+    #[arg(long, value_enum)]
+    access: Option<Access>,
+    /// How long it is valid: 90s, 15m, 2h, 1d.
+    #[arg(long, default_value = "15m", value_parser = issuer::parse_ttl)]
+    ttl: Duration,
+    /// A token that ended an hour ago.
+    #[arg(long)]
+    expired: bool,
+    /// Whose it is [default: alice@TENANT].
+    #[arg(long)]
+    subject: Option<String>,
+    /// Set any claim to a JSON value, over the others; null takes it away. May be repeated.
+    #[arg(long = "claim", value_name = "NAME=JSON", value_parser = parse_claim)]
+    claims: Vec<(String, Value)>,
+    /// The running sandbox's folder.
+    #[arg(long, env = "PGSILO_SANDBOX_DIR", default_value = "target/sandbox")]
+    dir: PathBuf,
+}
+
+/// What a token may be used for.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Access {
+    ReadWrite,
+    ReadOnly,
+    Migrate,
+}
+
+impl Access {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::ReadWrite => "read-write",
+            Self::ReadOnly => "read-only",
+            Self::Migrate => "migrate",
+        }
+    }
+}
+
+/// Runs the command; a sandbox until it is told to stop.
+pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
+    match arguments.command {
+        Some(Command::Token(token)) => mint(token),
+        None => start::run(arguments.start),
+    }
+}
+
+fn mint(token: Token) -> Result<ExitCode> {
+    ensure!(
+        token.dir.join("env").exists(),
+        "no sandbox runs in {} (start one with `pgsiloctl sandbox`, or name its folder with --dir)",
+        token.dir.display()
+    );
+    let subject = token
+        .subject
+        .unwrap_or_else(|| format!("alice@{}", token.tenants[0]));
+    let minted = Issuer::open(&token.dir)?.mint(&Wish {
+        subject,
+        tenants: token.tenants,
+        access: token.access.map(Access::as_str),
+        ttl: token.ttl,
+        expired: token.expired,
+        claims: token.claims,
+    })?;
+    say::result(&minted);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `NAME=JSON`.
+fn parse_claim(text: &str) -> Result<(String, Value)> {
+    let (name, json) = text.split_once('=').context("write NAME=JSON")?;
+    let value = serde_json::from_str(json)
+        .with_context(|| format!("{json} is no JSON (a text needs its quotes)"))?;
+    Ok((name.to_owned(), value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_is_a_name_and_json() {
+        assert_eq!(
+            parse_claim("aud=\"x=y\"").unwrap(),
+            ("aud".to_owned(), Value::from("x=y"))
+        );
+        assert_eq!(parse_claim("exp=null").unwrap().1, Value::Null);
+        assert!(parse_claim("aud").is_err());
+        assert!(parse_claim("aud=x").is_err());
+    }
+}

@@ -1,0 +1,459 @@
+//! The ordered start: each step needs the ones before it, and any failure stops them all.
+//!
+//! PostgreSQL and OpenBAO start side by side, then the tenants are provisioned side by side,
+//! then comes the proxy, and `env` is the last thing written. Stopping goes the other way.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::env::{Env, quote, quote_if_needed, socket_dsn, tls_dsn};
+use super::issuer::{self, Issuer};
+use super::openbao::{self, OpenBao};
+use super::postgres::{self, Postgres};
+use super::process::Processes;
+use super::proxy::{self, Proxy};
+use super::psql::Psql;
+use super::stop::Stop;
+use super::{Start, certificates, files, seed};
+use crate::provision::{Login, Provisioner, TenantId};
+use crate::say;
+
+/// How long the tokens in `env` are valid.
+const TOKEN_TTL: Duration = Duration::from_secs(12 * 3600);
+
+/// Starts a sandbox and keeps it until it is told to stop or one of its parts dies.
+pub(super) fn run(start: Start) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(Box::pin(supervise(start)))
+}
+
+async fn supervise(start: Start) -> Result<ExitCode> {
+    let mut stop = Stop::listen(start.until_eof)?;
+    let ground = Ground::prepare(&start.dir)?;
+    let failure = tokio::select! {
+        () = stop.asked() => None,
+        failure = Box::pin(serve(&ground, &start)) => Some(failure),
+    };
+    if let Some(failure) = &failure {
+        say::progress(&format!("pgsiloctl: error: {failure:#}"));
+    }
+    say::progress("stopping (Ctrl-C again kills at once)");
+    // Nobody may find `env` while things go away.
+    ground.forget_env()?;
+    let killed = tokio::select! {
+        () = ground.processes.stop() => false,
+        () = stop.asked_again() => true,
+    };
+    if killed {
+        ground.processes.kill().await;
+    }
+    ground.clear()?;
+    say::progress("stopped, nothing is left");
+    Ok(match failure {
+        Some(_) => ExitCode::FAILURE,
+        None if killed => ExitCode::from(130),
+        None => ExitCode::SUCCESS,
+    })
+}
+
+/// Gives back why it ended by itself; it never ends well.
+async fn serve(ground: &Ground, start: &Start) -> anyhow::Error {
+    let began = Instant::now();
+    match raise(ground, start).await {
+        Ok(raised) => {
+            announce(&raised, start, began.elapsed());
+            ground.processes.death().await
+        }
+        Err(error) => error,
+    }
+}
+
+// --- The ground that a sandbox stands on ---------------------------------------------------
+
+/// The two folders, the lock on one of them, and whatever was started.
+#[derive(Debug)]
+struct Ground {
+    dir: PathBuf,
+    runtime: PathBuf,
+    processes: Processes,
+    /// Held while we live; the system lets go of it however we end.
+    _lock: File,
+}
+
+impl Ground {
+    fn prepare(dir: &Path) -> Result<Self> {
+        if !dir.exists() {
+            if let Some(parent) = dir.parent() {
+                fs::create_dir_all(parent)
+                    .with_context(|| format!("making {}", parent.display()))?;
+            }
+            files::make_dir(dir, 0o700)?;
+        }
+        let dir = dir
+            .canonicalize()
+            .with_context(|| format!("{}", dir.display()))?;
+        let lock = lock(&dir)?;
+        // Of a sandbox that was killed together with its watchdog.
+        files::remove(&dir.join("env"))?;
+        let mode = if rustix::process::geteuid().is_root() {
+            0o711
+        } else {
+            0o700
+        };
+        let runtime = files::make_unique_dir(&runtime_parent(), mode)?;
+        let processes = Processes::new(&[&dir.join("env"), &runtime])?;
+        Ok(Self {
+            dir,
+            runtime,
+            processes,
+            _lock: lock,
+        })
+    }
+
+    fn forget_env(&self) -> Result<()> {
+        files::remove(&self.dir.join("env")).context("removing env")
+    }
+
+    fn clear(&self) -> Result<()> {
+        let removed = fs::remove_dir_all(&self.runtime);
+        self.processes.dismiss_watchdog();
+        removed.with_context(|| format!("removing {}", self.runtime.display()))
+    }
+}
+
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join("lock");
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .with_context(|| format!("{}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => {
+            file.set_len(0)?;
+            write!(file, "{}", std::process::id())?;
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            bail!(
+                "a sandbox already runs in {} (pid {}): stop it, or choose another folder with --dir",
+                dir.display(),
+                if pid.is_empty() { "unknown" } else { &pid }
+            )
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("locking {}", path.display()))
+        }
+    }
+}
+
+/// The temporary folder, unless a socket's path in it would be too long (`sun_path` holds 104
+/// bytes or more) or PostgreSQL's account could not get there.
+fn runtime_parent() -> PathBuf {
+    let longest = "/pgsilo-01234567/pg/.s.PGSQL.65535.lock".len();
+    let parent = std::env::temp_dir();
+    let short = parent.as_os_str().len() + longest < 100;
+    let passable = |folder: &Path| {
+        let mode = folder
+            .metadata()
+            .map_or(0, |metadata| metadata.permissions().mode());
+        mode & 0o001 != 0
+    };
+    let open = !rustix::process::geteuid().is_root() || parent.ancestors().all(passable);
+    if short && open && parent.is_absolute() {
+        parent
+    } else {
+        PathBuf::from("/tmp")
+    }
+}
+
+// --- The steps -----------------------------------------------------------------------------
+
+/// All that runs.
+#[derive(Debug)]
+struct Raised {
+    dir: PathBuf,
+    socket_dir: PathBuf,
+    postgres: Postgres,
+    openbao: OpenBao,
+    proxy: Proxy,
+    psql: Psql,
+    /// Tenant and token.
+    tokens: Vec<(TenantId, String)>,
+}
+
+async fn raise(ground: &Ground, start: &Start) -> Result<Raised> {
+    let dir = &ground.dir;
+    certificates::create(dir).context("making certificates")?;
+    let issuer = Issuer::create(dir).context("making the token issuer")?;
+    let tenants = seed::TENANTS
+        .iter()
+        .map(|data| TenantId::parse(data.tenant))
+        .collect::<Result<Vec<_>>>()?;
+    let (postgres, openbao) =
+        tokio::try_join!(raise_postgres(ground, start), raise_openbao(ground, start))?;
+    let provisioner = Provisioner {
+        postgres: postgres.provisioner.clone(),
+        bao: openbao.provisioner.clone(),
+    };
+    let make =
+        |(tenant, data)| make_tenant(&provisioner, tenant, data, &openbao, &postgres.superuser);
+    futures_util::future::try_join_all(tenants.iter().zip(&seed::TENANTS).map(make)).await?;
+    let proxy = raise_proxy(ground, start, &openbao, postgres.superuser.port, &tenants).await?;
+    let psql = Psql::find(&postgres.programs).await;
+    let tokens = tenants
+        .into_iter()
+        .map(|tenant| Ok((tenant.clone(), issuer.mint(&wish(&tenant))?)))
+        .collect::<Result<_>>()?;
+    let raised = Raised {
+        dir: dir.clone(),
+        socket_dir: ground.runtime.clone(),
+        postgres,
+        openbao,
+        proxy,
+        psql,
+        tokens,
+    };
+    files::write_private(&dir.join("env"), &raised.env().render())?;
+    Ok(raised)
+}
+
+/// One step: what it is called when it fails, and what it says when it is done.
+async fn step<T>(
+    name: &str,
+    work: impl Future<Output = Result<T>>,
+    done: impl FnOnce(&T) -> String,
+) -> Result<T> {
+    let began = Instant::now();
+    let made = work.await.with_context(|| name.to_owned())?;
+    say::step(&done(&made), began.elapsed());
+    Ok(made)
+}
+
+async fn raise_postgres(ground: &Ground, start: &Start) -> Result<Postgres> {
+    let wish = postgres::Wish {
+        programs: start.pg_bin.clone(),
+        max_connections: start.max_connections,
+        runtime: ground.runtime.clone(),
+        log: ground.dir.join("postgres.log"),
+    };
+    step(
+        "starting PostgreSQL",
+        Postgres::start(&ground.processes, &wish),
+        |postgres| {
+            format!(
+                "PostgreSQL {} on 127.0.0.1:{}",
+                postgres.version, postgres.superuser.port
+            )
+        },
+    )
+    .await
+}
+
+async fn raise_openbao(ground: &Ground, start: &Start) -> Result<OpenBao> {
+    let wish = openbao::Wish {
+        program: start.bao.clone(),
+        runtime: ground.runtime.clone(),
+        log: ground.dir.join("openbao.log"),
+        secret_id_file: ground.dir.join("secret-id"),
+    };
+    step(
+        "starting OpenBAO",
+        OpenBao::start(&ground.processes, &wish),
+        |openbao| format!("OpenBAO {} on {}", openbao.version, openbao.address),
+    )
+    .await
+}
+
+async fn make_tenant(
+    provisioner: &Provisioner,
+    tenant: &TenantId,
+    data: &seed::Data,
+    openbao: &OpenBao,
+    superuser: &Login,
+) -> Result<()> {
+    let name = format!("provisioning tenant {}", tenant.as_str());
+    let work = async {
+        provisioner.create_tenant(tenant).await?;
+        data.write(tenant, &openbao.root, superuser).await
+    };
+    step(&name, work, |()| {
+        format!(
+            "tenant {}: database {}, roles, leases, data",
+            tenant.as_str(),
+            tenant.database()
+        )
+    })
+    .await
+}
+
+async fn raise_proxy(
+    ground: &Ground,
+    start: &Start,
+    openbao: &OpenBao,
+    postgres_port: u16,
+    tenants: &[TenantId],
+) -> Result<Proxy> {
+    let wish = proxy::Wish {
+        dir: &ground.dir,
+        socket_dir: &ground.runtime,
+        port: start.port,
+        log_level: start.log_level,
+        max_connections: start.max_connections,
+        openbao: &openbao.address,
+        postgres_port,
+        tenants,
+    };
+    if start.without_proxy {
+        return Proxy::prepare(&wish);
+    }
+    step(
+        "starting pgsilo",
+        Proxy::start(&ground.processes, &wish),
+        |proxy| format!("pgsilo on 127.0.0.1:{}", proxy.port),
+    )
+    .await
+}
+
+fn wish(tenant: &TenantId) -> issuer::Wish {
+    issuer::Wish {
+        subject: format!("alice@{}", tenant.as_str()),
+        tenants: vec![tenant.as_str().to_owned()],
+        access: None,
+        ttl: TOKEN_TTL,
+        expired: false,
+        claims: Vec::new(),
+    }
+}
+
+// --- What others get to know ---------------------------------------------------------------
+
+impl Raised {
+    fn tls_dsn(&self, tenant: &TenantId, token: &str) -> String {
+        tls_dsn(
+            token,
+            self.proxy.port,
+            tenant.as_str(),
+            &self.dir.join("ca.crt"),
+        )
+    }
+
+    fn socket_dsn(&self, tenant: &TenantId, token: &str) -> String {
+        socket_dsn(token, self.proxy.port, tenant.as_str(), &self.socket_dir)
+    }
+
+    /// The one that the machine's psql can use.
+    fn dsn(&self, tenant: &TenantId, token: &str) -> String {
+        if self.psql.tls {
+            self.tls_dsn(tenant, token)
+        } else {
+            self.socket_dsn(tenant, token)
+        }
+    }
+
+    fn env(&self) -> Env {
+        let path = |path: &Path| path.to_string_lossy().into_owned();
+        let direct = |login: &Login| {
+            let (user, password) = (&login.user, login.password.expose());
+            format!(
+                "postgresql://{user}:{password}@{}:{}/postgres",
+                login.host, login.port
+            )
+        };
+        let mut env = Env::default();
+        env.set("PGSILO_HOST", "127.0.0.1");
+        env.set("PGSILO_PORT", self.proxy.port.to_string());
+        env.set("PGSILO_CA", path(&self.dir.join("ca.crt")));
+        env.set("PGSILO_SOCKET_DIR", path(&self.socket_dir));
+        for (tenant, token) in &self.tokens {
+            let name = tenant.as_str().to_uppercase();
+            env.set(format!("{name}_TOKEN"), token);
+            env.set(format!("{name}_DSN"), self.dsn(tenant, token));
+            env.set(format!("{name}_TLS_DSN"), self.tls_dsn(tenant, token));
+            env.set(format!("{name}_SOCKET_DSN"), self.socket_dsn(tenant, token));
+        }
+        env.set(
+            "METRICS_URL",
+            format!("http://{}/metrics", self.proxy.admin),
+        );
+        env.set("PGSILO_CONFIG", path(&self.dir.join("pgsilo.toml")));
+        env.set("PGSILO_SANDBOX_DIR", path(&self.dir));
+        env.set("PGSILO_SANDBOX_PID", std::process::id().to_string());
+        let proxy_pid = self
+            .proxy
+            .process
+            .as_ref()
+            .map(|process| process.pid().to_string());
+        env.set("PGSILO_PID", proxy_pid.unwrap_or_default());
+        env.set("PSQL", &self.psql.program);
+        env.set("PG_BIN", path(&self.postgres.programs));
+        env.set("PG_PORT", self.postgres.superuser.port.to_string());
+        env.set("PG_PID", self.postgres.process.pid().to_string());
+        env.set("PG_SUPERUSER_DSN", direct(&self.postgres.superuser));
+        env.set("PROVISIONER_DSN", direct(&self.postgres.provisioner));
+        env.set(
+            "PROVISIONER_BAO_TOKEN",
+            self.openbao.provisioner_token.expose(),
+        );
+        env.set("BAO_ADDR", &self.openbao.address);
+        env.set("BAO_TOKEN", self.openbao.root_token.expose());
+        env.set("BAO_UNSEAL_KEY", self.openbao.unseal_key.expose());
+        env.set("BAO_PID", self.openbao.process.pid().to_string());
+        env
+    }
+}
+
+/// What a person pastes; each line works as it stands.
+fn announce(raised: &Raised, start: &Start, took: Duration) {
+    let took = took.as_secs_f64();
+    let socket = raised
+        .socket_dir
+        .join(format!(".s.PGSQL.{}", raised.proxy.port));
+    let socket = socket.display();
+    let port = raised.proxy.port;
+    if start.without_proxy {
+        let config = quote_if_needed(&raised.dir.join("pgsilo.toml").to_string_lossy());
+        say::result(&format!(
+            "Ready in {took:.1} s, all but the proxy. Start it with\n\n  pgsilo serve --config {config}\n"
+        ));
+    } else {
+        say::result(&format!(
+            "Ready in {took:.1} s: 127.0.0.1:{port} (TLS) and {socket}\n"
+        ));
+    }
+    let psql = quote_if_needed(&raised.psql.program);
+    for (tenant, token) in &raised.tokens {
+        say::result(&format!(
+            "Tenant {}, with its token as the password:\n\n  {psql} {}\n",
+            tenant.as_str(),
+            quote(&raised.dsn(tenant, token))
+        ));
+    }
+    let ctl = std::env::args()
+        .next()
+        .unwrap_or_else(|| "pgsiloctl".to_owned());
+    let ctl = quote_if_needed(&ctl);
+    let dir = quote_if_needed(&start.dir.to_string_lossy());
+    // Without a slash in front, `.` would look for it on the PATH.
+    let env = Path::new(".").join(&start.dir).join("env");
+    let env = quote_if_needed(&env.to_string_lossy());
+    say::result(&format!(
+        "In another shell, from this folder:\n\n  \
+         . {env} && \"$PSQL\" \"$ACME_DSN\" -c 'table customers'\n  \
+         {ctl} sandbox token --dir {dir} acme --ttl 5m --access read-only\n\n\
+         Ctrl-C stops everything."
+    ));
+}

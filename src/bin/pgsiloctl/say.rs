@@ -1,0 +1,23 @@
+//! The two ways to speak to a person: results on stdout, progress on stderr.
+//!
+//! A closed pipe is no reason to fail or to panic: whoever stopped reading has stopped caring,
+//! and what runs must still be stopped in order.
+
+use std::io::Write;
+use std::time::Duration;
+
+/// One result, on stdout.
+pub(crate) fn result(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+}
+
+/// One line of progress, on stderr.
+pub(crate) fn progress(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// A step that is done, and how long it took.
+pub(crate) fn step(text: &str, took: Duration) {
+    progress(&format!("  {text} ... {:.1} s", took.as_secs_f64()));
+}
