@@ -1,2 +1,3 @@
 //! pgsilo: a PostgreSQL proxy that gives every tenant its own database.
 pub mod lease;
+pub mod tenant;
