@@ -1,3 +1,4 @@
 //! pgsilo: a PostgreSQL proxy that gives every tenant its own database.
 pub mod lease;
 pub mod tenant;
+pub mod tls;
