@@ -2,3 +2,4 @@
 pub mod lease;
 pub mod tenant;
 pub mod tls;
+pub mod token;
