@@ -1,0 +1,186 @@
+//! From the schema to ready objects: everything that the file names is read, everything
+//! that it says is checked, and whatever is unwise becomes a warning. The first error
+//! ends it.
+
+mod issuers;
+mod listeners;
+mod openbao;
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::raw::{Raw, RawFormat, RawLevel, RawLimits, RawLog, RawRuntime};
+use super::{Config, FileError, Limits, Listener, Log, LogFormat};
+use crate::registry::Registry;
+use crate::token::MAX_TOKEN_BYTES;
+use crate::toml_file::TomlFile;
+
+/// More event loops than any machine has cores is a typing error.
+const MAX_CORES: usize = 1024;
+
+pub(super) fn load(path: &Path) -> Result<Config, FileError> {
+    let file = TomlFile::read(path)?;
+    let raw: Raw = file.parse()?;
+    let mut build = Build {
+        file: &file,
+        warnings: Vec::new(),
+    };
+    let listeners = build.listeners(raw.listener)?;
+    let verifier = build.verifier(raw.issuer)?;
+    let openbao = build.openbao(raw.openbao)?;
+    let limits = build.limits(&raw.limits)?;
+    let regions = build.regions(raw.registry.regions)?;
+    let cores = build.cores(&raw.runtime)?;
+    let admin = raw.admin.map(|admin| admin.address.0);
+    if admin.is_some_and(|address| !address.ip().is_loopback()) {
+        build.warn(
+            "admin.address",
+            "not a loopback address: anybody who reaches it can read the metrics",
+        );
+    }
+    // Last: it is the file that can be large.
+    let registry = Registry::open(&file.resolve(&raw.registry.file)).map_err(|error| {
+        // A registry that cannot be read is this file's error; one with errors is its own.
+        match error.line() {
+            None => file.wrong("registry.file", error),
+            Some(_) => error,
+        }
+    })?;
+    Ok(Config {
+        listeners,
+        verifier,
+        registry,
+        max_staleness: raw.registry.max_staleness.map(|staleness| staleness.0),
+        regions,
+        openbao,
+        limits,
+        admin,
+        log: log(&raw.log),
+        cores,
+        warnings: build.warnings,
+    })
+}
+
+struct Build<'a> {
+    file: &'a TomlFile,
+    warnings: Vec<String>,
+}
+
+impl Build<'_> {
+    fn wrong<T>(&self, field: impl AsRef<str>, what: impl Display) -> Result<T, FileError> {
+        Err(self.file.wrong(field.as_ref(), what))
+    }
+
+    fn warn(&mut self, field: impl AsRef<str>, what: impl Display) {
+        self.warnings
+            .push(self.file.wrong(field.as_ref(), what).to_string());
+    }
+
+    /// The file is read again at each login; that it cannot be read should be known now.
+    fn secret_file(&mut self, field: &str, path: &Path) -> Result<PathBuf, FileError> {
+        let path = self.file.resolve(path);
+        let secret = Zeroizing::new(self.read(field, &path)?);
+        if secret.trim_ascii().is_empty() {
+            return self.wrong(
+                field,
+                format_args!("{path:?} is empty; it must hold the secret"),
+            );
+        }
+        self.mind_readers(field, &path);
+        Ok(path)
+    }
+
+    fn mind_readers(&mut self, field: &str, path: &Path) {
+        let mode = std::fs::metadata(path).map(|file| file.permissions().mode());
+        if mode.is_ok_and(|mode| mode & 0o004 != 0) {
+            self.warn(
+                field,
+                format_args!("{path:?} can be read by every user; use chmod 600"),
+            );
+        }
+    }
+
+    fn read(&self, field: &str, path: &Path) -> Result<Vec<u8>, FileError> {
+        std::fs::read(path)
+            .or_else(|error| self.wrong(field, format_args!("cannot read {path:?}: {error}")))
+    }
+
+    fn limits(&self, raw: &RawLimits) -> Result<Limits, FileError> {
+        if raw.login_timeout.0.is_zero() {
+            return self.wrong(
+                "limits.login_timeout",
+                "zero; a login needs some time, such as \"10s\"",
+            );
+        }
+        if raw.max_handshakes == 0 {
+            return self.wrong("limits.max_handshakes", "zero; nobody could log in");
+        }
+        if raw.max_sessions == 0 {
+            return self.wrong("limits.max_sessions", "zero; nobody could log in");
+        }
+        if !(1..=MAX_TOKEN_BYTES).contains(&raw.max_token_bytes) {
+            return self.wrong(
+                "limits.max_token_bytes",
+                format_args!(
+                    "{} is out of range; use 1 to {MAX_TOKEN_BYTES}",
+                    raw.max_token_bytes
+                ),
+            );
+        }
+        let bound = |limit: usize| (limit > 0).then_some(limit);
+        Ok(Limits {
+            login_timeout: raw.login_timeout.0,
+            max_handshakes: raw.max_handshakes,
+            max_sessions: raw.max_sessions,
+            max_sessions_per_tenant: bound(raw.max_sessions_per_tenant),
+            max_connections_per_address: bound(raw.max_connections_per_address),
+            max_token_bytes: raw.max_token_bytes,
+            idle_timeout: Some(raw.idle_timeout.0).filter(|idle| *idle > Duration::ZERO),
+            drain_timeout: raw.drain_timeout.0,
+        })
+    }
+
+    fn regions(&self, raw: Option<Vec<String>>) -> Result<Option<BTreeSet<String>>, FileError> {
+        match raw {
+            Some(regions) if regions.is_empty() || regions.iter().any(String::is_empty) => self
+                .wrong(
+                    "registry.regions",
+                    "empty; name each region, or leave the key out for any",
+                ),
+            regions => Ok(regions.map(|regions| regions.into_iter().collect())),
+        }
+    }
+
+    fn cores(&self, raw: &RawRuntime) -> Result<usize, FileError> {
+        match raw.cores {
+            0 => Ok(std::thread::available_parallelism().map_or(1, NonZeroUsize::get)),
+            cores if cores <= MAX_CORES => Ok(cores),
+            cores => self.wrong(
+                "runtime.cores",
+                format_args!("{cores} is out of range; use 0 to {MAX_CORES}"),
+            ),
+        }
+    }
+}
+
+fn log(raw: &RawLog) -> Log {
+    Log {
+        format: match raw.format {
+            RawFormat::Json => LogFormat::Json,
+            RawFormat::Human => LogFormat::Human,
+        },
+        level: match raw.level {
+            RawLevel::Error => tracing::Level::ERROR,
+            RawLevel::Warn => tracing::Level::WARN,
+            RawLevel::Info => tracing::Level::INFO,
+            RawLevel::Debug => tracing::Level::DEBUG,
+            RawLevel::Trace => tracing::Level::TRACE,
+        },
+    }
+}
