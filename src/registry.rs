@@ -115,10 +115,7 @@ impl Placement {
 
 impl fmt::Display for Placement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.host {
-            Host::Tcp { host, port } => write!(f, "{host}:{port}/{}", self.dbname),
-            Host::Unix(path) => write!(f, "{}/{}", path.display(), self.dbname),
-        }
+        write!(f, "{}/{}", self.host, self.dbname)
     }
 }
 
@@ -222,8 +219,8 @@ impl Registry {
     }
 
     /// Reads the file again and returns how many tenants there are. After an error the old
-    /// snapshot stays. Blocks for as long as the file takes (a second for 100,000 tenants):
-    /// not for a session's thread.
+    /// snapshot stays. Blocks while it reads (a second or two for 100,000 tenants): not for
+    /// a session's thread.
     pub fn reload(&self) -> Result<usize, FileError> {
         let _one_at_a_time = self
             .reloading

@@ -69,6 +69,7 @@ async fn run(config: &'static Config) -> Result<(), ServeError> {
     let tasks = TaskTracker::new();
     let cores = Arc::new(Cores::start(config.cores).map_err(failed)?);
     if let Some(admin) = admin {
+        tracing::info!(admin = %admin.local_addr().map_err(failed)?, "serving metrics and health");
         tokio::spawn(admin::serve(admin, metrics, proxy));
     }
     let refusing = Arc::new(Semaphore::new(config.limits.max_handshakes / 4 + 16));

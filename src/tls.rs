@@ -233,7 +233,8 @@ fn trusted(path: &Path, pem: &[u8]) -> Result<Arc<RootCertStore>, TlsError> {
 }
 
 /// The system's roots, read once for the life of the process: a hundred thousand
-/// placements may share them. Single bad files there are the system's business.
+/// placements may share them. Single bad files there are the system's business, and so is
+/// `SSL_CERT_FILE`, which stands in for the system's store as it does for OpenSSL.
 fn system_roots() -> Option<Arc<RootCertStore>> {
     static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     let roots = ROOTS.get_or_init(|| {

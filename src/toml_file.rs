@@ -176,11 +176,8 @@ fn reword(message: &str) -> String {
     if message.starts_with("unknown field") {
         let unknown = quoted.next().unwrap_or_default();
         let known: Vec<&str> = quoted.collect();
-        return format!(
-            "unknown key{}; allowed here: {}",
-            nearest(unknown, &known),
-            known.join(", ")
-        );
+        let hint = nearest(unknown, &known);
+        return format!("unknown key{hint}; allowed here: {}", known.join(", "));
     }
     if message.starts_with("unknown variant") {
         let unknown = quoted.next().unwrap_or_default();
@@ -197,7 +194,21 @@ fn reword(message: &str) -> String {
             quoted.next().unwrap_or_default()
         );
     }
-    message.to_owned()
+    let Some((found, expected)) = message.rsplit_once(", expected ") else {
+        return message.to_owned();
+    };
+    let expected = match expected {
+        "usize" => "a whole number, 0 or more",
+        "u16" => "a port, 1 to 65535",
+        "a boolean" => "true or false",
+        "a sequence" => "an array, [...]",
+        schema if schema.starts_with("struct ") => "a table",
+        plain => plain,
+    };
+    let found = found
+        .replace(": sequence", ": array")
+        .replace(": map", ": table");
+    format!("{found}, expected {expected}")
 }
 
 fn nearest(unknown: &str, known: &[&str]) -> String {
@@ -207,7 +218,7 @@ fn nearest(unknown: &str, known: &[&str]) -> String {
         .min();
     match best {
         Some((typos, name)) if typos < TYPO_DISTANCE && typos < name.len() => {
-            format!(", did you mean {name:?}?")
+            format!(" (did you mean {name:?}?)")
         }
         _ => String::new(),
     }
@@ -254,7 +265,7 @@ mod tests {
         assert_eq!(distance("", "abc"), 3);
         assert_eq!(
             nearest("timeot", &["address", "timeout"]),
-            ", did you mean \"timeout\"?"
+            " (did you mean \"timeout\"?)"
         );
         assert_eq!(nearest("zzz", &["address", "timeout"]), "");
     }

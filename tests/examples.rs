@@ -1,1 +1,379 @@
-fn main() {}
+//! The example configurations load, and every mistake has its one-line error.
+//!
+//! The examples are copied into a folder with freshly made certificates, keys and
+//! secrets of the names that they use. A mistake is one edit of an example; its whole
+//! error text is compared, with the folder's path left out.
+
+#![expect(clippy::unwrap_used, reason = "what a test sets up may panic")]
+
+#[path = "examples/edits.rs"]
+mod edits;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use edits::{MISTAKES, WARNINGS};
+use pgsilo::config::{Config, Listener, LogFormat};
+use pgsilo::lease::Auth;
+use pgsilo::registry::{Host, PlacementTls, State};
+use pgsilo::tenant::{Access, TenantId};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+/// A folder that holds the examples and what they name; removed at the end.
+struct Folder(PathBuf);
+
+/// Made once: name and content of every file.
+fn made() -> &'static [(&'static str, String)] {
+    static MADE: OnceLock<Vec<(&str, String)>> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let mut ca = CertificateParams::new(Vec::new()).unwrap();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new(vec!["localhost".into()]).unwrap();
+        let leaf = leaf.signed_by(&key, &ca).unwrap();
+        let signer = KeyPair::generate().unwrap();
+        vec![
+            ("pgsilo.toml", include_str!("../config/pgsilo.toml").into()),
+            (
+                "tenants.toml",
+                include_str!("../config/tenants.toml").into(),
+            ),
+            ("server.crt", leaf.pem() + &ca.pem()),
+            ("server.key", key.serialize_pem()),
+            ("other.key", KeyPair::generate().unwrap().serialize_pem()),
+            ("db-ca.crt", ca.pem()),
+            ("openbao-ca.crt", ca.pem()),
+            ("secret-id", "e2c1\n".into()),
+            ("bao-token", "s.token\n".into()),
+            ("issuer.pem", signer.public_key_pem()),
+            ("jwks.json", jwks(&signer, "2026-01", "")),
+            (
+                "twice.json",
+                jwks(&signer, "a", &(jwk(&signer, "a", "") + ",")),
+            ),
+            (
+                "private.json",
+                jwks(&signer, "a", r#"{"kty":"EC","d":"AA"},"#),
+            ),
+            (
+                "symmetric.json",
+                r#"{"keys":[{"kty":"oct","k":"AA"}]}"#.into(),
+            ),
+            ("empty", String::new()),
+        ]
+    })
+}
+
+fn jwk(key: &KeyPair, kid: &str, more: &str) -> String {
+    let point = key.public_key_raw();
+    let (x, y) = (base64url(&point[1..33]), base64url(&point[33..]));
+    format!(r#"{{"kty":"EC","crv":"P-256","kid":"{kid}","x":"{x}","y":"{y}"{more}}}"#)
+}
+
+fn jwks(key: &KeyPair, kid: &str, before: &str) -> String {
+    format!(
+        r#"{{"keys":[{before}{}]}}"#,
+        jwk(key, kid, r#","use":"sig""#)
+    )
+}
+
+fn base64url(bytes: &[u8]) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
+}
+
+impl Folder {
+    fn new() -> Folder {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("pgsilo-examples-{}-{count}", std::process::id());
+        let folder = Folder(std::env::temp_dir().join(name));
+        std::fs::create_dir_all(&folder.0).unwrap();
+        for (name, text) in made() {
+            folder.write(name, text);
+        }
+        folder
+    }
+
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.0.join(name)).unwrap()
+    }
+
+    /// Edits whichever example holds `from`, which must be there exactly once.
+    fn edit(&self, from: &str, to: &str) {
+        let names = ["pgsilo.toml", "tenants.toml"];
+        let found: Vec<_> = names
+            .iter()
+            .filter(|name| self.read(name).contains(from))
+            .collect();
+        assert_eq!(found.len(), 1, "{from:?} must be in one example");
+        let text = self.read(found[0]);
+        assert_eq!(text.matches(from).count(), 1, "{from:?} must be there once");
+        self.write(found[0], text.replace(from, to));
+    }
+
+    fn load(&self) -> Result<Config, String> {
+        Config::load(&self.0.join("pgsilo.toml")).map_err(|error| self.bare(&error.to_string()))
+    }
+
+    fn bare(&self, text: &str) -> String {
+        text.replace(&format!("{}/", self.0.display()), "")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn the_examples_load_and_mean_what_they_say() {
+    let folder = Folder::new();
+    let config = folder.load().unwrap();
+    assert_eq!(config.warnings, Vec::<String>::new());
+    let [
+        Listener::Tcp {
+            address,
+            tls: Some(_),
+            require_tls: true,
+        },
+        Listener::Unix { path, mode },
+    ] = config.listeners.as_slice()
+    else {
+        panic!("{:?}", config.listeners);
+    };
+    assert_eq!(address.to_string(), "127.0.0.1:6432");
+    assert_eq!(path.to_str(), Some("/run/pgsilo/.s.PGSQL.6432"));
+    assert_eq!(*mode, 0o660);
+    assert!(!config.verifier.is_empty());
+    assert_eq!(config.max_staleness, None);
+    assert_eq!(config.regions, None);
+    assert_eq!(config.openbao.address, "https://127.0.0.1:8200");
+    assert!(config.openbao.ca.is_none());
+    let Auth::AppRole {
+        role_id,
+        secret_id_file,
+    } = &config.openbao.auth
+    else {
+        panic!()
+    };
+    assert_eq!(
+        (role_id.as_str(), secret_id_file),
+        ("pgsilo", &folder.0.join("secret-id"))
+    );
+    assert_eq!(config.openbao.timeout, Duration::from_secs(5));
+    assert_eq!(config.limits.max_sessions_per_tenant, Some(500));
+    assert_eq!(config.limits.max_connections_per_address, None);
+    assert_eq!(config.limits.idle_timeout, None);
+    assert_eq!(config.admin.unwrap().to_string(), "127.0.0.1:9432");
+    assert_eq!(config.log.format, LogFormat::Json);
+    assert!(config.cores >= 1);
+
+    let tenants = config.registry.snapshot();
+    assert_eq!(tenants.len(), 2);
+    let acme = tenants.tenant(&TenantId::parse("acme").unwrap()).unwrap();
+    assert_eq!(acme.state(), State::Active);
+    assert_eq!(
+        acme.placement().host,
+        Host::Tcp {
+            host: "db1.internal".into(),
+            port: 5432
+        }
+    );
+    assert!(matches!(
+        acme.placement().tls,
+        PlacementTls::Enabled {
+            server_name: None,
+            ..
+        }
+    ));
+    assert_eq!(acme.placement().region.as_deref(), Some("eu-central"));
+    assert_eq!(acme.lease().role(Access::ReadOnly), Some("tenant-acme-ro"));
+    assert_eq!(acme.lease().role(Access::Migrate), None);
+    let globex = tenants.tenant(&TenantId::parse("globex").unwrap()).unwrap();
+    assert!(matches!(globex.placement().tls, PlacementTls::Disable));
+    assert!(matches!(globex.placement().host, Host::Unix(_)));
+}
+
+/// Every table that has defaults, left out, means what the example shows.
+#[test]
+fn what_is_left_out_is_what_the_example_says() {
+    let folder = Folder::new();
+    let full = folder.load().unwrap();
+    let text = folder.read("pgsilo.toml");
+    let (kept, _) = text.split_once("[limits]").unwrap();
+    let optional = [
+        "tenant_claim",
+        "access_claim",
+        "default_access",
+        "leeway",
+        "timeout",
+        "max_concurrent",
+        "mode",
+    ];
+    let kept = kept
+        .lines()
+        .filter(|line| !optional.iter().any(|key| line.starts_with(key)));
+    folder.write("pgsilo.toml", kept.collect::<Vec<_>>().join("\n"));
+    let short = folder.load().unwrap();
+    assert_eq!(short.limits, full.limits);
+    assert_eq!(short.log, full.log);
+    assert_eq!(short.cores, full.cores);
+    assert_eq!(short.openbao.timeout, full.openbao.timeout);
+    assert_eq!(
+        short.openbao.max_concurrent_requests,
+        full.openbao.max_concurrent_requests
+    );
+    assert_eq!(
+        format!("{:?}", short.listeners[1]),
+        format!("{:?}", full.listeners[1])
+    );
+    let settings = |config: &Config| {
+        let text = format!("{:?}", config.verifier);
+        text[text.find("tenant_claim").unwrap()..].to_owned()
+    };
+    assert_eq!(settings(&short), settings(&full));
+    assert_eq!(short.admin, None, "no admin table, no admin port");
+}
+
+/// The lines that the examples carry as comments.
+#[test]
+fn the_commented_alternatives_load_too() {
+    let alternatives = [
+        vec![("# require_tls = true ", "require_tls = false ")],
+        vec![
+            ("jwks = \"jwks.json\"", ""),
+            ("# keys = [", "keys = ["),
+            (
+                "tenant_claim = \"tenant\"",
+                "tenant_claim = \"/app/tenants\"",
+            ),
+        ],
+        vec![
+            ("# max_staleness", "max_staleness"),
+            ("# regions", "regions"),
+        ],
+        vec![("# ca = \"openbao", "ca = \"openbao")],
+        vec![
+            ("auth = { approle", "# auth = { approle"),
+            ("# auth = { token_file", "auth = { token_file"),
+        ],
+        vec![
+            ("tls = { mode = \"verify-full\"", "# "),
+            ("# tls = { server_name", "tls = { server_name"),
+            ("# auth = [\"scram", "auth = [\"scram"),
+        ],
+        vec![(
+            "mode = \"verify-full\", ca = \"db-ca.crt\"",
+            "mode = \"disable\"",
+        )],
+        vec![("https://127.0.0.1:8200", "http://[::1]:8200/")],
+    ];
+    for edits in alternatives {
+        let folder = Folder::new();
+        for (from, to) in &edits {
+            folder.edit(from, to);
+        }
+        let config = folder
+            .load()
+            .unwrap_or_else(|error| panic!("{edits:?}: {error}"));
+        assert_eq!(config.warnings, Vec::<String>::new());
+        assert!(!config.openbao.address.ends_with('/'));
+    }
+}
+
+#[test]
+fn every_mistake_has_its_line() {
+    let mut wrong = String::new();
+    for (from, to, expected) in MISTAKES {
+        let folder = Folder::new();
+        folder.edit(from, to);
+        let error = folder
+            .load()
+            .map(|_| "it loads".to_owned())
+            .unwrap_or_else(|error| error);
+        if error != *expected {
+            wrong.push_str(&format!(
+                "{from} -> {to}\n  got      {error}\n  expected {expected}\n"
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn what_is_unwise_is_said() {
+    let mut wrong = String::new();
+    for (from, to, expected) in WARNINGS {
+        let folder = Folder::new();
+        folder.edit(from, to);
+        let config = folder
+            .load()
+            .unwrap_or_else(|error| panic!("{from} -> {to}: {error}"));
+        let said = folder.bare(&config.warnings.join(" | "));
+        if said != *expected {
+            wrong.push_str(&format!(
+                "{from} -> {to}\n  got      {said}\n  expected {expected}\n"
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn a_secret_that_everybody_can_read_is_said() {
+    let folder = Folder::new();
+    for name in ["secret-id", "server.key"] {
+        let open = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(folder.0.join(name), open).unwrap();
+    }
+    let said: Vec<_> = folder
+        .load()
+        .unwrap()
+        .warnings
+        .iter()
+        .map(|line| folder.bare(line))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            "pgsilo.toml:13: listener[0].tls.key: \"server.key\" can be read by every user; use chmod 600",
+            "pgsilo.toml:45: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
+        ]
+    );
+}
+
+#[test]
+fn files_that_are_no_text_are_said() {
+    let folder = Folder::new();
+    folder.write("pgsilo.toml", b"# fine\n# \xff\n");
+    assert_eq!(
+        folder.load().unwrap_err(),
+        "pgsilo.toml:2: not UTF-8; save the file as UTF-8"
+    );
+    let missing = Config::load(&folder.0.join("missing.toml"))
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        folder.bare(&missing),
+        "missing.toml: cannot read the file: No such file or directory (os error 2)"
+    );
+    let directory = Config::load(&folder.0).unwrap_err().to_string();
+    assert!(directory.ends_with(": cannot read the file: Is a directory (os error 21)"));
+    folder.write("pgsilo.toml", "");
+    assert_eq!(
+        folder.load().unwrap_err(),
+        "pgsilo.toml:1: the key \"registry\" is missing; add it"
+    );
+}

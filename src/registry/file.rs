@@ -247,7 +247,8 @@ impl Reading<'_> {
             RawMode::Require if raw.ca.is_some() => {
                 return wrong(
                     "placement.tls.ca",
-                    "mode \"require\" checks no certificate; use \"verify-ca\" or \"verify-full\", or remove ca",
+                    "mode \"require\" checks no certificate; use \"verify-ca\" or \"verify-full\", \
+                     or remove ca",
                 );
             }
             RawMode::Require => tls::Mode::Require,

@@ -216,7 +216,7 @@ fn the_end_point_uses_the_signatures_own_hash() {
 /// rcgen does not sign with these, so their identifiers are put into a real certificate;
 /// the signature is then wrong, which the hash does not look at.
 #[test]
-fn old_hashes_become_sha256_and_pss_is_read() {
+fn old_hashes_become_sha256() {
     let key = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap();
     let certificate = CertificateParams::new(vec!["db".into()])
         .unwrap()
@@ -245,4 +245,15 @@ fn old_hashes_become_sha256_and_pss_is_read() {
             "{last}"
         );
     }
+}
+
+/// Made by `openssl req -x509 -sha384 -sigopt rsa_padding_mode:pss`; rcgen cannot.
+#[test]
+fn rsa_pss_says_its_hash_in_its_parameters() {
+    let pem = include_bytes!("rsa-pss-sha384.pem");
+    let certificate = CertificateDer::from_pem_slice(pem).unwrap();
+    let expected = digest::digest(&digest::SHA384, &certificate)
+        .as_ref()
+        .to_vec();
+    assert_eq!(server_end_point(&certificate), Some(expected));
 }

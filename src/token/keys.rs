@@ -119,8 +119,8 @@ pub enum KeyError {
     #[error("key {0} contains a private key; keep it secret and list only the public part")]
     Private(usize),
     /// Nothing of the set can verify a signature.
-    #[error("no usable key in it")]
-    NoKey,
+    #[error("no usable key in it; {0}")]
+    NoKey(String),
     /// Two usable keys of one id.
     #[error("two keys have the kid {0:?}; a kid must be unique")]
     DuplicateKey(String),
@@ -178,18 +178,21 @@ impl KeySet {
             match Key::from_jwk(jwk) {
                 Ok(key) => read.keys.push(key),
                 Err(error) => {
-                    let id = jwk.get("kid").and_then(Value::as_str).unwrap_or_default();
+                    let id = jwk
+                        .get("kid")
+                        .map(|id| format!(" (kid {id})"))
+                        .unwrap_or_default();
                     read.warnings
-                        .push(format!("key {index} (kid {id:?}) is passed over: {error}"));
+                        .push(format!("key {index}{id} is passed over: {error}"));
                 }
             }
         }
         unique(&read.keys).map_err(KeyError::DuplicateKey)?;
         if read.keys.is_empty() {
-            Err(KeyError::NoKey)
-        } else {
-            Ok(read)
+            let why = read.warnings.into_iter().next();
+            return Err(KeyError::NoKey(why.unwrap_or("the set is empty".into())));
         }
+        Ok(read)
     }
 }
 

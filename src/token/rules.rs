@@ -120,10 +120,9 @@ fn name<'a>(payload: &'a Value, claim: &'static str) -> Result<Option<&'a str>, 
 
 /// No control characters, no line separators, none that reorder the text around them.
 fn is_loggable(text: &str) -> bool {
-    let hostile = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
+    let reorders = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}');
+    let isolates = |c| matches!(c, '\u{2066}'..='\u{2069}');
+    let hostile = |c: char| c.is_control() || reorders(c) || isolates(c);
     !text.is_empty() && text.chars().count() <= MAX_NAME && !text.chars().any(hostile)
 }
 

@@ -1,0 +1,148 @@
+//! Where clients connect: TLS, a Unix socket, or clear text said in so many words.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+
+use super::super::raw::{RawListener, RawListenerTls};
+use super::{Build, FileError, Listener};
+use crate::tls::{self, TlsError};
+
+/// What fits into `sockaddr_un` on Linux, its NUL included.
+const MAX_SOCKET_PATH: usize = 108;
+
+impl Build<'_> {
+    pub(super) fn listeners(&mut self, raw: Vec<RawListener>) -> Result<Vec<Listener>, FileError> {
+        if raw.is_empty() {
+            return self.wrong("listener", "there is none; add a [[listener]] table");
+        }
+        let mut listeners = Vec::with_capacity(raw.len());
+        let mut places = HashSet::new();
+        for (index, raw) in raw.into_iter().enumerate() {
+            let at = format!("listener[{index}]");
+            let listener = match (&raw.address, &raw.socket) {
+                (Some(_), Some(_)) => {
+                    return self.wrong(
+                        at,
+                        "both address and socket; give each its own [[listener]]",
+                    );
+                }
+                (None, None) => return self.wrong(at, "neither address nor socket; add one"),
+                (Some(_), None) => self.tcp(&at, raw)?,
+                (None, Some(_)) => self.unix(&at, raw)?,
+            };
+            let (field, place, chosen) = match &listener {
+                Listener::Tcp { address, .. } => {
+                    ("address", address.to_string(), address.port() == 0)
+                }
+                Listener::Unix { path, .. } => ("socket", path.display().to_string(), false),
+            };
+            if !chosen && !places.insert(place) {
+                return self.wrong(format!("{at}.{field}"), "another listener has it already");
+            }
+            listeners.push(listener);
+        }
+        Ok(listeners)
+    }
+
+    fn tcp(&mut self, at: &str, raw: RawListener) -> Result<Listener, FileError> {
+        if raw.mode.is_some() {
+            return self.wrong(
+                format!("{at}.mode"),
+                "only a Unix socket has a mode; remove it",
+            );
+        }
+        let Some(address) = raw.address.map(|address| address.0) else {
+            return self.wrong(at, "neither address nor socket; add one");
+        };
+        let (tls, require_tls) = match (raw.tls, raw.plaintext) {
+            (Some(_), true) => {
+                let what = "both tls and plaintext = true; keep one";
+                return self.wrong(format!("{at}.plaintext"), what);
+            }
+            (None, false) => {
+                let what = "no tls; add tls = { certificate = FILE, key = FILE }, \
+                            or plaintext = true if tokens may travel in clear";
+                return self.wrong(at, what);
+            }
+            (None, true) if raw.require_tls.is_some() => {
+                let what = "there is no tls to require; remove it";
+                return self.wrong(format!("{at}.require_tls"), what);
+            }
+            (None, true) => (None, false),
+            (Some(files), false) => (
+                Some(self.listener_tls(at, &files)?),
+                raw.require_tls.unwrap_or(true),
+            ),
+        };
+        if !require_tls && !address.ip().is_loopback() {
+            let field = if tls.is_some() {
+                "require_tls"
+            } else {
+                "plaintext"
+            };
+            self.warn(
+                format!("{at}.{field}"),
+                "tokens may travel in clear over a network: anybody on the way can use them",
+            );
+        }
+        Ok(Listener::Tcp {
+            address,
+            tls,
+            require_tls,
+        })
+    }
+
+    fn listener_tls(
+        &mut self,
+        at: &str,
+        raw: &RawListenerTls,
+    ) -> Result<Arc<ServerConfig>, FileError> {
+        let certificate = self.file.resolve(&raw.certificate);
+        let key = self.file.resolve(&raw.key);
+        let made = tls::server(&certificate, &key).or_else(|error| {
+            let of_the_key = match &error {
+                TlsError::NoKey { .. } | TlsError::BadKey { .. } | TlsError::KeyMismatch { .. } => {
+                    true
+                }
+                TlsError::NoCertificate { .. } | TlsError::BadCertificate { .. } => false,
+                // The certificate is read first.
+                error => error.file() != Some(&certificate),
+            };
+            let field = if of_the_key { "key" } else { "certificate" };
+            self.wrong(format!("{at}.tls.{field}"), error)
+        })?;
+        self.mind_readers(&format!("{at}.tls.key"), &key);
+        Ok(made)
+    }
+
+    fn unix(&mut self, at: &str, raw: RawListener) -> Result<Listener, FileError> {
+        for (present, key) in [
+            (raw.tls.is_some(), "tls"),
+            (raw.require_tls.is_some(), "require_tls"),
+            (raw.plaintext, "plaintext"),
+        ] {
+            if present {
+                return self.wrong(
+                    format!("{at}.{key}"),
+                    "only a TCP listener has it; remove it",
+                );
+            }
+        }
+        let path = self.file.resolve(&raw.socket.unwrap_or_default());
+        if path.as_os_str().len() >= MAX_SOCKET_PATH {
+            return self.wrong(
+                format!("{at}.socket"),
+                format_args!(
+                    "longer than a socket's path can be ({} bytes)",
+                    MAX_SOCKET_PATH - 1
+                ),
+            );
+        }
+        Ok(Listener::Unix {
+            path,
+            mode: raw.mode.map_or(0o660, |mode| mode.0.0),
+        })
+    }
+}

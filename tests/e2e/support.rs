@@ -1,0 +1,24 @@
+//! What the tests stand on: the sandbox, a pgsilo under test, raw clients, tokens.
+
+pub(crate) mod fake;
+pub(crate) mod mint;
+pub(crate) mod proxy;
+pub(crate) mod raw;
+pub(crate) mod world;
+
+use std::time::{Duration, Instant};
+
+/// The longest that anything is waited for. Nothing takes this long unless it is broken.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks again until there is an answer; for what can only be asked, not awaited.
+pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,43 @@
+//! Stand-ins for faults that a real server cannot be made to show: a TCP listener that answers
+//! each connection as it is told.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A server that reads once, then says fixed bytes, then closes.
+pub(crate) async fn says(answer: &'static [u8]) -> SocketAddr {
+    serves(move |mut tcp| async move {
+        let mut sink = [0; 4096];
+        let _asked = tcp.read(&mut sink).await;
+        let _said = tcp.write_all(answer).await;
+    })
+    .await
+}
+
+/// A server that takes connections and never says a word.
+pub(crate) async fn silent() -> SocketAddr {
+    serves(|mut tcp| async move {
+        let mut sink = [0; 4096];
+        while matches!(tcp.read(&mut sink).await, Ok(1..)) {}
+    })
+    .await
+}
+
+/// A server that treats each connection as told.
+pub(crate) async fn serves<F>(treat: impl Fn(TcpStream) -> F + Send + Sync + 'static) -> SocketAddr
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let treat = Arc::new(treat);
+    tokio::spawn(async move {
+        while let Ok((tcp, _from)) = listener.accept().await {
+            tokio::spawn(treat(tcp));
+        }
+    });
+    address
+}

@@ -1,0 +1,279 @@
+//! A pgsilo under test: the program itself, with a configuration of its own, its log read as
+//! it is written.
+//!
+//! When it is dropped it is stopped, and its whole log is searched for secrets: every test is
+//! also a test that none is ever logged.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::world::world;
+use super::{PATIENCE, eventually};
+
+/// What a test wants of its pgsilo; the rest is as in the sandbox.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// Replaces the listeners: TOML with `{dir}` for the proxy's folder.
+    pub(crate) listeners: String,
+    /// Keys of `[limits]`.
+    pub(crate) limits: String,
+    /// Keys of `[registry]` beside `file`.
+    pub(crate) registry: String,
+    /// Keys of `[openbao]` that replace the sandbox's.
+    pub(crate) openbao: String,
+    /// Keys of `[[issuer]]` beside the sandbox's.
+    pub(crate) issuer: String,
+    /// The tenants' file, as a change to the sandbox's.
+    pub(crate) tenants: fn(&str) -> String,
+    /// A shell that runs before pgsilo, in its process: `ulimit -n 64`.
+    pub(crate) before: String,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            listeners: TLS.to_owned() + UNIX,
+            limits: "drain_timeout = \"2s\"\n".to_owned(),
+            registry: String::new(),
+            openbao: String::new(),
+            issuer: String::new(),
+            tenants: str::to_owned,
+            before: String::new(),
+        }
+    }
+}
+
+/// A TLS listener on a free port.
+pub(crate) const TLS: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\n\
+    tls = { certificate = \"server.crt\", key = \"server.key\" }\n";
+/// A Unix socket.
+pub(crate) const UNIX: &str = "[[listener]]\nsocket = \"{dir}/.s.PGSQL.6432\"\n";
+/// A listener in clear on a free port.
+pub(crate) const PLAIN: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\nplaintext = true\n";
+
+/// A running pgsilo.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    child: Child,
+    dir: PathBuf,
+    log: Arc<Mutex<Vec<String>>>,
+    addresses: Vec<SocketAddr>,
+    admin: SocketAddr,
+}
+
+impl Proxy {
+    /// Starts one with the defaults and waits until it is ready.
+    pub(crate) async fn start() -> Proxy {
+        Proxy::with(Settings::default()).await
+    }
+
+    /// Starts one and waits until it is ready to serve.
+    pub(crate) async fn with(settings: Settings) -> Proxy {
+        let proxy = Proxy::unready(settings).await;
+        eventually("pgsilo to be ready", async || (proxy.get("/readyz").await.0 == 200).then_some(())).await;
+        proxy
+    }
+
+    /// Starts one and waits until it listens, whether or not it could serve.
+    pub(crate) async fn unready(settings: Settings) -> Proxy {
+        let dir = folder();
+        write_files(&dir, &settings);
+        let mut command = Command::new("sh");
+        let script = format!("{} exec \"$0\" \"$@\"", settings.before);
+        command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_pgsilo"));
+        command.arg("serve").arg("--config").arg(dir.join("pgsilo.toml"));
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("pgsilo starts");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (sink, lines) = (Arc::clone(&log), BufReader::new(child.stderr.take().expect("piped")));
+        std::thread::spawn(move || {
+            lines.lines().map_while(Result::ok).for_each(|line| sink.lock().expect("log").push(line));
+        });
+        let none = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut proxy = Proxy { child, dir, log, addresses: Vec::new(), admin: none };
+        let serving = proxy.logged(|line| line["message"] == "pgsilo serves").await;
+        assert_eq!(serving["level"], "INFO");
+        for line in proxy.lines() {
+            let address = |field: &str| line[field].as_str().and_then(|text| text.parse().ok());
+            proxy.addresses.extend(address("listener"));
+            proxy.admin = address("admin").unwrap_or(proxy.admin);
+        }
+        proxy
+    }
+
+    /// The address of its only TCP listener, or of the first.
+    pub(crate) fn address(&self) -> SocketAddr {
+        *self.addresses.first().expect("a TCP listener")
+    }
+
+    /// The addresses of all its TCP listeners, in the order of the file.
+    pub(crate) fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The folder of its files and its Unix socket.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its Unix socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.join(".s.PGSQL.6432")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A libpq URI over TLS, verified.
+    pub(crate) fn tls_dsn(&self, token: &str, dbname: &str) -> String {
+        let ca = self.dir.join("ca.crt");
+        let address = self.address();
+        format!("postgresql://app:{token}@{address}/{dbname}?sslmode=verify-full&sslrootcert={}", ca.display())
+    }
+
+    /// A libpq URI over the Unix socket.
+    pub(crate) fn socket_dsn(&self, token: &str, dbname: &str) -> String {
+        format!("postgresql://app:{token}@/{dbname}?host={}&port=6432", self.dir.display())
+    }
+
+    /// A tokio-postgres client over the Unix socket.
+    pub(crate) async fn connect(&self, token: &str, dbname: &str) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+        let mut config = tokio_postgres::Config::new();
+        config.host_path(&self.dir).port(6432).user("app").password(token).dbname(dbname);
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// Every line of the log so far.
+    pub(crate) fn lines(&self) -> Vec<Value> {
+        let log = self.log.lock().expect("log");
+        log.iter().map(|line| serde_json::from_str(line).unwrap_or(Value::String(line.clone()))).collect()
+    }
+
+    /// The first line that fits, once it is there.
+    pub(crate) async fn logged(&self, fits: impl Fn(&Value) -> bool) -> Value {
+        let found = eventually("a line of the log", async || self.lines().into_iter().find(&fits));
+        match tokio::time::timeout(PATIENCE / 2, found).await {
+            Ok(line) => line,
+            Err(_late) => panic!("no such line in the log: {:#?}", self.log.lock().expect("log")),
+        }
+    }
+
+    /// The audit events of one kind so far.
+    pub(crate) fn events(&self, kind: &str) -> Vec<Value> {
+        let mut lines = self.lines();
+        lines.retain(|line| line["target"] == "pgsilo::audit" && line["event"] == kind);
+        lines
+    }
+
+    /// The first audit event of a kind that fits, once it is there.
+    pub(crate) async fn event(&self, kind: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        self.logged(|line| line["target"] == "pgsilo::audit" && line["event"] == kind && fits(line)).await
+    }
+
+    /// `GET path` of its HTTP endpoints: status and body.
+    pub(crate) async fn get(&self, path: &str) -> (u16, String) {
+        let response = reqwest::get(format!("http://{}{path}", self.admin)).await.expect("HTTP answers");
+        (response.status().as_u16(), response.text().await.expect("text"))
+    }
+
+    /// A metric's value, as `name{label="value"}`.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let (_status, text) = self.get("/metrics").await;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no metric {name} in\n{text}")).parse().expect("a number")
+    }
+
+    /// Waits until a metric has a value.
+    pub(crate) async fn metric_reaches(&self, name: &str, value: f64) {
+        eventually(name, async || (self.metric(name).await == value).then_some(())).await;
+    }
+
+    /// Replaces the registry's file and sends SIGHUP.
+    pub(crate) fn reload(&self, tenants: &str) {
+        fs::write(self.dir.join("tenants.toml"), tenants).expect("written");
+        self.signal(Signal::HUP);
+    }
+
+    /// The registry's file as it is.
+    pub(crate) fn tenants(&self) -> String {
+        fs::read_to_string(self.dir.join("tenants.toml")).expect("read")
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id() as i32).expect("a pid");
+        kill_process(pid, signal).expect("the process lives");
+    }
+
+    /// Waits until the process has ended.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        eventually("pgsilo to end", async || self.child.try_wait().expect("waited")).await
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if let (Ok(None), Some(pid)) = (self.child.try_wait(), Pid::from_raw(self.child.id() as i32)) {
+            let _gone = kill_process(pid, Signal::TERM);
+            let _gone = kill_process(pid, Signal::TERM);
+        }
+        let _waited = self.child.wait();
+        let log = self.log.lock().map(|log| log.join("\n")).unwrap_or_default();
+        let _gone = fs::remove_dir_all(&self.dir);
+        if std::thread::panicking() {
+            eprintln!("pgsilo's log:\n{log}");
+            return;
+        }
+        assert!(!log.contains("eyJ"), "a token was logged:\n{log}");
+        assert!(!log.contains("panicked"), "pgsilo panicked:\n{log}");
+        let secret_id = fs::read_to_string(world().dir().join("secret-id")).unwrap_or_default();
+        assert!(!log.contains(secret_id.trim()), "the secret id was logged");
+    }
+}
+
+/// A new folder with a short path: a Unix socket's has at most 107 bytes.
+pub(crate) fn folder() -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let dir = std::env::temp_dir().join(format!("pgsilo-e2e-{}-{number}", std::process::id()));
+    fs::create_dir_all(&dir).expect("a folder");
+    dir
+}
+
+/// Writes a configuration and all that it names.
+pub(crate) fn write_files(dir: &Path, settings: &Settings) {
+    let sandbox = world().dir();
+    for name in ["server.crt", "server.key", "ca.crt", "jwks.json", "secret-id"] {
+        fs::copy(sandbox.join(name), dir.join(name)).expect("copied");
+    }
+    let tenants = fs::read_to_string(sandbox.join("tenants.toml")).expect("read");
+    fs::write(dir.join("tenants.toml"), (settings.tenants)(&tenants)).expect("written");
+    let openbao = match settings.openbao.is_empty() {
+        true => format!(
+            "address = \"{}\"\nauth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"secret-id\" }} }}\n",
+            world().var("BAO_ADDR")
+        ),
+        false => settings.openbao.clone(),
+    };
+    let mut config = settings.listeners.replace("{dir}", &dir.display().to_string());
+    write!(
+        config,
+        "[[issuer]]\nissuer = \"https://issuer.sandbox.invalid\"\naudience = [\"pgsilo\"]\n\
+         algorithms = [\"ES256\"]\njwks = \"jwks.json\"\ntenant_claim = \"tenant\"\naccess_claim = \"access\"\n{}\n\
+         [registry]\nfile = \"tenants.toml\"\n{}\n[openbao]\n{openbao}\n[limits]\n{}\n\
+         [admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"debug\"\n",
+        settings.issuer, settings.registry, settings.limits
+    )
+    .expect("formatted");
+    fs::write(dir.join("pgsilo.toml"), config).expect("written");
+}

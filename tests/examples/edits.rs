@@ -1,0 +1,514 @@
+//! One edit of an example each: what to replace, with what, and what is said about it.
+
+/// The whole error. It is one line.
+pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
+    (
+        "[limits]",
+        "[limits",
+        "pgsilo.toml:52: unclosed table, expected `]`",
+    ),
+    (
+        "[limits]",
+        "[limit]",
+        "pgsilo.toml:52: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, limits, admin, log, runtime",
+    ),
+    (
+        "[limits]",
+        "[limits]\nmax_session = 1",
+        "pgsilo.toml:53: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, drain_timeout",
+    ),
+    (
+        "max_sessions = 10000",
+        "max_sessions = \"10000\"",
+        "pgsilo.toml:55: limits.max_sessions: invalid type: string \"10000\", expected a whole number, 0 or more",
+    ),
+    (
+        "max_sessions = 10000",
+        "max_sessions = -1",
+        "pgsilo.toml:55: limits.max_sessions: invalid value: integer `-1`, expected a whole number, 0 or more",
+    ),
+    (
+        "max_sessions = 10000",
+        "max_sessions = 10000\nmax_sessions = 1",
+        "pgsilo.toml:56: duplicate key",
+    ),
+    (
+        "address = \"127.0.0.1:6432\"",
+        "address = \"localhost:6432\"",
+        "pgsilo.toml:12: listener[0].address: \"localhost:6432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
+    ),
+    (
+        "address = \"127.0.0.1:6432\"",
+        "adress = \"127.0.0.1:6432\"",
+        "pgsilo.toml:12: listener[0].adress: unknown key (did you mean \"address\"?); allowed here: address, tls, require_tls, plaintext, socket, mode",
+    ),
+    (
+        "login_timeout = \"10s\"",
+        "login_timeout = \"10 s\"",
+        "pgsilo.toml:53: limits.login_timeout: \"10 s\" is not a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
+    ),
+    (
+        "login_timeout = \"10s\"",
+        "login_timeout = 10",
+        "pgsilo.toml:53: limits.login_timeout: invalid type: integer `10`, expected a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
+    ),
+    (
+        "login_timeout = \"10s\"",
+        "login_timeout = \"0s\"",
+        "pgsilo.toml:53: limits.login_timeout: zero; a login needs some time, such as \"10s\"",
+    ),
+    (
+        "format = \"json\"",
+        "format = \"jsn\"",
+        "pgsilo.toml:68: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
+    ),
+    (
+        "level = \"info\"",
+        "level = \"loud\"",
+        "pgsilo.toml:69: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
+    ),
+    (
+        "mode = \"0660\"",
+        "mode = \"0999\"",
+        "pgsilo.toml:18: listener[1].mode: \"0999\" is not a file mode such as \"0660\"",
+    ),
+    (
+        "role_id = \"pgsilo\", ",
+        "",
+        "pgsilo.toml:45: openbao.auth.approle: the key \"role_id\" is missing; add it",
+    ),
+    (
+        "file = \"tenants.toml\"",
+        "",
+        "pgsilo.toml:35: registry: the key \"file\" is missing; add it",
+    ),
+    (
+        "tls = { certificate = \"server.crt\", key = \"server.key\" }",
+        "tls = true",
+        "pgsilo.toml:13: listener[0].tls: invalid type: boolean `true`, expected a table",
+    ),
+    (
+        "audience = [\"pgsilo\"]",
+        "audience = \"pgsilo\"",
+        "pgsilo.toml:24: issuer[0].audience: invalid type: string \"pgsilo\", expected an array, [...]",
+    ),
+    (
+        "key = \"server.key\" }",
+        "key = \"absent.key\" }",
+        "pgsilo.toml:13: listener[0].tls.key: cannot read \"absent.key\": No such file or directory (os error 2)",
+    ),
+    (
+        "key = \"server.key\" }",
+        "key = \"other.key\" }",
+        "pgsilo.toml:13: listener[0].tls.key: the key in \"other.key\" does not belong to the first certificate in \"server.crt\"",
+    ),
+    (
+        "key = \"server.key\" }",
+        "key = \"empty\" }",
+        "pgsilo.toml:13: listener[0].tls.key: \"empty\" holds no private key; it must be PEM with an unencrypted PRIVATE KEY section",
+    ),
+    (
+        "certificate = \"server.crt\"",
+        "certificate = \".\"",
+        "pgsilo.toml:13: listener[0].tls.certificate: cannot read \".\": Is a directory (os error 21)",
+    ),
+    (
+        "certificate = \"server.crt\"",
+        "certificate = \"server.key\"",
+        "pgsilo.toml:13: listener[0].tls.certificate: \"server.key\" holds no certificate; it must be PEM with a CERTIFICATE section",
+    ),
+    (
+        "tls = { certificate",
+        "plaintext = true\ntls = { certificate",
+        "pgsilo.toml:13: listener[0].plaintext: both tls and plaintext = true; keep one",
+    ),
+    (
+        "tls = { certificate",
+        "# ",
+        "pgsilo.toml:11: listener[0]: no tls; add tls = { certificate = FILE, key = FILE }, or plaintext = true if tokens may travel in clear",
+    ),
+    (
+        "tls = { certificate = \"server.crt\", key = \"server.key\" }",
+        "plaintext = true\nrequire_tls = true",
+        "pgsilo.toml:14: listener[0].require_tls: there is no tls to require; remove it",
+    ),
+    (
+        "mode = \"0660\"",
+        "plaintext = true",
+        "pgsilo.toml:18: listener[1].plaintext: only a TCP listener has it; remove it",
+    ),
+    (
+        "socket = \"/run/pgsilo/.s.PGSQL.6432\"",
+        "socket = \"/run\"\naddress = \"127.0.0.1:1\"",
+        "pgsilo.toml:16: listener[1]: both address and socket; give each its own [[listener]]",
+    ),
+    (
+        "socket = \"/run/pgsilo/.s.PGSQL.6432\"",
+        "",
+        "pgsilo.toml:16: listener[1]: neither address nor socket; add one",
+    ),
+    (
+        "socket = \"/run/pgsilo/.s.PGSQL.6432\"\nmode = \"0660\"",
+        "address = \"127.0.0.1:6432\"\nplaintext = true\n#",
+        "pgsilo.toml:17: listener[1].address: another listener has it already",
+    ),
+    (
+        "socket = \"/run/pgsilo",
+        "socket = \"/xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+        "pgsilo.toml:17: listener[1].socket: longer than a socket's path can be (107 bytes)",
+    ),
+    (
+        "algorithms = [\"ES256\"]",
+        "algorithms = [\"ES256\", \"HS256\"]",
+        "pgsilo.toml:25: issuer[0].algorithms[1]: \"HS256\" is not one of RS256 RS384 RS512 PS256 PS384 PS512 ES256 ES384 EdDSA",
+    ),
+    (
+        "algorithms = [\"ES256\"]",
+        "algorithms = []",
+        "pgsilo.toml:25: issuer[0].algorithms: empty; name at least one algorithm",
+    ),
+    (
+        "algorithms = [\"ES256\"]",
+        "algorithms = [\"RS256\"]",
+        "pgsilo.toml:25: issuer[0].algorithms: no key fits `algorithms`; add the keys' algorithm there or another key",
+    ),
+    (
+        "audience = [\"pgsilo\"]",
+        "audience = []",
+        "pgsilo.toml:24: issuer[0].audience: empty; name at least one audience",
+    ),
+    (
+        "issuer = \"https://issuer.example\"",
+        "issuer = \"\"",
+        "pgsilo.toml:23: issuer[0].issuer: empty; it must equal the token's `iss`",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "jwks = \"absent.json\"",
+        "pgsilo.toml:26: issuer[0].jwks: cannot read \"absent.json\": No such file or directory (os error 2)",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "jwks = \"issuer.pem\"",
+        "pgsilo.toml:26: issuer[0].jwks: \"issuer.pem\": not a JSON Web Key Set: invalid number at line 1 column 2",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "jwks = \"twice.json\"",
+        "pgsilo.toml:26: issuer[0].jwks: \"twice.json\": two keys have the kid \"a\"; a kid must be unique",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "jwks = \"private.json\"",
+        "pgsilo.toml:26: issuer[0].jwks: \"private.json\": key 0 contains a private key; keep it secret and list only the public part",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "jwks = \"symmetric.json\"",
+        "pgsilo.toml:26: issuer[0].jwks: \"symmetric.json\": no usable key in it; key 0 is passed over: unsupported \"kty\" \"oct\"",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "",
+        "pgsilo.toml:22: issuer[0]: no keys; add jwks = FILE, or keys = [...]",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "jwks = \"jwks.json\"\nkeys = []",
+        "pgsilo.toml:27: issuer[0].keys: both jwks and keys; keep one",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "keys = [{ kid = \"a\", algorithm = \"ES384\", pem = \"issuer.pem\" }]",
+        "pgsilo.toml:26: issuer[0].keys[0].pem: \"issuer.pem\": the key does not fit the algorithm ES384",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "keys = [{ kid = \"a\", algorithm = \"ES256\", pem = \"server.key\" }]",
+        "pgsilo.toml:26: issuer[0].keys[0].pem: \"server.key\": not a public key in PEM; it must have a PUBLIC KEY section",
+    ),
+    (
+        "tenant_claim = \"tenant\"",
+        "tenant_claim = \"\"",
+        "pgsilo.toml:28: issuer[0].tenant_claim: \"\" is not a claim's name, nor a JSON pointer such as \"/app/tenants\"",
+    ),
+    (
+        "default_access = \"read-write\"",
+        "default_access = \"admin\"",
+        "pgsilo.toml:30: issuer[0].default_access: \"admin\" is not one: an access level is \"read-write\", \"read-only\" or \"migrate\"",
+    ),
+    (
+        "leeway = \"30s\"",
+        "leeway = \"10m\"",
+        "pgsilo.toml:31: issuer[0].leeway: too long; at most 5m",
+    ),
+    (
+        "file = \"tenants.toml\"",
+        "file = \"absent.toml\"",
+        "pgsilo.toml:36: registry.file: absent.toml: cannot read the file: No such file or directory (os error 2)",
+    ),
+    (
+        "file = \"tenants.toml\"",
+        "file = \"empty\"",
+        "empty:1: the key \"tenant\" is missing; add it",
+    ),
+    (
+        "# regions = [\"eu-central\"]",
+        "regions = []",
+        "pgsilo.toml:38: registry.regions: empty; name each region, or leave the key out for any",
+    ),
+    (
+        "https://127.0.0.1:8200",
+        "http://bao.example:8200",
+        "pgsilo.toml:43: openbao.address: http to \"bao.example\" would show credentials to the network; use https",
+    ),
+    (
+        "https://127.0.0.1:8200",
+        "http+unix:///run/bao.sock",
+        "pgsilo.toml:43: openbao.address: the scheme \"http+unix\" is not supported; use https",
+    ),
+    (
+        "https://127.0.0.1:8200",
+        "127.0.0.1:8200",
+        "pgsilo.toml:43: openbao.address: \"127.0.0.1:8200\" is not a URL; write it like \"https://127.0.0.1:8200\"",
+    ),
+    (
+        "https://127.0.0.1:8200",
+        "https://user:hunter2@bao.example",
+        "pgsilo.toml:43: openbao.address: a URL with a user or a password; remove them and use openbao.auth",
+    ),
+    (
+        "https://127.0.0.1:8200",
+        "https://bao.example/?a=b",
+        "pgsilo.toml:43: openbao.address: \"https://bao.example/?a=b\" has a query or a fragment; end it after the port",
+    ),
+    (
+        "# ca = \"openbao-ca.crt\"",
+        "ca = \"empty\"",
+        "pgsilo.toml:44: openbao.ca: \"empty\" holds no certificate; it must be PEM with a CERTIFICATE section",
+    ),
+    (
+        "# ca = \"openbao-ca.crt\"",
+        "ca = \"absent.crt\"",
+        "pgsilo.toml:44: openbao.ca: cannot read \"absent.crt\": No such file or directory (os error 2)",
+    ),
+    (
+        "secret_id_file = \"secret-id\" } }",
+        "secret_id_file = \"absent\" } }",
+        "pgsilo.toml:45: openbao.auth.approle.secret_id_file: cannot read \"absent\": No such file or directory (os error 2)",
+    ),
+    (
+        "secret_id_file = \"secret-id\" } }",
+        "secret_id_file = \"empty\" } }",
+        "pgsilo.toml:45: openbao.auth.approle.secret_id_file: \"empty\" is empty; it must hold the secret",
+    ),
+    (
+        "secret_id_file = \"secret-id\" } }",
+        "secret_id_file = \"secret-id\" }, token_file = \"bao-token\" }",
+        "pgsilo.toml:45: openbao.auth: both approle and token_file; keep one",
+    ),
+    (
+        "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
+        "auth = {}",
+        "pgsilo.toml:45: openbao.auth: neither approle nor token_file; add one",
+    ),
+    (
+        "timeout = \"5s\"",
+        "timeout = \"0ms\"",
+        "pgsilo.toml:47: openbao.timeout: zero; a request needs some time, such as \"5s\"",
+    ),
+    (
+        "max_concurrent_requests = 64",
+        "max_concurrent_requests = 0",
+        "pgsilo.toml:48: openbao.max_concurrent_requests: zero; no lease could be asked for",
+    ),
+    (
+        "max_handshakes = 1000",
+        "max_handshakes = 0",
+        "pgsilo.toml:54: limits.max_handshakes: zero; nobody could log in",
+    ),
+    (
+        "max_token_bytes = 16384",
+        "max_token_bytes = 65537",
+        "pgsilo.toml:58: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
+    ),
+    (
+        "cores = 0",
+        "cores = 5000",
+        "pgsilo.toml:72: runtime.cores: 5000 is out of range; use 0 to 1024",
+    ),
+    (
+        "address = \"127.0.0.1:9432\"",
+        "address = \"9432\"",
+        "pgsilo.toml:65: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
+    ),
+    (
+        "id = \"globex\"",
+        "id = \"acme\"",
+        "tenants.toml:22: tenant[1].id: \"acme\" is already the tenant on line 5; ids are unique",
+    ),
+    (
+        "id = \"globex\"",
+        "id = \"Globex\"",
+        "tenants.toml:22: tenant[1].id: \"Globex\" is not one: a tenant id is 1 to 63 of a-z 0-9 _ - and starts with a letter or a digit",
+    ),
+    (
+        "id = \"globex\"\n",
+        "",
+        "tenants.toml:21: tenant[1]: the key \"id\" is missing; add it",
+    ),
+    (
+        "id = \"globex\"",
+        "id = \"globex\"\nplan = \"gold\"",
+        "tenants.toml:23: tenant[1].plan: unknown key; allowed here: id, state, placement, lease",
+    ),
+    (
+        "state = \"active\"",
+        "state = \"deleted\"",
+        "tenants.toml:6: tenant[0].state: \"deleted\" is not known here; use one of: active, suspended, paused",
+    ),
+    (
+        "port = 5432",
+        "port = 0",
+        "tenants.toml:10: tenant[0].placement.port: 0 is not a port; PostgreSQL's is usually 5432",
+    ),
+    (
+        "port = 5432",
+        "port = 65536",
+        "tenants.toml:10: tenant[0].placement.port: invalid value: integer `65536`, expected a port, 1 to 65535",
+    ),
+    (
+        "host = \"db1.internal\"",
+        "host = \"db1.internal:5432\"",
+        "tenants.toml:9: tenant[0].placement.host: \"db1.internal:5432\" is not a host name or an IP address (without brackets or port)",
+    ),
+    (
+        "host = \"db1.internal\"",
+        "host = \"db1.internal\"\nsocket = \"/run/pg\"",
+        "tenants.toml:8: tenant[0].placement: both host and socket; keep one",
+    ),
+    (
+        "socket = \"/run/postgresql/.s.PGSQL.5432\"\ndbname",
+        "socket = \"run/pg\"\ndbname",
+        "tenants.toml:25: tenant[1].placement.socket: \"run/pg\" is not an absolute path; write it from the root",
+    ),
+    (
+        "socket = \"/run/postgresql/.s.PGSQL.5432\"\ndbname",
+        "tls = {}\nsocket = \"/run/pg\"\ndbname",
+        "tenants.toml:25: tenant[1].placement.tls: a Unix socket has no TLS; remove it",
+    ),
+    (
+        "socket = \"/run/postgresql/.s.PGSQL.5432\"\ndbname",
+        "dbname",
+        "tenants.toml:24: tenant[1].placement: neither host nor socket; add one",
+    ),
+    (
+        "dbname = \"tenant_globex\"",
+        "dbname = \"\"",
+        "tenants.toml:26: tenant[1].placement.dbname: empty or with a NUL; name the tenant's own database",
+    ),
+    (
+        "dbname = \"tenant_globex\"",
+        "dbname = \"a\\u0000b\"",
+        "tenants.toml:26: tenant[1].placement.dbname: empty or with a NUL; name the tenant's own database",
+    ),
+    (
+        "socket = \"/run/postgresql/.s.PGSQL.5432\"\ndbname = \"tenant_globex\"",
+        "host = \"DB1.internal.\"\ntls = { mode = \"require\" }\ndbname = \"tenant_acme\"",
+        "tenants.toml:27: tenant[1].placement.dbname: \"tenant_acme\" on DB1.internal.:5432 is already the database on line 11; tenants never share one",
+    ),
+    (
+        "ca = \"db-ca.crt\" }",
+        "ca = \"absent.crt\" }",
+        "tenants.toml:13: tenant[0].placement.tls.ca: cannot read \"absent.crt\": No such file or directory (os error 2)",
+    ),
+    (
+        "mode = \"verify-full\", ca",
+        "mode = \"require\", ca",
+        "tenants.toml:13: tenant[0].placement.tls.ca: mode \"require\" checks no certificate; use \"verify-ca\" or \"verify-full\", or remove ca",
+    ),
+    (
+        "mode = \"verify-full\", ca",
+        "mode = \"disable\", ca",
+        "tenants.toml:13: tenant[0].placement.tls: mode \"disable\" checks nothing; remove the other keys or the mode",
+    ),
+    (
+        "mode = \"verify-full\", ca",
+        "mode = \"verify\", ca",
+        "tenants.toml:13: tenant[0].placement.tls.mode: \"verify\" is not known here; use one of: disable, require, verify-ca, verify-full",
+    ),
+    (
+        "# tls = { server_name = \"db.example\" }",
+        "auth = [\"md4\"]",
+        "tenants.toml:14: tenant[0].placement.auth[0]: \"md4\" is not known here (did you mean \"md5\"?); use one of: scram-sha-256, md5, password",
+    ),
+    (
+        "ca = \"db-ca.crt\" }",
+        "ca = \"db-ca.crt\", server_name = \"a b\" }",
+        "tenants.toml:13: tenant[0].placement.tls.server_name: \"a b\" is not a host name or an IP address",
+    ),
+    (
+        "mount = \"database\"",
+        "mount = \"data/../sys\"",
+        "tenants.toml:18: tenant[0].lease.mount: \"data/../sys\" is not a mount path; use A-Z a-z 0-9 _ . - between single slashes",
+    ),
+    (
+        "mount = \"database\"",
+        "mount = \"/database\"",
+        "tenants.toml:18: tenant[0].lease.mount: \"/database\" is not a mount path; use A-Z a-z 0-9 _ . - between single slashes",
+    ),
+    (
+        "roles = { read-write = \"tenant-globex-rw\" }",
+        "roles = {}",
+        "tenants.toml:29: tenant[1].lease.roles: empty; name at least one role",
+    ),
+    (
+        "roles = { read-write = \"tenant-globex-rw\" }",
+        "roles = { readwrite = \"x\" }",
+        "tenants.toml:29: tenant[1].lease.roles.readwrite: unknown key (did you mean \"read-write\"?); allowed here: read-write, read-only, migrate",
+    ),
+    (
+        "roles = { read-write = \"tenant-globex-rw\" }",
+        "roles = { read-write = \"../tenant-acme-rw\" }",
+        "tenants.toml:29: tenant[1].lease.roles.read-write: \"../tenant-acme-rw\" is not a role's name; use A-Z a-z 0-9 _ . -",
+    ),
+];
+
+/// All warnings, with ` | ` between them.
+pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
+    (
+        "address = \"127.0.0.1:6432\"",
+        "address = \"0.0.0.0:6432\"",
+        "",
+    ),
+    (
+        "tls = { certificate = \"server.crt\", key = \"server.key\" }",
+        "plaintext = true",
+        "",
+    ),
+    (
+        "address = \"127.0.0.1:6432\"\ntls = { certificate = \"server.crt\", key = \"server.key\" }",
+        "address = \"0.0.0.0:6432\"\nplaintext = true",
+        "pgsilo.toml:13: listener[0].plaintext: tokens may travel in clear over a network: anybody on the way can use them",
+    ),
+    (
+        "address = \"127.0.0.1:6432\"\n",
+        "address = \"10.0.0.1:6432\"\nrequire_tls = false\n",
+        "pgsilo.toml:13: listener[0].require_tls: tokens may travel in clear over a network: anybody on the way can use them",
+    ),
+    (
+        "address = \"127.0.0.1:9432\"",
+        "address = \"0.0.0.0:9432\"",
+        "pgsilo.toml:65: admin.address: not a loopback address: anybody who reaches it can read the metrics",
+    ),
+    (
+        "algorithms = [\"ES256\"]",
+        "algorithms = [\"ES256\", \"RS256\"]",
+        "",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "keys = [{ kid = \"a\", algorithm = \"ES256\", pem = \"issuer.pem\" }, { kid = \"b\", algorithm = \"ES256\", pem = \"issuer.pem\" }]",
+        "",
+    ),
+];
