@@ -1,0 +1,37 @@
+# The few commands a person needs; `make help` lists them. Each installs nothing outside of
+# this folder: what the machine lacks goes to .tools (or $PGSILO_TOOLS), see scripts/tools.py.
+
+TOOLS  := $(or $(PGSILO_TOOLS),.tools)
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# `make sandbox PROFILE=dev` builds sooner, runs slower.
+PROFILE ?= release
+PROGRAMS := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+
+.DEFAULT_GOAL := help
+.PHONY: help tools sandbox test test-all fmt lint clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+tools: ## find or install PostgreSQL 16 or newer and OpenBAO
+	@python3 scripts/tools.py >/dev/null
+
+sandbox: tools ## run a whole pgsilo on this machine; ARGS="--help" says how
+	@cargo build --profile $(PROFILE) --bins
+	@. "$(TOOLS)/env" && exec "$(PROGRAMS)/pgsiloctl" sandbox $(ARGS)
+
+test: tools ## every test, against real servers; ARGS go to cargo test
+	@. "$(TOOLS)/env" && exec cargo test $(ARGS)
+
+test-all: tools ## every test, and all the rest that must hold before a release
+	@. "$(TOOLS)/env" && exec bash scripts/test-all.sh $(ARGS)
+
+fmt: ## format the code
+	@cargo fmt --all
+
+lint: ## what must be clean: formatting, clippy
+	@cargo fmt --all --check
+	@cargo clippy --all-targets -- -D warnings
+
+clean: ## remove what was built (not the tools)
+	@cargo clean
