@@ -1,2 +1,53 @@
 //! pgsilo: a PostgreSQL proxy that gives every tenant its own database.
+//!
+//! # The map
+//!
+//! The chain (`session`), each stage made from the one before it by value:
+//!
+//! ```text
+//! Accepted -> Secured -> Started -> Identified -> Routed -> Leased -> Attached -> Spliced -> Ending
+//! ```
+//!
+//! The layers, each of which imports only what stands below it:
+//!
+//! ```text
+//! server, admin            listeners and event loops; metrics and health
+//! session                  the chain, one file a stage, and the one call that refuses
+//! refusal, audit           the table of refusals; the trail and its events
+//! proxy                    what all sessions share
+//! splice, cancel           the relay; cancel keys
+//! backend, frontend        the one dial and the login; framed reads with bounds
+//! config                   the file, and the ready-made objects it becomes
+//! token | registry | lease three parts that never import each other: they meet in stages
+//! tenant, tls, stream, ending, limits, secret, wire
+//! ```
+//!
+//! One exception is deliberate: `backend::dial` takes a [`session::Routed`], so that nothing
+//! else can be dialled. `tests/structure.rs` keeps these rules.
+
+mod admin;
+mod audit;
+mod backend;
+mod cancel;
+pub mod config;
+mod ending;
+mod frontend;
 pub mod lease;
+mod limits;
+mod proxy;
+mod refusal;
+pub mod registry;
+mod secret;
+pub mod server;
+pub mod session;
+mod splice;
+mod stream;
+pub mod tenant;
+pub mod tls;
+pub mod token;
+mod toml_file;
+pub mod wire;
+
+pub use ending::Ending;
+pub use refusal::{Reason, Refusal};
+pub use secret::Secret;

@@ -1,0 +1,193 @@
+//! The audit trail: what is known of a connection, and the events that tell of it.
+//!
+//! Every connection that gets past the probes leaves events with `target: "pgsilo::audit"`:
+//! one `refused`, or one `started` and one `ended`. They carry the full context; no event ever
+//! carries a token, a password or a cancel key. What a client sent (its user, its database) is
+//! escaped and cut before it is written.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use aws_lc_rs::rand;
+use tracing::Level;
+
+use crate::ending::Ending;
+use crate::refusal::Refusal;
+use crate::token::{Claims, Rejected};
+
+/// How much of a name that a client sent is written, in characters.
+const MAX_NAME: usize = 80;
+
+/// Names one connection, in the client's DETAIL and in every event. Random, not secret.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SessionId(u64);
+
+impl SessionId {
+    /// A new id. Without randomness it is zero: an id is never worth a refusal.
+    pub(crate) fn new() -> SessionId {
+        let mut bytes = [0; 8];
+        let _zero_then = rand::fill(&mut bytes);
+        SessionId(u64::from_be_bytes(bytes))
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What has been learned of a connection so far. The stages write into it, events read it.
+#[derive(Debug)]
+pub(crate) struct Trail {
+    pub(crate) session: SessionId,
+    pub(crate) address: String,
+    pub(crate) tls: bool,
+    pub(crate) user: String,
+    pub(crate) database: String,
+    pub(crate) application: String,
+    pub(crate) issuer: String,
+    pub(crate) subject: String,
+    pub(crate) token_id: String,
+    pub(crate) tenant: String,
+    pub(crate) access: &'static str,
+    pub(crate) placement: String,
+    pub(crate) role: String,
+    pub(crate) backend_pid: u32,
+}
+
+impl Trail {
+    pub(crate) fn new(address: Option<SocketAddr>) -> Trail {
+        Trail {
+            session: SessionId::new(),
+            address: address.map_or_else(|| "unix".to_owned(), |address| address.to_string()),
+            tls: false,
+            user: String::new(),
+            database: String::new(),
+            application: String::new(),
+            issuer: String::new(),
+            subject: String::new(),
+            token_id: String::new(),
+            tenant: String::new(),
+            access: "",
+            placement: String::new(),
+            role: String::new(),
+            backend_pid: 0,
+        }
+    }
+
+    pub(crate) fn learn_claims(&mut self, claims: &Claims) {
+        self.issuer = claims.issuer().to_owned();
+        self.subject = claims.subject().to_owned();
+        self.token_id = claims.token_id().unwrap_or_default().to_owned();
+        self.access = claims.access().as_str();
+    }
+
+    /// Of a refused token, what may be believed.
+    pub(crate) fn learn_rejected(&mut self, rejected: &Rejected) {
+        self.subject = rejected.subject.clone().unwrap_or_default();
+        self.token_id = rejected.token_id.clone().unwrap_or_default();
+    }
+}
+
+/// What a client sent, for an event: escaped, so that it cannot pass for something else.
+pub(crate) fn name(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    text.chars()
+        .take(MAX_NAME)
+        .flat_map(char::escape_debug)
+        .collect()
+}
+
+/// `tracing` wants the level of an event to be a constant.
+macro_rules! at_level {
+    ($level:expr, $($event:tt)+) => {
+        match $level {
+            Level::ERROR => tracing::error!($($event)+),
+            Level::WARN => tracing::warn!($($event)+),
+            Level::INFO => tracing::info!($($event)+),
+            Level::DEBUG => tracing::debug!($($event)+),
+            Level::TRACE => tracing::trace!($($event)+),
+        }
+    };
+}
+
+macro_rules! event {
+    ($level:expr, $trail:expr, $($more:tt)+) => {
+        at_level!(
+            $level, target: "pgsilo::audit",
+            session = %$trail.session, address = $trail.address, tls = $trail.tls,
+            user = $trail.user, database = $trail.database, application = $trail.application,
+            issuer = $trail.issuer, subject = $trail.subject, token_id = $trail.token_id,
+            tenant = $trail.tenant, access = $trail.access, placement = $trail.placement,
+            role = $trail.role, backend_pid = $trail.backend_pid, $($more)+
+        )
+    };
+}
+
+/// A connection was refused.
+pub(crate) fn refused(trail: &Trail, refusal: &Refusal) {
+    let reason = refusal.reason();
+    event!(
+        reason.level(),
+        trail,
+        event = "refused",
+        reason = reason.label(),
+        sqlstate = reason.sqlstate(),
+        cause = refusal.cause(),
+        "refused"
+    );
+}
+
+/// A session was spliced.
+pub(crate) fn started(trail: &Trail, seconds: f64) {
+    event!(
+        Level::INFO,
+        trail,
+        event = "started",
+        seconds,
+        "session started"
+    );
+}
+
+/// A session has ended.
+pub(crate) fn ended(trail: &Trail, ending: Ending, seconds: f64) {
+    let sqlstate = ending.told().map_or("", |(sqlstate, _)| sqlstate);
+    event!(
+        ending.level(),
+        trail,
+        event = "ended",
+        ending = ending.label(),
+        sqlstate,
+        seconds,
+        "session ended"
+    );
+}
+
+/// A cancel request found its session.
+pub(crate) fn cancelled(trail: &Trail, pid: u32) {
+    event!(
+        Level::INFO,
+        trail,
+        event = "cancelled",
+        pid,
+        "query cancelled on request"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::name;
+
+    #[test]
+    fn what_a_client_sent_cannot_forge_a_line() {
+        assert_eq!(name(b"a\nb\x1b[31m\xff\""), "a\\nb\\u{1b}[31m\u{fffd}\\\"");
+        assert_eq!(name(&[b'x'; 500]).len(), 80);
+    }
+}

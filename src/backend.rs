@@ -1,0 +1,220 @@
+//! The database's side: the one dial, TLS, and what a dialled connection may become.
+//!
+//! Invariant: a connection is opened to the placement of a [`Routed`] session and nowhere
+//! else, so tenant, placement and credential cannot be crossed. A [`Redial`] remembers where a
+//! routed session went, for its cancel requests. No other module connects a socket to a
+//! database; `login.rs` is all that may speak on a fresh connection.
+
+mod login;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+pub(crate) use login::BackendError;
+
+use crate::registry::{Host, PlacementTls, Tenant};
+use crate::session::Routed;
+use crate::stream::{Stream, tune};
+use crate::tls;
+use crate::wire::startup::CancelRequest;
+
+/// From the first packet of a dial to the end of its TLS handshake.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a database may take to act on a cancel request and close.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
+
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+
+/// A connection to a tenant's database, before any login.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: Stream,
+    redial: Redial,
+}
+
+/// Where a routed session's database is: enough to send it a cancel request.
+#[derive(Clone, Debug)]
+pub(crate) struct Redial(Arc<Tenant>);
+
+/// Why a database could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    /// This process or machine is out of descriptors, buffers or memory.
+    #[error("no socket could be made: {0}")]
+    Local(io::Error),
+    /// The address does not resolve, or nothing answers there.
+    #[error("cannot connect to {to}: {error}")]
+    Connect { to: String, error: io::Error },
+    /// Nothing came back in time.
+    #[error("{0} did not answer within 5 s")]
+    Timeout(String),
+    /// TLS is asked for and the server has none. Going on in clear is not an option.
+    #[error("{0} does not offer TLS, which its placement asks for")]
+    NoTls(String),
+    /// An answer to SSLRequest that is neither `S` nor `N`.
+    #[error("{to} answered the request for TLS with byte {byte:#04x}: is it a PostgreSQL server?")]
+    NotPostgres { to: String, byte: u8 },
+    /// The certificate or the handshake was not acceptable.
+    #[error("TLS with {to} failed: {error}")]
+    Tls { to: String, error: io::Error },
+}
+
+/// Opens a connection to the database of a routed session, under TLS where its placement asks
+/// for it.
+pub(crate) async fn dial(routed: &Routed<'_>) -> Result<Connection, DialError> {
+    let redial = Redial(Arc::clone(routed.tenant()));
+    let stream = redial.connect().await?;
+    Ok(Connection { stream, redial })
+}
+
+impl Redial {
+    async fn connect(&self) -> Result<Stream, DialError> {
+        let connect = async {
+            let stream = self.connect_in_clear().await?;
+            match &self.0.placement().tls {
+                PlacementTls::Disable => Ok(stream),
+                PlacementTls::Enabled {
+                    config,
+                    server_name,
+                } => {
+                    self.connect_tls(stream, Arc::clone(config), server_name.as_deref())
+                        .await
+                }
+            }
+        };
+        match timeout(DIAL_TIMEOUT, connect).await {
+            Ok(result) => result,
+            Err(_elapsed) => Err(DialError::Timeout(self.place())),
+        }
+    }
+
+    async fn connect_in_clear(&self) -> Result<Stream, DialError> {
+        let connected = match &self.0.placement().host {
+            Host::Tcp { host, port } => TcpStream::connect((host.as_str(), *port))
+                .await
+                .map(Stream::Tcp),
+            Host::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
+        };
+        let stream = connected.map_err(|error| match out_of_resources(&error) {
+            true => DialError::Local(error),
+            false => DialError::Connect {
+                to: self.place(),
+                error,
+            },
+        })?;
+        if let Stream::Tcp(tcp) = &stream {
+            tune(tcp).map_err(DialError::Local)?;
+        }
+        Ok(stream)
+    }
+
+    /// SSLRequest, exactly one byte back, then the handshake: a byte more would have come from
+    /// somebody in the middle (CVE-2021-23222).
+    async fn connect_tls(
+        &self,
+        mut stream: Stream,
+        config: Arc<rustls::ClientConfig>,
+        server_name: Option<&str>,
+    ) -> Result<Stream, DialError> {
+        let lost = |error| DialError::Connect {
+            to: self.place(),
+            error,
+        };
+        stream.write_all(&SSL_REQUEST).await.map_err(lost)?;
+        match stream.read_u8().await.map_err(lost)? {
+            b'S' => {}
+            b'N' => return Err(DialError::NoTls(self.place())),
+            byte => {
+                return Err(DialError::NotPostgres {
+                    to: self.place(),
+                    byte,
+                });
+            }
+        }
+        let failed = |error| DialError::Tls {
+            to: self.place(),
+            error,
+        };
+        let name = match (&self.0.placement().host, server_name) {
+            (_, Some(name)) => name,
+            (Host::Tcp { host, .. }, None) => host,
+            (Host::Unix(_), None) => "localhost",
+        };
+        let name = ServerName::try_from(name.to_owned())
+            .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
+        stream.connect_tls(config, name).await.map_err(failed)
+    }
+
+    /// Sends a cancel request and waits until the database closes: until then the cancel may
+    /// still hit, and whoever asked for it must not go on.
+    ///
+    /// # Errors
+    /// When the database could not be reached.
+    pub(crate) async fn cancel(&self, request: &CancelRequest) -> Result<(), DialError> {
+        let mut stream = self.connect().await?;
+        let lost = |error| DialError::Connect {
+            to: self.place(),
+            error,
+        };
+        stream.write_all(&request.encode()).await.map_err(lost)?;
+        stream.flush().await.map_err(lost)?;
+        let mut sink = [0; 64];
+        let closed = async { while let Ok(1..) = stream.read(&mut sink).await {} };
+        match timeout(CANCEL_TIMEOUT, closed).await {
+            Ok(()) => Ok(()),
+            Err(_elapsed) => Err(DialError::Timeout(self.place())),
+        }
+    }
+
+    /// For logs and errors.
+    fn place(&self) -> String {
+        self.0.placement().to_string()
+    }
+}
+
+impl Connection {
+    /// The hash that binds SCRAM to this TLS connection (RFC 5929), where there is one.
+    fn channel_binding(&self) -> Option<Vec<u8>> {
+        match &self.stream {
+            Stream::Backend(tls) => {
+                let certificates = tls.get_ref().1.peer_certificates()?;
+                tls::server_end_point(certificates.first()?)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What the database calls the session, and how to cancel what it runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    secret: Bytes,
+    redial: Redial,
+}
+
+impl Process {
+    /// Cancels whatever runs there now.
+    ///
+    /// # Errors
+    /// When the database could not be reached.
+    pub(crate) async fn cancel(&self) -> Result<(), DialError> {
+        let request = CancelRequest {
+            pid: self.pid,
+            secret: self.secret.clone(),
+        };
+        self.redial.cancel(&request).await
+    }
+}
+
+/// EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL: ours to mend, not the database's.
+fn out_of_resources(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(12 | 23 | 24 | 99 | 105))
+}

@@ -1,0 +1,318 @@
+//! The login to a tenant's database with a leased credential, and the reading of its seal.
+//!
+//! Invariant: an [`Attachment`] exists only after the server proved that it knows the
+//! credential (SCRAM's server signature; md5 and cleartext only where the placement allows
+//! them) and after its catalog named the tenant that was asked for. Everything a server says
+//! before that is bounded, and none of its text reaches a client.
+
+use std::io;
+
+use bytes::Bytes;
+use postgres_protocol::authentication::md5_hash;
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{Connection, Process};
+use crate::lease::Credential;
+use crate::registry::Tenant;
+use crate::stream::Stream;
+use crate::tenant::TenantId;
+use crate::wire::message::{self, Authentication, ErrorFields};
+use crate::wire::startup::{self, Startup, StartupError};
+
+/// The longest message that a database may send before its first ReadyForQuery, in bytes.
+const MAX_MESSAGE: usize = 64 * 1024;
+/// The most that its parameters and notices may come to, in bytes.
+const MAX_GREETING: usize = 256 * 1024;
+/// PostgreSQL's default is 4096; the count is the server's to choose and ours to pay for.
+const MAX_SCRAM_ITERATIONS: u32 = 100_000;
+
+/// The seal, from the catalog: a SHOW would tell what the client's own `options` say. The
+/// client's search_path is in force, so every name is qualified.
+const READ_SEAL: &str = "SELECT pg_catalog.substr(setting, 15) \
+    FROM pg_catalog.pg_database d \
+    JOIN pg_catalog.pg_db_role_setting s ON s.setdatabase OPERATOR(pg_catalog.=) d.oid, \
+    LATERAL pg_catalog.unnest(s.setconfig) AS setting \
+    WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database() \
+    AND s.setrole OPERATOR(pg_catalog.=) '0'::pg_catalog.oid \
+    AND pg_catalog.starts_with(setting, 'pgsilo.tenant=')";
+
+/// A logged-in connection to a database that is the tenant's.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    pub(crate) stream: Stream,
+    pub(crate) process: Process,
+    /// ParameterStatus and notices as they came, for the client.
+    pub(crate) greeting: Vec<u8>,
+}
+
+/// Why a login to a database failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BackendError {
+    #[error("the database closed the connection during login: {0}")]
+    Lost(#[from] io::Error),
+    #[error("the database broke the protocol: {0}")]
+    Protocol(&'static str),
+    #[error("the leased name or a setting cannot be sent: {0}")]
+    Unsendable(#[from] StartupError),
+    #[error("the database asked for {0}, which the placement's `auth` does not allow")]
+    MethodRefused(&'static str),
+    #[error("the database asked for authentication method {0}, which is not supported")]
+    MethodUnknown(u32),
+    #[error("the database let the session in without a password: its pg_hba.conf says trust")]
+    Trusting,
+    #[error("the database asked for {0} SCRAM iterations; at most 100000 are done")]
+    Iterations(u32),
+    #[error("SCRAM failed: {0}")]
+    Scram(io::Error),
+    #[error("the database said {sqlstate}: {text}")]
+    Said { sqlstate: String, text: String },
+    #[error("the database has no seal; `ALTER DATABASE ... SET pgsilo.tenant = '{0}'` seals it")]
+    Unsealed(TenantId),
+    #[error("the database is sealed for tenant {found:?}, not for {expected}")]
+    SealBroken { expected: TenantId, found: String },
+}
+
+impl From<ErrorFields> for BackendError {
+    fn from(ErrorFields { sqlstate, text }: ErrorFields) -> BackendError {
+        BackendError::Said { sqlstate, text }
+    }
+}
+
+impl Connection {
+    /// Logs in as the leased role, with the client's settings, and reads the seal.
+    pub(crate) async fn log_in(
+        mut self,
+        credential: &Credential,
+        startup: &Startup,
+    ) -> Result<Attachment, BackendError> {
+        let tenant = self.redial.0.clone();
+        let dbname = &tenant.placement().dbname;
+        let packet = startup::encode(&credential.username, dbname, startup.settings())?;
+        self.send(&packet).await?;
+        self.authenticate(credential, &tenant).await?;
+        let (process, mut greeting) = self.read_greeting().await?;
+        self.check_seal(tenant.id(), &mut greeting).await?;
+        Ok(Attachment {
+            stream: self.stream,
+            process,
+            greeting,
+        })
+    }
+
+    async fn authenticate(
+        &mut self,
+        credential: &Credential,
+        tenant: &Tenant,
+    ) -> Result<(), BackendError> {
+        let auth = &tenant.placement().auth;
+        match self.read_authentication().await? {
+            Authentication::Sasl(offered) => self.scram(credential, &offered).await?,
+            Authentication::Md5Password(salt) if auth.md5 => {
+                let hash = md5_hash(
+                    credential.username.as_bytes(),
+                    credential.password.expose(),
+                    salt,
+                );
+                self.send_password(hash.as_bytes()).await?;
+            }
+            Authentication::CleartextPassword if auth.password => {
+                self.send_password(credential.password.expose()).await?;
+            }
+            Authentication::Md5Password(_) => return Err(BackendError::MethodRefused("md5")),
+            Authentication::CleartextPassword => {
+                return Err(BackendError::MethodRefused("a password in clear"));
+            }
+            Authentication::Ok => return Err(BackendError::Trusting),
+            Authentication::Other(code) => return Err(BackendError::MethodUnknown(code)),
+            Authentication::SaslContinue(_) | Authentication::SaslFinal(_) => {
+                return Err(BackendError::Protocol("SASL goes on before it began"));
+            }
+        }
+        match self.read_authentication().await? {
+            Authentication::Ok => Ok(()),
+            _ => Err(BackendError::Protocol("a second authentication request")),
+        }
+    }
+
+    /// SCRAM-SHA-256-PLUS where the server offers it over TLS, else SCRAM-SHA-256; where only
+    /// the offer is missing, SCRAM itself notices if somebody in the middle took it away.
+    async fn scram(
+        &mut self,
+        credential: &Credential,
+        offered: &[String],
+    ) -> Result<(), BackendError> {
+        let offers = |name| offered.iter().any(|mechanism| mechanism == name);
+        let (mechanism, binding) = match self.channel_binding() {
+            Some(hash) if offers(SCRAM_SHA_256_PLUS) => (
+                SCRAM_SHA_256_PLUS,
+                ChannelBinding::tls_server_end_point(hash),
+            ),
+            Some(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
+            None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
+        };
+        if !offers(mechanism) {
+            return Err(BackendError::MethodRefused(
+                "a SASL mechanism other than SCRAM-SHA-256",
+            ));
+        }
+        let mut scram = ScramSha256::new(credential.password.expose(), binding);
+        let mut first = mechanism.as_bytes().to_vec();
+        first.push(0);
+        first.extend_from_slice(&(scram.message().len() as u32).to_be_bytes());
+        first.extend_from_slice(scram.message());
+        self.send_tagged(b'p', &first).await?;
+
+        let Authentication::SaslContinue(challenge) = self.read_authentication().await? else {
+            return Err(BackendError::Protocol("no SCRAM challenge"));
+        };
+        let iterations = scram_iterations(&challenge).ok_or(BackendError::Protocol(
+            "a SCRAM challenge without iterations",
+        ))?;
+        if iterations > MAX_SCRAM_ITERATIONS {
+            return Err(BackendError::Iterations(iterations));
+        }
+        scram.update(&challenge).map_err(BackendError::Scram)?;
+        self.send_tagged(b'p', scram.message()).await?;
+
+        let Authentication::SaslFinal(last) = self.read_authentication().await? else {
+            return Err(BackendError::Protocol("no SCRAM server signature"));
+        };
+        scram.finish(&last).map_err(BackendError::Scram)
+    }
+
+    /// All that comes between AuthenticationOk and the first ReadyForQuery.
+    async fn read_greeting(&mut self) -> Result<(Process, Vec<u8>), BackendError> {
+        let mut greeting = Vec::with_capacity(512);
+        let mut key = None;
+        loop {
+            let (tag, body) = self.read_message().await?;
+            match tag {
+                b'S' | b'N' => keep(&mut greeting, tag, &body)?,
+                b'K' => key = message::parse_backend_key_data(&body),
+                b'E' => return Err(ErrorFields::parse(&body).into()),
+                b'Z' => break,
+                _ => return Err(BackendError::Protocol("an unknown message during login")),
+            }
+        }
+        let (pid, secret) = key.ok_or(BackendError::Protocol("no BackendKeyData"))?;
+        let process = Process {
+            pid,
+            secret,
+            redial: self.redial.clone(),
+        };
+        Ok((process, greeting))
+    }
+
+    async fn check_seal(
+        &mut self,
+        tenant: &TenantId,
+        greeting: &mut Vec<u8>,
+    ) -> Result<(), BackendError> {
+        let mut query = READ_SEAL.as_bytes().to_vec();
+        query.push(0);
+        self.send_tagged(b'Q', &query).await?;
+        let mut seals = Vec::new();
+        loop {
+            let (tag, body) = self.read_message().await?;
+            match tag {
+                b'S' | b'N' => keep(greeting, tag, &body)?,
+                b'D' => seals.push(
+                    message::parse_single_column(&body)
+                        .ok_or(BackendError::Protocol("a seal that is not one text"))?,
+                ),
+                b'E' => return Err(ErrorFields::parse(&body).into()),
+                b'T' | b'C' => {}
+                b'Z' => break,
+                _ => return Err(BackendError::Protocol("an unknown message behind the seal")),
+            }
+        }
+        match <[String; 1]>::try_from(seals) {
+            Ok([found]) if found == tenant.as_str() => Ok(()),
+            Ok([found]) => Err(BackendError::SealBroken {
+                expected: tenant.clone(),
+                found,
+            }),
+            Err(_none) => Err(BackendError::Unsealed(tenant.clone())),
+        }
+    }
+
+    async fn read_authentication(&mut self) -> Result<Authentication, BackendError> {
+        loop {
+            let (tag, body) = self.read_message().await?;
+            return match tag {
+                b'R' => Authentication::parse(&body)
+                    .ok_or(BackendError::Protocol("a malformed authentication request")),
+                b'E' => Err(ErrorFields::parse(&body).into()),
+                b'N' => continue,
+                _ => Err(BackendError::Protocol(
+                    "not an answer that PostgreSQL gives to a login",
+                )),
+            };
+        }
+    }
+
+    async fn read_message(&mut self) -> Result<(u8, Bytes), BackendError> {
+        let mut header = [0; 5];
+        self.stream.read_exact(&mut header).await?;
+        let [tag, length @ ..] = header;
+        let length = (u32::from_be_bytes(length) as usize)
+            .checked_sub(4)
+            .filter(|length| *length <= MAX_MESSAGE)
+            .ok_or(BackendError::Protocol("a message of an impossible length"))?;
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body).await?;
+        Ok((tag, body.into()))
+    }
+
+    async fn send_password(&mut self, password: &[u8]) -> Result<(), BackendError> {
+        let body = zeroize::Zeroizing::new([password, &[0]].concat());
+        self.send_tagged(b'p', &body).await
+    }
+
+    async fn send_tagged(&mut self, tag: u8, body: &[u8]) -> Result<(), BackendError> {
+        let mut packet = zeroize::Zeroizing::new(Vec::with_capacity(body.len() + 5));
+        message::raw(&mut packet, tag, body);
+        self.send(&packet).await
+    }
+
+    async fn send(&mut self, packet: &[u8]) -> Result<(), BackendError> {
+        self.stream.write_all(packet).await?;
+        self.stream.flush().await?;
+        Ok(())
+    }
+}
+
+fn keep(greeting: &mut Vec<u8>, tag: u8, body: &[u8]) -> Result<(), BackendError> {
+    if greeting.len() + body.len() > MAX_GREETING {
+        return Err(BackendError::Protocol(
+            "more parameters and notices than are believable",
+        ));
+    }
+    message::raw(greeting, tag, body);
+    Ok(())
+}
+
+/// The `i=` attribute of a SCRAM server-first-message (RFC 5802, section 7).
+fn scram_iterations(challenge: &[u8]) -> Option<u32> {
+    let mut attributes = challenge.split(|byte| *byte == b',');
+    let count = attributes.find_map(|attribute| attribute.strip_prefix(b"i="))?;
+    std::str::from_utf8(count).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::scram_iterations;
+
+    #[test]
+    fn iterations_are_read_from_the_challenge() {
+        assert_eq!(
+            scram_iterations(b"r=abc,s=QSXCR+Q6sek8bf92,i=4096"),
+            Some(4096)
+        );
+        assert_eq!(scram_iterations(b"r=i=7,s=x,i=99999999999"), None);
+        assert_eq!(scram_iterations(b"r=abc"), None);
+    }
+}

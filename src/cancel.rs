@@ -1,0 +1,128 @@
+//! Cancel keys: what an attached session was given, and where a request that shows it leads.
+//!
+//! A CancelRequest is the one packet that reaches a database without a token, so its key is
+//! the proof: it was handed out by an attached session, leads to that session's database
+//! process and nowhere else, and dies with the session. Secrets are ours, not the database's,
+//! and are compared in constant time; how many an address may show is limited.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aws_lc_rs::{constant_time, rand};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+
+use crate::backend::Process;
+use crate::secret::Secret;
+use crate::wire::startup::{CancelRequest, Version};
+
+/// Keys that one address may show in a second, right or wrong: a secret of a 3.0 client has 32
+/// bits, so guessing one takes most of a year at this rate.
+const SHOWN_A_SECOND: NonZeroU32 = NonZeroU32::new(100).unwrap();
+/// How many addresses are remembered before the forgettable ones are forgotten.
+const REMEMBERED: usize = 4096;
+
+/// The keys of all attached sessions.
+#[derive(Debug)]
+pub(crate) struct CancelKeys {
+    by_pid: Mutex<HashMap<u32, Vec<Arc<Key>>>>,
+    shown: DefaultKeyedRateLimiter<IpAddr>,
+}
+
+#[derive(Debug)]
+struct Key {
+    secret: Secret,
+    process: Process,
+}
+
+/// A session's key, in force until this is dropped.
+#[derive(Debug)]
+pub(crate) struct CancelKey {
+    keys: &'static CancelKeys,
+    key: Arc<Key>,
+}
+
+impl CancelKeys {
+    pub(crate) fn new() -> CancelKeys {
+        let shown = RateLimiter::keyed(Quota::per_second(SHOWN_A_SECOND));
+        CancelKeys {
+            by_pid: Mutex::default(),
+            shown,
+        }
+    }
+
+    /// Makes a key for a database process: 4 bytes for a client of protocol 3.0, 32 for one of
+    /// protocol 3.2. `None` when the machine has no randomness to give.
+    pub(crate) fn hand_out(&'static self, process: Process, version: Version) -> Option<CancelKey> {
+        let mut secret = [0; 32];
+        rand::fill(&mut secret).ok()?;
+        let length = if version >= Version::V3_2 { 32 } else { 4 };
+        let key = Arc::new(Key {
+            secret: Secret::new(&secret[..length]),
+            process,
+        });
+        self.lock()
+            .entry(key.process.pid)
+            .or_default()
+            .push(Arc::clone(&key));
+        Some(CancelKey { keys: self, key })
+    }
+
+    /// Where a request leads, if its key is one that was handed out and is still in force.
+    pub(crate) fn find(&self, request: &CancelRequest, from: Option<IpAddr>) -> Option<Process> {
+        if let Some(from) = from {
+            if self.shown.check_key(&from).is_err() {
+                tracing::warn!(address = %from, "too many cancel requests: one is ignored");
+                return None;
+            }
+            if self.shown.len() > REMEMBERED {
+                self.shown.retain_recent();
+            }
+        }
+        let by_pid = self.lock();
+        let keys = by_pid.get(&request.pid)?;
+        let key = keys
+            .iter()
+            .find(|key| same(key.secret.expose(), &request.secret))?;
+        Some(key.process.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Vec<Arc<Key>>>> {
+        self.by_pid.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl CancelKey {
+    /// The process id that the client is told: the database's own.
+    pub(crate) fn pid(&self) -> u32 {
+        self.key.process.pid
+    }
+
+    /// The secret that the client is told.
+    pub(crate) fn secret(&self) -> &[u8] {
+        self.key.secret.expose()
+    }
+
+    /// The process that the key leads to.
+    pub(crate) fn process(&self) -> &Process {
+        &self.key.process
+    }
+}
+
+impl Drop for CancelKey {
+    fn drop(&mut self) {
+        let pid = self.pid();
+        let mut by_pid = self.keys.lock();
+        if let Some(keys) = by_pid.get_mut(&pid) {
+            keys.retain(|key| !Arc::ptr_eq(key, &self.key));
+            if keys.is_empty() {
+                by_pid.remove(&pid);
+            }
+        }
+    }
+}
+
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && constant_time::verify_slices_are_equal(a, b).is_ok()
+}

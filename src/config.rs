@@ -1,0 +1,117 @@
+//! The configuration: what the file says, then objects that are ready to use.
+//!
+//! [`Config::load`] reads the file and everything it names, or returns one line that says
+//! where the error is and what to do. Nothing else in the library reads files named by an
+//! operator or looks at the environment, so a `Config` that exists is one that works.
+//! Called by the program's `serve` and `check`.
+
+mod build;
+mod raw;
+mod text;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+
+use crate::lease;
+use crate::registry::Registry;
+use crate::token::Verifier;
+pub use crate::toml_file::FileError;
+
+/// Everything that the data plane is told.
+#[derive(Debug)]
+pub struct Config {
+    /// At least one.
+    pub listeners: Vec<Listener>,
+    /// Whose tokens are believed.
+    pub verifier: Verifier,
+    /// Where tenants live.
+    pub registry: Registry,
+    /// How long a registry that cannot be reloaded still serves; `None`: for ever.
+    pub max_staleness: Option<Duration>,
+    /// Regions that may be served; `None`: any.
+    pub regions: Option<BTreeSet<String>>,
+    /// Where credentials come from.
+    pub openbao: lease::Settings,
+    /// Bounds.
+    pub limits: Limits,
+    /// Where metrics and health are served, if anywhere.
+    pub admin: Option<SocketAddr>,
+    /// How to log.
+    pub log: Log,
+    /// Event loops, at least one.
+    pub cores: usize,
+    /// What is allowed but unwise, one line each, with its place in the file.
+    pub warnings: Vec<String>,
+}
+
+/// Where clients connect.
+#[derive(Debug, Clone)]
+pub enum Listener {
+    /// A TCP address.
+    Tcp {
+        /// Port 0 lets the system choose.
+        address: SocketAddr,
+        /// `None` only where the file says `plaintext = true`.
+        tls: Option<Arc<ServerConfig>>,
+        /// Whether a client that stays in clear is refused; false without TLS.
+        require_tls: bool,
+    },
+    /// A Unix socket.
+    Unix {
+        /// The socket's path.
+        path: PathBuf,
+        /// The permissions of the socket file.
+        mode: u32,
+    },
+}
+
+/// Bounds on what clients may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// From accept to login; not zero.
+    pub login_timeout: Duration,
+    /// Connections that are not logged in yet; at least one.
+    pub max_handshakes: usize,
+    /// At least one.
+    pub max_sessions: usize,
+    /// `None`: no bound of its own.
+    pub max_sessions_per_tenant: Option<usize>,
+    /// `None`: no bound of its own.
+    pub max_connections_per_address: Option<usize>,
+    /// Of a token, 1 to 65536.
+    pub max_token_bytes: usize,
+    /// Ends a session idle for so long; `None`: never.
+    pub idle_timeout: Option<Duration>,
+    /// What transactions get to finish in at SIGTERM.
+    pub drain_timeout: Duration,
+}
+
+/// How to log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Log {
+    /// For whom.
+    pub format: LogFormat,
+    /// How much.
+    pub level: tracing::Level,
+}
+
+/// For whom the log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Machines: one JSON object a line.
+    Json,
+    /// People.
+    Human,
+}
+
+impl Config {
+    /// Reads the file and all that it names. Blocks.
+    pub fn load(path: &Path) -> Result<Config, FileError> {
+        build::load(path)
+    }
+}

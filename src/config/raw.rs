@@ -1,0 +1,197 @@
+//! The configuration file's schema, as written: every key, and the defaults that
+//! `config/pgsilo.toml` documents. Unknown keys are errors everywhere.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::text::{FileMode, Text};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Raw {
+    #[serde(default)]
+    pub(super) listener: Vec<RawListener>,
+    #[serde(default)]
+    pub(super) issuer: Vec<RawIssuer>,
+    pub(super) registry: RawRegistry,
+    pub(super) openbao: RawOpenbao,
+    #[serde(default)]
+    pub(super) limits: RawLimits,
+    pub(super) admin: Option<RawAdmin>,
+    #[serde(default)]
+    pub(super) log: RawLog,
+    #[serde(default)]
+    pub(super) runtime: RawRuntime,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawListener {
+    pub(super) address: Option<Text<SocketAddr>>,
+    pub(super) tls: Option<RawListenerTls>,
+    pub(super) require_tls: Option<bool>,
+    #[serde(default)]
+    pub(super) plaintext: bool,
+    pub(super) socket: Option<PathBuf>,
+    pub(super) mode: Option<Text<FileMode>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawListenerTls {
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawIssuer {
+    pub(super) issuer: String,
+    pub(super) audience: Vec<String>,
+    pub(super) algorithms: Vec<String>,
+    pub(super) jwks: Option<PathBuf>,
+    pub(super) keys: Option<Vec<RawKey>>,
+    #[serde(default = "tenant_claim")]
+    pub(super) tenant_claim: String,
+    #[serde(default = "access_claim")]
+    pub(super) access_claim: String,
+    #[serde(default = "default_access")]
+    pub(super) default_access: String,
+    #[serde(default = "leeway")]
+    pub(super) leeway: Text<Duration>,
+}
+
+fn tenant_claim() -> String {
+    "tenant".into()
+}
+
+fn access_claim() -> String {
+    "access".into()
+}
+
+fn default_access() -> String {
+    "read-write".into()
+}
+
+fn leeway() -> Text<Duration> {
+    Text(Duration::from_secs(30))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawKey {
+    pub(super) kid: String,
+    pub(super) algorithm: String,
+    pub(super) pem: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRegistry {
+    pub(super) file: PathBuf,
+    pub(super) max_staleness: Option<Text<Duration>>,
+    pub(super) regions: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawOpenbao {
+    pub(super) address: String,
+    pub(super) ca: Option<PathBuf>,
+    pub(super) auth: RawAuth,
+    #[serde(default = "openbao_timeout")]
+    pub(super) timeout: Text<Duration>,
+    #[serde(default = "openbao_requests")]
+    pub(super) max_concurrent_requests: usize,
+}
+
+fn openbao_timeout() -> Text<Duration> {
+    Text(Duration::from_secs(5))
+}
+
+fn openbao_requests() -> usize {
+    64
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAuth {
+    pub(super) approle: Option<RawAppRole>,
+    pub(super) token_file: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAppRole {
+    pub(super) role_id: String,
+    pub(super) secret_id_file: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLimits {
+    pub(super) login_timeout: Text<Duration>,
+    pub(super) max_handshakes: usize,
+    pub(super) max_sessions: usize,
+    pub(super) max_sessions_per_tenant: usize,
+    pub(super) max_connections_per_address: usize,
+    pub(super) max_token_bytes: usize,
+    pub(super) idle_timeout: Text<Duration>,
+    pub(super) drain_timeout: Text<Duration>,
+}
+
+impl Default for RawLimits {
+    fn default() -> RawLimits {
+        RawLimits {
+            login_timeout: Text(Duration::from_secs(10)),
+            max_handshakes: 1000,
+            max_sessions: 10_000,
+            max_sessions_per_tenant: 500,
+            max_connections_per_address: 0,
+            max_token_bytes: 16_384,
+            idle_timeout: Text(Duration::ZERO),
+            drain_timeout: Text(Duration::from_secs(30)),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAdmin {
+    pub(super) address: Text<SocketAddr>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLog {
+    pub(super) format: RawFormat,
+    pub(super) level: RawLevel,
+}
+
+#[derive(Deserialize, Default, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawFormat {
+    #[default]
+    Json,
+    Human,
+}
+
+#[derive(Deserialize, Default, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRuntime {
+    pub(super) cores: usize,
+}

@@ -1,0 +1,70 @@
+//! THE table of endings: every way an established session ends.
+//!
+//! Endings that the client is told of are one FATAL ErrorResponse at a server-message boundary.
+//! They all say "terminating connection" where PostgreSQL would: client code matches the words.
+//! None is 0A000: HikariCP evicts on it.
+
+use tracing::Level;
+
+use crate::wire::message;
+
+macro_rules! endings {
+    ($($(#[$doc:meta])+ $ending:ident, $label:literal, $level:ident, $told:expr;)+) => {
+        /// Why an established session ended.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Ending { $($(#[$doc])+ $ending,)+ }
+
+        impl Ending {
+            /// Every ending.
+            pub const ALL: &[Ending] = &[$(Ending::$ending,)+];
+
+            /// The `ending` label of `pgsilo_endings_total`, and of the audit event.
+            pub fn label(self) -> &'static str {
+                match self { $(Ending::$ending => $label,)+ }
+            }
+
+            /// How loud the audit event is.
+            pub fn level(self) -> Level {
+                match self { $(Ending::$ending => Level::$level,)+ }
+            }
+
+            /// The SQLSTATE and the text that the client gets; `None` where there is nobody to
+            /// tell, or the database has told.
+            pub fn told(self) -> Option<(&'static str, &'static str)> {
+                match self { $(Ending::$ending => $told,)+ }
+            }
+        }
+    };
+}
+
+endings! {
+    /// The client said goodbye, or vanished; then its query was cancelled.
+    ClientLeft, "client_left", INFO, None;
+    /// The database closed the session, and had said why if it was not asked to.
+    BackendLeft, "backend_left", INFO, None;
+    /// The database's side broke without a word.
+    BackendLost, "backend_lost", WARN,
+        Some(("08006", "server closed the connection unexpectedly"));
+    /// Neither side had sent anything for the time allowed.
+    IdleTimeout, "idle_timeout", INFO,
+        Some(("57P05", "terminating connection due to idle-session timeout"));
+    /// The registry no longer serves the tenant: suspended, removed, or placed elsewhere.
+    TenantWithdrawn, "tenant_withdrawn", WARN,
+        Some(("57P01", "terminating connection due to administrator command"));
+    /// pgsilo is stopping.
+    Drained, "drained", INFO,
+        Some(("57P01", "terminating connection due to administrator command"));
+}
+
+impl Ending {
+    /// The ErrorResponse for the client, if it is to be told.
+    pub fn message(self, session: impl std::fmt::Display) -> Option<Vec<u8>> {
+        let (sqlstate, text) = self.told()?;
+        Some(message::fatal(
+            sqlstate,
+            text,
+            Some(&format!("Session {session}.")),
+            None,
+        ))
+    }
+}

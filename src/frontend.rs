@@ -1,0 +1,145 @@
+//! The client's side of the handshake: framed reads with bounds, and the close after a refusal.
+//!
+//! Reads take exactly the bytes of one packet, never more: what a client sends behind it stays
+//! in the kernel (or in rustls), so nothing can survive a change to TLS, and bytes pipelined
+//! behind the password wait for the splice in constant memory.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, timeout_at};
+
+use crate::stream::Stream;
+use crate::wire::startup::{MAX_BODY, MIN_BODY, Opening, StartupError};
+
+/// How long a client may take to read a refusal before its socket is closed.
+const LINGER: Duration = Duration::from_secs(1);
+/// How many unread bytes are taken from a refused client, so that closing sends no reset that
+/// would overtake the refusal.
+const LINGER_BYTES: usize = 128 * 1024;
+
+/// A client's connection during its login.
+#[derive(Debug)]
+pub(crate) struct Frontend {
+    pub(crate) stream: Stream,
+}
+
+/// What came first, or next, on a connection that has not started yet.
+#[derive(Debug)]
+pub(crate) enum First {
+    Packet(Opening),
+    /// A TLS record: the client negotiates directly (`sslnegotiation=direct`).
+    TlsRecord,
+    /// Nothing but a close: a probe of a load balancer, or a client that changed its mind.
+    Closed,
+}
+
+/// Why a client's packet could not be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FrontendError {
+    #[error("the connection was lost: {0}")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Startup(#[from] StartupError),
+    #[error("bytes were sent behind a request for encryption")]
+    Smuggled,
+    #[error("expected a password message, got {0:?}")]
+    NotAPassword(char),
+    #[error("a password message of {0} bytes")]
+    TooLong(usize),
+}
+
+impl Frontend {
+    pub(crate) fn new(stream: Stream) -> Frontend {
+        Frontend { stream }
+    }
+
+    /// Reads one untagged packet. `tls` says whether a TLS record may come instead of one.
+    pub(crate) async fn read_opening(&mut self, tls: bool) -> Result<First, FrontendError> {
+        if let (true, Stream::Tcp(tcp)) = (tls, &self.stream) {
+            let mut byte = [0; 1];
+            if tcp.peek(&mut byte).await? == 1 && byte[0] == 0x16 {
+                return Ok(First::TlsRecord);
+            }
+        }
+        let mut length = [0; 4];
+        if self.stream.read(&mut length[..1]).await? == 0 {
+            return Ok(First::Closed);
+        }
+        self.stream.read_exact(&mut length[1..]).await?;
+        let body = (u32::from_be_bytes(length) as usize).wrapping_sub(4);
+        if !(MIN_BODY..=MAX_BODY).contains(&body) {
+            return Err(StartupError::Length(body.wrapping_add(4)).into());
+        }
+        let mut packet = vec![0; body];
+        self.stream.read_exact(&mut packet).await?;
+        Ok(First::Packet(Opening::parse(&Bytes::from(packet))?))
+    }
+
+    /// Answers a request for encryption with one byte. Bytes that were sent behind the request
+    /// were sent in clear by somebody who did not wait: CVE-2021-3935, CVE-2021-43766.
+    pub(crate) async fn answer(&mut self, byte: u8) -> Result<(), FrontendError> {
+        if self.stream.has_unread() {
+            return Err(FrontendError::Smuggled);
+        }
+        self.send(&[byte]).await?;
+        Ok(())
+    }
+
+    /// The server's half of a TLS handshake.
+    pub(crate) async fn accept_tls(&mut self, tls: Arc<rustls::ServerConfig>) -> io::Result<()> {
+        self.stream.accept_tls(tls).await
+    }
+
+    /// The ALPN protocol agreed on, if any.
+    pub(crate) fn alpn(&self) -> Option<&[u8]> {
+        match &self.stream {
+            Stream::Frontend(tls) => tls.get_ref().1.alpn_protocol(),
+            _ => None,
+        }
+    }
+
+    /// Reads the body of a `p` message of at most `max` bytes, its final NUL included.
+    pub(crate) async fn read_password(&mut self, max: usize) -> Result<Vec<u8>, FrontendError> {
+        let mut header = [0; 5];
+        self.stream.read_exact(&mut header).await?;
+        let [tag, length @ ..] = header;
+        let body = (u32::from_be_bytes(length) as usize).saturating_sub(4);
+        if tag != b'p' {
+            return Err(FrontendError::NotAPassword(char::from(tag)));
+        }
+        if body > max {
+            return Err(FrontendError::TooLong(body));
+        }
+        let mut password = vec![0; body];
+        self.stream.read_exact(&mut password).await?;
+        Ok(password)
+    }
+
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await
+    }
+
+    /// Sends the last message and closes, so that the client gets to read it.
+    pub(crate) async fn send_last(&mut self, bytes: &[u8]) {
+        let until = Instant::now() + LINGER;
+        let _lost_or_late = timeout_at(until, async {
+            self.send(bytes).await?;
+            self.stream.shutdown().await?;
+            let mut sink = [0; 1024];
+            let mut taken = 0;
+            while taken < LINGER_BYTES {
+                match self.stream.read(&mut sink).await? {
+                    0 => break,
+                    n => taken += n,
+                }
+            }
+            io::Result::Ok(())
+        })
+        .await;
+    }
+}

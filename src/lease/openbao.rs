@@ -1,0 +1,289 @@
+//! OpenBAO's HTTP API, as far as pgsilo needs it: five requests, each one function.
+//!
+//! A small client of our own over a well-kept HTTP library: the client library for this API
+//! drops lease ids and prints tokens in Debug. Nothing here follows a redirect, reads a proxy
+//! from the environment, or prints a body that could hold a secret: only OpenBAO's `errors`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::{Certificate, Client, Method, StatusCode, redirect};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::Settings;
+use crate::secret::Secret;
+
+/// The longest answer that is read, in bytes.
+const MAX_ANSWER: usize = 256 * 1024;
+/// How much of OpenBAO's own words goes to the log, in characters.
+const MAX_WORDS: usize = 300;
+
+/// What went wrong between pgsilo and OpenBAO.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenBaoError {
+    /// An answer other than 2xx.
+    #[error("it answered {status}{}{words}", if words.is_empty() { "" } else { ": " })]
+    Said { status: u16, words: String },
+    /// No connection, or one that broke.
+    #[error("it cannot be reached: {0}")]
+    Unreachable(String),
+    /// No answer in time.
+    #[error("it did not answer in time")]
+    Timeout,
+    /// An answer that is not what the API promises.
+    #[error("its answer is not the JSON that was expected")]
+    NotJson,
+    /// An answer beyond any believable size.
+    #[error("its answer is longer than 256 KiB")]
+    TooLong,
+    /// A file of the login method.
+    #[error("cannot read {path:?}: {error}")]
+    File {
+        path: PathBuf,
+        error: std::io::Error,
+    },
+    /// The HTTP client cannot be made.
+    #[error("the HTTP client cannot be set up: {0}")]
+    Client(String),
+}
+
+/// pgsilo's own token, with what OpenBAO said of it.
+#[derive(Clone, Debug)]
+pub(super) struct BaoToken {
+    pub(super) secret: Secret,
+    /// How long it lives unless renewed; zero: for ever.
+    pub(super) ttl: Duration,
+    pub(super) renewable: bool,
+}
+
+/// A database credential and its lease.
+pub(super) struct Granted {
+    pub(super) lease_id: String,
+    pub(super) duration: Duration,
+    pub(super) username: String,
+    pub(super) password: Secret,
+}
+
+#[derive(Debug)]
+pub(super) struct OpenBao {
+    http: Client,
+    address: String,
+}
+
+#[derive(Deserialize)]
+struct CredsAnswer {
+    lease_id: String,
+    lease_duration: u64,
+    data: CredsData,
+}
+
+#[derive(Deserialize)]
+struct CredsData {
+    username: String,
+    password: Secret,
+}
+
+#[derive(Deserialize)]
+struct AuthAnswer {
+    auth: AuthData,
+}
+
+#[derive(Deserialize)]
+struct AuthData {
+    client_token: Secret,
+    lease_duration: u64,
+    renewable: bool,
+}
+
+#[derive(Deserialize)]
+struct LookupAnswer {
+    data: LookupData,
+}
+
+#[derive(Deserialize)]
+struct LookupData {
+    ttl: u64,
+    #[serde(default)]
+    renewable: bool,
+}
+
+#[derive(Deserialize)]
+struct Errors {
+    errors: Vec<String>,
+}
+
+impl OpenBao {
+    pub(super) fn new(settings: &Settings) -> Result<OpenBao, OpenBaoError> {
+        let failed = |error: reqwest::Error| OpenBaoError::Client(error.without_url().to_string());
+        let mut builder = Client::builder()
+            .timeout(settings.timeout)
+            .connect_timeout(settings.timeout)
+            .redirect(redirect::Policy::none())
+            .no_proxy()
+            .pool_max_idle_per_host(settings.max_concurrent_requests)
+            .tcp_nodelay(true)
+            .user_agent(concat!("pgsilo/", env!("CARGO_PKG_VERSION")));
+        if let Some(pem) = &settings.ca {
+            builder = builder.tls_certs_only(Certificate::from_pem_bundle(pem).map_err(failed)?);
+        }
+        let http = builder.build().map_err(failed)?;
+        Ok(OpenBao {
+            http,
+            address: settings.address.clone(),
+        })
+    }
+
+    /// `GET {mount}/creds/{role}`: a fresh credential.
+    pub(super) async fn creds(&self, token: &Secret, path: &str) -> Result<Granted, OpenBaoError> {
+        let body = self.request(Method::GET, path, Some(token), None).await?;
+        let answer: CredsAnswer = parse(&body)?;
+        Ok(Granted {
+            lease_id: answer.lease_id,
+            duration: Duration::from_secs(answer.lease_duration),
+            username: answer.data.username,
+            password: answer.data.password,
+        })
+    }
+
+    /// `PUT sys/leases/revoke`, asynchronously: OpenBAO retries by itself until it works.
+    pub(super) async fn revoke(&self, token: &Secret, lease_id: &str) -> Result<(), OpenBaoError> {
+        let body = json!({ "lease_id": lease_id, "sync": false });
+        self.request(Method::PUT, "sys/leases/revoke", Some(token), Some(body))
+            .await?;
+        Ok(())
+    }
+
+    /// `POST auth/approle/login`.
+    pub(super) async fn log_in_approle(
+        &self,
+        role_id: &str,
+        secret_id: &str,
+    ) -> Result<BaoToken, OpenBaoError> {
+        let body = json!({ "role_id": role_id, "secret_id": secret_id });
+        let body = self
+            .request(Method::POST, "auth/approle/login", None, Some(body))
+            .await?;
+        Ok(parse::<AuthAnswer>(&body)?.auth.into())
+    }
+
+    /// `POST auth/token/renew-self`.
+    pub(super) async fn renew_self(&self, token: &Secret) -> Result<BaoToken, OpenBaoError> {
+        let path = "auth/token/renew-self";
+        let body = self
+            .request(Method::POST, path, Some(token), Some(json!({})))
+            .await?;
+        Ok(parse::<AuthAnswer>(&body)?.auth.into())
+    }
+
+    /// `GET auth/token/lookup-self`: how long a token of a file still lives.
+    pub(super) async fn look_up_self(&self, token: Secret) -> Result<BaoToken, OpenBaoError> {
+        let path = "auth/token/lookup-self";
+        let body = self.request(Method::GET, path, Some(&token), None).await?;
+        let LookupData { ttl, renewable } = parse::<LookupAnswer>(&body)?.data;
+        Ok(BaoToken {
+            secret: token,
+            ttl: Duration::from_secs(ttl),
+            renewable,
+        })
+    }
+
+    /// `POST auth/token/revoke-self`.
+    pub(super) async fn revoke_self(&self, token: &Secret) -> Result<(), OpenBaoError> {
+        let path = "auth/token/revoke-self";
+        self.request(Method::POST, path, Some(token), Some(json!({})))
+            .await?;
+        Ok(())
+    }
+
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<&Secret>,
+        body: Option<serde_json::Value>,
+    ) -> Result<Zeroizing<Vec<u8>>, OpenBaoError> {
+        let url = format!("{}/v1/{path}", self.address);
+        let mut request = self
+            .http
+            .request(method, url)
+            .header("X-Vault-Request", "true");
+        if let Some(token) = token {
+            request = request.header("X-Vault-Token", header_value(token)?);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let mut response = request.send().await.map_err(transport)?;
+        let status = response.status();
+        let mut answer = Zeroizing::new(Vec::new());
+        while let Some(chunk) = response.chunk().await.map_err(transport)? {
+            if answer.len() + chunk.len() > MAX_ANSWER {
+                return Err(OpenBaoError::TooLong);
+            }
+            answer.extend_from_slice(&chunk);
+        }
+        match status.is_success() {
+            true => Ok(answer),
+            false => Err(said(status, &answer)),
+        }
+    }
+}
+
+impl From<AuthData> for BaoToken {
+    fn from(auth: AuthData) -> BaoToken {
+        BaoToken {
+            secret: auth.client_token,
+            ttl: Duration::from_secs(auth.lease_duration),
+            renewable: auth.renewable,
+        }
+    }
+}
+
+fn header_value(token: &Secret) -> Result<reqwest::header::HeaderValue, OpenBaoError> {
+    let mut value = reqwest::header::HeaderValue::from_bytes(token.expose())
+        .map_err(|_invalid| OpenBaoError::Client("the token is not one line of text".into()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, OpenBaoError> {
+    serde_json::from_slice(body).map_err(|_error| OpenBaoError::NotJson)
+}
+
+/// The library's errors print the URL and, further down, the cause; the cause is what helps.
+fn transport(error: reqwest::Error) -> OpenBaoError {
+    if error.is_timeout() {
+        return OpenBaoError::Timeout;
+    }
+    let error = error.without_url();
+    let mut words = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        words = cause.to_string();
+        source = cause.source();
+    }
+    OpenBaoError::Unreachable(words)
+}
+
+fn said(status: StatusCode, body: &[u8]) -> OpenBaoError {
+    let errors = parse::<Errors>(body)
+        .map(|answer| answer.errors)
+        .unwrap_or_default();
+    let words = errors
+        .join("; ")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    let words = words
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_WORDS)
+        .collect();
+    OpenBaoError::Said {
+        status: status.as_u16(),
+        words,
+    }
+}

@@ -1,0 +1,90 @@
+//! Bounds on what may be open at once: connections that are not logged in, sessions in all, of
+//! one tenant, connections of one address. Each is a permit, given back when it is dropped.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError};
+
+/// Counts per key, with one bound for all keys, or none.
+#[derive(Debug)]
+pub(crate) struct Tally<K> {
+    counts: Mutex<HashMap<K, usize>>,
+    bound: Option<usize>,
+}
+
+/// One counted use of a key.
+pub(crate) struct TallyPermit<K: Eq + Hash + 'static> {
+    tally: &'static Tally<K>,
+    key: K,
+}
+
+impl<K: Clone + Eq + Hash> Tally<K> {
+    pub(crate) fn new(bound: Option<usize>) -> Tally<K> {
+        Tally {
+            counts: Mutex::default(),
+            bound,
+        }
+    }
+
+    /// Counts one more for a key; `None` when it has as many as it may.
+    pub(crate) fn count(&'static self, key: &K) -> Option<TallyPermit<K>> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(key.clone()).or_default();
+        if self.bound.is_some_and(|bound| *count >= bound) {
+            return None;
+        }
+        *count += 1;
+        Some(TallyPermit {
+            tally: self,
+            key: key.clone(),
+        })
+    }
+}
+
+impl<K: Eq + Hash> Drop for TallyPermit<K> {
+    fn drop(&mut self) {
+        let mut counts = self
+            .tally
+            .counts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.key);
+            }
+        }
+    }
+}
+
+impl<K: Eq + Hash + fmt::Debug> fmt::Debug for TallyPermit<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TallyPermit").field(&self.key).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Tally;
+
+    #[test]
+    fn a_key_has_as_many_as_its_bound_and_gets_them_back() {
+        let tally: &'static Tally<&str> = Box::leak(Box::new(Tally::new(Some(2))));
+        let first = tally.count(&"acme").expect("one");
+        let _second = tally.count(&"acme").expect("two");
+        assert!(tally.count(&"acme").is_none());
+        assert!(tally.count(&"globex").is_some());
+        drop(first);
+        assert!(tally.count(&"acme").is_some());
+    }
+
+    #[test]
+    fn without_a_bound_all_are_counted_and_forgotten_keys_take_no_memory() {
+        let tally: &'static Tally<u32> = Box::leak(Box::new(Tally::new(None)));
+        let permits: Vec<_> = (0..100).filter_map(|key| tally.count(&(key % 3))).collect();
+        assert_eq!(permits.len(), 100);
+        drop(permits);
+        assert!(tally.counts.lock().expect("not poisoned").is_empty());
+    }
+}

@@ -1,0 +1,317 @@
+//! THE table of refusals: every way a connection is turned away before its splice.
+//!
+//! One reason has one SQLSTATE, one metrics label, one log level and one text. Texts go to the
+//! client from this table only; the cause goes to the log and the audit event only. Parts have
+//! small errors of their own and know nothing of SQLSTATE: the conversions at the end of this
+//! file turn each into a reason, exhaustively. Only the session's stages make refusals, and
+//! only `session.rs` sends one.
+
+use std::fmt::Display;
+
+use tracing::Level;
+
+use crate::backend::{BackendError, DialError};
+use crate::lease::LeaseError;
+use crate::token::{Rejected, TokenError};
+use crate::wire::message;
+use crate::wire::startup::StartupError;
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])+ $reason:ident, $sqlstate:literal, $label:literal, $level:ident, $text:literal;)+) => {
+        /// Why a connection is refused. `{}` in a text stands for what the refusal is about.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Reason { $($(#[$doc])+ $reason,)+ }
+
+        impl Reason {
+            /// Every reason, in the order of a login.
+            pub const ALL: &[Reason] = &[$(Reason::$reason,)+];
+
+            /// The SQLSTATE that the client gets.
+            pub fn sqlstate(self) -> &'static str {
+                match self { $(Reason::$reason => $sqlstate,)+ }
+            }
+
+            /// The `reason` label of `pgsilo_refusals_total`, and of the audit event.
+            pub fn label(self) -> &'static str {
+                match self { $(Reason::$reason => $label,)+ }
+            }
+
+            /// How loud the audit event is.
+            pub fn level(self) -> Level {
+                match self { $(Reason::$reason => Level::$level,)+ }
+            }
+
+            fn text(self) -> &'static str {
+                match self { $(Reason::$reason => $text,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The first packet is not one that PostgreSQL would take.
+    StartupMalformed, "08P01", "startup_malformed", INFO, "invalid startup packet";
+    /// A major protocol version other than 3.
+    ProtocolUnsupported, "0A000", "protocol_unsupported", INFO,
+        "unsupported frontend protocol {}: server supports 3.0 to 3.2";
+    /// No user in the startup packet, as PostgreSQL has it.
+    UserMissing, "28000", "user_missing", INFO, "no user name specified in startup packet";
+    /// Physical replication streams the whole cluster, so every tenant.
+    ReplicationRefused, "0A000", "replication_refused", WARN,
+        "replication connections are not supported";
+    /// A session in clear where TLS is required; said before a token is asked for.
+    TlsRequired, "28000", "tls_required", INFO, "TLS is required";
+    /// SIGTERM came; said before a token is asked for.
+    ShuttingDown, "57P03", "shutting_down", INFO, "the proxy is shutting down";
+    /// A bound on connections or sessions is reached.
+    TooManyConnections, "53300", "too_many_connections", WARN, "too many connections{}";
+    /// The one deadline from accept to login has passed.
+    LoginTimeout, "57014", "login_timeout", INFO, "canceling authentication due to timeout";
+    /// The password is empty.
+    TokenMissing, "28P01", "token_missing", INFO, "session token authentication failed";
+    /// The password is not a token that verifies.
+    TokenInvalid, "28P01", "token_invalid", WARN, "session token authentication failed";
+    /// The token was good once.
+    TokenExpired, "28P01", "token_expired", INFO, "session token has expired";
+    /// No tenant claim, or several tenants and none chosen.
+    TenantUnresolved, "28000", "tenant_unresolved", WARN,
+        "the session token does not resolve to one tenant";
+    /// The client named a tenant that its token does not allow; the same words whether that
+    /// tenant exists or not.
+    TenantForbidden, "28000", "tenant_forbidden", WARN,
+        "the session token does not allow this tenant or access";
+    /// The claim names a tenant that the registry does not know.
+    TenantUnknown, "3D000", "tenant_unknown", WARN, "tenant \"{}\" does not exist";
+    /// Like a revoked CONNECT; not 55000, which Npgsql retries.
+    TenantSuspended, "42501", "tenant_suspended", INFO, "tenant \"{}\" is suspended";
+    /// Migrating or restoring: transient, libpq tries the next host.
+    TenantPaused, "57P03", "tenant_paused", INFO, "tenant \"{}\" is paused for a moment";
+    /// The placement's region is not one that this proxy may serve.
+    ResidencyRefused, "42501", "residency_refused", WARN,
+        "tenant \"{}\" may not be served from here";
+    /// The registry's snapshot is older than allowed.
+    RegistryStale, "57P03", "registry_stale", ERROR, "the tenant registry is out of date";
+    /// OpenBAO unreachable, sealed or overloaded: another attempt may succeed.
+    LeaseUnavailable, "57P03", "lease_unavailable", ERROR,
+        "database credentials are not available at the moment";
+    /// OpenBAO says no: a policy or a role is wrong, an operator must act.
+    LeaseDenied, "58000", "lease_denied", ERROR, "database credentials were denied";
+    /// No connection to the tenant's database, or no TLS with it.
+    BackendUnreachable, "08001", "backend_unreachable", ERROR,
+        "could not connect to the tenant's database";
+    /// The database's own 53300, its words kept back.
+    BackendFull, "53300", "backend_full", WARN, "the tenant's database has too many connections";
+    /// The database's own 57P03, its words kept back.
+    BackendNotReady, "57P03", "backend_not_ready", WARN,
+        "the tenant's database is not accepting connections";
+    /// The database refused the lease. Its 28xxx is not relayed: the client would blame its token.
+    BackendRejected, "58000", "backend_rejected", ERROR,
+        "the tenant's database did not accept the session";
+    /// The database is not the tenant's: a misroute. The loudest event there is.
+    SealBroken, "XX000", "seal_broken", ERROR, "the database reached is not the tenant's";
+    /// A fault of pgsilo or of its machine.
+    Internal, "XX000", "internal", ERROR, "internal error";
+}
+
+/// A reason, what it is about, and the cause that only operators read.
+#[derive(Debug)]
+pub struct Refusal {
+    reason: Reason,
+    about: String,
+    detail: Option<String>,
+    hint: Option<&'static str>,
+    cause: String,
+}
+
+impl Refusal {
+    /// A refusal whose cause goes to the log, never to the client.
+    pub(crate) fn new(reason: Reason, cause: impl Display) -> Refusal {
+        let cause = cause.to_string();
+        Refusal {
+            reason,
+            about: String::new(),
+            detail: None,
+            hint: None,
+            cause,
+        }
+    }
+
+    /// What stands for `{}` in the reason's text. It must be something the client may know.
+    pub(crate) fn about(mut self, about: impl Display) -> Refusal {
+        self.about = about.to_string();
+        self
+    }
+
+    /// A DETAIL for the client, beside the session's id.
+    pub(crate) fn detail(mut self, detail: impl Display) -> Refusal {
+        self.detail = Some(detail.to_string());
+        self
+    }
+
+    /// A HINT for the client.
+    pub(crate) fn hint(mut self, hint: &'static str) -> Refusal {
+        self.hint = Some(hint);
+        self
+    }
+
+    /// Why.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// For the log and the audit event only.
+    pub fn cause(&self) -> &str {
+        &self.cause
+    }
+
+    /// The ErrorResponse. Its DETAIL ends with the session's id, for an operator to find the event.
+    pub fn message(&self, session: impl Display) -> Vec<u8> {
+        let text = self.reason.text().replace("{}", &self.about);
+        let detail = match &self.detail {
+            Some(detail) => format!("{detail} Session {session}."),
+            None => format!("Session {session}."),
+        };
+        message::fatal(self.reason.sqlstate(), &text, Some(&detail), self.hint)
+    }
+}
+
+impl From<StartupError> for Refusal {
+    fn from(error: StartupError) -> Refusal {
+        match &error {
+            StartupError::Length(_) | StartupError::Cancel(_) | StartupError::Layout => {
+                Refusal::new(Reason::StartupMalformed, error)
+            }
+            StartupError::NoUser => Refusal::new(Reason::UserMissing, error),
+            StartupError::Version(version) => {
+                Refusal::new(Reason::ProtocolUnsupported, &error).about(version)
+            }
+        }
+    }
+}
+
+impl From<Rejected> for Refusal {
+    fn from(rejected: Rejected) -> Refusal {
+        let Rejected {
+            error, verified, ..
+        } = rejected;
+        let reason = match &error {
+            TokenError::Missing => Reason::TokenMissing,
+            TokenError::Expired { .. } => Reason::TokenExpired,
+            TokenError::TenantAbsent | TokenError::TenantMalformed => Reason::TenantUnresolved,
+            TokenError::Malformed
+            | TokenError::HeaderRefused { .. }
+            | TokenError::AlgorithmRefused
+            | TokenError::IssuerUnknown
+            | TokenError::KeyUnknown
+            | TokenError::SignatureInvalid
+            | TokenError::AudienceWrong
+            | TokenError::NotYetValid
+            | TokenError::ClaimInvalid { .. }
+            | TokenError::AccessUnknown => Reason::TokenInvalid,
+        };
+        let refusal = Refusal::new(reason, &error);
+        match error {
+            TokenError::Expired { since } if verified => refusal
+                .detail(format_args!("The token expired {} s ago.", since.as_secs()))
+                .hint("Get a new token and connect again."),
+            _ => refusal,
+        }
+    }
+}
+
+impl From<LeaseError> for Refusal {
+    fn from(error: LeaseError) -> Refusal {
+        let reason = match &error {
+            LeaseError::Unavailable(_) | LeaseError::NotLoggedIn(_) | LeaseError::Abandoned => {
+                Reason::LeaseUnavailable
+            }
+            LeaseError::Denied(_) => Reason::LeaseDenied,
+        };
+        Refusal::new(reason, error)
+    }
+}
+
+impl From<DialError> for Refusal {
+    fn from(error: DialError) -> Refusal {
+        let reason = match &error {
+            DialError::Local(_) => Reason::Internal,
+            DialError::Connect { .. }
+            | DialError::Timeout(_)
+            | DialError::NoTls(_)
+            | DialError::NotPostgres { .. }
+            | DialError::Tls { .. } => Reason::BackendUnreachable,
+        };
+        Refusal::new(reason, error)
+    }
+}
+
+impl From<BackendError> for Refusal {
+    fn from(error: BackendError) -> Refusal {
+        let reason = match &error {
+            BackendError::Said { sqlstate, .. } if sqlstate == "53300" => Reason::BackendFull,
+            BackendError::Said { sqlstate, .. } if sqlstate == "57P03" => Reason::BackendNotReady,
+            BackendError::Unsealed(_) | BackendError::SealBroken { .. } => Reason::SealBroken,
+            BackendError::Lost(_)
+            | BackendError::Protocol(_)
+            | BackendError::Unsendable(_)
+            | BackendError::MethodRefused(_)
+            | BackendError::MethodUnknown(_)
+            | BackendError::Trusting
+            | BackendError::Iterations(_)
+            | BackendError::Scram(_)
+            | BackendError::Said { .. } => Reason::BackendRejected,
+        };
+        Refusal::new(reason, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn labels_are_unique_and_fit_for_metrics() {
+        let labels: HashSet<_> = Reason::ALL.iter().map(|reason| reason.label()).collect();
+        assert_eq!(labels.len(), Reason::ALL.len());
+        assert!(
+            labels
+                .iter()
+                .all(|l| l.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+        );
+    }
+
+    #[test]
+    fn every_sqlstate_is_five_capitals_or_digits() {
+        for reason in Reason::ALL {
+            let code = reason.sqlstate();
+            assert!(
+                code.len() == 5
+                    && code
+                        .bytes()
+                        .all(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
+            );
+        }
+    }
+
+    #[test]
+    fn the_cause_never_reaches_the_client() {
+        for reason in Reason::ALL {
+            let message = Refusal::new(*reason, "s3cret cause")
+                .about("acme")
+                .message("id");
+            let text = String::from_utf8(message).expect("ASCII");
+            assert!(
+                !text.contains("s3cret") && text.contains("Session id."),
+                "{text}"
+            );
+            assert!(!text.contains("{}"), "{text}");
+        }
+    }
+
+    #[test]
+    fn missing_and_invalid_tokens_read_the_same() {
+        let words = |reason| Refusal::new(reason, "").message("id");
+        assert_eq!(words(Reason::TokenMissing), words(Reason::TokenInvalid));
+    }
+}

@@ -1,0 +1,259 @@
+//! The registry: which tenants there are, where each one's database is and how its
+//! credential is leased. Placements, never credentials.
+//!
+//! Readers take a [`Snapshot`], which never changes; a reload makes a whole new one or
+//! fails and leaves the old one in place, marked stale. Nothing is half loaded and nothing
+//! has a default database. The configuration opens it, the Routed stage asks it, SIGHUP
+//! reloads it.
+
+mod file;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use rustls::ClientConfig;
+use tokio::sync::watch;
+
+use crate::tenant::{Access, TenantId};
+use crate::toml_file::FileError;
+
+/// Every tenant, at one moment.
+#[derive(Debug)]
+pub struct Snapshot {
+    tenants: HashMap<TenantId, Arc<Tenant>>,
+}
+
+impl Snapshot {
+    /// The tenant of exactly this id.
+    pub fn tenant(&self, id: &TenantId) -> Option<Arc<Tenant>> {
+        self.tenants.get(id).cloned()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.tenants.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.tenants.is_empty()
+    }
+
+    /// All of them, in no order.
+    pub fn tenants(&self) -> impl Iterator<Item = &Arc<Tenant>> {
+        self.tenants.values()
+    }
+}
+
+/// One tenant. Only a registry makes one.
+#[derive(Debug)]
+pub struct Tenant {
+    id: TenantId,
+    state: State,
+    placement: Placement,
+    lease: LeaseRoles,
+}
+
+impl Tenant {
+    /// Its name.
+    pub fn id(&self) -> &TenantId {
+        &self.id
+    }
+
+    /// Whether it may be served now.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Where its database is.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// What to lease for it.
+    pub fn lease(&self) -> &LeaseRoles {
+        &self.lease
+    }
+}
+
+/// Whether a tenant may be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Yes.
+    Active,
+    /// No, until an operator resumes it.
+    Suspended,
+    /// Not for a moment: it is being moved or restored.
+    Paused,
+}
+
+/// Where a tenant's database is and how to talk to it.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// The server.
+    pub host: Host,
+    /// The database, not empty and without NUL.
+    pub dbname: String,
+    /// For residency; compared with what this proxy may serve.
+    pub region: Option<String>,
+    /// How the connection is protected.
+    pub tls: PlacementTls,
+    /// What the database may ask for besides SCRAM.
+    pub auth: AuthMethods,
+}
+
+impl Placement {
+    /// Whether both name the same database on the same server.
+    pub fn is_same_database(&self, other: &Placement) -> bool {
+        self.host == other.host && self.dbname == other.dbname
+    }
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Tcp { host, port } => write!(f, "{host}:{port}/{}", self.dbname),
+            Host::Unix(path) => write!(f, "{}/{}", path.display(), self.dbname),
+        }
+    }
+}
+
+/// A database server's address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// TCP.
+    Tcp {
+        /// A DNS name or an IP address without brackets.
+        host: String,
+        /// Not 0.
+        port: u16,
+    },
+    /// A Unix socket's absolute path, `.s.PGSQL.5432` included.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Host::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Host::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Host::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// How the connection to a database is protected.
+#[derive(Debug, Clone)]
+pub enum PlacementTls {
+    /// Not: a Unix socket, or said so in so many words.
+    Disable,
+    /// TLS, or no connection.
+    Enabled {
+        /// Shared by every placement with the same mode and CA.
+        config: Arc<ClientConfig>,
+        /// A valid name for SNI and verification where it is not the host's.
+        server_name: Option<String>,
+    },
+}
+
+/// Authentication methods that are answered; SCRAM-SHA-256 always is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AuthMethods {
+    /// MD5 may be asked for.
+    pub md5: bool,
+    /// The password in clear may be asked for.
+    pub password: bool,
+}
+
+/// OpenBAO's names for a tenant's credentials. Every part is safe in a URL path.
+#[derive(Debug, Clone)]
+pub struct LeaseRoles {
+    /// Where the database secrets engine is mounted.
+    pub mount: String,
+    read_write: Option<String>,
+    read_only: Option<String>,
+    migrate: Option<String>,
+}
+
+impl LeaseRoles {
+    /// The role that grants exactly this access, if the tenant has one. Never another:
+    /// less would break the client, more would break the promise.
+    pub fn role(&self, access: Access) -> Option<&str> {
+        match access {
+            Access::ReadWrite => self.read_write.as_deref(),
+            Access::ReadOnly => self.read_only.as_deref(),
+            Access::Migrate => self.migrate.as_deref(),
+        }
+    }
+}
+
+/// The current snapshot and its freshness.
+#[derive(Debug)]
+pub struct Registry {
+    path: PathBuf,
+    current: ArcSwap<Snapshot>,
+    stale_since: ArcSwapOption<Instant>,
+    /// Counts successful reloads; whoever serves a tenant looks again when it moves.
+    generation: watch::Sender<u64>,
+    /// Two reloads at once could finish in the wrong order.
+    reloading: Mutex<()>,
+}
+
+impl Registry {
+    /// Reads the file; there is no registry without a good first snapshot.
+    pub fn open(path: &Path) -> Result<Registry, FileError> {
+        let snapshot = file::load(path)?;
+        Ok(Registry {
+            path: path.into(),
+            current: ArcSwap::from_pointee(snapshot),
+            stale_since: ArcSwapOption::empty(),
+            generation: watch::Sender::new(0),
+            reloading: Mutex::new(()),
+        })
+    }
+
+    /// The tenants as last read.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// Reads the file again and returns how many tenants there are. After an error the old
+    /// snapshot stays. Blocks for as long as the file takes (a second for 100,000 tenants):
+    /// not for a session's thread.
+    pub fn reload(&self) -> Result<usize, FileError> {
+        let _one_at_a_time = self
+            .reloading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let snapshot = file::load(&self.path).inspect_err(|_| {
+            if self.stale_since.load().is_none() {
+                self.stale_since.store(Some(Arc::new(Instant::now())));
+            }
+        })?;
+        let tenants = snapshot.len();
+        self.current.store(Arc::new(snapshot));
+        self.stale_since.store(None);
+        self.generation.send_modify(|generation| *generation += 1);
+        Ok(tenants)
+    }
+
+    /// Since the first reload that failed; `None` while the snapshot is the file's.
+    pub fn stale_for(&self) -> Option<Duration> {
+        self.stale_since
+            .load()
+            .as_ref()
+            .map(|since| since.elapsed())
+    }
+
+    /// Changes with each successful reload, after the new snapshot is in place.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,367 @@
+//! The registry's file: its schema, and what makes an entry acceptable.
+//!
+//! One bad entry refuses the whole file: a registry that is partly right would serve some
+//! tenants and forget others. What is checked here is never checked again.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use serde::Deserialize;
+
+use super::{AuthMethods, Host, LeaseRoles, Placement, PlacementTls, Snapshot, State, Tenant};
+use crate::tenant::TenantId;
+use crate::tls;
+use crate::toml_file::{FileError, TomlFile};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRegistry {
+    /// Not optional: an empty file is more likely a failed write than an empty registry.
+    tenant: Vec<RawTenant>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTenant {
+    id: String,
+    #[serde(default)]
+    state: RawState,
+    placement: RawPlacement,
+    lease: RawLease,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+enum RawState {
+    #[default]
+    Active,
+    Suspended,
+    Paused,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPlacement {
+    host: Option<String>,
+    port: Option<u16>,
+    socket: Option<PathBuf>,
+    dbname: String,
+    region: Option<String>,
+    tls: Option<RawTls>,
+    auth: Option<Vec<RawAuth>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTls {
+    #[serde(default)]
+    mode: RawMode,
+    ca: Option<PathBuf>,
+    server_name: Option<String>,
+}
+
+#[derive(Deserialize, Default, Clone, Copy)]
+#[serde(rename_all = "kebab-case")]
+enum RawMode {
+    Disable,
+    Require,
+    VerifyCa,
+    #[default]
+    VerifyFull,
+}
+
+#[derive(Deserialize)]
+enum RawAuth {
+    #[serde(rename = "scram-sha-256")]
+    Scram,
+    #[serde(rename = "md5")]
+    Md5,
+    #[serde(rename = "password")]
+    Password,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLease {
+    mount: Option<String>,
+    roles: RawRoles,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawRoles {
+    read_write: Option<String>,
+    read_only: Option<String>,
+    migrate: Option<String>,
+}
+
+/// What is wrong, and with which of a tenant's fields.
+struct Wrong(&'static str, String);
+
+fn wrong<T>(field: &'static str, what: impl Into<String>) -> Result<T, Wrong> {
+    Err(Wrong(field, what.into()))
+}
+
+pub(super) fn load(path: &Path) -> Result<Snapshot, FileError> {
+    let file = TomlFile::read(path)?;
+    let raw: RawRegistry = file.parse()?;
+    let mut reading = Reading {
+        file: &file,
+        clients: HashMap::new(),
+    };
+    let mut tenants = HashMap::with_capacity(raw.tenant.len());
+    let mut ids: HashMap<TenantId, usize> = HashMap::with_capacity(raw.tenant.len());
+    let mut places: HashMap<(Host, String), usize> = HashMap::with_capacity(raw.tenant.len());
+    for (index, raw) in raw.tenant.into_iter().enumerate() {
+        let blame =
+            |field: &str, what: String| file.wrong(&format!("tenant[{index}].{field}"), what);
+        let tenant = reading
+            .tenant(raw)
+            .map_err(|Wrong(field, what)| blame(field, what))?;
+        if let Some(first) = ids.insert(tenant.id.clone(), index) {
+            let line = file
+                .line_of(&format!("tenant[{first}].id"))
+                .unwrap_or_default();
+            return Err(blame(
+                "id",
+                format!(
+                    "{:?} is already the tenant on line {line}; ids are unique",
+                    tenant.id.as_str()
+                ),
+            ));
+        }
+        let place = (
+            comparable(&tenant.placement.host),
+            tenant.placement.dbname.clone(),
+        );
+        if let Some(first) = places.insert(place, index) {
+            let line = file
+                .line_of(&format!("tenant[{first}].placement.dbname"))
+                .unwrap_or_default();
+            return Err(blame(
+                "placement.dbname",
+                format!(
+                    "{:?} on {} is already the database on line {line}; tenants never share one",
+                    tenant.placement.dbname, tenant.placement.host
+                ),
+            ));
+        }
+        tenants.insert(tenant.id.clone(), Arc::new(tenant));
+    }
+    Ok(Snapshot { tenants })
+}
+
+/// DNS does not look at case or at a final dot.
+fn comparable(host: &Host) -> Host {
+    match host {
+        Host::Tcp { host, port } => Host::Tcp {
+            host: host.trim_end_matches('.').to_ascii_lowercase(),
+            port: *port,
+        },
+        Host::Unix(path) => Host::Unix(path.clone()),
+    }
+}
+
+struct Reading<'a> {
+    file: &'a TomlFile,
+    /// A CA file is read once, and its settings are shared.
+    clients: HashMap<(tls::Mode, Option<PathBuf>), Arc<ClientConfig>>,
+}
+
+impl Reading<'_> {
+    fn tenant(&mut self, raw: RawTenant) -> Result<Tenant, Wrong> {
+        let id = match TenantId::parse(&raw.id) {
+            Ok(id) => id,
+            Err(error) => return wrong("id", format!("{:?} is not one: {error}", raw.id)),
+        };
+        let state = match raw.state {
+            RawState::Active => State::Active,
+            RawState::Suspended => State::Suspended,
+            RawState::Paused => State::Paused,
+        };
+        Ok(Tenant {
+            id,
+            state,
+            placement: self.placement(raw.placement)?,
+            lease: lease(raw.lease)?,
+        })
+    }
+
+    fn placement(&mut self, raw: RawPlacement) -> Result<Placement, Wrong> {
+        let host = host(raw.host, raw.port, raw.socket)?;
+        if raw.dbname.is_empty() || raw.dbname.contains('\0') {
+            return wrong(
+                "placement.dbname",
+                "empty or with a NUL; name the tenant's own database",
+            );
+        }
+        if raw.region.as_ref().is_some_and(String::is_empty) {
+            return wrong(
+                "placement.region",
+                "empty; name the region or leave the key out",
+            );
+        }
+        let mut auth = AuthMethods::default();
+        for method in raw.auth.into_iter().flatten() {
+            match method {
+                RawAuth::Scram => {}
+                RawAuth::Md5 => auth.md5 = true,
+                RawAuth::Password => auth.password = true,
+            }
+        }
+        let tls = match (&host, raw.tls) {
+            (Host::Unix(_), None) => PlacementTls::Disable,
+            (Host::Unix(_), Some(_)) => {
+                return wrong("placement.tls", "a Unix socket has no TLS; remove it");
+            }
+            (Host::Tcp { .. }, raw) => self.tls(raw.unwrap_or(RawTls {
+                mode: RawMode::default(),
+                ca: None,
+                server_name: None,
+            }))?,
+        };
+        Ok(Placement {
+            host,
+            dbname: raw.dbname,
+            region: raw.region,
+            tls,
+            auth,
+        })
+    }
+
+    fn tls(&mut self, raw: RawTls) -> Result<PlacementTls, Wrong> {
+        let mode = match raw.mode {
+            RawMode::Disable => {
+                let unused = raw.ca.is_some() || raw.server_name.is_some();
+                return match unused {
+                    true => wrong(
+                        "placement.tls",
+                        "mode \"disable\" checks nothing; remove the other keys or the mode",
+                    ),
+                    false => Ok(PlacementTls::Disable),
+                };
+            }
+            RawMode::Require if raw.ca.is_some() => {
+                return wrong(
+                    "placement.tls.ca",
+                    "mode \"require\" checks no certificate; use \"verify-ca\" or \"verify-full\", or remove ca",
+                );
+            }
+            RawMode::Require => tls::Mode::Require,
+            RawMode::VerifyCa => tls::Mode::VerifyCa,
+            RawMode::VerifyFull => tls::Mode::VerifyFull,
+        };
+        if let Some(name) = &raw.server_name
+            && ServerName::try_from(name.as_str()).is_err()
+        {
+            return wrong(
+                "placement.tls.server_name",
+                format!("{name:?} is not a host name or an IP address"),
+            );
+        }
+        let key = (mode, raw.ca.map(|ca| self.file.resolve(&ca)));
+        let config = match self.clients.get(&key) {
+            Some(config) => config.clone(),
+            None => {
+                let field = if key.1.is_some() {
+                    "placement.tls.ca"
+                } else {
+                    "placement.tls"
+                };
+                let made = tls::client(mode, key.1.as_deref());
+                let made = made.map_err(|error| Wrong(field, error.to_string()))?;
+                self.clients.insert(key, made.clone());
+                made
+            }
+        };
+        Ok(PlacementTls::Enabled {
+            config,
+            server_name: raw.server_name,
+        })
+    }
+}
+
+fn host(host: Option<String>, port: Option<u16>, socket: Option<PathBuf>) -> Result<Host, Wrong> {
+    match (host, socket) {
+        (Some(_), Some(_)) => wrong("placement", "both host and socket; keep one"),
+        (None, None) => wrong("placement", "neither host nor socket; add one"),
+        (None, Some(_)) if port.is_some() => wrong(
+            "placement.port",
+            "a socket has no port; it is part of the path",
+        ),
+        (None, Some(path))
+            if !path.is_absolute() || path.as_os_str().as_encoded_bytes().contains(&0) =>
+        {
+            wrong(
+                "placement.socket",
+                format!("{path:?} is not an absolute path; write it from the root"),
+            )
+        }
+        (None, Some(path)) => Ok(Host::Unix(path)),
+        (Some(host), None) => {
+            // Also what TLS will be asked to find in the certificate.
+            if ServerName::try_from(host.as_str()).is_err() {
+                return wrong(
+                    "placement.host",
+                    format!(
+                        "{host:?} is not a host name or an IP address (without brackets or port)"
+                    ),
+                );
+            }
+            match port.unwrap_or(5432) {
+                0 => wrong(
+                    "placement.port",
+                    "0 is not a port; PostgreSQL's is usually 5432",
+                ),
+                port => Ok(Host::Tcp { host, port }),
+            }
+        }
+    }
+}
+
+fn lease(raw: RawLease) -> Result<LeaseRoles, Wrong> {
+    let mount = raw.mount.unwrap_or_else(|| "database".into());
+    if !mount.split('/').all(is_segment) {
+        return wrong(
+            "lease.mount",
+            format!("{mount:?} is not a mount path; use A-Z a-z 0-9 _ . - between single slashes"),
+        );
+    }
+    let RawRoles {
+        read_write,
+        read_only,
+        migrate,
+    } = raw.roles;
+    for (field, role) in [
+        ("lease.roles.read-write", &read_write),
+        ("lease.roles.read-only", &read_only),
+        ("lease.roles.migrate", &migrate),
+    ] {
+        if let Some(role) = role
+            && !is_segment(role)
+        {
+            return wrong(
+                field,
+                format!("{role:?} is not a role's name; use A-Z a-z 0-9 _ . -"),
+            );
+        }
+    }
+    if read_write.is_none() && read_only.is_none() && migrate.is_none() {
+        return wrong("lease.roles", "empty; name at least one role");
+    }
+    Ok(LeaseRoles {
+        mount,
+        read_write,
+        read_only,
+        migrate,
+    })
+}
+
+/// These go into a URL's path, where `..` or an escape would reach another tenant's.
+fn is_segment(text: &str) -> bool {
+    let safe = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    !matches!(text, "" | "." | "..") && text.len() <= 255 && text.bytes().all(safe)
+}

@@ -1,0 +1,114 @@
+use std::fmt::Write;
+
+use super::*;
+
+/// A file of its own, removed at the end.
+struct File(PathBuf);
+
+impl File {
+    fn new(name: &str, text: &str) -> File {
+        let path = std::env::temp_dir().join(format!("pgsilo-{}-{name}.toml", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        File(path)
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn entry(id: &str) -> String {
+    format!(
+        "[[tenant]]\nid = \"{id}\"\n[tenant.placement]\nhost = \"db\"\ntls = {{ mode = \"require\" }}\n\
+         dbname = \"tenant_{id}\"\n[tenant.lease]\nroles = {{ read-only = \"{id}-ro\" }}\n"
+    )
+}
+
+fn id(text: &str) -> TenantId {
+    TenantId::parse(text).unwrap()
+}
+
+#[test]
+fn a_failed_reload_keeps_the_old_snapshot_and_tells_its_age() {
+    let file = File::new("reload", &entry("acme"));
+    let registry = Registry::open(&file.0).unwrap();
+    let generation = registry.subscribe();
+    let before = registry.snapshot();
+    assert_eq!(registry.stale_for(), None);
+
+    std::fs::write(&file.0, "").unwrap();
+    registry.reload().unwrap_err();
+    let first = registry.stale_for().unwrap();
+    registry.reload().unwrap_err();
+    assert!(
+        registry.stale_for().unwrap() >= first,
+        "the first failure counts"
+    );
+    assert!(Arc::ptr_eq(&before, &registry.snapshot()));
+    assert!(!generation.has_changed().unwrap());
+
+    std::fs::write(&file.0, entry("acme") + &entry("globex")).unwrap();
+    assert_eq!(registry.reload().unwrap(), 2);
+    assert_eq!(registry.stale_for(), None);
+    assert_eq!(*generation.borrow(), 1);
+    assert!(registry.snapshot().tenant(&id("globex")).is_some());
+    assert!(
+        before.tenant(&id("globex")).is_none(),
+        "a snapshot never changes"
+    );
+}
+
+#[test]
+fn an_entry_becomes_what_it_says() {
+    let file = File::new("entry", &entry("acme"));
+    let registry = Registry::open(&file.0).unwrap();
+    let tenant = registry.snapshot().tenant(&id("acme")).unwrap();
+    assert_eq!(tenant.state(), State::Active);
+    assert_eq!(tenant.placement().host.to_string(), "db:5432");
+    assert_eq!(tenant.placement().auth, AuthMethods::default());
+    assert_eq!(tenant.lease().mount, "database");
+    assert_eq!(tenant.lease().role(Access::ReadOnly), Some("acme-ro"));
+    assert_eq!(
+        tenant.lease().role(Access::ReadWrite),
+        None,
+        "never another access"
+    );
+    assert_eq!(registry.snapshot().tenants().count(), 1);
+    assert!(registry.snapshot().tenant(&id("globex")).is_none());
+}
+
+#[test]
+fn an_empty_registry_must_be_written_down() {
+    let file = File::new("empty", "");
+    let error = Registry::open(&file.0).unwrap_err().to_string();
+    assert!(
+        error.ends_with("the key \"tenant\" is missing; add it"),
+        "{error}"
+    );
+    std::fs::write(&file.0, "tenant = []\n").unwrap();
+    assert!(Registry::open(&file.0).unwrap().snapshot().is_empty());
+}
+
+/// Of how loading grows; the time itself is printed, not asserted.
+#[test]
+fn many_tenants_share_their_tls_settings() {
+    let mut text = String::new();
+    for n in 0..20_000 {
+        write!(text, "{}", entry(&format!("t{n}"))).unwrap();
+    }
+    let file = File::new("many", &text);
+    let start = Instant::now();
+    let snapshot = Registry::open(&file.0).unwrap().snapshot();
+    println!("20,000 tenants in {:?}", start.elapsed());
+    assert_eq!(snapshot.len(), 20_000);
+    let mut shared = snapshot
+        .tenants()
+        .map(|tenant| match &tenant.placement().tls {
+            PlacementTls::Enabled { config, .. } => Arc::as_ptr(config),
+            PlacementTls::Disable => unreachable!("all have TLS"),
+        });
+    let first = shared.next().unwrap();
+    assert!(shared.all(|config| config == first));
+}

@@ -1,0 +1,174 @@
+//! Listeners and event loops: accepts connections, hands each to a core, and stops in order.
+//!
+//! Each core runs one single-threaded runtime; a connection lives on one core from its accept
+//! to its ending. Accepting, OpenBAO, signals and the HTTP endpoints have a runtime of their
+//! own, so that slow work never holds up a relay.
+
+mod core;
+mod listen;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use self::core::Cores;
+use crate::admin;
+use crate::config::Config;
+use crate::proxy::Proxy;
+
+pub use listen::ListenError;
+
+/// How long a stopping pgsilo waits for OpenBAO to take the last leases back.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// What a drained session may take beyond the drain's end to be told and closed.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Why pgsilo could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A socket could not be bound.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The system refused a thread, a signal handler, ...
+    #[error("cannot start: {0}")]
+    Start(String),
+}
+
+/// Serves until SIGTERM or SIGINT has come and every session has ended.
+///
+/// # Errors
+/// When a listener cannot be bound or the process cannot be set up; not later.
+pub fn serve(config: Config) -> Result<(), ServeError> {
+    let config: &'static Config = Box::leak(Box::new(config));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("pgsilo-control")
+        .enable_all()
+        .build()
+        .map_err(|error| ServeError::Start(error.to_string()))?;
+    let result = runtime.block_on(run(config));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn run(config: &'static Config) -> Result<(), ServeError> {
+    let failed = |error: std::io::Error| ServeError::Start(error.to_string());
+    let metrics = admin::metrics::install().map_err(ServeError::Start)?;
+    let listeners = listen::bind_all(&config.listeners)?;
+    let admin = match config.admin {
+        Some(address) => Some(listen::bind_admin(address).await?),
+        None => None,
+    };
+    let mut signals = Signals::new().map_err(failed)?;
+    let runtime = tokio::runtime::Handle::current();
+    let proxy =
+        Proxy::start(config, runtime).map_err(|error| ServeError::Start(error.to_string()))?;
+    let tasks = TaskTracker::new();
+    let cores = Arc::new(Cores::start(config.cores).map_err(failed)?);
+    if let Some(admin) = admin {
+        tokio::spawn(admin::serve(admin, metrics, proxy));
+    }
+    let refusing = Arc::new(Semaphore::new(config.limits.max_handshakes / 4 + 16));
+    let mut accepting = Vec::new();
+    for listener in listeners {
+        tracing::info!(listener = %listener.name(), "listening");
+        let accept = listener.accept_all(
+            proxy,
+            Arc::clone(&cores),
+            Arc::clone(&refusing),
+            tasks.clone(),
+        );
+        accepting.push(tokio::spawn(accept));
+    }
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        tenants = config.registry.snapshot().len(),
+        cores = config.cores,
+        "pgsilo serves"
+    );
+
+    signals.serve(proxy).await;
+    drain(proxy, &tasks, &mut signals).await;
+    for accept in accepting {
+        accept.abort();
+    }
+    proxy.lessor.close(CLOSE_PATIENCE).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Ends every session: the idle at once, transactions within the time they have. Connections
+/// that still come are told that pgsilo is shutting down. A second signal cuts it short.
+async fn drain(proxy: &Proxy, tasks: &TaskTracker, signals: &mut Signals) {
+    let patience = proxy.limits().drain_timeout;
+    tracing::info!(
+        patience_seconds = patience.as_secs(),
+        connections = tasks.len(),
+        "draining"
+    );
+    proxy.drain(patience);
+    tasks.close();
+    tokio::select! {
+        () = tasks.wait() => return,
+        () = tokio::time::sleep(patience + LAST_WORDS) => {}
+        () = signals.stop() => {}
+    }
+    tracing::warn!(connections = tasks.len(), "stopping with connections open");
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Reloads the registry at each SIGHUP; returns when it is time to stop.
+    async fn serve(&mut self, proxy: &'static Proxy) {
+        loop {
+            tokio::select! {
+                _ = self.hangup.recv() => reload(proxy).await,
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+            }
+        }
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Reads the registry again. One that is not valid changes nothing, and is said loudly.
+async fn reload(proxy: &'static Proxy) {
+    let result = tokio::task::spawn_blocking(|| proxy.registry().reload()).await;
+    let outcome = match result {
+        Ok(Ok(tenants)) => {
+            tracing::info!(tenants, "registry reloaded");
+            "ok"
+        }
+        Ok(Err(error)) => {
+            tracing::error!(%error, "the registry is not valid; the one before stays in force");
+            "error"
+        }
+        Err(error) => {
+            tracing::error!(%error, "reloading the registry failed; the one before stays in force");
+            "error"
+        }
+    };
+    metrics::counter!("pgsilo_registry_reloads_total", "result" => outcome).increment(1);
+}

@@ -1,0 +1,72 @@
+//! The event loops: one thread a core, each with a single-threaded runtime of its own.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use tokio::sync::mpsc;
+
+use super::listen::Arrival;
+
+/// All event loops.
+#[derive(Debug)]
+pub(super) struct Cores(Vec<Core>);
+
+#[derive(Debug)]
+struct Core {
+    arrivals: mpsc::UnboundedSender<Arrival>,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Cores {
+    /// Starts `count` threads.
+    pub(super) fn start(count: usize) -> io::Result<Cores> {
+        (0..count)
+            .map(Core::start)
+            .collect::<io::Result<_>>()
+            .map(Cores)
+    }
+
+    /// Hands a connection to the core that has the fewest. The queue needs no bound of its own:
+    /// every arrival holds a permit.
+    pub(super) fn hand_over(&self, arrival: Arrival) {
+        let least = self
+            .0
+            .iter()
+            .min_by_key(|core| core.connections.load(Ordering::Relaxed));
+        if let Some(core) = least {
+            core.connections.fetch_add(1, Ordering::Relaxed);
+            // A core's loop ends only with the process.
+            let _gone = core.arrivals.send(arrival);
+        }
+    }
+}
+
+impl Core {
+    fn start(number: usize) -> io::Result<Core> {
+        let (arrivals, mut queue) = mpsc::unbounded_channel::<Arrival>();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        thread::Builder::new()
+            .name(format!("pgsilo-core-{number}"))
+            .spawn(move || {
+                runtime.block_on(async move {
+                    while let Some(arrival) = queue.recv().await {
+                        let count = Arc::clone(&count);
+                        tokio::spawn(async move {
+                            arrival.serve().await;
+                            count.fetch_sub(1, Ordering::Relaxed);
+                        });
+                    }
+                });
+            })?;
+        Ok(Core {
+            arrivals,
+            connections,
+        })
+    }
+}

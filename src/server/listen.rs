@@ -1,0 +1,251 @@
+//! Listening sockets: bound with clear errors, accepted from without ever giving up.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net as unix;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::core::Cores;
+use crate::config::Listener;
+use crate::proxy::Proxy;
+use crate::session::{self, Client, Security};
+use crate::stream::{Stream, tune};
+
+/// Connections that the kernel may hold for us.
+const BACKLOG: u32 = 4096;
+/// A pause after `accept(2)` failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A socket that cannot be listened on, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {on}: {error}{advice}")]
+pub struct ListenError {
+    on: String,
+    error: io::Error,
+    advice: &'static str,
+}
+
+/// A listening socket and what it asks of its clients.
+#[derive(Debug)]
+pub(super) struct Bound {
+    socket: Socket,
+    security: &'static Security,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener, SocketFile),
+}
+
+/// A connection on its way from its listener to its core.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    socket: Raw,
+    address: Option<SocketAddr>,
+    security: &'static Security,
+    proxy: &'static Proxy,
+    handshake: Option<OwnedSemaphorePermit>,
+    _refusal: Option<OwnedSemaphorePermit>,
+    _tracked: TaskTrackerToken,
+}
+
+/// A socket that belongs to no runtime yet.
+#[derive(Debug)]
+enum Raw {
+    Tcp(std::net::TcpStream),
+    Unix(unix::UnixStream),
+}
+
+/// Removes the socket's file when the listener goes.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _already_gone = fs::remove_file(&self.0);
+    }
+}
+
+/// Binds every listener of the configuration, or none.
+pub(super) fn bind_all(listeners: &[Listener]) -> Result<Vec<Bound>, ListenError> {
+    listeners.iter().map(bind).collect()
+}
+
+/// Binds the address of the HTTP endpoints.
+pub(super) async fn bind_admin(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| refused(address.to_string(), error))
+}
+
+fn bind(listener: &Listener) -> Result<Bound, ListenError> {
+    match listener {
+        Listener::Tcp {
+            address,
+            tls,
+            require_tls,
+        } => {
+            let socket = bind_tcp(*address).map_err(|error| refused(address.to_string(), error))?;
+            let security = match tls {
+                Some(tls) => Security::Tls {
+                    config: Arc::clone(tls),
+                    required: *require_tls,
+                },
+                None => Security::Plaintext,
+            };
+            Ok(Bound {
+                socket: Socket::Tcp(socket),
+                security: Box::leak(Box::new(security)),
+            })
+        }
+        Listener::Unix { path, mode } => {
+            let socket = bind_unix(path, *mode)
+                .map_err(|error| refused(path.display().to_string(), error))?;
+            let socket = Socket::Unix(socket, SocketFile(path.clone()));
+            Ok(Bound {
+                socket,
+                security: &Security::Plaintext,
+            })
+        }
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// A socket file that nobody listens on any more is replaced; a living one is not.
+fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    if fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
+        match unix::UnixStream::connect(path) {
+            Ok(_living) => return Err(io::ErrorKind::AddrInUse.into()),
+            Err(_dead) => fs::remove_file(path)?,
+        }
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    Ok(listener)
+}
+
+fn refused(on: String, error: io::Error) -> ListenError {
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => "; another process has it: stop that, or choose another",
+        io::ErrorKind::PermissionDenied => {
+            "; choose a port above 1023, or a folder that this user may write to"
+        }
+        io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
+        io::ErrorKind::NotFound => "; its folder does not exist",
+        _ => "",
+    };
+    ListenError { on, error, advice }
+}
+
+impl Bound {
+    /// For the log.
+    pub(super) fn name(&self) -> String {
+        match &self.socket {
+            Socket::Tcp(tcp) => tcp
+                .local_addr()
+                .map_or_else(|error| error.to_string(), |a| a.to_string()),
+            Socket::Unix(_, SocketFile(path)) => path.display().to_string(),
+        }
+    }
+
+    /// Accepts for as long as it is let.
+    pub(super) async fn accept_all(
+        self,
+        proxy: &'static Proxy,
+        cores: Arc<Cores>,
+        refusing: Arc<Semaphore>,
+        tasks: TaskTracker,
+    ) {
+        loop {
+            let (socket, address) = match self.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // EMFILE and its like pass when sessions end; ECONNABORTED has passed.
+                    tracing::warn!(%error, listener = self.name(), "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            metrics::counter!("pgsilo_connections_total").increment(1);
+            let handshake = Arc::clone(&proxy.handshakes).try_acquire_owned().ok();
+            let refusal = match handshake {
+                Some(_) => None,
+                // Telling takes time as well: beyond this many at once, nobody is told.
+                None => match Arc::clone(&refusing).try_acquire_owned() {
+                    Ok(permit) => Some(permit),
+                    Err(_full) => {
+                        metrics::counter!("pgsilo_dropped_total").increment(1);
+                        continue;
+                    }
+                },
+            };
+            cores.hand_over(Arrival {
+                socket,
+                address,
+                security: self.security,
+                proxy,
+                handshake,
+                _refusal: refusal,
+                _tracked: tasks.token(),
+            });
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Raw, Option<SocketAddr>)> {
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let (tcp, address) = listener.accept().await?;
+                tune(&tcp)?;
+                Ok((Raw::Tcp(tcp.into_std()?), Some(address)))
+            }
+            Socket::Unix(listener, _) => {
+                let (unix, _unnamed) = listener.accept().await?;
+                Ok((Raw::Unix(unix.into_std()?), None))
+            }
+        }
+    }
+}
+
+impl Arrival {
+    /// Serves the connection on the core that this runs on.
+    pub(super) async fn serve(self) {
+        let Arrival {
+            socket,
+            address,
+            security,
+            proxy,
+            handshake,
+            _refusal,
+            _tracked,
+        } = self;
+        let stream = match socket {
+            Raw::Tcp(tcp) => TcpStream::from_std(tcp).map(Stream::Tcp),
+            Raw::Unix(unix) => UnixStream::from_std(unix).map(Stream::Unix),
+        };
+        match stream {
+            Ok(stream) => {
+                session::serve(Client::new(stream, address, security, proxy, handshake)).await;
+            }
+            Err(error) => tracing::error!(%error, "a core cannot take a connection"),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The chain: what has to be true of a connection before its bytes reach a database.
+//!
+//! Each stage is a type that can only be made from the stage before it, by value, in the file
+//! named for it. Later stages import earlier ones, never the other way round. This file is the
+//! specification: it runs the chain, holds the only call that refuses, and nothing else.
+//!
+//! ```text
+//! Accepted -> Secured -> Started -> Identified -> Routed -> Leased -> Attached -> Spliced -> Ending
+//! ```
+
+mod accepted;
+mod attached;
+mod cancelling;
+mod client;
+mod identified;
+mod leased;
+mod routed;
+mod secured;
+mod spliced;
+mod started;
+
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt;
+use tokio::time::timeout_at;
+
+pub use accepted::Accepted;
+pub use attached::Attached;
+pub use cancelling::Cancelling;
+pub use client::Client;
+pub use identified::Identified;
+pub use leased::Leased;
+pub use routed::Routed;
+pub use secured::{Secured, Security};
+pub use spliced::Spliced;
+pub use started::{Opened, Started};
+
+use crate::audit;
+use crate::refusal::{Reason, Refusal};
+use client::Stop;
+
+/// What a connection turned out to be for.
+enum Admitted<'c> {
+    Session(Spliced<'c>),
+    Cancel(Cancelling<'c>),
+}
+
+/// Serves one connection from its first byte to its last.
+pub(crate) async fn serve(mut client: Client) {
+    let deadline = client.deadline();
+    // Boxed, so that a session does not go on holding the memory that its login needed.
+    let login = AssertUnwindSafe(Box::pin(login(&mut client))).catch_unwind();
+    let stop = match timeout_at(deadline, login).await {
+        Ok(Ok(Ok(Admitted::Session(spliced)))) => return spliced.run().await,
+        Ok(Ok(Ok(Admitted::Cancel(cancelling)))) => return cancelling.forward().await,
+        Ok(Ok(Err(stop))) => stop,
+        Ok(Err(_panic)) => Refusal::new(Reason::Internal, "a stage of the login panicked").into(),
+        Err(_elapsed) => Refusal::new(Reason::LoginTimeout, "the login deadline passed").into(),
+    };
+    match stop {
+        Stop::Refused(refusal) => refuse(client, *refusal).await,
+        Stop::Left => client.abandon(),
+    }
+}
+
+/// The login, as a specification.
+async fn login(client: &mut Client) -> Result<Admitted<'_>, Stop> {
+    let accepted = Accepted::accept(client)?;
+    let secured = Secured::secure(accepted).await?;
+    let started = match Started::start(secured)? {
+        Opened::Session(started) => started,
+        Opened::Cancel(cancelling) => return Ok(Admitted::Cancel(cancelling)),
+    };
+    let identified = Identified::identify(started).await?;
+    let routed = Routed::route(identified)?;
+    let leased = Leased::lease(routed).await?;
+    let attached = Attached::attach(leased).await?;
+    Ok(Admitted::Session(Spliced::splice(attached)))
+}
+
+/// Turns a connection away: one metric, one audit event, one message, and the close.
+async fn refuse(mut client: Client, refusal: Refusal) {
+    metrics::counter!("pgsilo_refusals_total", "reason" => refusal.reason().label()).increment(1);
+    audit::refused(&client.trail, &refusal);
+    let message = refusal.message(client.trail.session);
+    client.frontend.send_last(&message).await;
+}

@@ -1,0 +1,47 @@
+//! Accepted: a socket with its place among the connections that are not logged in yet.
+
+use super::client::{Client, Stop};
+use crate::limits::TallyPermit;
+use crate::refusal::{Reason, Refusal};
+use std::net::IpAddr;
+
+/// Proves that every bound on connections was kept.
+#[derive(Debug)]
+pub struct Accepted<'c> {
+    client: &'c mut Client,
+    address: Option<TallyPermit<IpAddr>>,
+}
+
+impl<'c> Accepted<'c> {
+    /// Takes a connection in, if there is room for it.
+    pub(super) fn accept(client: &'c mut Client) -> Result<Accepted<'c>, Stop> {
+        if client.handshake.is_none() {
+            let cause = "as many connections as [limits] max_handshakes are logging in";
+            return Err(Refusal::new(Reason::TooManyConnections, cause).into());
+        }
+        let Some(ip) = client.address else {
+            return Ok(Accepted {
+                client,
+                address: None,
+            });
+        };
+        let Some(address) = client.proxy.addresses.count(&ip) else {
+            let cause = "[limits] max_connections_per_address is reached";
+            return Err(Refusal::new(Reason::TooManyConnections, cause)
+                .about(" from this address")
+                .into());
+        };
+        Ok(Accepted {
+            client,
+            address: Some(address),
+        })
+    }
+
+    pub(super) fn client(&mut self) -> &mut Client {
+        self.client
+    }
+
+    pub(super) fn into_parts(self) -> (&'c mut Client, Option<TallyPermit<IpAddr>>) {
+        (self.client, self.address)
+    }
+}

@@ -1,0 +1,83 @@
+//! Attached: logged in to the tenant's own database, its seal read back, the client told.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::client::{Client, Stop};
+use super::leased::Leased;
+use super::routed::SessionPermits;
+use crate::cancel::CancelKey;
+use crate::lease::Lease;
+use crate::limits::TallyPermit;
+use crate::refusal::{Reason, Refusal};
+use crate::registry::Tenant;
+use crate::stream::Stream;
+use crate::wire::message;
+
+/// Proves that the database is the tenant's, and that the client knows it is let in.
+#[derive(Debug)]
+pub struct Attached<'c> {
+    client: &'c mut Client,
+    held: Held,
+    backend: Stream,
+}
+
+/// What a session holds until it ends, in the order in which it lets go: the lease last, when
+/// nothing uses its credential any more.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) cancel_key: CancelKey,
+    pub(super) tenant: Arc<Tenant>,
+    pub(super) _permits: SessionPermits,
+    pub(super) _address: Option<TallyPermit<IpAddr>>,
+    pub(super) _lease: Lease,
+}
+
+impl<'c> Attached<'c> {
+    /// Logs in with the leased credential. Only then does the client read AuthenticationOk.
+    pub(super) async fn attach(leased: Leased<'c>) -> Result<Attached<'c>, Stop> {
+        let (routed, lease, connection) = leased.into_parts();
+        let login = connection.log_in(lease.credential(), routed.started().startup());
+        let attachment = login.await.map_err(Refusal::from)?;
+
+        let (started, tenant, permits) = routed.into_parts();
+        let version = started.version();
+        let (accepted, _startup) = started.into_parts();
+        let (client, address) = accepted.into_parts();
+        let key = client
+            .proxy
+            .cancel_keys
+            .hand_out(attachment.process, version);
+        let cancel_key = key.ok_or_else(|| Refusal::new(Reason::Internal, "no randomness"))?;
+        client.trail.backend_pid = cancel_key.pid();
+
+        let mut welcome = Vec::with_capacity(attachment.greeting.len() + 64);
+        message::authentication_ok(&mut welcome);
+        welcome.extend_from_slice(&attachment.greeting);
+        message::backend_key_data(&mut welcome, cancel_key.pid(), cancel_key.secret());
+        message::ready_for_query(&mut welcome);
+        client
+            .frontend
+            .send(&welcome)
+            .await
+            .map_err(|_lost| Stop::Left)?;
+        client.handshake = None;
+        client.reached("attached");
+        let held = Held {
+            cancel_key,
+            tenant,
+            _permits: permits,
+            _address: address,
+            _lease: lease,
+        };
+        Ok(Attached {
+            client,
+            held,
+            backend: attachment.stream,
+        })
+    }
+
+    pub(super) fn into_parts(self) -> (&'c mut Client, Held, Stream) {
+        (self.client, self.held, self.backend)
+    }
+}

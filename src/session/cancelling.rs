@@ -1,0 +1,40 @@
+//! Cancelling: the fork without a token. The request's key is the proof, as it was handed out
+//! by an attached session; the client is never answered.
+
+use super::accepted::Accepted;
+use crate::audit;
+use crate::wire::startup::CancelRequest;
+
+/// A cancel request on its way to the session whose key it shows.
+#[derive(Debug)]
+pub struct Cancelling<'c> {
+    accepted: Accepted<'c>,
+    request: CancelRequest,
+}
+
+impl<'c> Cancelling<'c> {
+    pub(super) fn new(accepted: Accepted<'c>, request: CancelRequest) -> Cancelling<'c> {
+        Cancelling { accepted, request }
+    }
+
+    /// Forwards it, and holds the client's socket until the database has closed: a cancel that
+    /// came late would hit the next query.
+    pub(super) async fn forward(mut self) {
+        let client = self.accepted.client();
+        let found = client.proxy.cancel_keys.find(&self.request, client.address);
+        let result = match found {
+            None => "unknown_key",
+            Some(process) => match process.cancel().await {
+                Ok(()) => {
+                    audit::cancelled(&client.trail, process.pid);
+                    "forwarded"
+                }
+                Err(error) => {
+                    tracing::warn!(session = %client.trail.session, %error, "cannot forward a cancel request");
+                    "failed"
+                }
+            },
+        };
+        metrics::counter!("pgsilo_cancel_requests_total", "result" => result).increment(1);
+    }
+}

@@ -1,0 +1,110 @@
+//! What the stages of one connection hand on: its socket, its permits, its audit trail.
+//!
+//! A client proves nothing: the stages around it do. It outlives them, so that a refusal can
+//! still be told when a stage is gone.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant as Clock;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::secured::Security;
+use crate::audit::Trail;
+use crate::frontend::{Frontend, FrontendError};
+use crate::proxy::Proxy;
+use crate::refusal::{Reason, Refusal};
+use crate::stream::Stream;
+
+/// A connection that came in, whatever it may want.
+#[derive(Debug)]
+pub struct Client {
+    pub(crate) frontend: Frontend,
+    pub(crate) proxy: &'static Proxy,
+    pub(crate) trail: Trail,
+    pub(super) security: &'static Security,
+    pub(super) address: Option<IpAddr>,
+    pub(super) handshake: Option<OwnedSemaphorePermit>,
+    stage_began: Clock,
+    accepted: Clock,
+    deadline: Instant,
+}
+
+/// Why a login stops.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The client is told.
+    Refused(Box<Refusal>),
+    /// There is nobody to tell: a probe, a client that changed its mind, a broken connection.
+    Left,
+}
+
+impl Client {
+    /// A connection that was just accepted. `handshake` is its place among those that are not
+    /// logged in; without one it will be refused.
+    pub(crate) fn new(
+        stream: Stream,
+        address: Option<SocketAddr>,
+        security: &'static Security,
+        proxy: &'static Proxy,
+        handshake: Option<OwnedSemaphorePermit>,
+    ) -> Client {
+        let now = Clock::now();
+        Client {
+            frontend: Frontend::new(stream),
+            proxy,
+            trail: Trail::new(address),
+            security,
+            address: address.map(|address| address.ip()),
+            handshake,
+            stage_began: now,
+            accepted: now,
+            deadline: Instant::now() + proxy.limits().login_timeout,
+        }
+    }
+
+    /// When the login must be over.
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// A stage is done: records how long it took.
+    pub(super) fn reached(&mut self, stage: &'static str) {
+        let now = Clock::now();
+        metrics::histogram!("pgsilo_stage_seconds", "stage" => stage)
+            .record(now - self.stage_began);
+        self.stage_began = now;
+    }
+
+    /// Seconds since the connection was accepted.
+    pub(super) fn seconds(&self) -> f64 {
+        self.accepted.elapsed().as_secs_f64()
+    }
+
+    /// Nobody is left to be told.
+    pub(super) fn abandon(self) {
+        metrics::counter!("pgsilo_abandoned_total").increment(1);
+        tracing::debug!(session = %self.trail.session, address = self.trail.address, "the client left during login");
+    }
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Stop {
+        Stop::Refused(Box::new(refusal))
+    }
+}
+
+impl From<FrontendError> for Stop {
+    fn from(error: FrontendError) -> Stop {
+        match error {
+            FrontendError::Io(_) => Stop::Left,
+            FrontendError::Startup(error) => Refusal::from(error).into(),
+            FrontendError::Smuggled | FrontendError::NotAPassword(_) => {
+                Refusal::new(Reason::StartupMalformed, error).into()
+            }
+            FrontendError::TooLong(_) => Refusal::new(Reason::TokenInvalid, error)
+                .detail("The token is longer than this server takes.")
+                .into(),
+        }
+    }
+}

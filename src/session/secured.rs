@@ -1,0 +1,125 @@
+//! Secured: TLS was negotiated, or the listener is a Unix socket, or it says plaintext.
+//!
+//! Source: `ProcessStartupPacket` in `backend_startup.c`; protocol chapter, "SSL Session
+//! Encryption" and "GSSAPI Session Encryption".
+
+use std::sync::Arc;
+
+use super::accepted::Accepted;
+use super::client::{Client, Stop};
+use crate::frontend::First;
+use crate::refusal::{Reason, Refusal};
+use crate::wire::startup::{CancelRequest, Opening, Startup};
+
+/// Proves that a token may be asked for: nobody else on the wire can read it. A cancel request
+/// is let through in clear, as drivers send it so; it holds no token.
+#[derive(Debug)]
+pub struct Secured<'c> {
+    accepted: Accepted<'c>,
+    request: Request,
+}
+
+/// The packet that ends the negotiation.
+#[derive(Debug)]
+pub(super) enum Request {
+    Startup(Startup),
+    Cancel(CancelRequest),
+}
+
+impl<'c> Secured<'c> {
+    /// Answers requests for encryption, each at most once, up to the packet behind them.
+    pub(super) async fn secure(mut accepted: Accepted<'c>) -> Result<Secured<'c>, Stop> {
+        let client = accepted.client();
+        let tls = client.security.tls();
+        let (mut asked_tls, mut asked_gss) = (false, false);
+        let request = loop {
+            let may_begin_tls = tls.is_some() && !asked_tls && !client.frontend.stream.is_tls();
+            match client.frontend.read_opening(may_begin_tls).await? {
+                First::Closed => return Err(Stop::Left),
+                First::TlsRecord => {
+                    handshake(client, tls).await?;
+                    if client.frontend.alpn() != Some(b"postgresql") {
+                        let cause = "direct TLS without ALPN protocol \"postgresql\"";
+                        return Err(Refusal::new(Reason::StartupMalformed, cause).into());
+                    }
+                }
+                First::Packet(Opening::Ssl) if !asked_tls => {
+                    asked_tls = true;
+                    match tls.is_some() && !client.frontend.stream.is_tls() {
+                        true => {
+                            client.frontend.answer(b'S').await?;
+                            handshake(client, tls).await?;
+                        }
+                        false => client.frontend.answer(b'N').await?,
+                    }
+                }
+                First::Packet(Opening::Gss) if !asked_gss => {
+                    asked_gss = true;
+                    client.frontend.answer(b'N').await?;
+                }
+                First::Packet(Opening::Ssl | Opening::Gss) => {
+                    let cause = "encryption was asked for twice";
+                    return Err(Refusal::new(Reason::StartupMalformed, cause).into());
+                }
+                First::Packet(Opening::Cancel(request)) => break Request::Cancel(request),
+                First::Packet(Opening::Startup(startup)) => break Request::Startup(startup),
+            }
+        };
+        let client = accepted.client();
+        client.trail.tls = client.frontend.stream.is_tls();
+        if let Request::Startup(_) = request {
+            if !client.trail.tls && client.security.requires_tls() {
+                return Err(Refusal::new(Reason::TlsRequired, "a session in clear")
+                    .hint("Connect with sslmode=require or stricter.")
+                    .into());
+            }
+        }
+        client.reached("secured");
+        Ok(Secured { accepted, request })
+    }
+
+    pub(super) fn into_parts(self) -> (Accepted<'c>, Request) {
+        (self.accepted, self.request)
+    }
+}
+
+async fn handshake(
+    client: &mut Client,
+    tls: Option<&Arc<rustls::ServerConfig>>,
+) -> Result<(), Stop> {
+    let Some(tls) = tls else {
+        return Err(Stop::Left);
+    };
+    client.frontend.accept_tls(Arc::clone(tls)).await.map_err(|error| {
+        metrics::counter!("pgsilo_tls_failures_total").increment(1);
+        tracing::info!(address = client.trail.address, %error, "a client's TLS handshake failed");
+        Stop::Left
+    })
+}
+
+/// What a listener asks of its clients' connections.
+#[derive(Debug)]
+pub enum Security {
+    /// TLS is offered, and asked for if `required`.
+    Tls {
+        /// Certificate, key and protocols.
+        config: Arc<rustls::ServerConfig>,
+        /// Whether a session in clear is refused.
+        required: bool,
+    },
+    /// A Unix socket, or a listener that says `plaintext = true`.
+    Plaintext,
+}
+
+impl Security {
+    fn tls(&self) -> Option<&Arc<rustls::ServerConfig>> {
+        match self {
+            Security::Tls { config, .. } => Some(config),
+            Security::Plaintext => None,
+        }
+    }
+
+    fn requires_tls(&self) -> bool {
+        matches!(self, Security::Tls { required: true, .. })
+    }
+}

@@ -1,0 +1,442 @@
+//! The relay: bytes both ways between a client and its database, until one of them, or an
+//! order, ends it.
+//!
+//! Its one job is to copy; while it copies it looks at frame headers, and at nothing else, so
+//! that an ending can be told at a message boundary and a vanished client's query cancelled.
+//! All sessions of a core share one scratch buffer: a session holds memory only for what its
+//! peer would not take yet, and reads no more until that is gone.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use metrics::Counter;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::backend::Process;
+use crate::ending::Ending;
+use crate::frontend::Frontend;
+use crate::stream::Stream;
+use crate::wire::frame::{FrameCounter, Header, Status};
+
+/// Bytes that are read at once: TLS records have 16 KiB, a COPY fills all of it.
+const SCRATCH_BYTES: usize = 64 * 1024;
+/// How long a cancelled query may take to reach a message boundary.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a database may take to close after a Terminate.
+const GOODBYE: Duration = Duration::from_secs(5);
+const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BYTES].into());
+}
+
+/// A session is to end: why, and how long a transaction may still run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Order {
+    pub(crate) ending: Ending,
+    pub(crate) by: Instant,
+}
+
+/// A client and its database, spliced.
+pub(crate) struct Relay<'c> {
+    frontend: &'c mut Frontend,
+    backend: Stream,
+    process: Process,
+    up: Pipe,
+    down: Pipe,
+    talk: Talk,
+    /// The client has said goodbye and closed its half; answers still on their way are for it.
+    half_closed: bool,
+    last_bytes: Instant,
+}
+
+/// One direction.
+struct Pipe {
+    counter: FrameCounter,
+    /// What the sink would not take, from `sent` on.
+    left: Vec<u8>,
+    sent: usize,
+    unflushed: bool,
+    ended: bool,
+    /// The sink is gone: what the source still says is dropped.
+    discards: bool,
+    bytes: Counter,
+}
+
+/// What the frame headers tell of the conversation.
+#[derive(Default)]
+struct Talk {
+    /// ReadyForQuery messages that the client is owed.
+    owed: u32,
+    /// The client has begun what its next Sync will end.
+    open: bool,
+    status: Option<Status>,
+    terminated: bool,
+    /// The newest message of the database was an ErrorResponse.
+    complained: bool,
+}
+
+enum Event {
+    FrontendEnded,
+    BackendEnded,
+    /// Idle outside a transaction, nothing in flight: a good moment to end.
+    Quiet,
+    Late,
+    Order(Order),
+    IdleCheck,
+}
+
+enum Moved {
+    SourceEnded,
+    SinkBroken,
+}
+
+impl<'c> Relay<'c> {
+    pub(crate) fn new(frontend: &'c mut Frontend, backend: Stream, process: Process) -> Relay<'c> {
+        let pipe = |direction| Pipe {
+            counter: FrameCounter::default(),
+            left: Vec::new(),
+            sent: 0,
+            unflushed: false,
+            ended: false,
+            discards: false,
+            bytes: metrics::counter!("pgsilo_bytes_total", "direction" => direction),
+        };
+        let talk = Talk {
+            status: Some(Status::Idle),
+            ..Talk::default()
+        };
+        let (up, down) = (pipe("to_backend"), pipe("to_frontend"));
+        let last_bytes = Instant::now();
+        Relay {
+            frontend,
+            backend,
+            process,
+            up,
+            down,
+            talk,
+            half_closed: false,
+            last_bytes,
+        }
+    }
+
+    /// Relays until the session has ended and its client has been told. `order` resolves when
+    /// something outside says that it must; without an `idle_timeout` it may be idle for ever.
+    pub(crate) async fn run(
+        mut self,
+        order: impl Future<Output = Order>,
+        idle_timeout: Option<Duration>,
+        session: impl std::fmt::Display,
+    ) -> Ending {
+        let ending = self.relay(order, idle_timeout).await;
+        if ending != Ending::BackendLeft && ending != Ending::BackendLost {
+            self.say_goodbye().await;
+        }
+        match ending.message(session) {
+            Some(message) if self.can_tell() => self.frontend.send_last(&message).await,
+            _ => {
+                let _closed = timeout(PATIENCE, self.frontend.stream.shutdown()).await;
+            }
+        }
+        ending
+    }
+
+    async fn relay(
+        &mut self,
+        order: impl Future<Output = Order>,
+        idle_timeout: Option<Duration>,
+    ) -> Ending {
+        let mut order = std::pin::pin!(order);
+        let mut ordered: Option<Order> = None;
+        loop {
+            let wakes = idle_timeout.map(|timeout| self.last_bytes + timeout);
+            let event = tokio::select! {
+                biased;
+                event = poll_fn(|cx| self.poll(cx, ordered.is_some())) => event,
+                order = &mut order, if ordered.is_none() => Event::Order(order),
+                () = until(ordered.map(|order| order.by)) => Event::Late,
+                () = until(wakes) => Event::IdleCheck,
+            };
+            match (event, ordered) {
+                (Event::Order(order), _) => ordered = Some(order),
+                (Event::FrontendEnded, _) if self.may_half_close() => self.half_close().await,
+                (Event::FrontendEnded, _) => return self.frontend_ended().await,
+                (Event::BackendEnded, _) => return self.backend_ended(),
+                (Event::Quiet, Some(order)) => return order.ending,
+                (Event::Late, Some(order)) => {
+                    self.interrupt().await;
+                    return order.ending;
+                }
+                (Event::IdleCheck, _) => {
+                    let idle_for = self.last_bytes.elapsed();
+                    match idle_timeout.is_some_and(|timeout| idle_for >= timeout) {
+                        true if self.talk.is_busy() => self.last_bytes = Instant::now(),
+                        true => return Ending::IdleTimeout,
+                        false => {}
+                    }
+                }
+                (Event::Quiet | Event::Late, None) => {}
+            }
+        }
+    }
+
+    /// Moves what can be moved, answers first.
+    fn poll(&mut self, cx: &mut Context<'_>, wants_quiet: bool) -> Poll<Event> {
+        let Relay {
+            frontend,
+            backend,
+            up,
+            down,
+            talk,
+            half_closed,
+            ..
+        } = self;
+        let before = (up.counter.passed(), down.counter.passed());
+        let event = SCRATCH.with_borrow_mut(|scratch| {
+            let client = &mut frontend.stream;
+            let answered = down.poll(cx, backend, client, scratch, |header| talk.answer(header));
+            match answered {
+                Poll::Ready(Moved::SourceEnded) => return Poll::Ready(Event::BackendEnded),
+                Poll::Ready(Moved::SinkBroken) => return Poll::Ready(Event::FrontendEnded),
+                Poll::Pending => {}
+            }
+            if *half_closed {
+                return Poll::Pending;
+            }
+            match up.poll(cx, client, backend, scratch, |header| talk.ask(header)) {
+                Poll::Ready(Moved::SourceEnded) => return Poll::Ready(Event::FrontendEnded),
+                Poll::Ready(Moved::SinkBroken) => {
+                    // The database may still have said why; its own end will come.
+                    up.discards = true;
+                    cx.waker().wake_by_ref();
+                }
+                Poll::Pending => {}
+            }
+            Poll::Pending
+        });
+        if before != (self.up.counter.passed(), self.down.counter.passed()) {
+            self.last_bytes = Instant::now();
+        }
+        match event {
+            Poll::Pending if wants_quiet && self.is_quiet() => Poll::Ready(Event::Quiet),
+            event => event,
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        !self.talk.is_busy() && self.talk.status == Some(Status::Idle) && self.can_tell()
+    }
+
+    /// Whether a message of ours would stand between two messages of the database.
+    fn can_tell(&self) -> bool {
+        self.down.counter.at_boundary() && self.down.is_empty()
+    }
+
+    fn may_half_close(&self) -> bool {
+        self.up.ended && self.talk.terminated && !self.half_closed
+    }
+
+    /// Passes the client's close on. The database answers what it was asked, then closes.
+    async fn half_close(&mut self) {
+        self.half_closed = true;
+        let _failure_shows_as_an_end = self.backend.shutdown().await;
+    }
+
+    /// The client has closed without a goodbye, or cannot be written to.
+    async fn frontend_ended(&mut self) -> Ending {
+        if self.talk.is_busy() && !self.talk.terminated {
+            if let Err(error) = self.process.cancel().await {
+                tracing::warn!(%error, "cannot cancel the query of a client that vanished");
+            }
+        }
+        Ending::ClientLeft
+    }
+
+    fn backend_ended(&self) -> Ending {
+        if self.talk.terminated {
+            Ending::ClientLeft
+        } else if self.talk.complained && self.down.counter.at_boundary() {
+            Ending::BackendLeft
+        } else {
+            Ending::BackendLost
+        }
+    }
+
+    /// Time is up: cancels what runs and relays answers, with bounded patience, up to a place
+    /// where the client can be told.
+    async fn interrupt(&mut self) {
+        let process = self.process.clone();
+        let busy = self.talk.is_busy();
+        let cancel = async {
+            if busy && process.cancel().await.is_err() {
+                tracing::warn!("cannot cancel the query of a session that has to end");
+            }
+        };
+        let quieten = poll_fn(|cx| {
+            let Relay {
+                frontend,
+                backend,
+                down,
+                talk,
+                ..
+            } = &mut *self;
+            let moved = SCRATCH.with_borrow_mut(|scratch| {
+                let client = &mut frontend.stream;
+                down.poll(cx, backend, client, scratch, |header| talk.answer(header))
+            });
+            let told = self.can_tell() && (!self.talk.is_busy() || self.talk.owed == 0);
+            if moved.is_ready() || told {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        });
+        let _bounded = timeout(PATIENCE, async { tokio::join!(cancel, quieten) }).await;
+    }
+
+    /// Lets the database go: what the client sent last, a Terminate, and a close.
+    async fn say_goodbye(&mut self) {
+        let (at_boundary, terminated) = (self.up.counter.at_boundary(), self.talk.terminated);
+        let Relay { backend, up, .. } = self;
+        let goodbye = async {
+            poll_fn(|cx| up.poll_left(cx, backend)).await?;
+            if at_boundary && !terminated {
+                backend.write_all(&TERMINATE).await?;
+            }
+            backend.shutdown().await
+        };
+        let _best_effort = timeout(GOODBYE, goodbye).await;
+    }
+}
+
+impl Pipe {
+    /// Moves bytes until neither side can go on. Returns only when a side has ended.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Stream,
+        sink: &mut Stream,
+        scratch: &mut [u8],
+        mut seen: impl FnMut(Header),
+    ) -> Poll<Moved> {
+        loop {
+            if ready!(self.poll_left(cx, sink)).is_err() {
+                return Poll::Ready(Moved::SinkBroken);
+            }
+            if self.ended {
+                return Poll::Ready(Moved::SourceEnded);
+            }
+            let mut read = ReadBuf::new(scratch);
+            match Pin::new(&mut *source).poll_read(cx, &mut read) {
+                Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+                Poll::Ready(_closed_or_reset) => {
+                    self.ended = true;
+                    continue;
+                }
+                Poll::Pending => return self.poll_flush(cx, sink),
+            }
+            let chunk = read.filled();
+            self.counter.count(chunk, &mut seen);
+            self.bytes.increment(chunk.len() as u64);
+            if self.poll_chunk(cx, sink, chunk).is_err() {
+                return Poll::Ready(Moved::SinkBroken);
+            }
+        }
+    }
+
+    /// Writes what the sink takes of a chunk and keeps the rest.
+    fn poll_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut Stream,
+        mut chunk: &[u8],
+    ) -> io::Result<()> {
+        while !chunk.is_empty() && !self.discards {
+            match Pin::new(&mut *sink).poll_write(cx, chunk) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(n)) => {
+                    chunk = &chunk[n..];
+                    self.unflushed = true;
+                }
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => {
+                    self.left = chunk.to_vec();
+                    self.sent = 0;
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what was left of earlier chunks, and lets go of the memory it was kept in.
+    fn poll_left(&mut self, cx: &mut Context<'_>, sink: &mut Stream) -> Poll<io::Result<()>> {
+        while self.sent < self.left.len() && !self.discards {
+            match ready!(Pin::new(&mut *sink).poll_write(cx, &self.left[self.sent..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.sent += n,
+            }
+            self.unflushed = true;
+        }
+        self.left = Vec::new();
+        self.sent = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Only TLS has something to flush.
+    fn poll_flush(&mut self, cx: &mut Context<'_>, sink: &mut Stream) -> Poll<Moved> {
+        if self.unflushed && !self.discards {
+            match ready!(Pin::new(sink).poll_flush(cx)) {
+                Ok(()) => self.unflushed = false,
+                Err(_broken) => return Poll::Ready(Moved::SinkBroken),
+            }
+        }
+        Poll::Pending
+    }
+
+    fn is_empty(&self) -> bool {
+        self.left.is_empty()
+    }
+}
+
+impl Talk {
+    /// A message from the client. Query, FunctionCall and Sync are answered by a ReadyForQuery;
+    /// a Sync in the middle of a COPY is not, which only makes a session look busy for longer.
+    fn ask(&mut self, header: Header) {
+        match header.tag {
+            b'Q' | b'F' | b'S' => {
+                self.owed += 1;
+                self.open = false;
+            }
+            b'X' => self.terminated = true,
+            _ => self.open = true,
+        }
+    }
+
+    fn answer(&mut self, header: Header) {
+        self.complained = header.tag == b'E';
+        if header.tag == b'Z' {
+            self.owed = self.owed.saturating_sub(1);
+            self.open &= self.owed > 0;
+            self.status = header.first.and_then(Status::parse);
+        }
+    }
+
+    /// Whether the database has something to do for the client.
+    fn is_busy(&self) -> bool {
+        self.owed > 0 || self.open
+    }
+}
+
+/// Sleeps until then; for ever when there is no such time.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}

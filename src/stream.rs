@@ -1,0 +1,155 @@
+//! A connected socket of any kind that pgsilo speaks through, in clear or under TLS.
+//!
+//! One enum rather than a trait object: the relay polls it for every chunk. It holds no buffer
+//! of its own, so what was not asked for stays with the kernel (or inside rustls). Opening a
+//! connection is not done here: the listener accepts, `backend.rs` dials.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+/// A connection to a client or to a database.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    /// TCP in clear.
+    Tcp(TcpStream),
+    /// A Unix socket.
+    Unix(UnixStream),
+    /// TLS with a client.
+    Frontend(Box<server::TlsStream<TcpStream>>),
+    /// TLS with a database.
+    Backend(Box<client::TlsStream<TcpStream>>),
+    /// A TLS handshake is under way, or failed: there is nothing to speak through.
+    Gone,
+}
+
+impl Stream {
+    /// Turns a client's TCP connection into TLS.
+    ///
+    /// While this runs, and after an error, the stream is [`Stream::Gone`]: in the middle of a
+    /// handshake nothing that could be written would be understood.
+    pub(crate) async fn accept_tls(&mut self, tls: Arc<rustls::ServerConfig>) -> io::Result<()> {
+        match std::mem::replace(self, Stream::Gone) {
+            Stream::Tcp(tcp) => {
+                let stream = TlsAcceptor::from(tls).accept(tcp).await?;
+                *self = Stream::Frontend(Box::new(stream));
+                Ok(())
+            }
+            _ => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Turns a TCP connection to a database into TLS.
+    pub(crate) async fn connect_tls(
+        self,
+        tls: Arc<rustls::ClientConfig>,
+        name: ServerName<'static>,
+    ) -> io::Result<Stream> {
+        match self {
+            Stream::Tcp(tcp) => {
+                let stream = TlsConnector::from(tls).connect(name, tcp).await?;
+                Ok(Stream::Backend(Box::new(stream)))
+            }
+            _ => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Whether bytes have come that nobody has read yet. Of a TLS stream: false.
+    pub(crate) fn has_unread(&self) -> bool {
+        let mut byte = [0; 1];
+        let read = match self {
+            Stream::Tcp(tcp) => tcp.try_read(&mut byte),
+            Stream::Unix(unix) => unix.try_read(&mut byte),
+            Stream::Frontend(_) | Stream::Backend(_) | Stream::Gone => return false,
+        };
+        matches!(read, Ok(1))
+    }
+
+    /// Whether TLS protects it.
+    pub(crate) fn is_tls(&self) -> bool {
+        matches!(self, Stream::Frontend(_) | Stream::Backend(_))
+    }
+}
+
+/// Calls the same method on whichever stream is inside.
+macro_rules! on_each {
+    ($stream:expr, $io:ident => $call:expr) => {
+        match $stream.get_mut() {
+            Stream::Tcp(tcp) => {
+                let $io = Pin::new(tcp);
+                $call
+            }
+            Stream::Unix(unix) => {
+                let $io = Pin::new(unix);
+                $call
+            }
+            Stream::Frontend(tls) => {
+                let $io = Pin::new(tls);
+                $call
+            }
+            Stream::Backend(tls) => {
+                let $io = Pin::new(tls);
+                $call
+            }
+            Stream::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        on_each!(self, stream => stream.poll_read(cx, into))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        on_each!(self, stream => stream.poll_write(cx, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_each!(self, stream => stream.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_each!(self, stream => stream.poll_shutdown(cx))
+    }
+}
+
+/// Idle time before the first keepalive probe.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// Time between keepalive probes.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// How long sent bytes may stay unacknowledged before the connection counts as lost.
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Sets what every TCP connection has, on either side: no delay for small messages, and notice
+/// of a peer that is gone.
+///
+/// # Errors
+/// Those of `setsockopt(2)`.
+pub(crate) fn tune(tcp: &TcpStream) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL);
+    let socket = SockRef::from(tcp);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}

@@ -1,0 +1,380 @@
+//! TLS settings made from files: what clients see, and how databases are checked.
+//!
+//! One provider (aws-lc-rs), given explicitly: nothing depends on a process default.
+//! TLS 1.2 and 1.3. A setting is either ready to use or an error that names its file.
+//! Called by the configuration and the registry when they load; nothing here opens a
+//! connection.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use aws_lc_rs::digest;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
+use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::signature_algorithm::SignatureAlgorithm;
+
+/// What PostgreSQL 17 registered; libpq's `sslnegotiation=direct` insists on it.
+const ALPN: &[u8] = b"postgresql";
+
+/// How much of a database's certificate is believed; the names are libpq's `sslmode`s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Encrypted, but to whomever answers: no certificate is checked.
+    Require,
+    /// The chain must end at a trusted root; the name in the certificate may differ.
+    VerifyCa,
+    /// The chain and the name.
+    VerifyFull,
+}
+
+/// Why a TLS setting cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The file cannot be read.
+    #[error("cannot read {path:?}: {source}")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is not PEM.
+    #[error("{path:?} is not valid PEM")]
+    NotPem {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// PEM, but without a `CERTIFICATE` section.
+    #[error("{path:?} holds no certificate; it must be PEM with a CERTIFICATE section")]
+    NoCertificate {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A certificate that cannot be parsed or used.
+    #[error("{path:?} holds a certificate that cannot be used: {source}")]
+    BadCertificate {
+        /// Which file.
+        path: PathBuf,
+        /// What rustls said.
+        source: rustls::Error,
+    },
+    /// PEM, but without a private key.
+    #[error(
+        "{path:?} holds no private key; it must be PEM with an unencrypted PRIVATE KEY section"
+    )]
+    NoKey {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A private key of a kind that cannot sign here.
+    #[error("{path:?} holds a private key that cannot be used: {source}")]
+    BadKey {
+        /// Which file.
+        path: PathBuf,
+        /// What rustls said.
+        source: rustls::Error,
+    },
+    /// Certificate and key are not a pair.
+    #[error("the key in {key:?} does not belong to the first certificate in {certificate:?}")]
+    KeyMismatch {
+        /// The chain's file.
+        certificate: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+    },
+    /// Verification was asked for, and the system trusts nobody.
+    #[error("the system has no trusted root certificates; name a ca file")]
+    NoSystemRoots,
+    /// The provider lacks what a setting needs; a bug of the build.
+    #[error("cannot set up TLS: {0}")]
+    Unsupported(String),
+}
+
+impl TlsError {
+    /// The file to blame, if it is one.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            TlsError::Unreadable { path, .. }
+            | TlsError::NotPem { path }
+            | TlsError::NoCertificate { path }
+            | TlsError::BadCertificate { path, .. }
+            | TlsError::NoKey { path }
+            | TlsError::BadKey { path, .. } => Some(path),
+            TlsError::KeyMismatch { key, .. } => Some(key),
+            TlsError::NoSystemRoots | TlsError::Unsupported(_) => None,
+        }
+    }
+}
+
+fn crypto() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    PROVIDER
+        .get_or_init(|| Arc::new(provider::default_provider()))
+        .clone()
+}
+
+/// What a listener shows: the chain (leaf first) and its key. Offers ALPN `postgresql`
+/// and accepts clients without ALPN; asks for no client certificate.
+pub fn server(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
+    let chain = certificates(certificate, &read(certificate)?)?;
+    let secret = private_key(key)?;
+    let builder = ServerConfig::builder_with_provider(crypto())
+        .with_safe_default_protocol_versions()
+        .map_err(unsupported)?;
+    let mut config = builder
+        .with_no_client_auth()
+        .with_single_cert(chain, secret)
+        .map_err(|source| match source {
+            rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch {
+                certificate: certificate.into(),
+                key: key.into(),
+            },
+            rustls::Error::InvalidCertificate(_) => TlsError::BadCertificate {
+                path: certificate.into(),
+                source,
+            },
+            source => TlsError::BadKey {
+                path: key.into(),
+                source,
+            },
+        })?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// How a database is checked. `ca` is a PEM file of roots, `None` the system's. No ALPN:
+/// servers before PostgreSQL 17 do not know it. The CA is not read for [`Mode::Require`].
+pub fn client(mode: Mode, ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
+    let builder = ClientConfig::builder_with_provider(crypto())
+        .with_safe_default_protocol_versions()
+        .map_err(unsupported)?;
+    let webpki = |roots| {
+        WebPkiServerVerifier::builder_with_provider(roots, crypto())
+            .build()
+            .map_err(unsupported)
+    };
+    let verifier: Arc<dyn ServerCertVerifier> = match mode {
+        Mode::Require => Arc::new(AnyCertificate(crypto())),
+        Mode::VerifyCa => Arc::new(AnyName(webpki(roots(ca)?)?)),
+        Mode::VerifyFull => webpki(roots(ca)?)?,
+    };
+    let config = builder
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+fn unsupported(error: impl fmt::Display) -> TlsError {
+    TlsError::Unsupported(error.to_string())
+}
+
+/// Every certificate of a PEM file, at least one.
+fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(pem).collect();
+    let found = found.map_err(|_| TlsError::NotPem { path: path.into() })?;
+    if found.is_empty() {
+        Err(TlsError::NoCertificate { path: path.into() })
+    } else {
+        Ok(found)
+    }
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let pem = zeroize::Zeroizing::new(read(path)?);
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|error| match error {
+        pem::Error::NoItemsFound => TlsError::NoKey { path: path.into() },
+        _ => TlsError::NotPem { path: path.into() },
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    std::fs::read(path).map_err(|source| TlsError::Unreadable {
+        path: path.into(),
+        source,
+    })
+}
+
+fn roots(ca: Option<&Path>) -> Result<Arc<RootCertStore>, TlsError> {
+    let Some(path) = ca else {
+        return system_roots().ok_or(TlsError::NoSystemRoots);
+    };
+    trusted(path, &read(path)?)
+}
+
+/// A CA file as it is, once every certificate in it is known to be usable as a root.
+pub(crate) fn roots_pem(path: &Path) -> Result<Vec<u8>, TlsError> {
+    let pem = read(path)?;
+    trusted(path, &pem)?;
+    Ok(pem)
+}
+
+fn trusted(path: &Path, pem: &[u8]) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut store = RootCertStore::empty();
+    for certificate in certificates(path, pem)? {
+        store
+            .add(certificate)
+            .map_err(|source| TlsError::BadCertificate {
+                path: path.into(),
+                source,
+            })?;
+    }
+    Ok(Arc::new(store))
+}
+
+/// The system's roots, read once for the life of the process: a hundred thousand
+/// placements may share them. Single bad files there are the system's business.
+fn system_roots() -> Option<Arc<RootCertStore>> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    let roots = ROOTS.get_or_init(|| {
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        Arc::new(store)
+    });
+    (!roots.is_empty()).then(|| roots.clone())
+}
+
+/// `sslmode=require`: believes any certificate, but its holder must still prove, by the
+/// handshake's signature, to have the key: channel binding depends on it.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// `sslmode=verify-ca`: everything that webpki checks, but the name. webpki looks at the
+/// name last, so a name error means that the chain was good.
+#[derive(Debug)]
+struct AnyName(Arc<WebPkiServerVerifier>);
+
+impl ServerCertVerifier for AnyName {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match self
+            .0
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        {
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Ok(ServerCertVerified::assertion()),
+            verdict => verdict,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+/// RFC 5929 `tls-server-end-point`: the leaf hashed with its own signature's hash, where
+/// MD5 and SHA-1 become SHA-256. `None` where the RFC leaves it undefined (Ed25519), as
+/// PostgreSQL's `X509_get_signature_nid` path does.
+pub fn server_end_point(leaf: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    let (rest, certificate) = X509Certificate::from_der(leaf).ok()?;
+    if !rest.is_empty() {
+        return None;
+    }
+    let identifier = &certificate.signature_algorithm;
+    let hash = match identifier.algorithm.to_id_string().as_str() {
+        // RSASSA-PSS says its hash in its parameters; none means SHA-1.
+        "1.2.840.113549.1.1.10" => match SignatureAlgorithm::try_from(identifier).ok()? {
+            SignatureAlgorithm::RSASSA_PSS(parameters) => {
+                match parameters.hash_algorithm_oid().to_id_string().as_str() {
+                    "1.2.840.113549.2.5" | "1.3.14.3.2.26" | "2.16.840.1.101.3.4.2.1" => {
+                        &digest::SHA256
+                    }
+                    "2.16.840.1.101.3.4.2.2" => &digest::SHA384,
+                    "2.16.840.1.101.3.4.2.3" => &digest::SHA512,
+                    "2.16.840.1.101.3.4.2.4" => &digest::SHA224,
+                    _ => return None,
+                }
+            }
+            _ => return None,
+        },
+        // RSA with MD5, SHA-1, SHA-256; ECDSA with SHA-1, SHA-256; DSA with SHA-1, SHA-256.
+        "1.2.840.113549.1.1.4"
+        | "1.2.840.113549.1.1.5"
+        | "1.2.840.113549.1.1.11"
+        | "1.2.840.10045.4.1"
+        | "1.2.840.10045.4.3.2"
+        | "1.2.840.10040.4.3"
+        | "2.16.840.1.101.3.4.3.2" => &digest::SHA256,
+        "1.2.840.113549.1.1.14" | "1.2.840.10045.4.3.1" => &digest::SHA224,
+        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => &digest::SHA384,
+        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => &digest::SHA512,
+        _ => return None,
+    };
+    Some(digest::digest(hash, leaf).as_ref().to_vec())
+}
+
+#[cfg(test)]
+#[path = "tls/tests.rs"]
+mod tests;

@@ -1,0 +1,248 @@
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PKCS_ECDSA_P256_SHA256,
+    PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256, PKCS_RSA_SHA512,
+};
+
+use super::*;
+
+/// A folder of its own, removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!(
+            "pgsilo-tls-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Pki {
+    folder: Folder,
+    ca: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+fn pki() -> Pki {
+    let folder = Folder::new();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let leaf_key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(vec!["db.example".into()])
+        .unwrap()
+        .signed_by(&leaf_key, &issuer)
+        .unwrap();
+    let ca = folder.write("ca.crt", &issuer.pem());
+    let certificate = folder.write("server.crt", &leaf.pem());
+    let key = folder.write("server.key", &leaf_key.serialize_pem());
+    Pki {
+        folder,
+        ca,
+        certificate,
+        key,
+    }
+}
+
+/// One handshake and one byte each way; the client's verdict and the ALPN agreed on.
+fn shake(
+    server: &Arc<ServerConfig>,
+    client: &Arc<ClientConfig>,
+    name: &str,
+) -> Result<Option<Vec<u8>>, io::Error> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = server.clone();
+    let answering = std::thread::spawn(move || {
+        let (socket, _) = listener.accept().unwrap();
+        let connection = rustls::ServerConnection::new(server).unwrap();
+        let mut stream = rustls::StreamOwned::new(connection, socket);
+        let mut byte = [0];
+        if stream.read_exact(&mut byte).is_ok() {
+            let _ = stream.write_all(&byte);
+        }
+    });
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let connection = rustls::ClientConnection::new(client.clone(), name).unwrap();
+    let mut stream = rustls::StreamOwned::new(connection, TcpStream::connect(address).unwrap());
+    let mut byte = [7];
+    let outcome = stream
+        .write_all(&byte)
+        .and_then(|()| stream.read_exact(&mut byte));
+    let agreed = stream.conn.alpn_protocol().map(<[u8]>::to_vec);
+    drop(stream);
+    answering.join().unwrap();
+    outcome.map(|()| agreed)
+}
+
+#[test]
+fn each_mode_checks_what_it_says() {
+    let pki = pki();
+    let stranger = self::pki();
+    let server = server(&pki.certificate, &pki.key).unwrap();
+    let cases = [
+        (Mode::VerifyFull, &pki.ca, "db.example", true),
+        (Mode::VerifyFull, &pki.ca, "other.example", false),
+        (Mode::VerifyFull, &stranger.ca, "db.example", false),
+        (Mode::VerifyCa, &pki.ca, "other.example", true),
+        (Mode::VerifyCa, &pki.ca, "127.0.0.1", true),
+        (Mode::VerifyCa, &stranger.ca, "db.example", false),
+        (Mode::Require, &stranger.ca, "other.example", true),
+    ];
+    for (mode, ca, name, good) in cases {
+        let client = client(mode, Some(ca)).unwrap();
+        let outcome = shake(&server, &client, name);
+        assert_eq!(outcome.is_ok(), good, "{mode:?} {name}: {outcome:?}");
+    }
+}
+
+#[test]
+fn alpn_is_offered_and_not_required() {
+    let pki = pki();
+    let server = server(&pki.certificate, &pki.key).unwrap();
+    let plain = client(Mode::VerifyFull, Some(&pki.ca)).unwrap();
+    assert_eq!(shake(&server, &plain, "db.example").unwrap(), None);
+    let mut direct = (*plain).clone();
+    direct.alpn_protocols = vec![ALPN.to_vec()];
+    let agreed = shake(&server, &Arc::new(direct.clone()), "db.example").unwrap();
+    assert_eq!(agreed.as_deref(), Some(ALPN));
+    direct.alpn_protocols = vec![b"h2".to_vec()];
+    assert!(shake(&server, &Arc::new(direct), "db.example").is_err());
+}
+
+#[test]
+fn errors_name_the_file() {
+    let pki = pki();
+    let other = self::pki();
+    let empty = pki.folder.write("empty", "");
+    let broken = pki.folder.write(
+        "broken",
+        "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n",
+    );
+    let absent = pki.folder.0.join("absent");
+    let show = |error: TlsError| {
+        error
+            .to_string()
+            .replace(pki.folder.0.to_str().unwrap(), "")
+    };
+    assert!(matches!(
+        server(&pki.certificate, &other.key),
+        Err(TlsError::KeyMismatch { .. })
+    ));
+    assert_eq!(
+        show(server(&absent, &pki.key).unwrap_err()),
+        "cannot read \"/absent\": No such file or directory (os error 2)"
+    );
+    assert!(matches!(
+        server(&empty, &pki.key),
+        Err(TlsError::NoCertificate { .. })
+    ));
+    assert!(matches!(
+        server(&pki.key, &pki.key),
+        Err(TlsError::NoCertificate { .. })
+    ));
+    assert!(matches!(
+        server(&pki.certificate, &empty),
+        Err(TlsError::NoKey { .. })
+    ));
+    assert!(matches!(
+        server(&pki.certificate, &pki.certificate),
+        Err(TlsError::NoKey { .. })
+    ));
+    assert!(matches!(
+        server(&broken, &pki.key),
+        Err(TlsError::NotPem { .. })
+    ));
+    assert!(matches!(
+        client(Mode::VerifyCa, Some(&empty)),
+        Err(TlsError::NoCertificate { .. })
+    ));
+    assert!(matches!(
+        client(Mode::VerifyCa, Some(&absent)),
+        Err(TlsError::Unreadable { .. })
+    ));
+}
+
+#[test]
+fn the_end_point_uses_the_signatures_own_hash() {
+    let leaf = |algorithm| {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        CertificateParams::new(vec!["db".into()])
+            .unwrap()
+            .self_signed(&key)
+            .unwrap()
+    };
+    let cases = [
+        (&PKCS_ECDSA_P256_SHA256, Some(&digest::SHA256)),
+        (&PKCS_ECDSA_P384_SHA384, Some(&digest::SHA384)),
+        (&PKCS_RSA_SHA256, Some(&digest::SHA256)),
+        (&PKCS_RSA_SHA512, Some(&digest::SHA512)),
+        (&PKCS_ED25519, None),
+    ];
+    for (algorithm, hash) in cases {
+        let certificate = leaf(algorithm);
+        let expected = hash.map(|hash| digest::digest(hash, certificate.der()).as_ref().to_vec());
+        assert_eq!(
+            server_end_point(certificate.der()),
+            expected,
+            "{algorithm:?}"
+        );
+    }
+    assert_eq!(server_end_point(&CertificateDer::from(vec![1, 2, 3])), None);
+}
+
+/// rcgen does not sign with these, so their identifiers are put into a real certificate;
+/// the signature is then wrong, which the hash does not look at.
+#[test]
+fn old_hashes_become_sha256_and_pss_is_read() {
+    let key = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap();
+    let certificate = CertificateParams::new(vec!["db".into()])
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
+    let sha256_rsa = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0b];
+    for (last, hash) in [
+        (4, Some(&digest::SHA256)),
+        (5, Some(&digest::SHA256)),
+        (12, Some(&digest::SHA384)),
+        (14, Some(&digest::SHA224)),
+        (99, None),
+    ] {
+        let mut der = certificate.der().to_vec();
+        let places: Vec<usize> = (0..der.len() - 9)
+            .filter(|at| der[*at..].starts_with(&sha256_rsa))
+            .collect();
+        assert_eq!(places.len(), 2);
+        for at in places {
+            der[at + 8] = last;
+        }
+        let expected = hash.map(|hash| digest::digest(hash, &der).as_ref().to_vec());
+        assert_eq!(
+            server_end_point(&CertificateDer::from(der)),
+            expected,
+            "{last}"
+        );
+    }
+}

@@ -1,0 +1,373 @@
+//! Tokens: what a client shows, and the claims that a verified one makes.
+//!
+//! A [`Token`] is bytes that nobody believes. [`Verifier::verify`] is the only way from
+//! it to [`Claims`]: the signature is checked by jsonwebtoken, everything around it
+//! (shape, header, which key, which algorithm, every claim) strictly here. The algorithm
+//! comes from the key and the issuer's list, never from the token. Nothing is said about
+//! a token's content unless its signature verified ([`Rejected::verified`]).
+//! The configuration makes the verifier; the Identified stage asks it.
+
+mod keys;
+mod rules;
+mod strict;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+pub use self::keys::{Algorithm, AlgorithmError, Key, KeyError, KeySet};
+pub use self::rules::{ClaimPath, ClaimPathError};
+use crate::tenant::{Access, TenantId};
+
+/// No token is longer, whatever the configuration says.
+pub const MAX_TOKEN_BYTES: usize = 65_536;
+
+/// Clocks that differ more than this are to be repaired, not tolerated.
+pub const MAX_LEEWAY: Duration = Duration::from_secs(300);
+
+/// A token as it was received: secret, unverified, wiped when dropped.
+pub struct Token(Zeroizing<Vec<u8>>);
+
+impl Token {
+    /// Takes the bytes over; they are wiped when the token is dropped.
+    pub fn new(bytes: Vec<u8>) -> Token {
+        Token(Zeroizing::new(bytes))
+    }
+
+    /// Whether the client sent nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(redacted)")
+    }
+}
+
+/// What a verified token says. Only [`Verifier::verify`] makes one.
+#[derive(Debug)]
+pub struct Claims {
+    issuer: String,
+    subject: String,
+    token_id: Option<String>,
+    tenants: Vec<TenantId>,
+    access: Access,
+    expires_at: SystemTime,
+}
+
+impl Claims {
+    /// `iss`: one of the configured issuers.
+    pub fn issuer(&self) -> &str {
+        &self.issuer
+    }
+
+    /// `sub`: not empty, at most 256 characters, safe in a log line.
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// `jti`, under the same bounds.
+    pub fn token_id(&self) -> Option<&str> {
+        self.token_id.as_deref()
+    }
+
+    /// The memberships, at least one, each once, in the token's order.
+    pub fn tenants(&self) -> &[TenantId] {
+        &self.tenants
+    }
+
+    /// How much the sessions of this token may do.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// From when on this token is refused: its `exp` plus the issuer's leeway. A session
+    /// that was let in by the leeway therefore does not end at once.
+    pub fn expires_at(&self) -> SystemTime {
+        self.expires_at
+    }
+}
+
+/// Why a token is refused. No text holds any part of the token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// Nothing was sent.
+    #[error("no token")]
+    Missing,
+    /// Not three base64url parts, not strict JSON objects, or too long.
+    #[error("malformed token")]
+    Malformed,
+    /// A header member that asks for something that is never done here.
+    #[error("header member {member:?} is refused")]
+    HeaderRefused {
+        /// Which one.
+        member: &'static str,
+    },
+    /// An algorithm that the issuer's list or the chosen key does not have.
+    #[error("algorithm refused")]
+    AlgorithmRefused,
+    /// `iss` is absent or not configured.
+    #[error("unknown issuer")]
+    IssuerUnknown,
+    /// `kid` is absent where there are several keys, or the issuer has no such key.
+    #[error("unknown key")]
+    KeyUnknown,
+    /// The signature is not the chosen key's over these bytes.
+    #[error("invalid signature")]
+    SignatureInvalid,
+    /// `aud` does not name this service.
+    #[error("wrong audience")]
+    AudienceWrong,
+    /// `nbf` or `iat` lies in the future.
+    #[error("not valid yet")]
+    NotYetValid,
+    /// `exp` has passed.
+    #[error("expired {} s ago", since.as_secs())]
+    Expired {
+        /// How long ago.
+        since: Duration,
+    },
+    /// A claim that must be there is not, or it is of the wrong type or out of bounds.
+    #[error("claim {claim:?} is missing or invalid")]
+    ClaimInvalid {
+        /// Which one.
+        claim: &'static str,
+    },
+    /// The access claim names no access level.
+    #[error("unknown access level")]
+    AccessUnknown,
+    /// No tenant claim, or an empty one.
+    #[error("no tenant claim")]
+    TenantAbsent,
+    /// A tenant claim that is not one id or a list of at most 1000.
+    #[error("malformed tenant claim")]
+    TenantMalformed,
+}
+
+/// A refused token: the reason, and what the audit may know.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{error}")]
+pub struct Rejected {
+    /// The reason.
+    pub error: TokenError,
+    /// Whether the signature was good. Only then may a client learn the reason, and only
+    /// then is anything of the token believed.
+    pub verified: bool,
+    /// `sub` of a verified token, if it is fit for a log line.
+    pub subject: Option<String>,
+    /// `jti` of a verified token, if it is fit for a log line.
+    pub token_id: Option<String>,
+}
+
+impl From<TokenError> for Rejected {
+    fn from(error: TokenError) -> Rejected {
+        Rejected {
+            error,
+            verified: false,
+            subject: None,
+            token_id: None,
+        }
+    }
+}
+
+/// Whose tokens are believed, and how they are read.
+#[derive(Debug)]
+pub struct Issuer {
+    /// Must equal `iss`.
+    pub issuer: String,
+    /// One of them must be in `aud`.
+    pub audience: Vec<String>,
+    /// The algorithms in use; a key's own are narrowed to these.
+    pub algorithms: Vec<Algorithm>,
+    /// The keys; see [`KeySet`].
+    pub keys: Vec<Key>,
+    /// Where the tenant, or a list of them, is.
+    pub tenant_claim: ClaimPath,
+    /// Where the access level is.
+    pub access_claim: ClaimPath,
+    /// For a token without that claim.
+    pub default_access: Access,
+    /// For clocks that differ; at most [`MAX_LEEWAY`].
+    pub leeway: Duration,
+}
+
+/// Which setting of which issuer makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{fault}")]
+pub struct IssuerError {
+    /// Counted from 0, in the order given.
+    pub issuer: usize,
+    /// What is wrong.
+    pub fault: IssuerFault,
+}
+
+/// What can be wrong with an [`Issuer`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IssuerFault {
+    /// No name.
+    #[error("empty; it must equal the token's `iss`")]
+    Unnamed,
+    /// The same name twice.
+    #[error("this issuer is already there; give each issuer one [[issuer]] table")]
+    Duplicate,
+    /// Nothing to compare `aud` with.
+    #[error("empty; name at least one audience")]
+    NoAudience,
+    /// Nothing is allowed.
+    #[error("empty; name at least one algorithm")]
+    NoAlgorithms,
+    /// Two keys of the same id.
+    #[error("two keys have the kid {0:?}; a kid must be unique")]
+    DuplicateKey(String),
+    /// The list of algorithms and the keys have nothing in common.
+    #[error("no key fits `algorithms`; add the keys' algorithm there or another key")]
+    NoKey,
+    /// More than [`MAX_LEEWAY`].
+    #[error("too long; at most 5m")]
+    Leeway,
+}
+
+/// Verifies tokens; immutable, shared by every session.
+#[derive(Debug)]
+pub struct Verifier {
+    issuers: HashMap<String, Issuer>,
+}
+
+impl Verifier {
+    /// Checks the issuers against each other and narrows every key's algorithms to what
+    /// its issuer allows.
+    pub fn new(issuers: Vec<Issuer>) -> Result<Verifier, IssuerError> {
+        let mut known: HashMap<String, Issuer> = HashMap::with_capacity(issuers.len());
+        for (index, mut issuer) in issuers.into_iter().enumerate() {
+            issuer.settle().map_err(|fault| IssuerError {
+                issuer: index,
+                fault,
+            })?;
+            if known.contains_key(&issuer.issuer) {
+                return Err(IssuerError {
+                    issuer: index,
+                    fault: IssuerFault::Duplicate,
+                });
+            }
+            known.insert(issuer.issuer.clone(), issuer);
+        }
+        Ok(Verifier { issuers: known })
+    }
+
+    /// Whether nobody is believed.
+    pub fn is_empty(&self) -> bool {
+        self.issuers.is_empty()
+    }
+
+    /// The one way from a token to claims. `now` is the only clock.
+    pub fn verify(&self, token: &Token, now: SystemTime) -> Result<Claims, Rejected> {
+        if token.is_empty() {
+            return Err(TokenError::Missing.into());
+        }
+        let parts = strict::read(&token.0)?;
+        // The header and `iss` are not believed here: they only choose whose signature to
+        // check, among keys that are all trusted.
+        let header = strict::header(&parts.header)?;
+        let issuer = parts.payload.get("iss").and_then(Value::as_str);
+        let issuer = issuer.and_then(|iss| self.issuers.get(iss));
+        let issuer = issuer.ok_or(TokenError::IssuerUnknown)?;
+        let key = issuer.key(header.key_id).ok_or(TokenError::KeyUnknown)?;
+        if !key.algorithms().contains(&header.algorithm) {
+            return Err(TokenError::AlgorithmRefused.into());
+        }
+        let doubt = issuer.check_signature(token, key, header.algorithm)?;
+        let verdict = rules::judge(&parts.payload, issuer, now).and_then(|claims| match doubt {
+            None => Ok(claims),
+            Some(claim) => Err(TokenError::ClaimInvalid { claim }),
+        });
+        verdict.map_err(|error| Rejected {
+            error,
+            verified: true,
+            subject: rules::loggable(&parts.payload, "sub"),
+            token_id: rules::loggable(&parts.payload, "jti"),
+        })
+    }
+}
+
+impl Issuer {
+    fn settle(&mut self) -> Result<(), IssuerFault> {
+        if self.issuer.is_empty() {
+            return Err(IssuerFault::Unnamed);
+        }
+        if self.audience.is_empty() || self.audience.iter().any(String::is_empty) {
+            return Err(IssuerFault::NoAudience);
+        }
+        if self.algorithms.is_empty() {
+            return Err(IssuerFault::NoAlgorithms);
+        }
+        if self.leeway > MAX_LEEWAY {
+            return Err(IssuerFault::Leeway);
+        }
+        keys::unique(&self.keys).map_err(IssuerFault::DuplicateKey)?;
+        for key in &mut self.keys {
+            key.narrow(&self.algorithms);
+        }
+        self.keys.retain(|key| !key.algorithms().is_empty());
+        if self.keys.is_empty() {
+            Err(IssuerFault::NoKey)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// A token without `kid` is only taken where there is no choice to make.
+    fn key(&self, id: Option<&str>) -> Option<&Key> {
+        match (id, self.keys.as_slice()) {
+            (None, [only]) => Some(only),
+            (None, _) => None,
+            (Some(id), keys) => keys.iter().find(|key| key.id() == Some(id)),
+        }
+    }
+
+    /// jsonwebtoken verifies, and then applies its own rules as a second net: `Ok(Some)`
+    /// is a good signature over claims that it dislikes. Time is not its business: it
+    /// would read another clock than `now`.
+    fn check_signature(
+        &self,
+        token: &Token,
+        key: &Key,
+        algorithm: Algorithm,
+    ) -> Result<Option<&'static str>, TokenError> {
+        use jsonwebtoken::errors::ErrorKind;
+
+        let mut net = jsonwebtoken::Validation::new(algorithm.into());
+        net.set_issuer(&[&self.issuer]);
+        net.set_audience(&self.audience);
+        net.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        net.validate_exp = false;
+        net.validate_nbf = false;
+        match jsonwebtoken::decode::<IgnoredAny>(token.0.as_slice(), key.decoding(), &net) {
+            Ok(_) => Ok(None),
+            // decode() applies these only after it has verified the signature.
+            Err(error) => match error.kind() {
+                ErrorKind::InvalidAudience => Ok(Some("aud")),
+                ErrorKind::InvalidIssuer => Ok(Some("iss")),
+                ErrorKind::MissingRequiredClaim(claim) => Ok(Some(match claim.as_str() {
+                    "exp" => "exp",
+                    "sub" => "sub",
+                    "aud" => "aud",
+                    _ => "iss",
+                })),
+                ErrorKind::Json(_) | ErrorKind::Base64(_) | ErrorKind::Utf8(_) => {
+                    Err(TokenError::Malformed)
+                }
+                ErrorKind::InvalidAlgorithm => Err(TokenError::AlgorithmRefused),
+                _ => Err(TokenError::SignatureInvalid),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
