@@ -17,7 +17,7 @@ use clap::{Parser, Subcommand};
 
 /// Provisions and tries out pgsilo, the proxy that gives every tenant its own database.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, propagate_version = true)]
+#[command(version)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

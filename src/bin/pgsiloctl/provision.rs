@@ -168,7 +168,9 @@ impl Provisioner {
 /// The leased role owns nothing: all it makes belongs to `works_as`, which it becomes at login
 /// and comes back to at DISCARD ALL, RESET ROLE and SET SESSION AUTHORIZATION DEFAULT. The
 /// broker is a member of it, because only a member may end its sessions; without that, a live
-/// session would go on working as `works_as` after its own role is gone.
+/// session would go on working as `works_as` after its own role is gone. Ending is not waited
+/// for: `pg_terminate_backend` with a time-out looks again only every 100 ms, and OpenBAO makes
+/// nothing else for this tenant meanwhile.
 fn lease_statements(tenant: &TenantId, connection: &str, works_as: &str) -> Value {
     let (login, broker) = (tenant.role("login"), tenant.role("broker"));
     json!({
@@ -183,7 +185,7 @@ fn lease_statements(tenant: &TenantId, connection: &str, works_as: &str) -> Valu
         ],
         "revocation_statements": [
             "ALTER ROLE \"{{name}}\" NOLOGIN",
-            "SELECT pg_catalog.pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_stat_activity WHERE usename = '{{name}}'",
+            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE usename = '{{name}}'",
             "DROP OWNED BY \"{{name}}\"",
             "DROP ROLE IF EXISTS \"{{name}}\"",
         ],

@@ -8,6 +8,7 @@
 mod certificates;
 mod env;
 mod files;
+mod ground;
 mod issuer;
 mod openbao;
 mod ports;
@@ -30,7 +31,7 @@ use serde_json::Value;
 use crate::say;
 use issuer::{Issuer, Wish};
 
-/// Run a whole pgsilo on this machine: PostgreSQL, OpenBAO, two tenants, a token issuer, the proxy.
+/// Run a whole pgsilo on this machine: PostgreSQL, OpenBAO, two tenants, tokens, the proxy.
 ///
 /// Starts everything on loopback and on free ports, prints psql lines to paste, and runs until
 /// Ctrl-C (or SIGTERM). Nothing is left when it ends. While it runs, DIR/env is a file that a
@@ -39,7 +40,7 @@ use issuer::{Issuer, Wish};
 /// The tenants `acme` and `globex` have different data in databases of their own. Any password
 /// that is no valid token is refused; `pgsiloctl sandbox token` mints more tokens.
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(args_conflicts_with_subcommands = true, verbatim_doc_comment)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,

@@ -3,6 +3,8 @@
 //! The tables are made with a leased credential, which is then given back and must be gone: so
 //! no sandbox is ever ready whose leases do not work from end to end.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
@@ -93,11 +95,10 @@ impl Data {
             "the leased role {} outlived its lease",
             leased.user
         );
-        ensure!(
-            session.batch_execute("SELECT 1").await.is_err(),
-            "a session of {} outlived its lease",
-            leased.user
-        );
+        let ended = async { while session.batch_execute("SELECT 1").await.is_ok() {} };
+        tokio::time::timeout(Duration::from_secs(5), ended)
+            .await
+            .with_context(|| format!("a session of {} outlived its lease", leased.user))?;
         Ok(())
     }
 }

@@ -3,20 +3,17 @@
 //! PostgreSQL and OpenBAO start side by side, then the tenants are provisioned side by side,
 //! then comes the proxy, and `env` is the last thing written. Stopping goes the other way.
 
-use std::fs::{self, File, TryLockError};
-use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::env::{Env, quote, quote_if_needed, socket_dsn, tls_dsn};
+use super::ground::Ground;
 use super::issuer::{self, Issuer};
 use super::openbao::{self, OpenBao};
 use super::postgres::{self, Postgres};
-use super::process::Processes;
 use super::proxy::{self, Proxy};
 use super::psql::Psql;
 use super::stop::Stop;
@@ -68,115 +65,12 @@ async fn supervise(start: Start) -> Result<ExitCode> {
 /// Gives back why it ended by itself; it never ends well.
 async fn serve(ground: &Ground, start: &Start) -> anyhow::Error {
     let began = Instant::now();
-    match raise(ground, start).await {
+    match Box::pin(raise(ground, start)).await {
         Ok(raised) => {
             announce(&raised, start, began.elapsed());
             ground.processes.death().await
         }
         Err(error) => error,
-    }
-}
-
-// --- The ground that a sandbox stands on ---------------------------------------------------
-
-/// The two folders, the lock on one of them, and whatever was started.
-#[derive(Debug)]
-struct Ground {
-    dir: PathBuf,
-    runtime: PathBuf,
-    processes: Processes,
-    /// Held while we live; the system lets go of it however we end.
-    _lock: File,
-}
-
-impl Ground {
-    fn prepare(dir: &Path) -> Result<Self> {
-        if !dir.exists() {
-            if let Some(parent) = dir.parent() {
-                fs::create_dir_all(parent)
-                    .with_context(|| format!("making {}", parent.display()))?;
-            }
-            files::make_dir(dir, 0o700)?;
-        }
-        let dir = dir
-            .canonicalize()
-            .with_context(|| format!("{}", dir.display()))?;
-        let lock = lock(&dir)?;
-        // Of a sandbox that was killed together with its watchdog.
-        files::remove(&dir.join("env"))?;
-        let mode = if rustix::process::geteuid().is_root() {
-            0o711
-        } else {
-            0o700
-        };
-        let runtime = files::make_unique_dir(&runtime_parent(), mode)?;
-        let processes = Processes::new(&[&dir.join("env"), &runtime])?;
-        Ok(Self {
-            dir,
-            runtime,
-            processes,
-            _lock: lock,
-        })
-    }
-
-    fn forget_env(&self) -> Result<()> {
-        files::remove(&self.dir.join("env")).context("removing env")
-    }
-
-    fn clear(&self) -> Result<()> {
-        let removed = fs::remove_dir_all(&self.runtime);
-        self.processes.dismiss_watchdog();
-        removed.with_context(|| format!("removing {}", self.runtime.display()))
-    }
-}
-
-fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join("lock");
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .with_context(|| format!("{}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => {
-            file.set_len(0)?;
-            write!(file, "{}", std::process::id())?;
-            Ok(file)
-        }
-        Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            let _ = file.read_to_string(&mut pid);
-            bail!(
-                "a sandbox already runs in {} (pid {}): stop it, or choose another folder with --dir",
-                dir.display(),
-                if pid.is_empty() { "unknown" } else { &pid }
-            )
-        }
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("locking {}", path.display()))
-        }
-    }
-}
-
-/// The temporary folder, unless a socket's path in it would be too long (`sun_path` holds 104
-/// bytes or more) or PostgreSQL's account could not get there.
-fn runtime_parent() -> PathBuf {
-    let longest = "/pgsilo-01234567/pg/.s.PGSQL.65535.lock".len();
-    let parent = std::env::temp_dir();
-    let short = parent.as_os_str().len() + longest < 100;
-    let passable = |folder: &Path| {
-        let mode = folder
-            .metadata()
-            .map_or(0, |metadata| metadata.permissions().mode());
-        mode & 0o001 != 0
-    };
-    let open = !rustix::process::geteuid().is_root() || parent.ancestors().all(passable);
-    if short && open && parent.is_absolute() {
-        parent
-    } else {
-        PathBuf::from("/tmp")
     }
 }
 
