@@ -25,7 +25,8 @@ pub(crate) fn world() -> &'static World {
 
 impl World {
     fn start() -> World {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("e2e-{}", std::process::id()));
+        let dir =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("e2e-{}", std::process::id()));
         let mut sandbox = Command::new(env!("CARGO_BIN_EXE_pgsiloctl"))
             .arg("sandbox")
             .arg("--until-eof")
@@ -39,7 +40,9 @@ impl World {
         let mut said = String::new();
         let mut lines = BufReader::new(sandbox.stdout.take().expect("piped")).lines();
         loop {
-            let Some(Ok(line)) = lines.next() else { panic!("the sandbox did not start:\n{said}") };
+            let Some(Ok(line)) = lines.next() else {
+                panic!("the sandbox did not start:\n{said}")
+            };
             said += &line;
             said.push('\n');
             if line.starts_with("Ready in ") {
@@ -48,12 +51,17 @@ impl World {
         }
         std::thread::spawn(move || lines.for_each(drop));
         let env = std::fs::read_to_string(dir.join("env")).expect("the sandbox wrote its env file");
-        World { env: parse(&env), _sandbox: sandbox }
+        World {
+            env: parse(&env),
+            _sandbox: sandbox,
+        }
     }
 
     /// A variable of the sandbox's `env` file.
     pub(crate) fn var(&self, name: &str) -> &str {
-        self.env.get(name).unwrap_or_else(|| panic!("the sandbox has no {name}"))
+        self.env
+            .get(name)
+            .unwrap_or_else(|| panic!("the sandbox has no {name}"))
     }
 
     /// Its folder.
@@ -70,17 +78,27 @@ impl World {
     pub(crate) async fn superuser(&self, dbname: &str) -> tokio_postgres::Client {
         let mut config: tokio_postgres::Config =
             self.var("PG_SUPERUSER_DSN").parse().expect("a DSN");
-        let (client, connection) =
-            config.dbname(dbname).connect(tokio_postgres::NoTls).await.expect("superuser logs in");
+        let (client, connection) = config
+            .dbname(dbname)
+            .connect(tokio_postgres::NoTls)
+            .await
+            .expect("superuser logs in");
         tokio::spawn(connection);
         client
     }
 
     /// The roles that OpenBAO made for a tenant's sessions and has not dropped yet.
-    pub(crate) async fn leased_roles(&self, client: &tokio_postgres::Client, tenant: &str) -> Vec<String> {
+    pub(crate) async fn leased_roles(
+        &self,
+        client: &tokio_postgres::Client,
+        tenant: &str,
+    ) -> Vec<String> {
         let query = "SELECT rolname FROM pg_roles WHERE rolname LIKE $1 ORDER BY 1";
         let pattern = format!("tenant-{tenant}-%-%");
-        let rows = client.query(query, &[&pattern]).await.expect("pg_roles is readable");
+        let rows = client
+            .query(query, &[&pattern])
+            .await
+            .expect("pg_roles is readable");
         rows.iter().map(|row| row.get(0)).collect()
     }
 
@@ -88,7 +106,9 @@ impl World {
     pub(crate) async fn bao(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
         let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
         let url = format!("{}/v1/{path}", self.var("BAO_ADDR"));
-        let mut request = reqwest::Client::new().request(method, url).header("X-Vault-Token", self.var("BAO_TOKEN"));
+        let mut request = reqwest::Client::new()
+            .request(method, url)
+            .header("X-Vault-Token", self.var("BAO_TOKEN"));
         if let Some(body) = body {
             request = request.json(&body);
         }
@@ -99,10 +119,20 @@ impl World {
 
     /// Ids of the leases that OpenBAO holds for a role.
     pub(crate) async fn leases(&self, role: &str) -> Vec<String> {
-        let (_status, answer) =
-            self.bao("LIST", &format!("sys/leases/lookup/database/creds/{role}"), None).await;
-        let keys = answer["data"]["keys"].as_array().cloned().unwrap_or_default();
-        keys.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect()
+        let (_status, answer) = self
+            .bao(
+                "LIST",
+                &format!("sys/leases/lookup/database/creds/{role}"),
+                None,
+            )
+            .await;
+        let keys = answer["data"]["keys"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        keys.iter()
+            .filter_map(|key| key.as_str().map(str::to_owned))
+            .collect()
     }
 }
 
@@ -110,7 +140,10 @@ fn parse(env: &str) -> HashMap<String, String> {
     env.lines()
         .filter_map(|line| line.strip_prefix("export ")?.split_once('='))
         .map(|(name, value)| {
-            (name.to_owned(), value.trim_matches('\'').replace("'\\''", "'"))
+            (
+                name.to_owned(),
+                value.trim_matches('\'').replace("'\\''", "'"),
+            )
         })
         .collect()
 }
