@@ -60,11 +60,6 @@ impl Ending {
     /// The ErrorResponse for the client, if it is to be told.
     pub fn message(self, session: impl std::fmt::Display) -> Option<Vec<u8>> {
         let (sqlstate, text) = self.told()?;
-        Some(message::fatal(
-            sqlstate,
-            text,
-            Some(&format!("Session {session}.")),
-            None,
-        ))
+        Some(message::fatal(sqlstate, text, Some(&format!("Session {session}.")), None))
     }
 }

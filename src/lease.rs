@@ -109,13 +109,7 @@ impl Lessor {
         let revoker = Revoker::start(Arc::clone(&openbao), Arc::clone(&identity), &runtime);
         runtime.spawn(Arc::clone(&identity).keep());
         let slots = Arc::new(Semaphore::new(settings.max_concurrent_requests));
-        Ok(Lessor {
-            openbao,
-            identity,
-            revoker,
-            slots,
-            runtime,
-        })
+        Ok(Lessor { openbao, identity, revoker, slots, runtime })
     }
 
     /// Whether pgsilo is logged in to OpenBAO, as far as it knows.
@@ -123,36 +117,30 @@ impl Lessor {
         self.identity.token().is_ok()
     }
 
-    /// Asks for a credential: `GET {mount}/creds/{role}`.
+    /// Asks for a credential: `GET {mount}/creds/{role}`. Waiting in line is bounded by the
+    /// login's deadline; once the request is under way it is seen to its end, whoever waits.
     pub(crate) async fn lease(&self, mount: &str, role: &str) -> Result<Lease, LeaseError> {
+        let slot = Arc::clone(&self.slots).acquire_owned().await;
+        let slot = slot.map_err(|_closed| LeaseError::Abandoned)?;
         let path = format!("{mount}/creds/{role}");
         let lessor = self.clone();
-        let asking = self.runtime.spawn(async move { lessor.ask(&path).await });
+        let asking = self.runtime.spawn(async move {
+            let lease = lessor.ask(&path).await;
+            drop(slot);
+            lease
+        });
         asking.await.unwrap_or(Err(LeaseError::Abandoned))
     }
 
     async fn ask(self, path: &str) -> Result<Lease, LeaseError> {
-        // Waiting in line is bounded by the login's deadline, being in line by the handshakes'.
-        let _slot = self
-            .slots
-            .acquire()
-            .await
-            .map_err(|_closed| LeaseError::Abandoned)?;
         let began = Instant::now();
         let result = self.ask_twice(path).await;
         metrics::histogram!("pgsilo_lease_seconds").record(began.elapsed());
         let granted = result?;
         let revocation = Revocation::new(granted.lease_id, granted.duration);
-        let credential = Credential {
-            username: granted.username,
-            password: granted.password,
-        };
+        let credential = Credential { username: granted.username, password: granted.password };
         metrics::counter!("pgsilo_leases_total").increment(1);
-        Ok(Lease {
-            credential,
-            revocation: Some(revocation),
-            revoker: self.revoker.clone(),
-        })
+        Ok(Lease { credential, revocation: Some(revocation), revoker: self.revoker })
     }
 
     /// A 403 means a dead token or a forbidden path. Only the former is worth a second try.
@@ -166,10 +154,7 @@ impl Lessor {
             return Err(LeaseError::Denied(error));
         }
         let token = self.identity.token().map_err(LeaseError::NotLoggedIn)?;
-        self.openbao
-            .creds(&token, path)
-            .await
-            .map_err(LeaseError::from)
+        self.openbao.creds(&token, path).await.map_err(LeaseError::from)
     }
 
     /// Waits until every lease that was handed back is revoked, then gives up pgsilo's own
@@ -191,10 +176,7 @@ impl Lessor {
 impl From<OpenBaoError> for LeaseError {
     fn from(error: OpenBaoError) -> LeaseError {
         match error {
-            OpenBaoError::Said {
-                status: 400..=428 | 430..=499,
-                ..
-            } => LeaseError::Denied(error),
+            OpenBaoError::Said { status: 400..=428 | 430..=499, .. } => LeaseError::Denied(error),
             OpenBaoError::Said { .. }
             | OpenBaoError::Unreachable(_)
             | OpenBaoError::Timeout

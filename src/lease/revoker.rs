@@ -28,10 +28,7 @@ pub(super) struct Revocation {
 
 impl Revocation {
     pub(super) fn new(lease_id: String, duration: Duration) -> Revocation {
-        Revocation {
-            lease_id,
-            ends: Instant::now() + duration,
-        }
+        Revocation { lease_id, ends: Instant::now() + duration }
     }
 }
 

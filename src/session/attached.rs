@@ -44,10 +44,7 @@ impl<'c> Attached<'c> {
         let version = started.version();
         let (accepted, _startup) = started.into_parts();
         let (client, address) = accepted.into_parts();
-        let key = client
-            .proxy
-            .cancel_keys
-            .hand_out(attachment.process, version);
+        let key = client.proxy.cancel_keys.hand_out(attachment.process, version);
         let cancel_key = key.ok_or_else(|| Refusal::new(Reason::Internal, "no randomness"))?;
         client.trail.backend_pid = cancel_key.pid();
 
@@ -56,25 +53,11 @@ impl<'c> Attached<'c> {
         welcome.extend_from_slice(&attachment.greeting);
         message::backend_key_data(&mut welcome, cancel_key.pid(), cancel_key.secret());
         message::ready_for_query(&mut welcome);
-        client
-            .frontend
-            .send(&welcome)
-            .await
-            .map_err(|_lost| Stop::Left)?;
+        client.frontend.send(&welcome).await.map_err(|_lost| Stop::Left)?;
         client.handshake = None;
         client.reached("attached");
-        let held = Held {
-            cancel_key,
-            tenant,
-            _permits: permits,
-            _address: address,
-            _lease: lease,
-        };
-        Ok(Attached {
-            client,
-            held,
-            backend: attachment.stream,
-        })
+        let held = Held { cancel_key, tenant, _permits: permits, _address: address, _lease: lease };
+        Ok(Attached { client, held, backend: attachment.stream })
     }
 
     pub(super) fn into_parts(self) -> (&'c mut Client, Held, Stream) {

@@ -22,36 +22,21 @@ impl<'c> Spliced<'c> {
     /// Joins the two connections.
     pub(super) fn splice(attached: Attached<'c>) -> Spliced<'c> {
         let (client, held, backend) = attached.into_parts();
-        Spliced {
-            client,
-            held,
-            backend,
-        }
+        Spliced { client, held, backend }
     }
 
     /// Relays until the session ends, then lets everything go that it held.
     pub(super) async fn run(self) {
-        let Spliced {
-            client,
-            held,
-            backend,
-        } = self;
+        let Spliced { client, held, backend } = self;
         let began = Instant::now();
         audit::started(&client.trail, client.seconds());
-        let Client {
-            frontend,
-            proxy,
-            trail,
-            ..
-        } = client;
+        let Client { frontend, proxy, trail, .. } = client;
         let proxy: &'static Proxy = proxy;
         metrics::counter!("pgsilo_sessions_total").increment(1);
         let active = Active::begin();
         let relay = Relay::new(frontend, backend, held.cancel_key.process().clone());
         let order = order(proxy, &held.tenant);
-        let ending = relay
-            .run(order, proxy.limits().idle_timeout, trail.session)
-            .await;
+        let ending = relay.run(order, proxy.limits().idle_timeout, trail.session).await;
         drop(active);
         metrics::counter!("pgsilo_endings_total", "ending" => ending.label()).increment(1);
         audit::ended(trail, ending, began.elapsed().as_secs_f64());
@@ -98,7 +83,7 @@ async fn withdrawn(proxy: &'static Proxy, tenant: &Tenant) {
             return;
         }
         if changes.changed().await.is_err() {
-            std::future::pending().await
+            return std::future::pending().await;
         }
     }
 }
