@@ -119,7 +119,7 @@ async fn a_lease_that_comes_too_late_is_revoked() {
 }
 
 #[tokio::test]
-async fn a_session_that_is_killed_in_the_database_gives_its_lease_back() {
+pub(crate) async fn a_session_that_is_killed_in_the_database_gives_its_lease_back() {
     let proxy = Proxy::start().await;
     let mut client = Raw::unix(&proxy.socket()).await;
     client.log_in(&mint::token("acme"), "acme").await;

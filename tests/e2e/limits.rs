@@ -123,7 +123,7 @@ async fn connections_of_one_address_are_bounded() {
 }
 
 #[tokio::test]
-async fn an_idle_session_is_ended_and_a_busy_one_is_not() {
+pub(crate) async fn an_idle_session_is_ended_and_a_busy_one_is_not() {
     let proxy = Proxy::with(limits("idle_timeout = \"500ms\"\n")).await;
     let mut busy = Raw::tcp(proxy.address()).await;
     busy.log_in(&mint::token("acme"), "acme").await;

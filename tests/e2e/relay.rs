@@ -246,3 +246,22 @@ async fn a_login_in_one_write_is_a_login() {
     stream.read_to_end(&mut said).await.expect("read");
     assert!(said.ends_with(&tagged(b'Z', b"I")), "{said:?}");
 }
+
+/// Which test provokes which ending. An ending without a test does not compile.
+#[test]
+fn every_ending_has_a_test() {
+    for ending in pgsilo::Ending::ALL {
+        let _test: fn() = match ending {
+            pgsilo::Ending::ClientLeft => a_client_that_vanishes_in_a_query_has_it_cancelled,
+            pgsilo::Ending::BackendLeft => {
+                crate::leases::a_session_that_is_killed_in_the_database_gives_its_lease_back
+            }
+            pgsilo::Ending::BackendLost => a_database_that_dies_without_a_word_is_told_of,
+            pgsilo::Ending::IdleTimeout => {
+                crate::limits::an_idle_session_is_ended_and_a_busy_one_is_not
+            }
+            pgsilo::Ending::TenantWithdrawn => an_ending_never_splits_a_message,
+            pgsilo::Ending::Drained => a_transaction_may_finish_while_the_proxy_drains,
+        };
+    }
+}
