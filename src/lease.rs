@@ -6,6 +6,7 @@
 //! lease behind. Only the session's `Leased` stage asks for one.
 
 mod identity;
+mod keeper;
 mod openbao;
 mod revoker;
 
@@ -14,12 +15,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::AbortHandle;
 
+pub(crate) use keeper::LeaseEnd;
 pub(crate) use openbao::OpenBaoError;
 
+use crate::clock::BootTime;
 use crate::secret::Secret;
 use identity::Identity;
+use keeper::Keeper;
 use openbao::OpenBao;
 use revoker::{Revocation, Revoker};
 
@@ -63,6 +68,8 @@ pub(crate) struct Credential {
 #[derive(Debug)]
 pub(crate) struct Lease {
     credential: Credential,
+    end: watch::Receiver<LeaseEnd>,
+    keeper: AbortHandle,
     revocation: Option<Revocation>,
     revoker: Revoker,
 }
@@ -133,14 +140,28 @@ impl Lessor {
     }
 
     async fn ask(self, path: &str) -> Result<Lease, LeaseError> {
-        let began = Instant::now();
+        let (began, asked) = (Instant::now(), BootTime::now());
         let result = self.ask_twice(path).await;
         metrics::histogram!("pgsilo_lease_seconds").record(began.elapsed());
         let granted = result?;
-        let revocation = Revocation::new(granted.lease_id, granted.duration);
-        let credential = Credential { username: granted.username, password: granted.password };
         metrics::counter!("pgsilo_leases_total").increment(1);
-        Ok(Lease { credential, revocation: Some(revocation), revoker: self.revoker })
+        let duration = granted.duration;
+        let end = LeaseEnd { at: asked + duration, duration, is_final: !granted.renewable };
+        let (publish, end) = watch::channel(end);
+        let keeper = Keeper {
+            openbao: Arc::clone(&self.openbao),
+            identity: Arc::clone(&self.identity),
+            lease_id: granted.lease_id.clone(),
+            username: granted.username.clone(),
+            end: publish,
+        };
+        Ok(Lease {
+            credential: Credential { username: granted.username, password: granted.password },
+            keeper: self.runtime.spawn(keeper.keep()).abort_handle(),
+            revocation: Some(Revocation::new(granted.lease_id, end.clone())),
+            end,
+            revoker: self.revoker,
+        })
     }
 
     /// A 403 means a dead token or a forbidden path. Only the former is worth a second try.
@@ -192,10 +213,16 @@ impl Lease {
     pub(crate) fn credential(&self) -> &Credential {
         &self.credential
     }
+
+    /// When it ends; changes with each renewal.
+    pub(crate) fn end(&self) -> watch::Receiver<LeaseEnd> {
+        self.end.clone()
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        self.keeper.abort();
         if let Some(revocation) = self.revocation.take() {
             self.revoker.revoke(revocation);
         }

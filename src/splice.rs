@@ -42,6 +42,12 @@ pub(crate) struct Order {
     pub(crate) by: Instant,
 }
 
+/// Where orders come from.
+pub(crate) trait Orders {
+    /// Resolves when the session must end, sooner than the order that it has already.
+    fn sooner(&self, than: Option<Order>) -> impl Future<Output = Order>;
+}
+
 /// A client and its database, spliced.
 pub(crate) struct Relay<'c> {
     frontend: &'c mut Frontend,
@@ -113,15 +119,15 @@ impl<'c> Relay<'c> {
         Relay { frontend, backend, process, up, down, talk, half_closed: false, last_bytes }
     }
 
-    /// Relays until the session has ended and its client has been told. `order` resolves when
-    /// something outside says that it must; without an `idle_timeout` it may be idle for ever.
+    /// Relays until the session has ended and its client has been told, because either side has
+    /// ended or an order came; without an `idle_timeout` it may be idle for ever.
     pub(crate) async fn run(
         mut self,
-        order: impl Future<Output = Order>,
+        orders: &impl Orders,
         idle_timeout: Option<Duration>,
         session: impl std::fmt::Display,
     ) -> Ending {
-        let ending = self.relay(order, idle_timeout).await;
+        let ending = self.relay(orders, idle_timeout).await;
         let message = ending.message(session).filter(|_| self.can_tell());
         let Relay { frontend, backend, up, talk, .. } = &mut self;
         let tell = async {
@@ -142,24 +148,23 @@ impl<'c> Relay<'c> {
         ending
     }
 
-    async fn relay(
-        &mut self,
-        order: impl Future<Output = Order>,
-        idle_timeout: Option<Duration>,
-    ) -> Ending {
-        let mut order = std::pin::pin!(order);
+    async fn relay(&mut self, orders: &impl Orders, idle_timeout: Option<Duration>) -> Ending {
+        let mut order = std::pin::pin!(orders.sooner(None));
         let mut ordered: Option<Order> = None;
         loop {
             let wakes = idle_timeout.map(|timeout| self.last_bytes + timeout);
             let event = tokio::select! {
                 biased;
                 event = poll_fn(|cx| self.poll(cx, ordered.is_some())) => event,
-                order = &mut order, if ordered.is_none() => Event::Order(order),
+                order = &mut order => Event::Order(order),
                 () = until(ordered.map(|order| order.by)) => Event::Late,
                 () = until(wakes) => Event::IdleCheck,
             };
             match (event, ordered) {
-                (Event::Order(order), _) => ordered = Some(order),
+                (Event::Order(newer), _) => {
+                    ordered = Some(newer);
+                    order.set(orders.sooner(ordered));
+                }
                 (Event::FrontendEnded, _) if self.may_half_close() => self.half_close().await,
                 (Event::FrontendEnded, _) => return self.frontend_ended().await,
                 (Event::BackendEnded, _) => return self.backend_ended(),

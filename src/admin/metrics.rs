@@ -43,6 +43,8 @@ pub(crate) fn install() -> Result<PrometheusHandle, String> {
         "pgsilo_dropped_total",
         "pgsilo_sessions_total",
         "pgsilo_leases_total",
+        "pgsilo_renewals_total",
+        "pgsilo_renewal_failures_total",
         "pgsilo_revocations_total",
         "pgsilo_revocation_failures_total",
         "pgsilo_openbao_renew_failures_total",
@@ -104,6 +106,8 @@ fn describe() {
         "Time that OpenBAO took for a credential"
     );
     describe_counter!("pgsilo_leases_total", "Credentials that OpenBAO granted");
+    describe_counter!("pgsilo_renewals_total", "Leases renewed");
+    describe_counter!("pgsilo_renewal_failures_total", "Renewals that failed, to be tried again");
     describe_counter!("pgsilo_revocations_total", "Leases revoked");
     describe_counter!("pgsilo_revocation_failures_total", "Revocations that had to be tried again");
     describe_gauge!("pgsilo_revocations_pending", "Leases that are being revoked now");

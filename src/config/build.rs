@@ -16,7 +16,7 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::raw::{Raw, RawFormat, RawLevel, RawLimits, RawLog, RawRuntime};
-use super::{Config, FileError, Limits, Listener, Log, LogFormat};
+use super::{Config, FileError, LeaseRules, Limits, Listener, Log, LogFormat};
 use crate::registry::Registry;
 use crate::token::MAX_TOKEN_BYTES;
 use crate::toml_file::TomlFile;
@@ -56,6 +56,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
         max_staleness: raw.registry.max_staleness.map(|staleness| staleness.0),
         regions,
         openbao,
+        lease: LeaseRules { grace: raw.lease.grace.0, end_at_expiry: raw.lease.end_at_expiry },
         limits,
         admin,
         log: log(&raw.log),

@@ -60,6 +60,7 @@ pub(super) struct BaoToken {
 pub(super) struct Granted {
     pub(super) lease_id: String,
     pub(super) duration: Duration,
+    pub(super) renewable: bool,
     pub(super) username: String,
     pub(super) password: Secret,
 }
@@ -74,7 +75,16 @@ pub(super) struct OpenBao {
 struct CredsAnswer {
     lease_id: String,
     lease_duration: u64,
+    #[serde(default)]
+    renewable: bool,
     data: CredsData,
+}
+
+#[derive(Deserialize)]
+struct RenewAnswer {
+    lease_duration: u64,
+    #[serde(default)]
+    renewable: bool,
 }
 
 #[derive(Deserialize)]
@@ -137,9 +147,24 @@ impl OpenBao {
         Ok(Granted {
             lease_id: answer.lease_id,
             duration: Duration::from_secs(answer.lease_duration),
+            renewable: answer.renewable,
             username: answer.data.username,
             password: answer.data.password,
         })
+    }
+
+    /// `PUT sys/leases/renew`: how long the lease lives from now on, and whether it may be
+    /// renewed again. Past its maximum OpenBAO gives less than it gave before.
+    pub(super) async fn renew(
+        &self,
+        token: &Secret,
+        lease_id: &str,
+        increment: Duration,
+    ) -> Result<(Duration, bool), OpenBaoError> {
+        let body = json!({ "lease_id": lease_id, "increment": increment.as_secs() });
+        let body = self.request(Method::PUT, "sys/leases/renew", Some(token), Some(body)).await?;
+        let answer: RenewAnswer = parse(&body)?;
+        Ok((Duration::from_secs(answer.lease_duration), answer.renewable))
     }
 
     /// `PUT sys/leases/revoke`, asynchronously: OpenBAO retries by itself until it works.

@@ -4,12 +4,14 @@
 //! token, or choose among the memberships that the token holds.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::client::{Client, Stop};
 use super::identified::Identified;
 use super::started::Started;
+use crate::clock::BootTime;
 use crate::limits::TallyPermit;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
@@ -24,7 +26,16 @@ pub struct Routed<'c> {
     tenant: Arc<Tenant>,
     /// OpenBAO's role for the tenant and the access that the claims grant.
     role: String,
+    token_expires: BootTime,
     permits: SessionPermits,
+}
+
+/// What is left of a `Routed` when its credential and its connection have been used.
+pub(super) struct Admission<'c> {
+    pub(super) started: Started<'c>,
+    pub(super) tenant: Arc<Tenant>,
+    pub(super) token_expires: BootTime,
+    pub(super) permits: SessionPermits,
 }
 
 /// A session's place among all sessions and among its tenant's.
@@ -49,12 +60,13 @@ impl<'c> Routed<'c> {
         let role = role(&tenant, identified.claims())?;
         let permits = take_permits(&id, proxy)?;
 
-        let (mut started, _claims) = identified.into_parts();
+        let (mut started, claims) = identified.into_parts();
+        let token_expires = expiry(&claims);
         let client = started.client();
         client.trail.placement = tenant.placement().to_string();
         client.trail.role.clone_from(&role);
         client.reached("routed");
-        Ok(Routed { started, tenant, role, permits })
+        Ok(Routed { started, tenant, role, token_expires, permits })
     }
 
     /// The tenant. Whoever can show a `Routed` may dial its placement.
@@ -74,9 +86,17 @@ impl<'c> Routed<'c> {
         self.started.client()
     }
 
-    pub(super) fn into_parts(self) -> (Started<'c>, Arc<Tenant>, SessionPermits) {
-        (self.started, self.tenant, self.permits)
+    pub(super) fn into_parts(self) -> Admission<'c> {
+        let Routed { started, tenant, token_expires, permits, role: _ } = self;
+        Admission { started, tenant, token_expires, permits }
     }
+}
+
+/// The token's end on the clock that authority is measured in: a clock that is set later
+/// neither lengthens nor shortens the session.
+fn expiry(claims: &Claims) -> BootTime {
+    let left = claims.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
+    BootTime::now() + left
 }
 
 fn refuse_if_stale(proxy: &Proxy) -> Result<(), Refusal> {

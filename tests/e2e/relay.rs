@@ -260,6 +260,10 @@ fn every_ending_has_a_test() {
             pgsilo::Ending::IdleTimeout => {
                 crate::limits::an_idle_session_is_ended_and_a_busy_one_is_not
             }
+            pgsilo::Ending::TokenExpired => crate::authority::a_session_ends_with_its_token,
+            pgsilo::Ending::LeaseEnded => {
+                crate::authority::an_idle_session_ends_in_the_grace_before_its_lease_does
+            }
             pgsilo::Ending::TenantWithdrawn => an_ending_never_splits_a_message,
             pgsilo::Ending::Drained => a_transaction_may_finish_while_the_proxy_drains,
         };

@@ -30,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) registry: String,
     /// Keys of `[openbao]` that replace the sandbox's.
     pub(crate) openbao: String,
+    /// Keys of `[lease]`.
+    pub(crate) lease: String,
     /// Keys of `[[issuer]]` beside the sandbox's.
     pub(crate) issuer: String,
     /// The tenants' file, as a change to the sandbox's.
@@ -45,6 +47,7 @@ impl Default for Settings {
             limits: "drain_timeout = \"2s\"\n".to_owned(),
             registry: String::new(),
             openbao: String::new(),
+            lease: String::new(),
             issuer: String::new(),
             tenants: str::to_owned,
             before: String::new(),
@@ -289,9 +292,9 @@ pub(crate) fn write_files(dir: &Path, settings: &Settings) {
         config,
         "[[issuer]]\nissuer = \"https://issuer.sandbox.invalid\"\naudience = [\"pgsilo\"]\n\
          algorithms = [\"ES256\"]\njwks = \"jwks.json\"\ntenant_claim = \"tenant\"\naccess_claim = \"access\"\n{}\n\
-         [registry]\nfile = \"tenants.toml\"\n{}\n[openbao]\n{openbao}\n[limits]\n{}\n\
+         [registry]\nfile = \"tenants.toml\"\n{}\n[openbao]\n{openbao}\n[lease]\n{}\n[limits]\n{}\n\
          [admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"debug\"\n",
-        settings.issuer, settings.registry, settings.limits
+        settings.issuer, settings.registry, settings.lease, settings.limits
     )
     .expect("formatted");
     fs::write(dir.join("pgsilo.toml"), config).expect("written");

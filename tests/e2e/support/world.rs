@@ -104,6 +104,21 @@ impl World {
         (status, response.json().await.unwrap_or(Value::Null))
     }
 
+    /// Makes a role at OpenBAO like acme's read-write one, but for its times.
+    pub(crate) async fn role_like_acme(&self, name: &str, default_ttl: &str, max_ttl: &str) {
+        let any = serde_json::json!({ "allowed_roles": ["tenant-acme-*"], "verify_connection": false });
+        let (status, answer) = self.bao("POST", "database/config/tenant-acme", Some(any)).await;
+        assert!((200..300).contains(&status), "{answer}");
+        let (status, answer) = self.bao("GET", "database/roles/tenant-acme-rw", None).await;
+        assert_eq!(status, 200);
+        let mut role = answer["data"].clone();
+        role["default_ttl"] = default_ttl.into();
+        role["max_ttl"] = max_ttl.into();
+        let (status, answer) =
+            self.bao("POST", &format!("database/roles/{name}"), Some(role)).await;
+        assert!((200..300).contains(&status), "{answer}");
+    }
+
     /// Ids of the leases that OpenBAO holds for a role.
     pub(crate) async fn leases(&self, role: &str) -> Vec<String> {
         let (_status, answer) =
