@@ -7,9 +7,11 @@
 
 mod identity;
 mod keeper;
+mod login;
 mod openbao;
 mod revoker;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,8 +25,10 @@ pub(crate) use openbao::OpenBaoError;
 
 use crate::clock::BootTime;
 use crate::secret::Secret;
+use crate::tenant::Access;
 use identity::Identity;
 use keeper::Keeper;
+use login::Login;
 use openbao::OpenBao;
 use revoker::{Revocation, Revoker};
 
@@ -33,25 +37,75 @@ use revoker::{Revocation, Revoker};
 pub struct Settings {
     /// Base URL, without a trailing slash: `https://127.0.0.1:8200`.
     pub address: String,
+    /// The Unix socket of a local agent, which `address` is then reached through.
+    pub socket: Option<PathBuf>,
     /// PEM of the authorities that OpenBAO's certificate must chain to; `None`: the system's.
     pub ca: Option<Vec<u8>>,
-    /// Who pgsilo is to OpenBAO.
-    pub auth: Auth,
+    /// What pgsilo shows of itself in TLS.
+    pub identity: Option<ClientCertificate>,
+    /// Sent with each request.
+    pub namespace: Option<String>,
+    /// Whose authority leases are asked for with.
+    pub authority: Authority,
     /// Of one HTTP request, connect included.
     pub timeout: Duration,
     /// Leases asked for at once.
     pub max_concurrent_requests: usize,
 }
 
-/// A login method. Files are read at each login, so that they may be replaced.
+/// Files that are read at each login.
+#[derive(Debug)]
+pub struct ClientCertificate {
+    /// PEM, leaf first.
+    pub certificate: PathBuf,
+    /// PEM.
+    pub key: PathBuf,
+}
+
+/// Whose authority leases are asked for with.
+#[derive(Debug)]
+pub enum Authority {
+    /// pgsilo's own.
+    Proxy(Auth),
+    /// The client's: its session token is exchanged for an OpenBAO token, which reads only its
+    /// tenant's credentials. pgsilo itself is nobody to OpenBAO.
+    Session {
+        /// Where the JWT method is mounted: `jwt`.
+        mount: String,
+        /// The method's role for each access.
+        roles: BTreeMap<Access, String>,
+    },
+}
+
+/// A login method. Files are read at each login, and a change of one is a reason to log in.
 #[derive(Debug)]
 pub enum Auth {
-    /// `auth/approle/login`.
+    /// A role id and a secret id.
     AppRole {
+        /// Where it is mounted: `approle`.
+        mount: String,
         /// The role's public id.
         role_id: String,
         /// A file that holds the secret id.
         secret_id_file: PathBuf,
+        /// The file holds a wrapping token instead.
+        wrapped: bool,
+    },
+    /// A JWT of pgsilo's own, or a Kubernetes service account's.
+    Jwt {
+        /// Where it is mounted: `jwt`, `kubernetes`.
+        mount: String,
+        /// The method's role.
+        role: String,
+        /// A file that holds the JWT.
+        token_file: PathBuf,
+    },
+    /// The client certificate of [`Settings::identity`].
+    Certificate {
+        /// Where it is mounted: `cert`.
+        mount: String,
+        /// The method's role; `None`: whichever fits.
+        role: Option<String>,
     },
     /// A file that holds an OpenBAO token, as `bao agent` writes it.
     TokenFile(PathBuf),
@@ -86,6 +140,9 @@ pub(crate) enum LeaseError {
     /// pgsilo itself has no OpenBAO token.
     #[error("not logged in to OpenBAO: {0}")]
     NotLoggedIn(String),
+    /// No role of the JWT method is configured for this access.
+    #[error("[lease.session] roles has none for {0} access")]
+    NoRole(Access),
     /// The task that asked was cancelled: the runtime is going down.
     #[error("the request to OpenBAO was abandoned")]
     Abandoned,
@@ -95,10 +152,27 @@ pub(crate) enum LeaseError {
 #[derive(Clone, Debug)]
 pub(crate) struct Lessor {
     openbao: Arc<OpenBao>,
-    identity: Arc<Identity>,
+    source: Source,
     revoker: Revoker,
     slots: Arc<Semaphore>,
     runtime: Handle,
+}
+
+/// Where the login for a lease comes from.
+#[derive(Clone, Debug)]
+enum Source {
+    Proxy(Arc<Identity>),
+    Session { mount: &'static str, roles: &'static BTreeMap<Access, String> },
+}
+
+/// What a lease is asked for, and on whose behalf.
+#[derive(Debug)]
+pub(crate) struct Request<'r> {
+    pub(crate) mount: &'r str,
+    pub(crate) role: &'r str,
+    pub(crate) access: Access,
+    /// The session token, where the authority is the session's.
+    pub(crate) token: Option<Secret>,
 }
 
 impl Lessor {
@@ -112,70 +186,124 @@ impl Lessor {
         runtime: Handle,
     ) -> Result<Lessor, OpenBaoError> {
         let openbao = Arc::new(OpenBao::new(settings)?);
-        let identity = Arc::new(Identity::new(Arc::clone(&openbao), &settings.auth));
-        let revoker = Revoker::start(Arc::clone(&openbao), Arc::clone(&identity), &runtime);
-        runtime.spawn(Arc::clone(&identity).keep());
+        let revoker = Revoker::new(Arc::clone(&openbao), &runtime);
+        let source = match &settings.authority {
+            Authority::Proxy(auth) => {
+                let identity = Arc::new(Identity::new(Arc::clone(&openbao), auth));
+                runtime.spawn(Arc::clone(&identity).keep());
+                Source::Proxy(identity)
+            }
+            Authority::Session { mount, roles } => Source::Session { mount, roles },
+        };
         let slots = Arc::new(Semaphore::new(settings.max_concurrent_requests));
-        Ok(Lessor { openbao, identity, revoker, slots, runtime })
+        Ok(Lessor { openbao, source, revoker, slots, runtime })
     }
 
     /// Whether pgsilo is logged in to OpenBAO, as far as it knows.
     pub(crate) fn is_ready(&self) -> bool {
-        self.identity.token().is_ok()
+        match &self.source {
+            Source::Proxy(identity) => identity.login().is_ok(),
+            Source::Session { .. } => true,
+        }
+    }
+
+    /// Whether a session's token is needed to lease for it.
+    pub(crate) fn needs_token(&self) -> bool {
+        matches!(self.source, Source::Session { .. })
     }
 
     /// Asks for a credential: `GET {mount}/creds/{role}`. Waiting in line is bounded by the
     /// login's deadline; once the request is under way it is seen to its end, whoever waits.
-    pub(crate) async fn lease(&self, mount: &str, role: &str) -> Result<Lease, LeaseError> {
+    pub(crate) async fn lease(&self, request: Request<'_>) -> Result<Lease, LeaseError> {
         let slot = Arc::clone(&self.slots).acquire_owned().await;
         let slot = slot.map_err(|_closed| LeaseError::Abandoned)?;
+        let Request { mount, role, access, token } = request;
         let path = format!("{mount}/creds/{role}");
         let lessor = self.clone();
         let asking = self.runtime.spawn(async move {
-            let lease = lessor.ask(&path).await;
+            let lease = lessor.ask(&path, access, token).await;
             drop(slot);
             lease
         });
         asking.await.unwrap_or(Err(LeaseError::Abandoned))
     }
 
-    async fn ask(self, path: &str) -> Result<Lease, LeaseError> {
+    async fn ask(
+        self,
+        path: &str,
+        access: Access,
+        token: Option<Secret>,
+    ) -> Result<Lease, LeaseError> {
         let (began, asked) = (Instant::now(), BootTime::now());
-        let result = self.ask_twice(path).await;
+        let result = match &self.source {
+            Source::Proxy(identity) => self.ask_as_proxy(identity, path).await,
+            Source::Session { mount, roles } => {
+                let role = roles.get(&access).ok_or(LeaseError::NoRole(access))?;
+                let token = token.ok_or(LeaseError::Abandoned)?;
+                self.ask_as_session(mount, role, &token, path).await
+            }
+        };
         metrics::histogram!("pgsilo_lease_seconds").record(began.elapsed());
-        let granted = result?;
+        let (granted, login) = result?;
         metrics::counter!("pgsilo_leases_total").increment(1);
         let duration = granted.duration;
         let end = LeaseEnd { at: asked + duration, duration, is_final: !granted.renewable };
         let (publish, end) = watch::channel(end);
         let keeper = Keeper {
             openbao: Arc::clone(&self.openbao),
-            identity: Arc::clone(&self.identity),
+            login: Arc::clone(&login),
             lease_id: granted.lease_id.clone(),
             username: granted.username.clone(),
             end: publish,
         };
+        let revocation = Revocation {
+            lease_id: granted.lease_id,
+            login,
+            with_login: self.needs_token(),
+            end: end.clone(),
+        };
         Ok(Lease {
             credential: Credential { username: granted.username, password: granted.password },
             keeper: self.runtime.spawn(keeper.keep()).abort_handle(),
-            revocation: Some(Revocation::new(granted.lease_id, end.clone())),
+            revocation: Some(revocation),
             end,
             revoker: self.revoker,
         })
     }
 
     /// A 403 means a dead token or a forbidden path. Only the former is worth a second try.
-    async fn ask_twice(&self, path: &str) -> Result<openbao::Granted, LeaseError> {
-        let token = self.identity.token().map_err(LeaseError::NotLoggedIn)?;
-        let error = match self.openbao.creds(&token, path).await {
+    async fn ask_as_proxy(&self, identity: &Identity, path: &str) -> Result<Grant, LeaseError> {
+        let login = identity.login().map_err(LeaseError::NotLoggedIn)?;
+        let error = match self.openbao.creds(login.secret(), path).await {
             Err(error @ OpenBaoError::Said { status: 403, .. }) => error,
-            other => return other.map_err(LeaseError::from),
+            other => return Ok((other?, login)),
         };
-        if !self.identity.replace_if_dead(&token).await {
+        if !identity.replace_if_dead(&login).await {
             return Err(LeaseError::Denied(error));
         }
-        let token = self.identity.token().map_err(LeaseError::NotLoggedIn)?;
-        self.openbao.creds(&token, path).await.map_err(LeaseError::from)
+        let login = identity.login().map_err(LeaseError::NotLoggedIn)?;
+        Ok((self.openbao.creds(login.secret(), path).await?, login))
+    }
+
+    /// The session's own token is what OpenBAO accepts; the login that it becomes is for this
+    /// lease alone, and goes with it.
+    async fn ask_as_session(
+        &self,
+        mount: &str,
+        role: &str,
+        token: &Secret,
+        path: &str,
+    ) -> Result<Grant, LeaseError> {
+        let asked = BootTime::now();
+        let login = self.openbao.log_in_jwt(mount, role, token).await?;
+        let login = Login::begin(login, asked, &self.openbao);
+        match self.openbao.creds(login.secret(), path).await {
+            Ok(granted) => Ok((granted, login)),
+            Err(error) => {
+                let _best_effort = self.openbao.revoke_self(login.secret()).await;
+                Err(error.into())
+            }
+        }
     }
 
     /// Waits until every lease that was handed back is revoked, then gives up pgsilo's own
@@ -183,7 +311,9 @@ impl Lessor {
     pub(crate) async fn close(&self, patience: Duration) {
         let all = async {
             self.revoker.idle().await;
-            self.identity.give_up().await;
+            if let Source::Proxy(identity) = &self.source {
+                identity.give_up().await;
+            }
         };
         if tokio::time::timeout(patience, all).await.is_err() {
             tracing::warn!(
@@ -193,6 +323,9 @@ impl Lessor {
         }
     }
 }
+
+/// What OpenBAO granted, and the login that it was granted to.
+type Grant = (openbao::Granted, Arc<Login>);
 
 impl From<OpenBaoError> for LeaseError {
     fn from(error: OpenBaoError) -> LeaseError {

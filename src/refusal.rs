@@ -220,7 +220,7 @@ impl From<LeaseError> for Refusal {
             LeaseError::Unavailable(_) | LeaseError::NotLoggedIn(_) | LeaseError::Abandoned => {
                 Reason::LeaseUnavailable
             }
-            LeaseError::Denied(_) => Reason::LeaseDenied,
+            LeaseError::Denied(_) | LeaseError::NoRole(_) => Reason::LeaseDenied,
         };
         Refusal::new(reason, error)
     }

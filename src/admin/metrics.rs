@@ -34,6 +34,10 @@ pub(crate) fn install() -> Result<PrometheusHandle, String> {
     for direction in ["to_backend", "to_frontend"] {
         counter!("pgsilo_bytes_total", "direction" => direction).absolute(0);
     }
+    for result in ["ok", "error"] {
+        counter!("pgsilo_openbao_logins_total", "result" => result).absolute(0);
+        counter!("pgsilo_registry_reloads_total", "result" => result).absolute(0);
+    }
     for result in ["forwarded", "unknown_key", "failed"] {
         counter!("pgsilo_cancel_requests_total", "result" => result).absolute(0);
     }

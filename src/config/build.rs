@@ -30,7 +30,9 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let mut build = Build { file: &file, warnings: Vec::new() };
     let listeners = build.listeners(raw.listener)?;
     let verifier = build.verifier(raw.issuer)?;
-    let openbao = build.openbao(raw.openbao)?;
+    let grace = raw.lease.grace.0;
+    let end_at_expiry = raw.lease.end_at_expiry;
+    let openbao = build.openbao(raw.openbao, raw.lease)?;
     let limits = build.limits(&raw.limits)?;
     let regions = build.regions(raw.registry.regions)?;
     let cores = build.cores(&raw.runtime)?;
@@ -56,7 +58,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
         max_staleness: raw.registry.max_staleness.map(|staleness| staleness.0),
         regions,
         openbao,
-        lease: LeaseRules { grace: raw.lease.grace.0, end_at_expiry: raw.lease.end_at_expiry },
+        lease: LeaseRules { grace, end_at_expiry },
         limits,
         admin,
         log: log(&raw.log),

@@ -1,6 +1,7 @@
 //! The configuration file's schema, as written: every key, and the defaults that
 //! `config/pgsilo.toml` documents. Unknown keys are errors everywhere.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -103,7 +104,9 @@ pub(super) struct RawRegistry {
 pub(super) struct RawOpenbao {
     pub(super) address: String,
     pub(super) ca: Option<PathBuf>,
-    pub(super) auth: RawAuth,
+    pub(super) namespace: Option<String>,
+    pub(super) client_certificate: Option<RawClientCertificate>,
+    pub(super) auth: Option<RawAuth>,
     #[serde(default = "openbao_timeout")]
     pub(super) timeout: Text<Duration>,
     #[serde(default = "openbao_requests")]
@@ -120,28 +123,78 @@ fn openbao_requests() -> usize {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(super) struct RawClientCertificate {
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct RawAuth {
     pub(super) approle: Option<RawAppRole>,
+    pub(super) kubernetes: Option<RawJwtLogin>,
+    pub(super) jwt: Option<RawJwtLogin>,
+    pub(super) certificate: Option<RawCertificateLogin>,
     pub(super) token_file: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawAppRole {
+    pub(super) mount: Option<String>,
     pub(super) role_id: String,
     pub(super) secret_id_file: PathBuf,
+    #[serde(default)]
+    pub(super) wrapped: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawJwtLogin {
+    pub(super) mount: Option<String>,
+    pub(super) role: String,
+    pub(super) token_file: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawCertificateLogin {
+    pub(super) mount: Option<String>,
+    pub(super) role: Option<String>,
+}
+
+#[derive(Deserialize, Default, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawAuthority {
+    #[default]
+    Proxy,
+    Session,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSession {
+    pub(super) mount: Option<String>,
+    pub(super) roles: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLease {
+    pub(super) authority: RawAuthority,
+    pub(super) session: Option<RawSession>,
     pub(super) grace: Text<Duration>,
     pub(super) end_at_expiry: bool,
 }
 
 impl Default for RawLease {
     fn default() -> RawLease {
-        RawLease { grace: Text(Duration::from_secs(30)), end_at_expiry: true }
+        RawLease {
+            authority: RawAuthority::Proxy,
+            session: None,
+            grace: Text(Duration::from_secs(30)),
+            end_at_expiry: true,
+        }
     }
 }
 

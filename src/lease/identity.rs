@@ -1,172 +1,241 @@
-//! Who pgsilo is to OpenBAO: its own token, obtained, renewed at two thirds of its time, and
-//! obtained anew when it is dead.
+//! Who pgsilo is to OpenBAO: one login at a time for new leases, followed by the next before it
+//! ends, while the old one lives on for the leases that it asked for.
 //!
-//! Leases die with the token that asked for them, so a living token is never dropped for a new
-//! one. Logins are single-flight: however many sessions find the token dead, one asks.
+//! Logging in is single-flight: however many sessions find the login dead, one asks.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::path::Path;
+use std::sync::{Arc, Mutex as Lock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::sleep;
+use zeroize::Zeroizing;
 
 use super::Auth;
+use super::login::{Login, Standing};
 use super::openbao::{BaoToken, OpenBao, OpenBaoError};
+use crate::clock::BootTime;
 use crate::secret::Secret;
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(10);
-/// How often a token file is read again when its token cannot be renewed.
-const RELOOK: Duration = Duration::from_secs(30);
+/// How often the files of a login method are looked at for a change.
+const LOOK: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct Identity {
     openbao: Arc<OpenBao>,
     auth: &'static Auth,
-    /// The token, or why there is none.
-    token: RwLock<Result<BaoToken, String>>,
-    login: Mutex<()>,
+    /// The login for new leases, or why there is none.
+    current: RwLock<Result<Arc<Login>, String>>,
+    logging_in: Mutex<()>,
+    /// Every login that may still hold leases.
+    all: Lock<Vec<Weak<Login>>>,
+    /// A secret id that was unwrapped: its wrapping token works once.
+    unwrapped: Mutex<Option<Unwrapped>>,
+}
+
+#[derive(Debug)]
+struct Unwrapped {
+    wrapping_token: Secret,
+    secret_id: Secret,
 }
 
 impl Identity {
     pub(super) fn new(openbao: Arc<OpenBao>, auth: &'static Auth) -> Identity {
-        let token = RwLock::new(Err("the first login is under way".to_owned()));
-        Identity { openbao, auth, token, login: Mutex::new(()) }
+        Identity {
+            openbao,
+            auth,
+            current: RwLock::new(Err("the first login is under way".to_owned())),
+            logging_in: Mutex::new(()),
+            all: Lock::default(),
+            unwrapped: Mutex::default(),
+        }
     }
 
-    /// The token to present, or why there is none.
-    pub(super) fn token(&self) -> Result<Secret, String> {
-        let token = self.token.read().unwrap_or_else(PoisonError::into_inner);
-        token.as_ref().map(|token| token.secret.clone()).map_err(Clone::clone)
+    /// The login to ask with, or why there is none.
+    pub(super) fn login(&self) -> Result<Arc<Login>, String> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+        match current.standing() {
+            Standing::Dead => Err("OpenBAO no longer knows pgsilo's token".to_owned()),
+            Standing::Ends { at, .. } if at.remaining().is_zero() => {
+                Err("pgsilo's token has ended".to_owned())
+            }
+            Standing::Kept(_) | Standing::Ends { .. } => Ok(current),
+        }
     }
 
-    fn set(&self, token: Result<BaoToken, String>) {
-        *self.token.write().unwrap_or_else(PoisonError::into_inner) = token;
+    fn set(&self, login: Result<Arc<Login>, String>) {
+        if let Ok(login) = &login {
+            let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|login| login.strong_count() > 0);
+            all.push(Arc::downgrade(login));
+        }
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = login;
     }
 
-    /// Keeps a living token for as long as the process runs.
+    /// Keeps a login at hand for as long as the process runs.
     pub(super) async fn keep(self: Arc<Self>) {
         let mut retry = FIRST_RETRY;
         loop {
-            let known = self.token.read().unwrap_or_else(PoisonError::into_inner).clone();
-            let Ok(token) = known else {
-                match self.log_in().await {
-                    Ok(()) => retry = FIRST_RETRY,
-                    Err(error) => {
-                        tracing::error!(%error, "cannot log in to OpenBAO: {}", advice(&error));
-                        sleep(retry).await;
-                        retry = (retry * 2).min(LAST_RETRY);
-                    }
-                }
-                continue;
+            let needed = match self.login() {
+                Ok(login) => self.successor_is_due(&login).await,
+                Err(_none) => Need::Another,
             };
-            sleep(pause(&token)).await;
-            self.prolong(&token).await;
+            match self.log_in(&needed).await {
+                Ok(()) => retry = FIRST_RETRY,
+                Err(error) => {
+                    tracing::error!(%error, "cannot log in to OpenBAO: {}", advice(&error));
+                    sleep(retry).await;
+                    retry = (retry * 2).min(LAST_RETRY);
+                }
+            }
         }
     }
 
-    /// Logs in, once however many ask at the same time.
-    async fn log_in(&self) -> Result<(), OpenBaoError> {
-        let _one_at_a_time = self.login.lock().await;
-        if self.token().is_ok() {
-            return Ok(());
+    /// Waits until a login should be followed: it nears its end, it is dead, or the file it
+    /// came from has changed.
+    async fn successor_is_due(&self, login: &Arc<Login>) -> Need {
+        let mut standing = login.watch();
+        let seen = self.auth.stamp();
+        loop {
+            if login.successor_due().is_some_and(|due| due.remaining().is_zero()) {
+                return Need::After(Arc::clone(login));
+            }
+            if self.auth.stamp() != seen {
+                return Need::After(Arc::clone(login));
+            }
+            let wait = login.successor_due().map_or(LOOK, |due| due.remaining().min(LOOK));
+            tokio::select! {
+                _ = standing.changed() => {}
+                () = sleep(wait) => {}
+            }
         }
+    }
+
+    /// Logs in, unless somebody else has done so since `needed` was found.
+    async fn log_in(&self, needed: &Need) -> Result<(), OpenBaoError> {
+        let _one_at_a_time = self.logging_in.lock().await;
+        match (self.login(), needed) {
+            (Ok(_), Need::Another) => return Ok(()),
+            (Ok(now), Need::After(then)) if !Arc::ptr_eq(&now, then) => return Ok(()),
+            _ => {}
+        }
+        let asked = BootTime::now();
         let token = self.authenticate().await;
-        metrics::counter!("pgsilo_openbao_logins_total", "result" => if token.is_ok() { "ok" } else { "error" })
-            .increment(1);
+        let result = if token.is_ok() { "ok" } else { "error" };
+        metrics::counter!("pgsilo_openbao_logins_total", "result" => result).increment(1);
         match token {
             Ok(token) => {
                 tracing::info!(ttl_seconds = token.ttl.as_secs(), "logged in to OpenBAO");
-                self.set(Ok(token));
+                self.set(Ok(Login::begin(token, asked, &self.openbao)));
                 Ok(())
             }
             Err(error) => {
-                self.set(Err(error.to_string()));
+                if self.login().is_err() {
+                    self.set(Err(error.to_string()));
+                }
                 Err(error)
             }
         }
     }
 
     async fn authenticate(&self) -> Result<BaoToken, OpenBaoError> {
+        let openbao = &self.openbao;
         match self.auth {
-            Auth::AppRole { role_id, secret_id_file } => {
+            Auth::AppRole { mount, role_id, secret_id_file, wrapped } => {
                 let secret_id = read_line(secret_id_file).await?;
-                self.openbao.log_in_approle(role_id, &secret_id).await
+                match wrapped {
+                    false => openbao.log_in_approle(mount, role_id, &secret_id).await,
+                    true => {
+                        let secret_id = self.unwrap(secret_id).await?;
+                        openbao.log_in_approle(mount, role_id, &secret_id).await
+                    }
+                }
             }
-            Auth::TokenFile(path) => {
-                let token = read_line(path).await?;
-                self.openbao.look_up_self(Secret::new(token.as_bytes())).await
+            Auth::Jwt { mount, role, token_file } => {
+                openbao.log_in_jwt(mount, role, &read_line(token_file).await?).await
             }
+            Auth::Certificate { mount, role } => {
+                openbao.present_certificate()?;
+                openbao.log_in_certificate(mount, role.as_deref()).await
+            }
+            Auth::TokenFile(path) => openbao.look_up_self(read_line(path).await?).await,
         }
     }
 
-    /// Renews the token, or reads a token file again; a token that OpenBAO no longer knows is
-    /// forgotten, so that the next round logs in.
-    async fn prolong(&self, token: &BaoToken) {
-        let renewed = match (self.auth, token.renewable) {
-            (Auth::TokenFile(_), false) => self.authenticate().await,
-            (_, true) => self.openbao.renew_self(&token.secret).await,
-            (Auth::AppRole { .. }, false) => self.authenticate().await,
-        };
-        match renewed {
-            Ok(token) => self.set(Ok(token)),
-            Err(OpenBaoError::Said { status: 403, words }) => {
-                tracing::warn!(words, "OpenBAO no longer knows pgsilo's token: logging in again");
-                self.set(Err("its token has died".to_owned()));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot renew pgsilo's OpenBAO token");
-                metrics::counter!("pgsilo_openbao_renew_failures_total").increment(1);
-                let ttl = token.ttl / 2;
-                self.set(Ok(BaoToken { ttl: ttl.max(Duration::from_secs(1)), ..token.clone() }));
-            }
+    /// Unwraps a response-wrapped secret id, once, and keeps it for later logins with the same
+    /// file.
+    async fn unwrap(&self, wrapping_token: Secret) -> Result<Secret, OpenBaoError> {
+        let mut unwrapped = self.unwrapped.lock().await;
+        if let Some(known) = &*unwrapped
+            && known.wrapping_token.expose() == wrapping_token.expose()
+        {
+            return Ok(known.secret_id.clone());
         }
+        let secret_id = self.openbao.unwrap_secret_id(&wrapping_token).await?;
+        *unwrapped = Some(Unwrapped { wrapping_token, secret_id: secret_id.clone() });
+        Ok(secret_id)
     }
 
-    /// After a 403: whether the token was dead and there is another one now.
-    pub(super) async fn replace_if_dead(&self, used: &Secret) -> bool {
-        let Ok(current) = self.token() else {
-            return self.log_in().await.is_ok();
-        };
-        if current.expose() != used.expose() {
-            return true;
+    /// After a 403: whether the login was dead and there is another one now.
+    pub(super) async fn replace_if_dead(&self, used: &Arc<Login>) -> bool {
+        let looked_up = self.openbao.look_up_self(used.secret().clone()).await;
+        if !matches!(looked_up, Err(OpenBaoError::Said { status: 403, .. })) {
+            return false;
         }
-        match self.openbao.look_up_self(current).await {
-            Err(OpenBaoError::Said { status: 403, .. }) => {
-                self.set(Err("its token has died".to_owned()));
-                self.log_in().await.is_ok()
-            }
-            _ => false,
-        }
+        used.declare_dead();
+        self.log_in(&Need::Another).await.is_ok()
     }
 
-    /// Revokes a token that pgsilo logged in for itself, and every lease with it.
+    /// Revokes every token that pgsilo logged in for itself, and every lease with it.
     pub(super) async fn give_up(&self) {
-        if let (Auth::AppRole { .. }, Ok(token)) = (self.auth, self.token()) {
-            let _best_effort = self.openbao.revoke_self(&token).await;
+        if matches!(self.auth, Auth::TokenFile(_)) {
+            return;
+        }
+        let all: Vec<_> = {
+            let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+            all.iter().filter_map(Weak::upgrade).collect()
+        };
+        for login in all {
+            let _best_effort = self.openbao.revoke_self(login.secret()).await;
         }
     }
 }
 
-/// Two thirds of what is left.
-fn pause(token: &BaoToken) -> Duration {
-    match token.ttl.is_zero() {
-        true => RELOOK,
-        false => (token.ttl * 2 / 3).max(Duration::from_millis(500)),
+/// Which login is needed.
+enum Need {
+    /// There is none in force.
+    Another,
+    /// This one is to be followed.
+    After(Arc<Login>),
+}
+
+impl Auth {
+    /// Changes when a file changes that the method reads.
+    fn stamp(&self) -> Option<(std::time::SystemTime, u64)> {
+        let path = match self {
+            Auth::AppRole { secret_id_file, .. } => secret_id_file,
+            Auth::Jwt { token_file, .. } => token_file,
+            Auth::TokenFile(path) => path,
+            Auth::Certificate { .. } => return None,
+        };
+        let file = std::fs::metadata(path).ok()?;
+        Some((file.modified().ok()?, file.len()))
     }
 }
 
-async fn read_line(path: &std::path::Path) -> Result<zeroize::Zeroizing<String>, OpenBaoError> {
+async fn read_line(path: &Path) -> Result<Secret, OpenBaoError> {
     let failed = |error| OpenBaoError::File { path: path.to_owned(), error };
-    let text = zeroize::Zeroizing::new(tokio::fs::read_to_string(path).await.map_err(failed)?);
-    Ok(zeroize::Zeroizing::new(text.trim().to_owned()))
+    let text = Zeroizing::new(tokio::fs::read(path).await.map_err(failed)?);
+    Ok(Secret::new(text.trim_ascii()))
 }
 
 /// What an operator can do about it.
 fn advice(error: &OpenBaoError) -> &'static str {
     match error {
         OpenBaoError::Said { status: 400 | 403, .. } => {
-            "check the role id, the secret id or the token that [openbao] auth names"
+            "check the role, and the secret that [openbao] auth names"
         }
         OpenBaoError::Said { status: 404, .. } => "is the auth method enabled there?",
         OpenBaoError::Said { status: 503, .. } => "unseal it",
@@ -176,6 +245,6 @@ fn advice(error: &OpenBaoError) -> &'static str {
         }
         OpenBaoError::NotJson | OpenBaoError::TooLong => "is [openbao] address an OpenBAO server?",
         OpenBaoError::File { .. } => "check the file that [openbao] auth names",
-        OpenBaoError::Client(_) => "check [openbao] ca",
+        OpenBaoError::Client(_) => "check [openbao] ca and auth",
     }
 }

@@ -10,7 +10,7 @@ use aws_lc_rs::rand;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::identity::Identity;
+use super::login::{Login, Standing};
 use super::openbao::{OpenBao, OpenBaoError};
 use crate::clock::BootTime;
 
@@ -30,7 +30,8 @@ pub(crate) struct LeaseEnd {
 /// Renews one lease. Runs until that is not possible any more; dropped with the lease.
 pub(super) struct Keeper {
     pub(super) openbao: Arc<OpenBao>,
-    pub(super) identity: Arc<Identity>,
+    /// What asked for the lease: the lease ends with it.
+    pub(super) login: Arc<Login>,
     pub(super) lease_id: String,
     /// The leased role's name, for the log.
     pub(super) username: String,
@@ -39,15 +40,35 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) async fn keep(self) {
+        let mut standing = self.login.watch();
         loop {
+            self.heed(*standing.borrow_and_update());
             let end = *self.end.borrow();
             if end.is_final {
                 return;
             }
             let renewal = end.at.earlier(end.duration.mul_f64(1.0 - two_thirds_with_jitter()));
-            renewal.arrives().await;
-            self.renew(end).await;
+            tokio::select! {
+                () = renewal.arrives() => self.renew(end).await,
+                _ = standing.changed() => {}
+            }
         }
+    }
+
+    /// A lease ends with the login that asked for it, at the latest.
+    fn heed(&self, standing: Standing) {
+        let login_ends = match standing {
+            Standing::Kept(_) => return,
+            Standing::Ends { at, .. } => at,
+            Standing::Dead => BootTime::now(),
+        };
+        self.end.send_if_modified(|end| {
+            let sooner = login_ends < end.at;
+            if sooner {
+                *end = LeaseEnd { at: login_ends, is_final: true, ..*end };
+            }
+            sooner
+        });
     }
 
     /// Renews, and tries again until it works or the end has come.
@@ -81,8 +102,7 @@ impl Keeper {
     }
 
     async fn ask(&self, increment: Duration) -> Result<(Duration, bool), OpenBaoError> {
-        let token = self.identity.token().map_err(OpenBaoError::Unreachable)?;
-        self.openbao.renew(&token, &self.lease_id, increment).await
+        self.openbao.renew(self.login.secret(), &self.lease_id, increment).await
     }
 }
 

@@ -1,13 +1,17 @@
-//! OpenBAO's HTTP API, as far as pgsilo needs it: five requests, each one function.
+//! OpenBAO's HTTP API, as far as pgsilo needs it: each request is one function.
 //!
 //! A small client of our own over a well-kept HTTP library: the client library for this API
-//! drops lease ids and prints tokens in Debug. Nothing here follows a redirect, reads a proxy
-//! from the environment, or prints a body that could hold a secret: only OpenBAO's `errors`.
+//! drops lease ids and prints tokens in Debug. Nothing here reads a proxy from the environment
+//! or prints a body that could hold a secret: only OpenBAO's `errors`. A redirect is followed
+//! once, for a standby that names the active server, and never from https to http.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{Certificate, Client, Method, StatusCode, redirect};
+use arc_swap::ArcSwap;
+use reqwest::header::LOCATION;
+use reqwest::{Certificate, Client, Identity, Method, Response, StatusCode, redirect};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -67,8 +71,8 @@ pub(super) struct Granted {
 
 #[derive(Debug)]
 pub(super) struct OpenBao {
-    http: Client,
-    address: String,
+    http: ArcSwap<Client>,
+    settings: &'static Settings,
 }
 
 #[derive(Deserialize)]
@@ -118,26 +122,29 @@ struct LookupData {
 }
 
 #[derive(Deserialize)]
+struct UnwrapAnswer {
+    data: UnwrapData,
+}
+
+#[derive(Deserialize)]
+struct UnwrapData {
+    secret_id: Secret,
+}
+
+#[derive(Deserialize)]
 struct Errors {
     errors: Vec<String>,
 }
 
 impl OpenBao {
-    pub(super) fn new(settings: &Settings) -> Result<OpenBao, OpenBaoError> {
-        let failed = |error: reqwest::Error| OpenBaoError::Client(error.without_url().to_string());
-        let mut builder = Client::builder()
-            .timeout(settings.timeout)
-            .connect_timeout(settings.timeout)
-            .redirect(redirect::Policy::none())
-            .no_proxy()
-            .pool_max_idle_per_host(settings.max_concurrent_requests)
-            .tcp_nodelay(true)
-            .user_agent(concat!("pgsilo/", env!("CARGO_PKG_VERSION")));
-        if let Some(pem) = &settings.ca {
-            builder = builder.tls_certs_only(Certificate::from_pem_bundle(pem).map_err(failed)?);
-        }
-        let http = builder.build().map_err(failed)?;
-        Ok(OpenBao { http, address: settings.address.clone() })
+    pub(super) fn new(settings: &'static Settings) -> Result<OpenBao, OpenBaoError> {
+        Ok(OpenBao { http: ArcSwap::from_pointee(client(settings)?), settings })
+    }
+
+    /// Reads the client certificate again, for a login that shows it.
+    pub(super) fn present_certificate(&self) -> Result<(), OpenBaoError> {
+        self.http.store(Arc::new(client(self.settings)?));
+        Ok(())
     }
 
     /// `GET {mount}/creds/{role}`: a fresh credential.
@@ -162,7 +169,7 @@ impl OpenBao {
         increment: Duration,
     ) -> Result<(Duration, bool), OpenBaoError> {
         let body = json!({ "lease_id": lease_id, "increment": increment.as_secs() });
-        let body = self.request(Method::PUT, "sys/leases/renew", Some(token), Some(body)).await?;
+        let body = self.request(Method::PUT, "sys/leases/renew", Some(token), Some(&body)).await?;
         let answer: RenewAnswer = parse(&body)?;
         Ok((Duration::from_secs(answer.lease_duration), answer.renewable))
     }
@@ -170,25 +177,61 @@ impl OpenBao {
     /// `PUT sys/leases/revoke`, asynchronously: OpenBAO retries by itself until it works.
     pub(super) async fn revoke(&self, token: &Secret, lease_id: &str) -> Result<(), OpenBaoError> {
         let body = json!({ "lease_id": lease_id, "sync": false });
-        self.request(Method::PUT, "sys/leases/revoke", Some(token), Some(body)).await?;
+        self.request(Method::PUT, "sys/leases/revoke", Some(token), Some(&body)).await?;
         Ok(())
     }
 
-    /// `POST auth/approle/login`.
+    /// `POST auth/{mount}/login` of the AppRole method.
     pub(super) async fn log_in_approle(
         &self,
+        mount: &str,
         role_id: &str,
-        secret_id: &str,
+        secret_id: &Secret,
     ) -> Result<BaoToken, OpenBaoError> {
-        let body = json!({ "role_id": role_id, "secret_id": secret_id });
-        let body = self.request(Method::POST, "auth/approle/login", None, Some(body)).await?;
+        let secret_id = text(secret_id)?;
+        self.log_in(mount, &json!({ "role_id": role_id, "secret_id": secret_id })).await
+    }
+
+    /// `POST auth/{mount}/login` of the JWT and Kubernetes methods.
+    pub(super) async fn log_in_jwt(
+        &self,
+        mount: &str,
+        role: &str,
+        jwt: &Secret,
+    ) -> Result<BaoToken, OpenBaoError> {
+        self.log_in(mount, &json!({ "role": role, "jwt": text(jwt)? })).await
+    }
+
+    /// `POST auth/{mount}/login` of the certificate method.
+    pub(super) async fn log_in_certificate(
+        &self,
+        mount: &str,
+        role: Option<&str>,
+    ) -> Result<BaoToken, OpenBaoError> {
+        self.log_in(mount, &json!({ "name": role })).await
+    }
+
+    async fn log_in(
+        &self,
+        mount: &str,
+        body: &serde_json::Value,
+    ) -> Result<BaoToken, OpenBaoError> {
+        let path = format!("auth/{mount}/login");
+        let body = self.request(Method::POST, &path, None, Some(body)).await?;
         Ok(parse::<AuthAnswer>(&body)?.auth.into())
+    }
+
+    /// `POST sys/wrapping/unwrap`: the secret id that a wrapping token stands for.
+    pub(super) async fn unwrap_secret_id(&self, wrapping: &Secret) -> Result<Secret, OpenBaoError> {
+        let path = "sys/wrapping/unwrap";
+        let body = self.request(Method::POST, path, Some(wrapping), Some(&json!({}))).await?;
+        Ok(parse::<UnwrapAnswer>(&body)?.data.secret_id)
     }
 
     /// `POST auth/token/renew-self`.
     pub(super) async fn renew_self(&self, token: &Secret) -> Result<BaoToken, OpenBaoError> {
         let path = "auth/token/renew-self";
-        let body = self.request(Method::POST, path, Some(token), Some(json!({}))).await?;
+        let body = self.request(Method::POST, path, Some(token), Some(&json!({}))).await?;
         Ok(parse::<AuthAnswer>(&body)?.auth.into())
     }
 
@@ -203,7 +246,7 @@ impl OpenBao {
     /// `POST auth/token/revoke-self`.
     pub(super) async fn revoke_self(&self, token: &Secret) -> Result<(), OpenBaoError> {
         let path = "auth/token/revoke-self";
-        self.request(Method::POST, path, Some(token), Some(json!({}))).await?;
+        self.request(Method::POST, path, Some(token), Some(&json!({}))).await?;
         Ok(())
     }
 
@@ -212,29 +255,88 @@ impl OpenBao {
         method: Method,
         path: &str,
         token: Option<&Secret>,
-        body: Option<serde_json::Value>,
+        body: Option<&serde_json::Value>,
     ) -> Result<Zeroizing<Vec<u8>>, OpenBaoError> {
-        let url = format!("{}/v1/{path}", self.address);
-        let mut request = self.http.request(method, url).header("X-Vault-Request", "true");
+        let url = format!("{}/v1/{path}", self.settings.address);
+        let response = self.send(&method, &url, token, body).await?;
+        let response = match self.redirect(&response, &url) {
+            Some(active) => self.send(&method, &active, token, body).await?,
+            None => response,
+        };
+        read(response).await
+    }
+
+    async fn send(
+        &self,
+        method: &Method,
+        url: &str,
+        token: Option<&Secret>,
+        body: Option<&serde_json::Value>,
+    ) -> Result<Response, OpenBaoError> {
+        let mut request = self.http.load().request(method.clone(), url);
+        request = request.header("X-Vault-Request", "true");
+        if let Some(namespace) = &self.settings.namespace {
+            request = request.header("X-Vault-Namespace", namespace);
+        }
         if let Some(token) = token {
             request = request.header("X-Vault-Token", header_value(token)?);
         }
         if let Some(body) = body {
-            request = request.json(&body);
+            request = request.json(body);
         }
-        let mut response = request.send().await.map_err(transport)?;
-        let status = response.status();
-        let mut answer = Zeroizing::new(Vec::new());
-        while let Some(chunk) = response.chunk().await.map_err(transport)? {
-            if answer.len() + chunk.len() > MAX_ANSWER {
-                return Err(OpenBaoError::TooLong);
-            }
-            answer.extend_from_slice(&chunk);
+        request.send().await.map_err(transport)
+    }
+
+    /// Where a standby says that the active server is. The same request goes there, its token
+    /// with it, so nothing but a server that OpenBAO itself names over TLS will do.
+    fn redirect(&self, response: &Response, from: &str) -> Option<String> {
+        let to = response.headers().get(LOCATION)?.to_str().ok()?;
+        let downgrade = from.starts_with("https:") && !to.starts_with("https:");
+        let follows = response.status() == StatusCode::TEMPORARY_REDIRECT && !downgrade;
+        follows.then(|| to.to_owned())
+    }
+}
+
+fn client(settings: &Settings) -> Result<Client, OpenBaoError> {
+    let failed = |error: reqwest::Error| OpenBaoError::Client(error.without_url().to_string());
+    let mut builder = Client::builder()
+        .timeout(settings.timeout)
+        .connect_timeout(settings.timeout)
+        .redirect(redirect::Policy::none())
+        .no_proxy()
+        .pool_max_idle_per_host(settings.max_concurrent_requests)
+        .tcp_nodelay(true)
+        .user_agent(concat!("pgsilo/", env!("CARGO_PKG_VERSION")));
+    if let Some(pem) = &settings.ca {
+        builder = builder.tls_certs_only(Certificate::from_pem_bundle(pem).map_err(failed)?);
+    }
+    if let Some(socket) = &settings.socket {
+        builder = builder.unix_socket(socket.as_path());
+    }
+    if let Some(identity) = &settings.identity {
+        let read = |path: &PathBuf| {
+            std::fs::read(path).map_err(|error| OpenBaoError::File { path: path.clone(), error })
+        };
+        let mut pem = Zeroizing::new(read(&identity.certificate)?);
+        pem.push(b'\n');
+        pem.extend_from_slice(&Zeroizing::new(read(&identity.key)?));
+        builder = builder.identity(Identity::from_pem(&pem).map_err(failed)?);
+    }
+    builder.build().map_err(failed)
+}
+
+async fn read(mut response: Response) -> Result<Zeroizing<Vec<u8>>, OpenBaoError> {
+    let status = response.status();
+    let mut answer = Zeroizing::new(Vec::new());
+    while let Some(chunk) = response.chunk().await.map_err(transport)? {
+        if answer.len() + chunk.len() > MAX_ANSWER {
+            return Err(OpenBaoError::TooLong);
         }
-        match status.is_success() {
-            true => Ok(answer),
-            false => Err(said(status, &answer)),
-        }
+        answer.extend_from_slice(&chunk);
+    }
+    match status.is_success() {
+        true => Ok(answer),
+        false => Err(said(status, &answer)),
     }
 }
 
@@ -246,6 +348,12 @@ impl From<AuthData> for BaoToken {
             renewable: auth.renewable,
         }
     }
+}
+
+/// A secret as JSON wants it.
+fn text(secret: &Secret) -> Result<&str, OpenBaoError> {
+    std::str::from_utf8(secret.expose())
+        .map_err(|_invalid| OpenBaoError::Client("the secret is not text".into()))
 }
 
 fn header_value(token: &Secret) -> Result<reqwest::header::HeaderValue, OpenBaoError> {

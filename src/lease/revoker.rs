@@ -12,8 +12,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::sleep;
 
-use super::identity::Identity;
 use super::keeper::LeaseEnd;
+use super::login::{Login, Standing};
 use super::openbao::{OpenBao, OpenBaoError};
 
 const AT_ONCE: usize = 16;
@@ -23,14 +23,11 @@ const LAST_RETRY: Duration = Duration::from_secs(10);
 /// A lease to be revoked, and when there will be nothing left to revoke.
 #[derive(Debug)]
 pub(super) struct Revocation {
-    lease_id: String,
-    end: watch::Receiver<LeaseEnd>,
-}
-
-impl Revocation {
-    pub(super) fn new(lease_id: String, end: watch::Receiver<LeaseEnd>) -> Revocation {
-        Revocation { lease_id, end }
-    }
+    pub(super) lease_id: String,
+    pub(super) login: Arc<Login>,
+    /// The login was made for this lease alone: revoking it revokes both.
+    pub(super) with_login: bool,
+    pub(super) end: watch::Receiver<LeaseEnd>,
 }
 
 /// A hand to give leases back to. Cheap to clone.
@@ -40,7 +37,6 @@ pub(super) struct Revoker(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     openbao: Arc<OpenBao>,
-    identity: Arc<Identity>,
     slots: Semaphore,
     pending: AtomicUsize,
     idle: Notify,
@@ -48,14 +44,9 @@ struct Shared {
 }
 
 impl Revoker {
-    pub(super) fn start(
-        openbao: Arc<OpenBao>,
-        identity: Arc<Identity>,
-        runtime: &Handle,
-    ) -> Revoker {
+    pub(super) fn new(openbao: Arc<OpenBao>, runtime: &Handle) -> Revoker {
         Revoker(Arc::new(Shared {
             openbao,
-            identity,
             slots: Semaphore::new(AT_ONCE),
             pending: AtomicUsize::new(0),
             idle: Notify::new(),
@@ -95,35 +86,46 @@ impl Revoker {
 }
 
 impl Shared {
-    async fn revoke(&self, Revocation { lease_id, end }: &Revocation) {
-        let end = end.borrow().at;
+    async fn revoke(&self, revocation: &Revocation) {
+        let lease_id = &revocation.lease_id;
         let mut retry = FIRST_RETRY;
-        loop {
-            let error = match self.try_once(lease_id).await {
+        while revocation.login.standing() != Standing::Dead {
+            let error = match self.try_once(revocation).await {
                 Ok(()) => {
                     metrics::counter!("pgsilo_revocations_total").increment(1);
                     return;
                 }
-                // OpenBAO has forgotten the lease: it ended with the token that asked for it.
-                Err(OpenBaoError::Said { status: 400, .. }) => return,
                 Err(error) => error,
             };
             metrics::counter!("pgsilo_revocation_failures_total").increment(1);
-            if end.remaining() < retry {
+            if revocation.end.borrow().at.remaining() < retry {
                 tracing::error!(%error, lease_id, "a lease was not revoked before its own end");
                 return;
             }
-            tracing::warn!(%error, lease_id, "cannot revoke a lease yet; trying again");
+            if retry == FIRST_RETRY {
+                tracing::warn!(%error, lease_id, "cannot revoke a lease yet; trying again");
+            }
             sleep(retry).await;
             retry = (retry * 2).min(LAST_RETRY);
         }
+        // OpenBAO revoked the lease with the token that asked for it.
     }
 
-    async fn try_once(&self, lease_id: &str) -> Result<(), OpenBaoError> {
-        let slot = self.slots.acquire().await;
-        let token = self.identity.token().map_err(OpenBaoError::Unreachable)?;
-        let result = self.openbao.revoke(&token, lease_id).await;
-        drop(slot);
+    async fn try_once(&self, revocation: &Revocation) -> Result<(), OpenBaoError> {
+        let Revocation { lease_id, login, with_login, .. } = revocation;
+        let _slot = self.slots.acquire().await;
+        let result = match with_login {
+            true => self.openbao.revoke_self(login.secret()).await,
+            false => self.openbao.revoke(login.secret(), lease_id).await,
+        };
+        if let Err(OpenBaoError::Said { status: 403, .. }) = result {
+            // Forbidden, or dead. A lookup tells which, and a dead one holds no leases.
+            let looked_up = self.openbao.look_up_self(login.secret().clone()).await;
+            if matches!(looked_up, Err(OpenBaoError::Said { status: 403, .. })) {
+                login.declare_dead();
+                return Ok(());
+            }
+        }
         result
     }
 }

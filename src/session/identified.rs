@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use super::client::{Client, Stop};
 use super::started::Started;
 use crate::refusal::Refusal;
+use crate::secret::Secret;
 use crate::token::{Claims, Token};
 use crate::wire::message;
 
@@ -15,6 +16,8 @@ use crate::wire::message;
 pub struct Identified<'c> {
     started: Started<'c>,
     claims: Claims,
+    /// Kept only where OpenBAO is to be shown it.
+    token: Option<Secret>,
 }
 
 impl<'c> Identified<'c> {
@@ -26,7 +29,9 @@ impl<'c> Identified<'c> {
         // A token, and the NUL behind it.
         let max = client.proxy.limits().max_token_bytes + 1;
         let body = client.frontend.read_password(max).await?;
-        let token = token(body)?;
+        let password = password(body)?;
+        let kept = client.proxy.lessor.needs_token().then(|| Secret::new(password.as_slice()));
+        let token = Token::new(password);
         let claims = match client.proxy.verifier().verify(&token, SystemTime::now()) {
             Ok(claims) => claims,
             Err(rejected) => {
@@ -36,7 +41,7 @@ impl<'c> Identified<'c> {
         };
         client.trail.learn_claims(&claims);
         client.reached("identified");
-        Ok(Identified { started, claims })
+        Ok(Identified { started, claims, token: kept })
     }
 
     pub(super) fn claims(&self) -> &Claims {
@@ -51,8 +56,8 @@ impl<'c> Identified<'c> {
         self.started.client()
     }
 
-    pub(super) fn into_parts(self) -> (Started<'c>, Claims) {
-        (self.started, self.claims)
+    pub(super) fn into_parts(self) -> (Started<'c>, Claims, Option<Secret>) {
+        (self.started, self.claims, self.token)
     }
 }
 
@@ -69,10 +74,10 @@ fn question(started: &Started<'_>) -> Vec<u8> {
     question
 }
 
-fn token(body: Vec<u8>) -> Result<Token, Stop> {
+fn password(body: Vec<u8>) -> Result<Vec<u8>, Stop> {
     let body = zeroize::Zeroizing::new(body);
     match message::parse_password(&body) {
-        Some(password) => Ok(Token::new(password.to_vec())),
+        Some(password) => Ok(password.to_vec()),
         None => Err(Refusal::from(crate::wire::startup::StartupError::Layout).into()),
     }
 }

@@ -19,10 +19,8 @@ impl<'c> Leased<'c> {
     /// a credential that still comes is revoked.
     pub(super) async fn lease(mut routed: Routed<'c>) -> Result<Leased<'c>, Stop> {
         let lessor = &routed.client().proxy.lessor;
-        let lease = async {
-            let mount = &routed.tenant().lease().mount;
-            lessor.lease(mount, routed.role()).await.map_err(Refusal::from)
-        };
+        let token = routed.take_token();
+        let lease = async { lessor.lease(routed.request(token)).await.map_err(Refusal::from) };
         let dial = async { backend::dial(&routed).await.map_err(Refusal::from) };
         let (lease, connection) = tokio::try_join!(lease, dial)?;
         routed.client().trail.role.clone_from(&lease.credential().username);

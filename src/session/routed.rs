@@ -12,11 +12,13 @@ use super::client::{Client, Stop};
 use super::identified::Identified;
 use super::started::Started;
 use crate::clock::BootTime;
+use crate::lease::Request;
 use crate::limits::TallyPermit;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::{Snapshot, State, Tenant};
-use crate::tenant::TenantId;
+use crate::secret::Secret;
+use crate::tenant::{Access, TenantId};
 use crate::token::Claims;
 
 /// Proves that this identity may reach this tenant now, and holds its place there.
@@ -26,6 +28,8 @@ pub struct Routed<'c> {
     tenant: Arc<Tenant>,
     /// OpenBAO's role for the tenant and the access that the claims grant.
     role: String,
+    access: Access,
+    token: Option<Secret>,
     token_expires: BootTime,
     permits: SessionPermits,
 }
@@ -60,13 +64,14 @@ impl<'c> Routed<'c> {
         let role = role(&tenant, identified.claims())?;
         let permits = take_permits(&id, proxy)?;
 
-        let (mut started, claims) = identified.into_parts();
+        let (mut started, claims, token) = identified.into_parts();
+        let access = claims.access();
         let token_expires = expiry(&claims);
         let client = started.client();
         client.trail.placement = tenant.placement().to_string();
         client.trail.role.clone_from(&role);
         client.reached("routed");
-        Ok(Routed { started, tenant, role, token_expires, permits })
+        Ok(Routed { started, tenant, access, role, token, token_expires, permits })
     }
 
     /// The tenant. Whoever can show a `Routed` may dial its placement.
@@ -74,8 +79,15 @@ impl<'c> Routed<'c> {
         &self.tenant
     }
 
-    pub(super) fn role(&self) -> &str {
-        &self.role
+    /// The session's token, if the lease is asked for with it. It is needed once.
+    pub(super) fn take_token(&mut self) -> Option<Secret> {
+        self.token.take()
+    }
+
+    /// What to ask OpenBAO for.
+    pub(super) fn request(&self, token: Option<Secret>) -> Request<'_> {
+        let mount = &self.tenant.lease().mount;
+        Request { mount, role: &self.role, access: self.access, token }
     }
 
     pub(super) fn started(&self) -> &Started<'c> {
@@ -87,7 +99,7 @@ impl<'c> Routed<'c> {
     }
 
     pub(super) fn into_parts(self) -> Admission<'c> {
-        let Routed { started, tenant, token_expires, permits, role: _ } = self;
+        let Routed { started, tenant, token_expires, permits, .. } = self;
         Admission { started, tenant, token_expires, permits }
     }
 }

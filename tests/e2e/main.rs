@@ -9,6 +9,7 @@ mod bad_input;
 mod isolation;
 mod leases;
 mod limits;
+mod openbao;
 mod opening;
 mod outside;
 mod refusals;

@@ -1,14 +1,27 @@
 //! Where credentials come from, and as whom pgsilo asks for them.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
-use super::super::raw::{RawAuth, RawOpenbao};
+use super::super::raw::{
+    RawAppRole, RawAuth, RawAuthority, RawClientCertificate, RawJwtLogin, RawLease, RawOpenbao,
+    RawSession,
+};
 use super::{Build, FileError};
+use crate::tenant::Access;
 use crate::{lease, tls};
 
+/// Where Kubernetes puts a pod's service account token.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+
 impl Build<'_> {
-    pub(super) fn openbao(&mut self, raw: RawOpenbao) -> Result<lease::Settings, FileError> {
-        let address = self.openbao_address(&raw.address)?;
+    pub(super) fn openbao(
+        &mut self,
+        raw: RawOpenbao,
+        lease: RawLease,
+    ) -> Result<lease::Settings, FileError> {
+        let (address, socket) = self.openbao_address(&raw.address)?;
         let ca = match raw.ca.map(|ca| self.file.resolve(&ca)) {
             Some(_) if address.starts_with("http:") => {
                 return self
@@ -27,17 +40,111 @@ impl Build<'_> {
             return self
                 .wrong("openbao.max_concurrent_requests", "zero; no lease could be asked for");
         }
+        let identity = self.client_certificate(raw.client_certificate)?;
+        let shows_certificate = identity.is_some();
         Ok(lease::Settings {
             address,
+            socket,
             ca,
-            auth: self.openbao_auth(raw.auth)?,
+            identity,
+            namespace: self.namespace(raw.namespace)?,
+            authority: self.authority(raw.auth, lease, shows_certificate)?,
             timeout: raw.timeout.0,
             max_concurrent_requests: raw.max_concurrent_requests,
         })
     }
 
-    fn openbao_address(&self, text: &str) -> Result<String, FileError> {
+    fn client_certificate(
+        &mut self,
+        raw: Option<RawClientCertificate>,
+    ) -> Result<Option<lease::ClientCertificate>, FileError> {
+        let Some(RawClientCertificate { certificate, key }) = raw else { return Ok(None) };
+        let certificate = self.file.resolve(&certificate);
+        let field = "openbao.client_certificate.certificate";
+        self.read(field, &certificate)?;
+        let key = self.secret_file("openbao.client_certificate.key", &key)?;
+        Ok(Some(lease::ClientCertificate { certificate, key }))
+    }
+
+    fn namespace(&self, raw: Option<String>) -> Result<Option<String>, FileError> {
+        match raw {
+            Some(name) if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic()) => {
+                self.wrong("openbao.namespace", "not a namespace; write it like \"team-a\"")
+            }
+            name => Ok(name),
+        }
+    }
+
+    fn authority(
+        &mut self,
+        auth: Option<RawAuth>,
+        lease: RawLease,
+        shows_certificate: bool,
+    ) -> Result<lease::Authority, FileError> {
+        match (lease.authority, lease.session, auth) {
+            (RawAuthority::Proxy, None, Some(auth)) => {
+                Ok(lease::Authority::Proxy(self.openbao_auth(auth, shows_certificate)?))
+            }
+            (RawAuthority::Proxy, None, None) => {
+                self.wrong("openbao.auth", "missing; pgsilo needs a way to log in to OpenBAO")
+            }
+            (RawAuthority::Proxy, Some(_), _) => {
+                self.wrong("lease.session", "only with authority = \"session\"")
+            }
+            (RawAuthority::Session, _, Some(_)) => self.wrong(
+                "openbao.auth",
+                "remove it: with authority = \"session\" pgsilo is nobody to OpenBAO",
+            ),
+            (RawAuthority::Session, None, None) => {
+                self.wrong("lease.session", "missing; name the roles of OpenBAO's JWT method")
+            }
+            (RawAuthority::Session, Some(session), None) => self.session_authority(session),
+        }
+    }
+
+    fn session_authority(&self, raw: RawSession) -> Result<lease::Authority, FileError> {
+        let mount = self.mount("lease.session.mount", raw.mount, "jwt")?;
+        if raw.roles.is_empty() {
+            return self.wrong("lease.session.roles", "empty; name a role for each access");
+        }
+        let mut roles = BTreeMap::new();
+        for (access, role) in raw.roles {
+            let field = format!("lease.session.roles.{access}");
+            let access = match access.parse::<Access>() {
+                Ok(access) => access,
+                Err(error) => return self.wrong(field, error),
+            };
+            if role.is_empty() {
+                return self.wrong(field, "empty; write the role's name");
+            }
+            roles.insert(access, role);
+        }
+        Ok(lease::Authority::Session { mount, roles })
+    }
+
+    /// Mounts go into a URL's path.
+    fn mount(&self, field: &str, raw: Option<String>, default: &str) -> Result<String, FileError> {
+        let mount = raw.unwrap_or_else(|| default.to_owned());
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./".contains(&byte);
+        let parts_are_names = mount.split('/').all(|part| !matches!(part, "" | "." | ".."));
+        match parts_are_names && mount.bytes().all(plain) {
+            true => Ok(mount),
+            false => self
+                .wrong(field, format_args!("{mount:?} is not a mount; write it like {default:?}")),
+        }
+    }
+
+    fn openbao_address(&self, text: &str) -> Result<(String, Option<PathBuf>), FileError> {
         const FIELD: &str = "openbao.address";
+        if let Some(path) = text.strip_prefix("unix:") {
+            let socket = PathBuf::from(path);
+            return match socket.is_absolute() {
+                true => Ok(("http://localhost".to_owned(), Some(socket))),
+                false => {
+                    self.wrong(FIELD, "not an absolute path; write it like \"unix:/run/bao.sock\"")
+                }
+            };
+        }
         // Not shown where it may hold a password.
         let secret = "a URL with a user or a password; remove them and use openbao.auth";
         if text.contains('@') {
@@ -72,28 +179,67 @@ impl Build<'_> {
                 );
             }
         }
-        Ok(text.trim_end_matches('/').to_owned())
+        Ok((text.trim_end_matches('/').to_owned(), None))
     }
 
-    fn openbao_auth(&mut self, raw: RawAuth) -> Result<lease::Auth, FileError> {
-        match (raw.approle, raw.token_file) {
-            (Some(_), Some(_)) => {
-                self.wrong("openbao.auth", "both approle and token_file; keep one")
+    fn openbao_auth(
+        &mut self,
+        raw: RawAuth,
+        shows_certificate: bool,
+    ) -> Result<lease::Auth, FileError> {
+        let RawAuth { approle, kubernetes, jwt, certificate, token_file } = raw;
+        match (approle, kubernetes, jwt, certificate, token_file) {
+            (Some(approle), None, None, None, None) => self.approle(approle),
+            (None, Some(login), None, None, None) => {
+                self.jwt_login("kubernetes", Some(SERVICE_ACCOUNT), login)
             }
-            (None, None) => self.wrong("openbao.auth", "neither approle nor token_file; add one"),
-            (Some(approle), None) => {
-                if approle.role_id.is_empty() {
-                    return self
-                        .wrong("openbao.auth.approle.role_id", "empty; write the role's id");
-                }
-                let field = "openbao.auth.approle.secret_id_file";
-                let secret_id_file = self.secret_file(field, &approle.secret_id_file)?;
-                Ok(lease::Auth::AppRole { role_id: approle.role_id, secret_id_file })
+            (None, None, Some(login), None, None) => self.jwt_login("jwt", None, login),
+            (None, None, None, Some(_), None) if !shows_certificate => self.wrong(
+                "openbao.auth.certificate",
+                "needs openbao.client_certificate, the certificate to show",
+            ),
+            (None, None, None, Some(login), None) => {
+                let mount = self.mount("openbao.auth.certificate.mount", login.mount, "cert")?;
+                Ok(lease::Auth::Certificate { mount, role: login.role })
             }
-            (None, Some(path)) => {
+            (None, None, None, None, Some(path)) => {
                 Ok(lease::Auth::TokenFile(self.secret_file("openbao.auth.token_file", &path)?))
             }
+            (None, None, None, None, None) => self.wrong(
+                "openbao.auth",
+                "empty; add one of approle, kubernetes, jwt, certificate, token_file",
+            ),
+            _several => self.wrong(
+                "openbao.auth",
+                "several methods; keep one of approle, kubernetes, jwt, certificate, token_file",
+            ),
         }
+    }
+
+    fn approle(&mut self, raw: RawAppRole) -> Result<lease::Auth, FileError> {
+        if raw.role_id.is_empty() {
+            return self.wrong("openbao.auth.approle.role_id", "empty; write the role's id");
+        }
+        let mount = self.mount("openbao.auth.approle.mount", raw.mount, "approle")?;
+        let field = "openbao.auth.approle.secret_id_file";
+        let secret_id_file = self.secret_file(field, &raw.secret_id_file)?;
+        let (role_id, wrapped) = (raw.role_id, raw.wrapped);
+        Ok(lease::Auth::AppRole { mount, role_id, secret_id_file, wrapped })
+    }
+
+    fn jwt_login(
+        &mut self,
+        method: &str,
+        usual_file: Option<&str>,
+        raw: RawJwtLogin,
+    ) -> Result<lease::Auth, FileError> {
+        let field = format!("openbao.auth.{method}");
+        let mount = self.mount(&format!("{field}.mount"), raw.mount, method)?;
+        let Some(path) = raw.token_file.or(usual_file.map(PathBuf::from)) else {
+            return self.wrong(format!("{field}.token_file"), "missing; name the file of the JWT");
+        };
+        let token_file = self.secret_file(&format!("{field}.token_file"), &path)?;
+        Ok(lease::Auth::Jwt { mount, role: raw.role, token_file })
     }
 }
 

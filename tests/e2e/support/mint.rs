@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 
-use super::world::world;
+use super::world::{World, world};
 
 /// Seconds since 1970.
 pub(crate) fn now() -> u64 {
@@ -23,7 +23,12 @@ pub(crate) fn claims(tenant: &str) -> Value {
 
 /// A good token for a tenant.
 pub(crate) fn token(tenant: &str) -> String {
-    sign(&claims(tenant))
+    sign(world(), &claims(tenant))
+}
+
+/// A good token of another sandbox's issuer.
+pub(crate) fn token_of(world: &World, tenant: &str) -> String {
+    sign(world, &claims(tenant))
 }
 
 /// A good token but for some claims: `null` takes one away.
@@ -36,11 +41,11 @@ pub(crate) fn token_with(tenant: &str, changes: Value) -> String {
             value => object.insert(name.clone(), value.clone()),
         };
     }
-    sign(&claims)
+    sign(world(), &claims)
 }
 
-fn sign(claims: &Value) -> String {
-    let dir = world().dir();
+fn sign(world: &World, claims: &Value) -> String {
+    let dir = world.dir();
     let pem = std::fs::read(dir.join("issuer.key")).expect("the issuer's key");
     let jwks = std::fs::read(dir.join("jwks.json")).expect("the issuer's key set");
     let jwks: Value = serde_json::from_slice(&jwks).expect("JSON");

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::world::world;
+use super::world::{World, world};
 use super::{PATIENCE, eventually};
 
 /// What a test wants of its pgsilo; the rest is as in the sandbox.
@@ -81,7 +81,12 @@ impl Proxy {
 
     /// Starts one and waits until it is ready to serve.
     pub(crate) async fn with(settings: Settings) -> Proxy {
-        let proxy = Proxy::unready(settings).await;
+        Proxy::of(world(), settings).await
+    }
+
+    /// Starts one in front of another sandbox and waits until it is ready to serve.
+    pub(crate) async fn of(world: &World, settings: Settings) -> Proxy {
+        let proxy = Proxy::begin(world, settings).await;
         eventually("pgsilo to be ready", async || {
             (proxy.get("/readyz").await.0 == 200).then_some(())
         })
@@ -91,8 +96,12 @@ impl Proxy {
 
     /// Starts one and waits until it listens, whether or not it could serve.
     pub(crate) async fn unready(settings: Settings) -> Proxy {
+        Proxy::begin(world(), settings).await
+    }
+
+    async fn begin(world: &World, settings: Settings) -> Proxy {
         let dir = folder();
-        write_files(&dir, &settings);
+        write_files_of(world, &dir, &settings);
         let mut command = Command::new("sh");
         let script = format!("{} exec \"$0\" \"$@\"", settings.before);
         command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_pgsilo"));
@@ -274,7 +283,11 @@ pub(crate) fn folder() -> PathBuf {
 
 /// Writes a configuration and all that it names.
 pub(crate) fn write_files(dir: &Path, settings: &Settings) {
-    let sandbox = world().dir();
+    write_files_of(world(), dir, settings);
+}
+
+fn write_files_of(world: &World, dir: &Path, settings: &Settings) {
+    let sandbox = world.dir();
     for name in ["server.crt", "server.key", "ca.crt", "jwks.json", "secret-id"] {
         fs::copy(sandbox.join(name), dir.join(name)).expect("copied");
     }
@@ -283,7 +296,7 @@ pub(crate) fn write_files(dir: &Path, settings: &Settings) {
     let openbao = match settings.openbao.is_empty() {
         true => format!(
             "address = \"{}\"\nauth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"secret-id\" }} }}\n",
-            world().var("BAO_ADDR")
+            world.var("BAO_ADDR")
         ),
         false => settings.openbao.clone(),
     };

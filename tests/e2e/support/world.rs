@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
@@ -14,23 +15,26 @@ use serde_json::Value;
 pub(crate) struct World {
     env: HashMap<String, String>,
     /// Its standard input keeps it alive.
-    _sandbox: Child,
+    sandbox: Child,
 }
 
 /// The one sandbox.
 pub(crate) fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
-    WORLD.get_or_init(World::start)
+    WORLD.get_or_init(|| World::start("shared", &["--max-connections", "600"]))
 }
 
 impl World {
-    fn start() -> World {
-        let dir =
-            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("e2e-{}", std::process::id()));
+    /// Starts a sandbox; blocks until it is ready.
+    pub(crate) fn start(name: &str, arguments: &[&str]) -> World {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = format!("e2e-{}-{name}-{number}", std::process::id());
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(dir);
         let mut sandbox = Command::new(env!("CARGO_BIN_EXE_pgsiloctl"))
             .arg("sandbox")
             .arg("--until-eof")
-            .args(["--max-connections", "600"])
+            .args(arguments)
             .arg("--dir")
             .arg(&dir)
             .stdin(Stdio::piped())
@@ -49,7 +53,7 @@ impl World {
         }
         std::thread::spawn(move || lines.for_each(drop));
         let env = std::fs::read_to_string(dir.join("env")).expect("the sandbox wrote its env file");
-        World { env: parse(&env), _sandbox: sandbox }
+        World { env: parse(&env), sandbox }
     }
 
     /// A variable of the sandbox's `env` file.
@@ -106,7 +110,8 @@ impl World {
 
     /// Makes a role at OpenBAO like acme's read-write one, but for its times.
     pub(crate) async fn role_like_acme(&self, name: &str, default_ttl: &str, max_ttl: &str) {
-        let any = serde_json::json!({ "allowed_roles": ["tenant-acme-*"], "verify_connection": false });
+        let any =
+            serde_json::json!({ "allowed_roles": ["tenant-acme-*"], "verify_connection": false });
         let (status, answer) = self.bao("POST", "database/config/tenant-acme", Some(any)).await;
         assert!((200..300).contains(&status), "{answer}");
         let (status, answer) = self.bao("GET", "database/roles/tenant-acme-rw", None).await;
@@ -125,6 +130,13 @@ impl World {
             self.bao("LIST", &format!("sys/leases/lookup/database/creds/{role}"), None).await;
         let keys = answer["data"]["keys"].as_array().cloned().unwrap_or_default();
         keys.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        drop(self.sandbox.stdin.take());
+        let _stopped = self.sandbox.wait();
     }
 }
 

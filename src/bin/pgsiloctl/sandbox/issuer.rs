@@ -45,13 +45,15 @@ pub(super) struct Wish {
 impl Issuer {
     /// Makes a key and writes `issuer.key` and `jwks.json` into `dir`.
     pub(super) fn create(dir: &Path) -> Result<Self> {
-        let pem = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?.serialize_pem();
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        let pem = pair.serialize_pem();
         let key = EncodingKey::from_ec_pem(pem.as_bytes()).context("the issuer's key")?;
         let kid = format!("sandbox-{}", random_hex::<4>()?);
         let mut jwk =
             Jwk::from_encoding_key(&key, Algorithm::ES256).context("the issuer's public key")?;
         jwk.common.key_id = Some(kid.clone());
         files::write_private(&dir.join("issuer.key"), &pem)?;
+        files::write(&dir.join("issuer.pem"), &pair.public_key_pem())?;
         let set = serde_json::to_string_pretty(&json!({ "keys": [jwk] }))?;
         files::write(&dir.join("jwks.json"), &format!("{set}\n"))?;
         Ok(Self { key, kid })

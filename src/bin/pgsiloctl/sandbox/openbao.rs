@@ -17,6 +17,7 @@ use serde_json::json;
 use tokio::process::Command;
 
 use super::files;
+use super::issuer::{AUDIENCE, ISSUER};
 use super::ports::on_free_port;
 use super::process::{Part, Plan, Process, Processes};
 use crate::bao::{Bao, text};
@@ -26,6 +27,9 @@ use crate::secret::Secret;
 const PROXY_POLICY: &str = include_str!("../../../../docker/openbao/pgsilo.hcl");
 /// The provisioner's policy, as a real deployment would use it.
 const PROVISIONER_POLICY: &str = include_str!("../../../../docker/openbao/provisioner.hcl");
+
+/// The policy of a session's own token, for each kind of access.
+const SESSION_POLICY: &str = include_str!("../../../../docker/openbao/pgsilo-session.hcl");
 
 /// The AppRole that the proxy logs in to.
 pub(super) const PROXY_ROLE_ID: &str = "pgsilo";
@@ -66,6 +70,38 @@ impl OpenBao {
         })
         .await?;
         process.meanwhile(set_up(Arc::clone(&process), &bao, wish, address(port))).await
+    }
+}
+
+impl OpenBao {
+    /// Lets sessions ask for leases with their own tokens (`lease.authority = "session"`): the
+    /// JWT method, with a role and a policy for each access. A token that says no access gets
+    /// none: whoever reaches OpenBAO could name any role.
+    pub(super) async fn admit_sessions(&self, issuer_pem: &str) -> Result<()> {
+        let root = &self.root;
+        root.write("sys/auth/jwt", json!({ "type": "jwt" })).await?;
+        let keys = json!({ "jwt_validation_pubkeys": [issuer_pem], "bound_issuer": ISSUER });
+        root.write("auth/jwt/config", keys).await?;
+        let methods = root.read("sys/auth").await?;
+        let accessor = text(&methods, "/data/jwt~1/accessor")?;
+        for (kind, access) in [("rw", "read-write"), ("ro", "read-only"), ("migrate", "migrate")] {
+            let name = format!("pgsilo-session-{kind}");
+            let policy = SESSION_POLICY.replace("ACCESSOR", accessor).replace("KIND", kind);
+            root.write(&format!("sys/policies/acl/{name}"), json!({ "policy": policy })).await?;
+            let role = json!({
+                "role_type": "jwt",
+                "user_claim": "sub",
+                "bound_audiences": [AUDIENCE],
+                "bound_claims": { "access": access },
+                "claim_mappings": { "tenant": "tenant" },
+                "token_policies": [name],
+                "token_no_default_policy": true,
+                "token_type": "service",
+                "token_period": "60s",
+            });
+            root.write(&format!("auth/jwt/role/{name}"), role).await?;
+        }
+        Ok(())
     }
 }
 

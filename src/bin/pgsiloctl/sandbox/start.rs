@@ -97,6 +97,8 @@ async fn raise(ground: &Ground, start: &Start) -> Result<Raised> {
         .collect::<Result<Vec<_>>>()?;
     let (postgres, openbao) =
         tokio::try_join!(raise_postgres(ground, start), raise_openbao(ground, start))?;
+    let issuer_pem = std::fs::read_to_string(dir.join("issuer.pem"))?;
+    openbao.admit_sessions(&issuer_pem).await.context("admitting sessions to OpenBAO")?;
     let provisioner =
         Provisioner { postgres: postgres.provisioner.clone(), bao: openbao.provisioner.clone() };
     let make =

@@ -1,0 +1,125 @@
+//! A login at OpenBAO: a token, and the knowledge of when it ends.
+//!
+//! Leases die with the token that asked for them. So each lease holds its login, a login is
+//! renewed for as long as anything holds it, and its end, once it is final, is the end of
+//! every session under it: announced ahead, never a surprise.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::openbao::{BaoToken, OpenBao, OpenBaoError};
+use crate::clock::BootTime;
+use crate::secret::Secret;
+
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+
+/// How a login stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is renewed, or needs no renewal. Without a renewal it would end then, if ever.
+    Kept(Option<BootTime>),
+    /// It ends then, whatever is done: its maximum, or it cannot be renewed. From
+    /// `successor_due` on another login should be at hand.
+    Ends { at: BootTime, successor_due: BootTime },
+    /// OpenBAO does not know it any more, nor any lease that it asked for.
+    Dead,
+}
+
+/// A token in force.
+#[derive(Debug)]
+pub(super) struct Login {
+    secret: Secret,
+    standing: watch::Sender<Standing>,
+}
+
+impl Login {
+    /// A token that was just obtained. It keeps itself until nobody holds it any more.
+    pub(super) fn begin(token: BaoToken, asked: BootTime, openbao: &Arc<OpenBao>) -> Arc<Login> {
+        let BaoToken { secret, ttl, renewable } = token;
+        let standing = match (ttl.is_zero(), renewable) {
+            (true, _) => Standing::Kept(None),
+            (false, true) => Standing::Kept(Some(asked + ttl)),
+            (false, false) => {
+                let at = asked + ttl;
+                Standing::Ends { at, successor_due: at.earlier(ttl / 3) }
+            }
+        };
+        let login = Arc::new(Login { secret, standing: watch::Sender::new(standing) });
+        if matches!(standing, Standing::Kept(Some(_))) {
+            tokio::spawn(keep(Arc::downgrade(&login), ttl, Arc::clone(openbao)));
+        }
+        login
+    }
+
+    /// For a request's header, and nothing else.
+    pub(super) fn secret(&self) -> &Secret {
+        &self.secret
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        *self.standing.borrow()
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// OpenBAO has said that it does not know this token.
+    pub(super) fn declare_dead(&self) {
+        self.standing.send_replace(Standing::Dead);
+    }
+
+    /// When to have another login at hand, if that is known.
+    pub(super) fn successor_due(&self) -> Option<BootTime> {
+        match self.standing() {
+            Standing::Kept(_) => None,
+            Standing::Ends { successor_due, .. } => Some(successor_due),
+            Standing::Dead => Some(BootTime::now()),
+        }
+    }
+}
+
+/// Renews a token at two thirds of its time until it is not held, not renewable or dead.
+async fn keep(login: Weak<Login>, ttl: Duration, openbao: Arc<OpenBao>) {
+    let mut retry = FIRST_RETRY;
+    loop {
+        let Some(Standing::Kept(Some(ends))) = login.upgrade().map(|login| login.standing()) else {
+            return;
+        };
+        let due = if retry == FIRST_RETRY { ends.earlier(ttl / 3) } else { BootTime::now() };
+        due.arrives().await;
+        let Some(held) = login.upgrade() else { return };
+        let asked = BootTime::now();
+        match openbao.renew_self(&held.secret).await {
+            Ok(renewed) => {
+                retry = FIRST_RETRY;
+                let capped = renewed.ttl + Duration::from_secs(2) < ttl || !renewed.renewable;
+                let at = asked + renewed.ttl;
+                let standing = match capped {
+                    true => Standing::Ends { at, successor_due: BootTime::now() },
+                    false => Standing::Kept(Some(at)),
+                };
+                held.standing.send_replace(standing);
+            }
+            Err(OpenBaoError::Said { status: 403, words }) => {
+                tracing::warn!(words, "OpenBAO no longer knows a token of pgsilo");
+                held.declare_dead();
+            }
+            Err(error) => {
+                metrics::counter!("pgsilo_openbao_renew_failures_total").increment(1);
+                tracing::warn!(%error, remaining_seconds = ends.remaining().as_secs(), "cannot renew a token at OpenBAO yet");
+                if ends.remaining().is_zero() {
+                    held.declare_dead();
+                    return;
+                }
+                drop(held);
+                sleep(retry).await;
+                retry = (retry * 2).min(LAST_RETRY);
+            }
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! pgsilo and OpenBAO: whose authority leases are asked for with, how pgsilo logs in, and what
+//! becomes of sessions when a login ends, the proxy is killed, or OpenBAO is unwell.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::proxy::{Proxy, Settings};
+use crate::support::raw::{Raw, query};
+use crate::support::world::{World, world};
+use crate::support::{eventually, mint};
+
+fn address() -> String {
+    format!("address = \"{}\"\n", world().var("BAO_ADDR"))
+}
+
+async fn post(path: &str, body: Value) -> Value {
+    let (status, answer) = world().bao("POST", path, Some(body)).await;
+    assert!((200..300).contains(&status), "{path}: {status} {answer}");
+    answer
+}
+
+/// Makes an AppRole of its own for a test; answers with its secret id.
+async fn app_role(name: &str, extra: Value) -> String {
+    let mut role = json!({
+        "role_id": name, "token_policies": ["pgsilo"], "token_no_default_policy": true,
+    });
+    for (key, value) in extra.as_object().expect("an object") {
+        role[key] = value.clone();
+    }
+    post(&format!("auth/approle/role/{name}"), role).await;
+    let made = post(&format!("auth/approle/role/{name}/secret-id"), json!({})).await;
+    made["data"]["secret_id"].as_str().expect("a secret id").to_owned()
+}
+
+/// A pgsilo that logs in with an AppRole of its own.
+async fn with_app_role(name: &str, extra: Value, settings: Settings) -> Proxy {
+    let secret_id = app_role(name, extra).await;
+    let file = std::env::temp_dir().join(format!("pgsilo-e2e-{}-{name}", std::process::id()));
+    fs::write(&file, secret_id).expect("written");
+    let auth = format!(
+        "auth = {{ approle = {{ role_id = \"{name}\", secret_id_file = \"{}\" }} }}\n",
+        file.display()
+    );
+    Proxy::with(Settings { openbao: address() + &auth, ..settings }).await
+}
+
+async fn roles_left(roles: &[String]) -> i64 {
+    let superuser = world().superuser("postgres").await;
+    let query = "SELECT count(*) FROM pg_roles WHERE rolname = ANY($1)";
+    superuser.query_one(query, &[&roles]).await.expect("asked").get(0)
+}
+
+async fn sessions(proxy: &Proxy, count: usize) -> (Vec<Raw>, Vec<String>) {
+    let (mut clients, mut roles) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        let mut client = Raw::unix(&proxy.socket()).await;
+        client.log_in(&mint::token("acme"), "acme").await;
+        roles.push(client.ask("SELECT session_user::text").await);
+        clients.push(client);
+    }
+    (clients, roles)
+}
+
+#[tokio::test]
+async fn a_killed_proxy_leaves_no_role_once_its_token_period_has_passed() {
+    let period = Duration::from_secs(5);
+    let extra = json!({ "token_period": "5s" });
+    let mut proxy = with_app_role("killed", extra, Settings::default()).await;
+    let (_clients, roles) = sessions(&proxy, 40).await;
+    assert_eq!(roles_left(&roles).await, 40);
+    proxy.signal(rustix::process::Signal::KILL);
+    let killed = Instant::now();
+    proxy.ended().await;
+    eventually("every role to be dropped", async || (roles_left(&roles).await == 0).then_some(()))
+        .await;
+    // OpenBAO looks for what has expired once a second or so, and revokes one at a time.
+    assert!(killed.elapsed() < period + Duration::from_secs(10), "{:?}", killed.elapsed());
+}
+
+#[tokio::test]
+async fn a_login_at_its_maximum_is_followed_by_another_and_its_sessions_are_told_in_time() {
+    let extra = json!({ "token_ttl": "8s", "token_max_ttl": "8s" });
+    let settings = Settings { lease: "grace = \"3s\"\n".to_owned(), ..Settings::default() };
+    let proxy = with_app_role("maximal", extra, settings).await;
+    let began = Instant::now();
+    let mut first = Raw::unix(&proxy.socket()).await;
+    first.log_in(&mint::token("acme"), "acme").await;
+    // Another login is there well before the first one ends, so new sessions are always served.
+    proxy.metric_reaches("pgsilo_openbao_logins_total{result=\"ok\"}", 2.0).await;
+    let mut second = Raw::unix(&proxy.socket()).await;
+    second.log_in(&mint::token("acme"), "acme").await;
+    let error = first.fatal().await;
+    assert_eq!(error.sqlstate(), "57P01");
+    assert_eq!(
+        error.field(b'M').as_deref(),
+        Some("terminating connection because its database credential expired")
+    );
+    assert!(began.elapsed() < Duration::from_secs(8), "told before it was cut off");
+    assert_eq!(second.ask("SELECT 'alive'").await, "alive");
+}
+
+#[tokio::test]
+async fn a_wrapped_secret_id_is_unwrapped_once_and_kept() {
+    let extra = json!({ "token_ttl": "6s", "token_max_ttl": "6s" });
+    app_role("wrapped", extra).await;
+    let url = format!("{}/v1/auth/approle/role/wrapped/secret-id", world().var("BAO_ADDR"));
+    let request =
+        reqwest::Client::new().post(url).header("X-Vault-Token", world().var("BAO_TOKEN"));
+    let request = request.header("X-Vault-Wrap-TTL", "60s").json(&json!({}));
+    let answer: Value = request.send().await.expect("answered").json().await.expect("JSON");
+    let wrapping = answer["wrap_info"]["token"].as_str().expect("a wrapping token");
+    let file = std::env::temp_dir().join(format!("pgsilo-e2e-{}-wrapping", std::process::id()));
+    fs::write(&file, wrapping).expect("written");
+    let auth = format!(
+        "auth = {{ approle = {{ role_id = \"wrapped\", secret_id_file = \"{}\", wrapped = true }} }}\n",
+        file.display()
+    );
+    let proxy = Proxy::with(Settings { openbao: address() + &auth, ..Settings::default() }).await;
+    // The second login can only work with what the first unwrapped.
+    proxy.metric_reaches("pgsilo_openbao_logins_total{result=\"ok\"}", 2.0).await;
+    proxy.connect(&mint::token("acme"), "acme").await.expect("served");
+    assert_eq!(proxy.metric("pgsilo_openbao_logins_total{result=\"ok\"}").await, 2.0);
+}
+
+#[tokio::test]
+async fn a_token_file_is_read_again_when_it_changes() {
+    let token = async || {
+        let wish = json!({ "policies": ["pgsilo"], "no_default_policy": true, "period": "60s" });
+        let made = post("auth/token/create-orphan", wish).await;
+        made["auth"]["client_token"].as_str().expect("a token").to_owned()
+    };
+    let file = std::env::temp_dir().join(format!("pgsilo-e2e-{}-token", std::process::id()));
+    let first = token().await;
+    fs::write(&file, &first).expect("written");
+    let openbao = format!("{}auth = {{ token_file = \"{}\" }}\n", address(), file.display());
+    let proxy = Proxy::with(Settings { openbao, ..Settings::default() }).await;
+    let mut old = Raw::unix(&proxy.socket()).await;
+    old.log_in(&mint::token("acme"), "acme").await;
+
+    fs::write(&file, format!("{}\n", token().await)).expect("written");
+    proxy.metric_reaches("pgsilo_openbao_logins_total{result=\"ok\"}", 2.0).await;
+    // The old token may go now: only its own leases go with it.
+    let mut new = Raw::unix(&proxy.socket()).await;
+    new.log_in(&mint::token("acme"), "acme").await;
+    post("auth/token/revoke", json!({ "token": first })).await;
+    assert_eq!(old.fatal().await.sqlstate(), "57P01");
+    assert_eq!(new.ask("SELECT 'alive'").await, "alive");
+}
+
+#[tokio::test]
+async fn pgsilo_may_log_in_with_a_jwt_of_its_own() {
+    post(
+        "auth/jwt/role/pgsilo-itself",
+        json!({
+            "role_type": "jwt", "user_claim": "sub", "bound_audiences": ["pgsilo"],
+            "bound_subject": "pgsilo-itself", "token_policies": ["pgsilo"],
+            "token_no_default_policy": true, "token_period": "60s",
+        }),
+    )
+    .await;
+    let file = std::env::temp_dir().join(format!("pgsilo-e2e-{}-jwt", std::process::id()));
+    fs::write(&file, mint::token_with("acme", json!({ "sub": "pgsilo-itself" }))).expect("written");
+    let auth = format!(
+        "auth = {{ jwt = {{ role = \"pgsilo-itself\", token_file = \"{}\" }} }}\n",
+        file.display()
+    );
+    let proxy = Proxy::with(Settings { openbao: address() + &auth, ..Settings::default() }).await;
+    proxy.connect(&mint::token("acme"), "acme").await.expect("served");
+}
+
+fn session_authority() -> Settings {
+    let lease = "authority = \"session\"\n[lease.session.roles]\n\
+        read-write = \"pgsilo-session-rw\"\nread-only = \"pgsilo-session-ro\"\n";
+    Settings { openbao: address(), lease: lease.to_owned(), ..Settings::default() }
+}
+
+/// OpenBAO takes the subject for the entity, and the entity for the tenant.
+fn own_token(tenant: &str, access: &str) -> String {
+    let subject = format!("alice@{tenant}");
+    mint::token_with(tenant, json!({ "sub": subject, "access": access }))
+}
+
+#[tokio::test]
+async fn under_session_authority_the_clients_own_token_gets_the_lease() {
+    let proxy = Proxy::with(session_authority()).await;
+    assert_eq!(proxy.get("/readyz").await.0, 200, "there is nothing to log in to");
+    for tenant in ["acme", "globex"] {
+        let mut client = Raw::unix(&proxy.socket()).await;
+        client.log_in(&own_token(tenant, "read-write"), tenant).await;
+        assert_eq!(client.ask("SELECT current_database()").await, format!("tenant_{tenant}"));
+        let role = client.ask("SELECT session_user::text").await;
+        assert!(role.starts_with(&format!("tenant-{tenant}-rw-")));
+        drop(client);
+        eventually("the lease to go with its token", async || {
+            (roles_left(std::slice::from_ref(&role)).await == 0).then_some(())
+        })
+        .await;
+    }
+    let reader = proxy.connect(&own_token("acme", "read-only"), "acme").await.expect("connected");
+    reader.query("SELECT * FROM customers", &[]).await.expect("reads");
+    reader.batch_execute("DELETE FROM customers").await.expect_err("does not write");
+    assert_eq!(proxy.metric("pgsilo_openbao_logins_total{result=\"ok\"}").await, 0.0);
+}
+
+#[tokio::test]
+async fn under_session_authority_even_a_proxy_that_asks_is_refused_another_tenant() {
+    // A registry gone wrong, or a proxy in an attacker's hands: acme's sessions ask for globex's
+    // credential, and OpenBAO itself says no.
+    let proxy = Proxy::with(session_authority()).await;
+    proxy.reload(&proxy.tenants().replacen("tenant-acme-rw", "tenant-globex-rw", 1));
+    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    let error = proxy.connect(&own_token("acme", "read-write"), "acme").await.expect_err("refused");
+    assert_eq!(error.code().map(|code| code.code()), Some("58000"));
+    let event = proxy.event("refused", |_| true).await;
+    assert_eq!(event["reason"], "lease_denied");
+    assert!(event["cause"].as_str().expect("a cause").contains("403"), "{event}");
+
+    // Asked directly, with all that the session's token can get.
+    let login = json!({ "role": "pgsilo-session-rw", "jwt": own_token("acme", "read-write") });
+    let token = post("auth/jwt/login", login).await["auth"]["client_token"].clone();
+    let ask = async |path: &str| {
+        let url = format!("{}/v1/{path}", world().var("BAO_ADDR"));
+        let token = token.as_str().expect("a token");
+        let request = reqwest::Client::new().get(url).header("X-Vault-Token", token);
+        request.send().await.expect("answered").status().as_u16()
+    };
+    assert_eq!(ask("database/creds/tenant-acme-rw").await, 200);
+    for path in [
+        "database/creds/tenant-globex-rw",
+        "database/creds/tenant-acme-ro",
+        "database/creds/tenant-acme-rw-2",
+        "database/roles/tenant-acme-rw",
+        "database/config/tenant-acme",
+    ] {
+        assert_eq!(ask(path).await, 403, "{path}");
+    }
+    // A reader cannot choose the writers' role, nor somebody without an access any.
+    for access in [json!("read-only"), Value::Null] {
+        let jwt = mint::token_with("acme", json!({ "sub": "alice@acme", "access": access }));
+        let login = json!({ "role": "pgsilo-session-rw", "jwt": jwt });
+        assert_eq!(world().bao("POST", "auth/jwt/login", Some(login)).await.0, 400);
+    }
+}
+
+#[tokio::test]
+async fn under_session_authority_a_lease_is_renewed_with_its_own_login() {
+    world().role_like_acme("tenant-acme-rw", "4s", "1h").await;
+    let proxy = Proxy::with(session_authority()).await;
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.log_in(&own_token("acme", "read-write"), "acme").await;
+    proxy.metric_reaches("pgsilo_renewals_total", 2.0).await;
+    assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+    world().role_like_acme("tenant-acme-rw", "1h", "24h").await;
+}
+
+/// An OpenBAO of its own for a test that makes it unwell, with the rest of a sandbox.
+async fn unwell() -> (World, Proxy) {
+    let world = tokio::task::spawn_blocking(|| World::start("unwell", &["--without-proxy"]));
+    let world = world.await.expect("started");
+    let settings = Settings {
+        openbao: format!(
+            "address = \"{}\"\ntimeout = \"1s\"\nauth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"{}\" }} }}\n",
+            world.var("BAO_ADDR"),
+            world.dir().join("secret-id").display()
+        ),
+        ..Settings::default()
+    };
+    let proxy = Proxy::of(&world, settings).await;
+    (world, proxy)
+}
+
+async fn refused(proxy: &Proxy, world: &World, sqlstate: &str, within: Duration) {
+    let began = Instant::now();
+    let error = proxy.connect(&mint::token_of(world, "acme"), "acme").await.expect_err("refused");
+    assert_eq!(error.code().map(|code| code.code()), Some(sqlstate));
+    assert!(began.elapsed() < within, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_sealed_or_stopped_openbao_refuses_new_sessions_at_once_and_keeps_the_old() {
+    let (world, proxy) = unwell().await;
+    let token = mint::token_of(&world, "acme");
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.log_in(&token, "acme").await;
+
+    world.bao("PUT", "sys/seal", Some(json!({}))).await;
+    refused(&proxy, &world, "57P03", Duration::from_secs(5)).await;
+    assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+    let key = json!({ "key": world.var("BAO_UNSEAL_KEY") });
+    world.bao("PUT", "sys/unseal", Some(key)).await;
+    eventually("sessions to be served again", async || proxy.connect(&token, "acme").await.ok())
+        .await;
+
+    // Stopped: it takes connections and answers nothing.
+    let pid = world.var("BAO_PID").parse().expect("a pid");
+    let bao = rustix::process::Pid::from_raw(pid).expect("a pid");
+    rustix::process::kill_process(bao, rustix::process::Signal::STOP).expect("stopped");
+    refused(&proxy, &world, "57P03", Duration::from_secs(5)).await;
+    assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+    // A session that ends meanwhile is revoked afterwards.
+    let role = client.ask("SELECT session_user::text").await;
+    drop(client);
+    proxy.event("ended", |event| event["role"] == role.as_str()).await;
+    rustix::process::kill_process(bao, rustix::process::Signal::CONT).expect("continued");
+    let continued = Instant::now();
+    eventually("sessions to be served again", async || proxy.connect(&token, "acme").await.ok())
+        .await;
+    assert!(continued.elapsed() < Duration::from_secs(2), "{:?}", continued.elapsed());
+    let superuser = world.superuser("postgres").await;
+    eventually("the lease to be revoked", async || {
+        let query = "SELECT 1 FROM pg_roles WHERE rolname = $1";
+        superuser.query_opt(query, &[&role]).await.expect("asked").is_none().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_query_goes_on_while_openbao_is_stopped() {
+    let (world, proxy) = unwell().await;
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.log_in(&mint::token_of(&world, "acme"), "acme").await;
+    let pid = world.var("BAO_PID").parse().expect("a pid");
+    let bao = rustix::process::Pid::from_raw(pid).expect("a pid");
+    rustix::process::kill_process(bao, rustix::process::Signal::STOP).expect("stopped");
+    client.send(&query("SELECT pg_sleep(2), 'done'")).await;
+    let messages = client.until(b'Z').await;
+    assert!(messages.iter().all(|message| message.tag != b'E'), "{messages:?}");
+    rustix::process::kill_process(bao, rustix::process::Signal::CONT).expect("continued");
+}
