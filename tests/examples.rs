@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use edits::{MISTAKES, WARNINGS};
 use pgsilo::config::{Config, Listener, LogFormat};
-use pgsilo::lease::Auth;
+use pgsilo::lease::{Auth, Authority};
 use pgsilo::registry::{Host, PlacementTls, State};
 use pgsilo::tenant::{Access, TenantId};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -137,7 +137,12 @@ fn the_examples_load_and_mean_what_they_say() {
     assert_eq!(config.regions, None);
     assert_eq!(config.openbao.address, "https://127.0.0.1:8200");
     assert!(config.openbao.ca.is_none());
-    let Auth::AppRole { role_id, secret_id_file } = &config.openbao.auth else { panic!() };
+    let Authority::Proxy(Auth::AppRole { mount, role_id, secret_id_file, wrapped: false }) =
+        &config.openbao.authority
+    else {
+        panic!()
+    };
+    assert_eq!(mount, "approle");
     assert_eq!((role_id.as_str(), secret_id_file), ("pgsilo", &folder.0.join("secret-id")));
     assert_eq!(config.openbao.timeout, Duration::from_secs(5));
     assert_eq!(config.limits.max_sessions_per_tenant, Some(500));
@@ -211,6 +216,26 @@ fn the_commented_alternatives_load_too() {
             ("# auth = { token_file", "auth = { token_file"),
         ],
         vec![
+            ("auth = { approle", "# auth = { approle"),
+            ("# auth = { jwt", "auth = { jwt"),
+            ("pgsilo.jwt", "secret-id"),
+        ],
+        vec![
+            ("auth = { approle", "# auth = { approle"),
+            ("# auth = { certificate", "auth = { certificate"),
+            (
+                "# client_certificate = { certificate = \"pgsilo.crt\", key = \"pgsilo.key\" }",
+                "client_certificate = { certificate = \"server.crt\", key = \"server.key\" }",
+            ),
+        ],
+        vec![
+            ("auth = { approle", "# auth = { approle"),
+            ("authority = \"proxy\"", "authority = \"session\""),
+            ("# [lease.session]", "[lease.session]"),
+            ("# roles = { read-write", "roles = { read-write"),
+        ],
+        vec![("https://127.0.0.1:8200", "unix:/run/bao/agent.sock"), ("# namespace", "namespace")],
+        vec![
             ("tls = { mode = \"verify-full\"", "# "),
             ("# tls = { server_name", "tls = { server_name"),
             ("# auth = [\"scram", "auth = [\"scram"),
@@ -271,7 +296,7 @@ fn a_secret_that_everybody_can_read_is_said() {
         said,
         [
             "pgsilo.toml:13: listener[0].tls.key: \"server.key\" can be read by every user; use chmod 600",
-            "pgsilo.toml:45: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
+            "pgsilo.toml:48: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
         ]
     );
 }

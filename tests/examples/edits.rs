@@ -2,31 +2,61 @@
 
 /// The whole error. It is one line.
 pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
-    ("[limits]", "[limits", "pgsilo.toml:52: unclosed table, expected `]`"),
+    ("[limits]", "[limits", "pgsilo.toml:76: unclosed table, expected `]`"),
     (
         "[limits]",
         "[limit]",
-        "pgsilo.toml:52: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, limits, admin, log, runtime",
+        "pgsilo.toml:76: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, admin, log, runtime",
     ),
     (
         "[limits]",
         "[limits]\nmax_session = 1",
-        "pgsilo.toml:53: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, drain_timeout",
+        "pgsilo.toml:77: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, drain_timeout",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = \"10000\"",
-        "pgsilo.toml:55: limits.max_sessions: invalid type: string \"10000\", expected a whole number, 0 or more",
+        "pgsilo.toml:79: limits.max_sessions: invalid type: string \"10000\", expected a whole number, 0 or more",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = -1",
-        "pgsilo.toml:55: limits.max_sessions: invalid value: integer `-1`, expected a whole number, 0 or more",
+        "pgsilo.toml:79: limits.max_sessions: invalid value: integer `-1`, expected a whole number, 0 or more",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = 10000\nmax_sessions = 1",
-        "pgsilo.toml:56: duplicate key",
+        "pgsilo.toml:80: duplicate key",
+    ),
+    (
+        "authority = \"proxy\"",
+        "authority = \"session\"",
+        "pgsilo.toml:48: openbao.auth: remove it: with authority = \"session\" pgsilo is nobody to OpenBAO",
+    ),
+    (
+        "authority = \"proxy\"",
+        "authority = \"nobody\"",
+        "pgsilo.toml:63: lease.authority: \"nobody\" is not known here; use one of: proxy, session",
+    ),
+    (
+        "address = \"https://127.0.0.1:8200\"",
+        "address = \"unix:bao.sock\"",
+        "pgsilo.toml:43: openbao.address: not an absolute path; write it like \"unix:/run/bao.sock\"",
+    ),
+    (
+        "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
+        "auth = { certificate = { role = \"pgsilo\" } }",
+        "pgsilo.toml:48: openbao.auth.certificate: needs openbao.client_certificate, the certificate to show",
+    ),
+    (
+        "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
+        "auth = { jwt = { role = \"pgsilo\" } }",
+        "pgsilo.toml:48: openbao.auth.jwt.token_file: missing; name the file of the JWT",
+    ),
+    (
+        "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
+        "auth = { approle = { mount = \"../sys\", role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
+        "pgsilo.toml:48: openbao.auth.approle.mount: \"../sys\" is not a mount; write it like \"approle\"",
     ),
     (
         "address = \"127.0.0.1:6432\"",
@@ -41,27 +71,27 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "login_timeout = \"10s\"",
         "login_timeout = \"10 s\"",
-        "pgsilo.toml:53: limits.login_timeout: \"10 s\" is not a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
+        "pgsilo.toml:77: limits.login_timeout: \"10 s\" is not a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
     ),
     (
         "login_timeout = \"10s\"",
         "login_timeout = 10",
-        "pgsilo.toml:53: limits.login_timeout: invalid type: integer `10`, expected a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
+        "pgsilo.toml:77: limits.login_timeout: invalid type: integer `10`, expected a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
     ),
     (
         "login_timeout = \"10s\"",
         "login_timeout = \"0s\"",
-        "pgsilo.toml:53: limits.login_timeout: zero; a login needs some time, such as \"10s\"",
+        "pgsilo.toml:77: limits.login_timeout: zero; a login needs some time, such as \"10s\"",
     ),
     (
         "format = \"json\"",
         "format = \"jsn\"",
-        "pgsilo.toml:68: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
+        "pgsilo.toml:92: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
     ),
     (
         "level = \"info\"",
         "level = \"loud\"",
-        "pgsilo.toml:69: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
+        "pgsilo.toml:93: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
     ),
     (
         "mode = \"0660\"",
@@ -71,7 +101,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "role_id = \"pgsilo\", ",
         "",
-        "pgsilo.toml:45: openbao.auth.approle: the key \"role_id\" is missing; add it",
+        "pgsilo.toml:48: openbao.auth.approle: the key \"role_id\" is missing; add it",
     ),
     (
         "file = \"tenants.toml\"",
@@ -291,52 +321,52 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"absent\" } }",
-        "pgsilo.toml:45: openbao.auth.approle.secret_id_file: cannot read \"absent\": No such file or directory (os error 2)",
+        "pgsilo.toml:48: openbao.auth.approle.secret_id_file: cannot read \"absent\": No such file or directory (os error 2)",
     ),
     (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"empty\" } }",
-        "pgsilo.toml:45: openbao.auth.approle.secret_id_file: \"empty\" is empty; it must hold the secret",
+        "pgsilo.toml:48: openbao.auth.approle.secret_id_file: \"empty\" is empty; it must hold the secret",
     ),
     (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"secret-id\" }, token_file = \"bao-token\" }",
-        "pgsilo.toml:45: openbao.auth: both approle and token_file; keep one",
+        "pgsilo.toml:48: openbao.auth: several methods; keep one of approle, kubernetes, jwt, certificate, token_file",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = {}",
-        "pgsilo.toml:45: openbao.auth: neither approle nor token_file; add one",
+        "pgsilo.toml:48: openbao.auth: empty; add one of approle, kubernetes, jwt, certificate, token_file",
     ),
     (
         "timeout = \"5s\"",
         "timeout = \"0ms\"",
-        "pgsilo.toml:47: openbao.timeout: zero; a request needs some time, such as \"5s\"",
+        "pgsilo.toml:54: openbao.timeout: zero; a request needs some time, such as \"5s\"",
     ),
     (
         "max_concurrent_requests = 64",
         "max_concurrent_requests = 0",
-        "pgsilo.toml:48: openbao.max_concurrent_requests: zero; no lease could be asked for",
+        "pgsilo.toml:55: openbao.max_concurrent_requests: zero; no lease could be asked for",
     ),
     (
         "max_handshakes = 1000",
         "max_handshakes = 0",
-        "pgsilo.toml:54: limits.max_handshakes: zero; nobody could log in",
+        "pgsilo.toml:78: limits.max_handshakes: zero; nobody could log in",
     ),
     (
         "max_token_bytes = 16384",
         "max_token_bytes = 65537",
-        "pgsilo.toml:58: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
+        "pgsilo.toml:82: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
     ),
     (
         "cores = 0",
         "cores = 5000",
-        "pgsilo.toml:72: runtime.cores: 5000 is out of range; use 0 to 1024",
+        "pgsilo.toml:96: runtime.cores: 5000 is out of range; use 0 to 1024",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"9432\"",
-        "pgsilo.toml:65: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
+        "pgsilo.toml:89: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
     ),
     (
         "id = \"globex\"",
@@ -483,7 +513,7 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"0.0.0.0:9432\"",
-        "pgsilo.toml:65: admin.address: not a loopback address: anybody who reaches it can read the metrics",
+        "pgsilo.toml:89: admin.address: not a loopback address: anybody who reaches it can read the metrics",
     ),
     ("algorithms = [\"ES256\"]", "algorithms = [\"ES256\", \"RS256\"]", ""),
     (
