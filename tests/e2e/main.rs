@@ -5,6 +5,7 @@
 //! program fails the run: nothing is skipped. Nothing sleeps: everything waits for an event.
 
 mod bad_input;
+mod drivers;
 mod isolation;
 mod leases;
 mod limits;
