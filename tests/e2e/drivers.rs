@@ -50,10 +50,7 @@ async fn has_tls(psql: &Path) -> bool {
     let dsn = "host=/nonexistent dbname=x user=x sslmode=verify-full";
     let output = output(Command::new(psql).args(["-X", "-w", dsn])).await;
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        said.contains("/nonexistent") || said.contains("not compiled in"),
-        "{said}"
-    );
+    assert!(said.contains("/nonexistent") || said.contains("not compiled in"), "{said}");
     !said.contains("not compiled in")
 }
 
@@ -70,11 +67,7 @@ async fn succeeds(command: &mut Command) -> String {
     let output = output(command).await;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{:?}\n{said}\n{errors}",
-        command.as_std()
-    );
+    assert!(output.status.success(), "{:?}\n{said}\n{errors}", command.as_std());
     said
 }
 
@@ -194,9 +187,7 @@ async fn python(name: &str, transport: Transport) {
     };
     let proxy = Proxy::start().await;
     let mut command = Command::new(python);
-    command
-        .arg("-B")
-        .arg(script("tests/e2e/drivers").join(name));
+    command.arg("-B").arg(script("tests/e2e/drivers").join(name));
     told(&mut command, &proxy, transport);
     passes(&mut command).await;
     all_left(&proxy).await;
@@ -238,14 +229,9 @@ async fn open(proxy: &Proxy, transport: Transport) -> Box<dyn Io> {
 /// A session, with the notices and notifications that it gets.
 async fn connect(proxy: &Proxy, transport: Transport) -> (Client, Messages) {
     let mut config = Config::new();
-    config
-        .user("app")
-        .password(mint::token("acme"))
-        .dbname("acme");
-    let (client, mut connection) = config
-        .connect_raw(open(proxy, transport).await, NoTls)
-        .await
-        .expect("logged in");
+    config.user("app").password(mint::token("acme")).dbname("acme");
+    let (client, mut connection) =
+        config.connect_raw(open(proxy, transport).await, NoTls).await.expect("logged in");
     let (sender, messages) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
@@ -286,25 +272,11 @@ async fn queries(client: &Client) {
         .await
         .expect("prepared");
     for n in 0..100_i64 {
-        assert_eq!(
-            client
-                .execute(&insert, &[&n, &vec![0_u8; 10]])
-                .await
-                .expect("run"),
-            1
-        );
+        assert_eq!(client.execute(&insert, &[&n, &vec![0_u8; 10]]).await.expect("run"), 1);
     }
-    let error = client
-        .execute(&insert, &[&7_i64, &None::<Vec<u8>>])
-        .await
-        .expect_err("twice");
+    let error = client.execute(&insert, &[&7_i64, &None::<Vec<u8>>]).await.expect_err("twice");
     assert_eq!(error.code(), Some(&SqlState::UNIQUE_VIOLATION));
-    let mut rows = pin!(
-        client
-            .query_raw("SELECT n FROM t", None::<i64>)
-            .await
-            .expect("rows")
-    );
+    let mut rows = pin!(client.query_raw("SELECT n FROM t", None::<i64>).await.expect("rows"));
     let mut sum = 0;
     while let Some(row) = rows.try_next().await.expect("a row") {
         sum += row.get::<_, i64>(0);
@@ -313,18 +285,10 @@ async fn queries(client: &Client) {
 }
 
 async fn pipelining(client: &Client) {
-    let statement = client
-        .prepare("SELECT $1::int8 * 2")
-        .await
-        .expect("prepared");
+    let statement = client.prepare("SELECT $1::int8 * 2").await.expect("prepared");
     let asked = (0..1000_i64).map(|n| {
         let statement = &statement;
-        async move {
-            client
-                .query_one(statement, &[&n])
-                .await
-                .map(|row| row.get::<_, i64>(0))
-        }
+        async move { client.query_one(statement, &[&n]).await.map(|row| row.get::<_, i64>(0)) }
     });
     for (n, answer) in join_all(asked).await.into_iter().enumerate() {
         assert_eq!(answer.expect("answered"), 2 * n as i64);
@@ -336,24 +300,14 @@ async fn pipelining(client: &Client) {
         client.query_one("SELECT 2", &[]),
     );
     assert_eq!(before.expect("answered").get::<_, i32>(0), 1);
-    assert_eq!(
-        wrong.expect_err("wrong").code(),
-        Some(&SqlState::DIVISION_BY_ZERO)
-    );
+    assert_eq!(wrong.expect_err("wrong").code(), Some(&SqlState::DIVISION_BY_ZERO));
     assert_eq!(after.expect("answered").get::<_, i32>(0), 2);
 }
 
 async fn copies_rows(client: &Client) {
-    client
-        .batch_execute("CREATE TEMP TABLE copied (n int, t text)")
-        .await
-        .expect("made");
-    let mut sink = pin!(
-        client
-            .copy_in::<_, Bytes>("COPY copied FROM STDIN")
-            .await
-            .expect("copying")
-    );
+    client.batch_execute("CREATE TEMP TABLE copied (n int, t text)").await.expect("made");
+    let mut sink =
+        pin!(client.copy_in::<_, Bytes>("COPY copied FROM STDIN").await.expect("copying"));
     for chunk in 0..100 {
         let mut rows = BytesMut::new();
         for n in chunk * 1000..(chunk + 1) * 1000 {
@@ -362,19 +316,10 @@ async fn copies_rows(client: &Client) {
         sink.send(rows.freeze()).await.expect("sent");
     }
     assert_eq!(sink.finish().await.expect("copied"), 100_000);
-    let mut stream = pin!(
-        client
-            .copy_out("COPY copied TO STDOUT")
-            .await
-            .expect("copying")
-    );
+    let mut stream = pin!(client.copy_out("COPY copied TO STDOUT").await.expect("copying"));
     let mut lines = 0;
     while let Some(chunk) = stream.next().await {
-        lines += chunk
-            .expect("a chunk")
-            .iter()
-            .filter(|byte| **byte == b'\n')
-            .count();
+        lines += chunk.expect("a chunk").iter().filter(|byte| **byte == b'\n').count();
     }
     assert_eq!(lines, 100_000);
 }
@@ -384,11 +329,7 @@ async fn notifications(client: &Client, mut messages: Messages) {
         .batch_execute("LISTEN news; NOTIFY news, 'extra'; DO $$BEGIN RAISE NOTICE 'psst'; END$$")
         .await
         .expect("run");
-    let pid: i32 = client
-        .query_one("SELECT pg_backend_pid()", &[])
-        .await
-        .expect("a pid")
-        .get(0);
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.expect("a pid").get(0);
     let (mut noticed, mut notified) = (false, false);
     while !(noticed && notified) {
         match messages.recv().await.expect("the connection lives") {
@@ -405,11 +346,7 @@ async fn notifications(client: &Client, mut messages: Messages) {
 
 async fn cancels(proxy: &Proxy, client: &Client, transport: Transport) {
     let watcher = world().superuser("postgres").await;
-    let pid: i32 = client
-        .query_one("SELECT pg_backend_pid()", &[])
-        .await
-        .expect("a pid")
-        .get(0);
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.expect("a pid").get(0);
     for n in 0..3_i32 {
         let cancel = async {
             eventually("the query to run", async || {
@@ -419,30 +356,18 @@ async fn cancels(proxy: &Proxy, client: &Client, transport: Transport) {
             })
             .await;
             let token = client.cancel_token();
-            token
-                .cancel_query_raw(open(proxy, transport).await, NoTls)
-                .await
-                .expect("sent");
+            token.cancel_query_raw(open(proxy, transport).await, NoTls).await.expect("sent");
         };
         let (slept, ()) = tokio::join!(client.batch_execute("SELECT pg_sleep(60)"), cancel);
-        assert_eq!(
-            slept.expect_err("cancelled").code(),
-            Some(&SqlState::QUERY_CANCELED)
-        );
-        let row = client
-            .query_one("SELECT $1::int4", &[&n])
-            .await
-            .expect("the next one is not");
+        assert_eq!(slept.expect_err("cancelled").code(), Some(&SqlState::QUERY_CANCELED));
+        let row = client.query_one("SELECT $1::int4", &[&n]).await.expect("the next one is not");
         assert_eq!(row.get::<_, i32>(0), n);
     }
 }
 
 async fn large_values(client: &Client) {
     let value: Vec<u8> = (0..64_usize << 20).map(|n| (n % 251) as u8).collect();
-    let row = client
-        .query_one("SELECT $1::bytea", &[&value])
-        .await
-        .expect("answered");
+    let row = client.query_one("SELECT $1::bytea", &[&value]).await.expect("answered");
     assert!(row.get::<_, &[u8]>(0) == value, "not what was sent");
 }
 

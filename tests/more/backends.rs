@@ -48,9 +48,7 @@ fn tcp(host: &str, port: u16, tls: &str) -> String {
 }
 
 fn contains(bytes: &[u8], part: &str) -> bool {
-    bytes
-        .windows(part.len())
-        .any(|window| window == part.as_bytes())
+    bytes.windows(part.len()).any(|window| window == part.as_bytes())
 }
 
 // --- TLS that is accepted ----------------------------------------------------------------
@@ -81,10 +79,7 @@ async fn every_mode_reaches_a_server_that_it_should_believe() {
         assert_eq!((row.get(0), row.get(1)), (true, "TLSv1.3"), "{tls}");
         let authenticated = format!("[{pid}] LOG:  connection authenticated: identity=");
         let log = cluster.log();
-        let line = log
-            .lines()
-            .find(|line| line.contains(&authenticated))
-            .expect("logged");
+        let line = log.lines().find(|line| line.contains(&authenticated)).expect("logged");
         assert!(line.contains("method=scram-sha-256"), "{line}");
     }
 }
@@ -93,19 +88,13 @@ async fn every_mode_reaches_a_server_that_it_should_believe() {
 async fn a_query_is_cancelled_over_tls() {
     let cluster = cluster().await;
     let tls = format!("ca = \"{}\"", cluster.ca().display());
-    let proxy = cluster
-        .proxy("scram", &tcp("localhost", cluster.port, &tls))
-        .await;
+    let proxy = cluster.proxy("scram", &tcp("localhost", cluster.port, &tls)).await;
     let client = accepted(&proxy).await;
     cancels(cluster, &client).await;
 }
 
 async fn cancels(cluster: &Cluster, client: &tokio_postgres::Client) {
-    let pid: i32 = client
-        .query_one("SELECT pg_backend_pid()", &[])
-        .await
-        .expect("a pid")
-        .get(0);
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.expect("a pid").get(0);
     let superuser = cluster.superuser().await;
     let cancel = async {
         eventually("the query to run", async || {
@@ -113,17 +102,10 @@ async fn cancels(cluster: &Cluster, client: &tokio_postgres::Client) {
             superuser.query_opt(sleeps, &[&pid]).await.expect("asked")
         })
         .await;
-        client
-            .cancel_token()
-            .cancel_query(tokio_postgres::NoTls)
-            .await
-            .expect("sent");
+        client.cancel_token().cancel_query(tokio_postgres::NoTls).await.expect("sent");
     };
     let (slept, ()) = tokio::join!(client.batch_execute("SELECT pg_sleep(60)"), cancel);
-    assert_eq!(
-        slept.expect_err("cancelled").code(),
-        Some(&SqlState::QUERY_CANCELED)
-    );
+    assert_eq!(slept.expect_err("cancelled").code(), Some(&SqlState::QUERY_CANCELED));
 }
 
 // --- TLS that is not ---------------------------------------------------------------------
@@ -131,22 +113,13 @@ async fn cancels(cluster: &Cluster, client: &tokio_postgres::Client) {
 /// A server that shows this certificate is refused, and has heard nothing inside TLS.
 async fn not_believed(certificate: &crate::cluster::Certificate, tls: &str, cause: &str) {
     let cluster = cluster().await;
-    let middle = Middle::start(
-        certificate,
-        &cluster.certificate,
-        cluster.port,
-        Tampering::None,
-    )
-    .await;
-    let proxy = cluster
-        .proxy("scram", &tcp("localhost", middle.address.port(), tls))
-        .await;
+    let middle =
+        Middle::start(certificate, &cluster.certificate, cluster.port, Tampering::None).await;
+    let proxy = cluster.proxy("scram", &tcp("localhost", middle.address.port(), tls)).await;
     let said = refused(&proxy, "08001").await;
     assert!(said.contains(cause), "{said}");
-    eventually("the handshake to fail", async || {
-        (!middle.handshakes().is_empty()).then_some(())
-    })
-    .await;
+    eventually("the handshake to fail", async || (!middle.handshakes().is_empty()).then_some(()))
+        .await;
     assert_eq!(middle.handshakes(), [false]);
     assert_eq!(middle.seen(), b"");
 }
@@ -201,10 +174,7 @@ async fn a_server_without_tls_is_never_spoken_to_in_clear() {
         let placement = format!("dbname = \"tenant_acme\"\n{}", tcp("127.0.0.1", port, &tls));
         let proxy = placed("tenant-acme-rw", &placement).await;
         let said = refused(&proxy, "08001").await;
-        assert!(
-            said.contains("does not offer TLS, which its placement asks for"),
-            "{said}"
-        );
+        assert!(said.contains("does not offer TLS, which its placement asks for"), "{said}");
     }
 }
 
@@ -227,9 +197,7 @@ async fn plus_is_used(algorithm: &'static rcgen::SignatureAlgorithm) {
     let cluster = Cluster::start(&var("PGSILO_POSTGRES_TLS"), certificate.clone()).await;
     let middle = Middle::start(&certificate, &certificate, cluster.port, Tampering::None).await;
     let tls = format!("ca = \"{}\"", cluster.ca().display());
-    let proxy = cluster
-        .proxy("scram", &tcp("localhost", middle.address.port(), &tls))
-        .await;
+    let proxy = cluster.proxy("scram", &tcp("localhost", middle.address.port(), &tls)).await;
     let client = accepted(&proxy).await;
     assert!(client.simple_query("SELECT 1").await.is_ok());
     let seen = middle.seen();
@@ -293,19 +261,12 @@ async fn somebody_who_takes_plus_off_the_list_is_noticed() {
 async fn weaker_methods_only_where_the_placement_allows_them() {
     let cluster = cluster().await;
     for (method, cause) in [
-        (
-            "md5",
-            "the database asked for md5, which the placement's `auth` does not allow",
-        ),
-        (
-            "password",
-            "the database asked for a password in clear, which",
-        ),
+        ("md5", "the database asked for md5, which the placement's `auth` does not allow"),
+        ("password", "the database asked for a password in clear, which"),
     ] {
-        for (host, tls) in [
-            ("127.0.0.1", "mode = \"disable\""),
-            ("127.0.0.1", "mode = \"require\""),
-        ] {
+        for (host, tls) in
+            [("127.0.0.1", "mode = \"disable\""), ("127.0.0.1", "mode = \"require\"")]
+        {
             let placement = tcp(host, cluster.port, tls);
             let proxy = cluster.proxy(method, &placement).await;
             let said = refused(&proxy, "58000").await;
@@ -318,10 +279,8 @@ async fn weaker_methods_only_where_the_placement_allows_them() {
             let allowed = format!("{placement}auth = [\"scram-sha-256\", \"{method}\"]\n");
             let proxy = cluster.proxy(method, &allowed).await;
             let client = accepted(&proxy).await;
-            let row = client
-                .query_one("SELECT current_database()::text", &[])
-                .await
-                .expect("a row");
+            let row =
+                client.query_one("SELECT current_database()::text", &[]).await.expect("a row");
             assert_eq!(row.get::<_, String>(0), format!("tenant_{method}"));
         }
     }
@@ -330,13 +289,7 @@ async fn weaker_methods_only_where_the_placement_allows_them() {
 #[tokio::test]
 async fn a_server_that_trusts_everybody_is_refused() {
     let cluster = cluster().await;
-    let all = METHODS.map(|method| {
-        if method == "scram" {
-            "scram-sha-256"
-        } else {
-            method
-        }
-    });
+    let all = METHODS.map(|method| if method == "scram" { "scram-sha-256" } else { method });
     let auth = format!("auth = {:?}\n", &all[..3]);
     for auth in ["", &auth] {
         let placement = tcp("127.0.0.1", cluster.port, "mode = \"disable\"") + auth;
@@ -361,10 +314,7 @@ async fn a_placement_on_a_unix_socket() {
     let placement = format!("socket = \"{}\"\n", cluster.socket().display());
     let proxy = cluster.proxy("scram", &placement).await;
     let client = accepted(&proxy).await;
-    let row = client
-        .query_one("SELECT inet_server_addr() IS NULL", &[])
-        .await
-        .expect("a row");
+    let row = client.query_one("SELECT inet_server_addr() IS NULL", &[]).await.expect("a row");
     assert!(row.get::<_, bool>(0));
     cancels(cluster, &client).await;
 }
@@ -374,14 +324,9 @@ async fn postgresql_15_is_a_backend_like_any_other() {
     let certificate = Authority::new(&rcgen::PKCS_ECDSA_P256_SHA256).certify("localhost");
     let cluster = Cluster::start(&var("PGSILO_POSTGRES_15"), certificate).await;
     let tls = format!("ca = \"{}\"", cluster.ca().display());
-    let proxy = cluster
-        .proxy("scram", &tcp("localhost", cluster.port, &tls))
-        .await;
+    let proxy = cluster.proxy("scram", &tcp("localhost", cluster.port, &tls)).await;
     let client = accepted(&proxy).await;
-    let row = client
-        .query_one("SHOW server_version", &[])
-        .await
-        .expect("a row");
+    let row = client.query_one("SHOW server_version", &[]).await.expect("a row");
     assert!(row.get::<_, &str>(0).starts_with("15."));
     cancels(&cluster, &client).await;
     drop((client, proxy));
@@ -395,9 +340,7 @@ async fn asks_for_iterations(count: &'static str) -> std::net::SocketAddr {
     fake::serves(move |mut tcp| async move {
         let length = tcp.read_u32().await.expect("a length");
         let mut startup = vec![0; length as usize - 4];
-        tcp.read_exact(&mut startup)
-            .await
-            .expect("a startup packet");
+        tcp.read_exact(&mut startup).await.expect("a startup packet");
         let offer = tagged(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0");
         tcp.write_all(&offer).await.expect("sent");
         let mut first = [0; 1024];
@@ -406,9 +349,7 @@ async fn asks_for_iterations(count: &'static str) -> std::net::SocketAddr {
         let (_, nonce) = text.split_once("r=").expect("a nonce");
         let challenge = format!("r={nonce}server,s=c2FsdHNhbHQ=,i={count}");
         let challenge = [&[0, 0, 0, 11][..], challenge.as_bytes()].concat();
-        tcp.write_all(&tagged(b'R', &challenge))
-            .await
-            .expect("sent");
+        tcp.write_all(&tagged(b'R', &challenge)).await.expect("sent");
         let mut proof = [0; 1024];
         if let Ok(1..) = tcp.read(&mut proof).await {
             let error = tagged(b'E', b"SFATAL\0C28P01\0Mgot an answer\0\0");

@@ -44,9 +44,7 @@ impl Authority {
     /// One that signs with this algorithm, which is what channel binding hashes with.
     pub(crate) fn new(algorithm: &'static SignatureAlgorithm) -> Authority {
         let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "authority");
+        params.distinguished_name.push(DnType::CommonName, "authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate_for(algorithm).expect("a key");
         let issuer = CertifiedIssuer::self_signed(params, key).expect("an authority");
@@ -64,11 +62,7 @@ impl Authority {
         params.not_after = date_time_ymd(year, 1, 1);
         let key = KeyPair::generate_for(self.algorithm).expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("signed");
-        Certificate {
-            chain: certificate.pem(),
-            key: key.serialize_pem(),
-            ca: self.issuer.pem(),
-        }
+        Certificate { chain: certificate.pem(), key: key.serialize_pem(), ca: self.issuer.pem() }
     }
 }
 
@@ -87,21 +81,10 @@ impl Cluster {
         let dir = folder();
         let account = account();
         // The server's account may not be able to read where the installation is.
-        run(
-            Command::new("cp")
-                .arg("-a")
-                .arg(installation)
-                .arg(dir.join("native")),
-            None,
-        );
+        run(Command::new("cp").arg("-a").arg(installation).arg(dir.join("native")), None);
         fs::write(dir.join("password"), SUPERUSER_PASSWORD).expect("written");
         if let Some(id) = account {
-            run(
-                Command::new("chown")
-                    .args(["-R", &format!("{id}:{id}")])
-                    .arg(&dir),
-                None,
-            );
+            run(Command::new("chown").args(["-R", &format!("{id}:{id}")]).arg(&dir), None);
             chown(&dir, Some(id), Some(id)).expect("owned");
         }
         let bin = dir.join("native/bin");
@@ -130,15 +113,8 @@ impl Cluster {
         let data = dir.join("data");
         let mut hba = "local all all scram-sha-256\nhost all postgres 127.0.0.1/32 scram-sha-256\n"
             .to_owned();
-        for (method, asks) in METHODS
-            .iter()
-            .zip(["scram-sha-256", "md5", "password", "trust"])
-        {
-            let kind = if *method == "scram" {
-                "hostssl"
-            } else {
-                "host"
-            };
+        for (method, asks) in METHODS.iter().zip(["scram-sha-256", "md5", "password", "trust"]) {
+            let kind = if *method == "scram" { "hostssl" } else { "host" };
             hba += &format!("{kind} tenant_{method} all 127.0.0.1/32 {asks}\n");
         }
         fs::write(data.join("pg_hba.conf"), hba).expect("written");
@@ -149,12 +125,7 @@ impl Cluster {
                 chown(data.join(file), Some(id), Some(id)).expect("owned");
             }
         }
-        run(
-            Command::new("chmod")
-                .arg("600")
-                .arg(data.join("server.key")),
-            None,
-        );
+        run(Command::new("chmod").arg("600").arg(data.join("server.key")), None);
         let settings = format!(
             "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{}'\n\
              ssl = on\nfsync = off\nlog_connections = on\nlc_messages = 'C'\n",
@@ -168,21 +139,12 @@ impl Cluster {
         let script = "\"$1/native/bin/postgres\" -D \"$1/data\" 2>>\"$1/log\" & pid=$!\n\
                       cat >/dev/null; kill -INT $pid; wait $pid; cd /; rm -rf \"$1\"";
         let mut shell = Command::new("sh");
-        shell
-            .args(["-c", script, "sh"])
-            .arg(&dir)
-            .current_dir("/")
-            .stdin(Stdio::piped());
+        shell.args(["-c", script, "sh"]).arg(&dir).current_dir("/").stdin(Stdio::piped());
         if let Some(id) = account {
             shell.uid(id).gid(id);
         }
         let shell = shell.spawn().expect("sh starts");
-        let cluster = Cluster {
-            dir,
-            port,
-            certificate,
-            shell,
-        };
+        let cluster = Cluster { dir, port, certificate, shell };
         eventually("PostgreSQL to let its superuser in", async || {
             cluster.try_superuser("postgres").await.ok()
         })
@@ -208,17 +170,12 @@ impl Cluster {
 
     /// A superuser's connection.
     pub(crate) async fn superuser(&self) -> tokio_postgres::Client {
-        self.try_superuser("postgres")
-            .await
-            .expect("superuser logs in")
+        self.try_superuser("postgres").await.expect("superuser logs in")
     }
 
     async fn make_databases(&self) {
         let superuser = self.superuser().await;
-        superuser
-            .batch_execute("CREATE ROLE tenant_app NOLOGIN")
-            .await
-            .expect("made");
+        superuser.batch_execute("CREATE ROLE tenant_app NOLOGIN").await.expect("made");
         for method in METHODS {
             for sql in [
                 format!("CREATE DATABASE tenant_{method}"),
@@ -239,9 +196,8 @@ impl Cluster {
             "allowed_roles": "*",
         });
         let name = format!("cluster-{}", self.port);
-        let (status, said) = world()
-            .bao("POST", &format!("database/config/{name}"), Some(config))
-            .await;
+        let (status, said) =
+            world().bao("POST", &format!("database/config/{name}"), Some(config)).await;
         assert!(status < 300, "{said}");
         for method in METHODS {
             let first = match method {
@@ -287,11 +243,7 @@ impl Cluster {
     /// A pgsilo whose acme lives where `placement` says: keys of `[tenant.placement]` beside
     /// `dbname`, which is that of the method.
     pub(crate) async fn proxy(&self, method: &str, placement: &str) -> Proxy {
-        placed(
-            &self.role(method),
-            &format!("dbname = \"tenant_{method}\"\n{placement}"),
-        )
-        .await
+        placed(&self.role(method), &format!("dbname = \"tenant_{method}\"\n{placement}")).await
     }
 }
 
@@ -310,9 +262,7 @@ pub(crate) async fn placed(role: &str, placement: &str) -> Proxy {
          [tenant.lease]\nroles = {{ read-write = \"{role}\" }}\n"
     ));
     let reloaded = proxy.logged(|line| line["message"] == "registry reloaded");
-    tokio::time::timeout(PATIENCE, reloaded)
-        .await
-        .expect("reloaded");
+    tokio::time::timeout(PATIENCE, reloaded).await.expect("reloaded");
     proxy
 }
 

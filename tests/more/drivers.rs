@@ -9,9 +9,7 @@ use crate::var;
 async fn node(transport: Transport) {
     let proxy = Proxy::start().await;
     let mut command = Command::new("node");
-    command
-        .env("NODE_PATH", var("NODE_PATH"))
-        .arg(script("tests/more/node/checks.js"));
+    command.env("NODE_PATH", var("NODE_PATH")).arg(script("tests/more/node/checks.js"));
     told(&mut command, &proxy, transport);
     passes(&mut command).await;
     all_left(&proxy).await;

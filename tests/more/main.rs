@@ -4,6 +4,15 @@
 //! They stand on the same support as tests/e2e, and as there nothing is skipped: what is
 //! missing fails.
 
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and says why, and so do the functions that tests share"
+)]
+#![expect(clippy::needless_pass_by_value, reason = "`json!` makes values")]
+
 mod backends;
 mod cluster;
 mod drivers;

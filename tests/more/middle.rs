@@ -53,9 +53,7 @@ impl Middle {
                 let client = acceptor.accept(tcp).await;
                 ends.lock().expect("ends").push(client.is_ok());
                 let Ok(client) = client else { return };
-                let mut tcp = TcpStream::connect(("127.0.0.1", port))
-                    .await
-                    .expect("connected");
+                let mut tcp = TcpStream::connect(("127.0.0.1", port)).await.expect("connected");
                 tcp.write_all(&ssl_request()).await.expect("sent");
                 assert_eq!(tcp.read_u8().await.expect("an answer"), b'S');
                 let name = ServerName::try_from("localhost").expect("a name");
@@ -64,11 +62,7 @@ impl Middle {
             }
         })
         .await;
-        Middle {
-            address,
-            seen,
-            finished,
-        }
+        Middle { address, seen, finished }
     }
 
     /// What clients have said inside TLS.
@@ -91,7 +85,7 @@ async fn relay(
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut from_server, mut to_server) = tokio::io::split(server);
     let up = async {
-        let mut bytes = [0; 16 * 1024];
+        let mut bytes = vec![0; 16 * 1024];
         while let Ok(n @ 1..) = from_client.read(&mut bytes).await {
             seen.lock().expect("seen").extend_from_slice(&bytes[..n]);
             if to_server.write_all(&bytes[..n]).await.is_err() {

@@ -46,15 +46,9 @@ pub(crate) fn told(command: &mut Command, proxy: &Proxy, transport: Transport) {
 
 /// Runs a program to its end.
 pub(crate) async fn output(command: &mut Command) -> Output {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let name = format!("{:?}", command.as_std().get_program());
-    let child = command
-        .spawn()
-        .unwrap_or_else(|error| panic!("{name} does not start: {error}"));
+    let child = command.spawn().unwrap_or_else(|error| panic!("{name} does not start: {error}"));
     match tokio::time::timeout(PATIENCE, child.wait_with_output()).await {
         Ok(output) => output.expect("waited"),
         Err(_late) => panic!("{name} does not end"),

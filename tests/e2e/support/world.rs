@@ -106,7 +106,8 @@ impl World {
 
     /// Makes a role at OpenBAO like acme's read-write one, but for its times.
     pub(crate) async fn role_like_acme(&self, name: &str, default_ttl: &str, max_ttl: &str) {
-        let any = serde_json::json!({ "allowed_roles": ["tenant-acme-*"], "verify_connection": false });
+        let any =
+            serde_json::json!({ "allowed_roles": ["tenant-acme-*"], "verify_connection": false });
         let (status, answer) = self.bao("POST", "database/config/tenant-acme", Some(any)).await;
         assert!((200..300).contains(&status), "{answer}");
         let (status, answer) = self.bao("GET", "database/roles/tenant-acme-rw", None).await;
