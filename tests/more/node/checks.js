@@ -12,7 +12,7 @@ const { from: copyFrom, to: copyTo } = require('pg-copy-streams');
 
 const { PGSILO_HOST, PGSILO_PORT, PGSILO_TOKEN, PGSILO_CA, PG_SUPERUSER_DSN } = process.env;
 const base = { host: PGSILO_HOST, port: Number(PGSILO_PORT), user: 'app', password: PGSILO_TOKEN, database: 'acme' };
-// A server name, for the host is an address: the certificate is checked against both.
+// Checked against the authority and, as the host is an address, against the certificate's own.
 if (PGSILO_CA) base.ssl = { ca: fs.readFileSync(PGSILO_CA, 'utf8'), rejectUnauthorized: true };
 
 async function withClient(work, changes = {}) {
@@ -122,7 +122,7 @@ const checks = {
       client.query(query);
       const sleeps = "SELECT count(*)::int FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep'";
       await until(async () => (await one(watcher, sleeps, [client.processID])) === 1, 'the query to run');
-      // Its cancel goes over a connection of its own, in clear: it knows no TLS for that.
+      // The request goes over a connection of its own, in clear even before it asks for TLS.
       new Client(base).cancel(client, query);
       assert.equal((await failed).code, '57014');
       assert.equal(await one(client, 'SELECT $1::int', [n]), n);
