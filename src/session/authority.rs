@@ -106,6 +106,6 @@ async fn only_if_sooner(order: impl Future<Output = Order>, than: Option<Order>)
 /// Resolves at the next renewal; never when there will be none.
 async fn changed(end: &mut watch::Receiver<LeaseEnd>) {
     if end.changed().await.is_err() {
-        pending().await
+        pending::<()>().await;
     }
 }

@@ -1,9 +1,17 @@
 //! Cancelling: the fork without a token. The request's key is the proof, as it was handed out
 //! by an attached session; the client is never answered.
 
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+
 use super::accepted::Accepted;
 use crate::audit;
 use crate::wire::startup::CancelRequest;
+
+/// How long a client may take to let its socket be closed.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// A cancel request on its way to the session whose key it shows.
 #[derive(Debug)]
@@ -36,5 +44,8 @@ impl<'c> Cancelling<'c> {
             },
         };
         metrics::counter!("pgsilo_cancel_requests_total", "result" => result).increment(1);
+        // Over TLS a close_notify, as PostgreSQL sends it: libpq calls a cancel whose connection
+        // ends without one failed ("unexpected eof while reading").
+        let _closed = timeout(GOODBYE, client.frontend.stream.shutdown()).await;
     }
 }

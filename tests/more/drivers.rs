@@ -1,0 +1,39 @@
+//! More real clients, unchanged: each script says itself what it checks.
+
+use tokio::process::Command;
+
+use crate::support::driver::{Transport, all_left, passes, script, told};
+use crate::support::proxy::Proxy;
+use crate::var;
+
+async fn node(transport: Transport) {
+    let proxy = Proxy::start().await;
+    let mut command = Command::new("node");
+    command.env("NODE_PATH", var("NODE_PATH")).arg(script("tests/more/node/checks.js"));
+    told(&mut command, &proxy, transport);
+    passes(&mut command).await;
+    all_left(&proxy).await;
+}
+
+#[tokio::test]
+async fn node_postgres_over_tls() {
+    node(Transport::Tls).await;
+}
+
+#[tokio::test]
+async fn node_postgres_over_the_socket() {
+    node(Transport::Socket).await;
+}
+
+#[tokio::test]
+async fn jdbc_over_tls() {
+    let proxy = Proxy::start().await;
+    let mut command = Command::new("java");
+    command.arg("-classpath").arg(var("PGSILO_JDBC"));
+    // Java does not trust the locale of a bare container with anything but ASCII.
+    command.args(["-Dfile.encoding=UTF-8", "--source", "17"]);
+    command.arg(script("tests/more/jdbc/Checks.java"));
+    told(&mut command, &proxy, Transport::Tls);
+    passes(&mut command).await;
+    all_left(&proxy).await;
+}

@@ -1,0 +1,35 @@
+//! End-to-end tests that need more than a fresh machine has: node-postgres, JDBC, and databases
+//! that speak TLS. `make test-all` installs that and runs them; plain `cargo test` does not.
+//!
+//! They stand on the same support as tests/e2e, and as there nothing is skipped: what is
+//! missing fails.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and says why, and so do the functions that tests share"
+)]
+#![expect(clippy::needless_pass_by_value, reason = "`json!` makes values")]
+
+mod backends;
+mod cluster;
+mod drivers;
+mod middle;
+
+#[path = "../e2e"]
+mod e2e {
+    #[expect(dead_code, reason = "made for tests/e2e; these tests use a part of it")]
+    pub(crate) mod support;
+}
+
+use e2e::support;
+
+/// A variable that scripts/test-all.sh sets.
+fn var(name: &str) -> std::path::PathBuf {
+    match std::env::var_os(name) {
+        Some(value) => value.into(),
+        None => panic!("{name} is not set: run these tests with `make test-all`"),
+    }
+}
