@@ -7,6 +7,8 @@
 //! compiler gives up after each of its phases, so each has its own copy: names, then types
 //! and moves, then fields.
 
+#![expect(clippy::expect_used, reason = "what a test needs may panic")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

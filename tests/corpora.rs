@@ -1,9 +1,10 @@
 //! Replays the fuzz targets' corpora: what a fuzzer once learned is tried in every test run.
 
+#![expect(clippy::expect_used, reason = "what a test needs may panic")]
+
 use std::fs;
 use std::path::Path;
 
-#[expect(clippy::expect_used, reason = "a fuzz target fails by panicking")]
 #[path = "../fuzz/targets.rs"]
 mod targets;
 
