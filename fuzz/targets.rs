@@ -60,10 +60,7 @@ fn cancelled(request: &CancelRequest, data: &[u8]) {
     assert_eq!(&request.encode()[4..], data);
     // The secret is for nobody's log. A short one may be found in any text.
     let shown = format!("{request:?}");
-    assert_eq!(
-        shown,
-        format!("CancelRequest {{ pid: {}, .. }}", request.pid)
-    );
+    assert_eq!(shown, format!("CancelRequest {{ pid: {}, .. }}", request.pid));
 }
 
 /// Messages of a database before its first ReadyForQuery: tag, length, body, and the next.
@@ -192,11 +189,5 @@ fn frames(stream: &[u8], cut: usize) -> Frames {
             }
         });
     }
-    Frames {
-        tags,
-        lengths,
-        statuses,
-        passed: counter.passed(),
-        at_boundary: counter.at_boundary(),
-    }
+    Frames { tags, lengths, statuses, passed: counter.passed(), at_boundary: counter.at_boundary() }
 }

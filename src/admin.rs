@@ -67,18 +67,14 @@ fn answer(
 ) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
-        response
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     match request.uri().path() {
         "/metrics" => {
             metrics::observe(proxy);
             let mut response = text(StatusCode::OK, metrics.render());
-            response
-                .headers_mut()
-                .insert(CONTENT_TYPE, HeaderValue::from_static(EXPOSITION));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(EXPOSITION));
             response
         }
         "/livez" => text(StatusCode::OK, "ok\n"),
@@ -86,10 +82,7 @@ fn answer(
             None => text(StatusCode::OK, "ok\n"),
             Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
         },
-        _ => text(
-            StatusCode::NOT_FOUND,
-            "there are /metrics, /livez and /readyz\n",
-        ),
+        _ => text(StatusCode::NOT_FOUND, "there are /metrics, /livez and /readyz\n"),
     }
 }
 
@@ -100,10 +93,7 @@ fn unready(proxy: &Proxy) -> Option<&'static str> {
         Some("stopping\n")
     } else if !proxy.lessor.is_ready() {
         Some("not logged in to OpenBAO\n")
-    } else if stale
-        .zip(proxy.config.max_staleness)
-        .is_some_and(|(age, max)| age > max)
-    {
+    } else if stale.zip(proxy.config.max_staleness).is_some_and(|(age, max)| age > max) {
         Some("the registry is stale\n")
     } else {
         None
@@ -113,9 +103,8 @@ fn unready(proxy: &Proxy) -> Option<&'static str> {
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }

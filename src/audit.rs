@@ -99,10 +99,7 @@ impl Trail {
 /// What a client sent, for an event: escaped, so that it cannot pass for something else.
 pub(crate) fn name(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
-    text.chars()
-        .take(MAX_NAME)
-        .flat_map(char::escape_debug)
-        .collect()
+    text.chars().take(MAX_NAME).flat_map(char::escape_debug).collect()
 }
 
 /// `tracing` wants the level of an event to be a constant.
@@ -147,13 +144,7 @@ pub(crate) fn refused(trail: &Trail, refusal: &Refusal) {
 
 /// A session was spliced.
 pub(crate) fn started(trail: &Trail, seconds: f64) {
-    event!(
-        Level::INFO,
-        trail,
-        event = "started",
-        seconds,
-        "session started"
-    );
+    event!(Level::INFO, trail, event = "started", seconds, "session started");
 }
 
 /// A session has ended.
@@ -172,13 +163,7 @@ pub(crate) fn ended(trail: &Trail, ending: Ending, seconds: f64) {
 
 /// A cancel request found its session.
 pub(crate) fn cancelled(trail: &Trail, pid: u32) {
-    event!(
-        Level::INFO,
-        trail,
-        event = "cancelled",
-        pid,
-        "query cancelled on request"
-    );
+    event!(Level::INFO, trail, event = "cancelled", pid, "query cancelled on request");
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ pub(crate) use login::BackendError;
 
 use crate::registry::{Host, PlacementTls, Tenant};
 use crate::session::Routed;
-use crate::stream::{Stream, tune};
+use crate::stream::{Stream, out_of_resources, tune};
 use crate::tls;
 use crate::wire::startup::CancelRequest;
 
@@ -80,12 +80,8 @@ impl Redial {
             let stream = self.connect_in_clear().await?;
             match &self.0.placement().tls {
                 PlacementTls::Disable => Ok(stream),
-                PlacementTls::Enabled {
-                    config,
-                    server_name,
-                } => {
-                    self.connect_tls(stream, Arc::clone(config), server_name.as_deref())
-                        .await
+                PlacementTls::Enabled { config, server_name } => {
+                    self.connect_tls(stream, Arc::clone(config), server_name.as_deref()).await
                 }
             }
         };
@@ -97,17 +93,14 @@ impl Redial {
 
     async fn connect_in_clear(&self) -> Result<Stream, DialError> {
         let connected = match &self.0.placement().host {
-            Host::Tcp { host, port } => TcpStream::connect((host.as_str(), *port))
-                .await
-                .map(Stream::Tcp),
+            Host::Tcp { host, port } => {
+                TcpStream::connect((host.as_str(), *port)).await.map(Stream::Tcp)
+            }
             Host::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
         };
         let stream = connected.map_err(|error| match out_of_resources(&error) {
             true => DialError::Local(error),
-            false => DialError::Connect {
-                to: self.place(),
-                error,
-            },
+            false => DialError::Connect { to: self.place(), error },
         })?;
         if let Stream::Tcp(tcp) = &stream {
             tune(tcp).map_err(DialError::Local)?;
@@ -123,25 +116,16 @@ impl Redial {
         config: Arc<rustls::ClientConfig>,
         server_name: Option<&str>,
     ) -> Result<Stream, DialError> {
-        let lost = |error| DialError::Connect {
-            to: self.place(),
-            error,
-        };
+        let lost = |error| DialError::Connect { to: self.place(), error };
         stream.write_all(&SSL_REQUEST).await.map_err(lost)?;
         match stream.read_u8().await.map_err(lost)? {
             b'S' => {}
             b'N' => return Err(DialError::NoTls(self.place())),
             byte => {
-                return Err(DialError::NotPostgres {
-                    to: self.place(),
-                    byte,
-                });
+                return Err(DialError::NotPostgres { to: self.place(), byte });
             }
         }
-        let failed = |error| DialError::Tls {
-            to: self.place(),
-            error,
-        };
+        let failed = |error| DialError::Tls { to: self.place(), error };
         let name = match (&self.0.placement().host, server_name) {
             (_, Some(name)) => name,
             (Host::Tcp { host, .. }, None) => host,
@@ -159,10 +143,7 @@ impl Redial {
     /// When the database could not be reached.
     pub(crate) async fn cancel(&self, request: &CancelRequest) -> Result<(), DialError> {
         let mut stream = self.connect().await?;
-        let lost = |error| DialError::Connect {
-            to: self.place(),
-            error,
-        };
+        let lost = |error| DialError::Connect { to: self.place(), error };
         stream.write_all(&request.encode()).await.map_err(lost)?;
         stream.flush().await.map_err(lost)?;
         let mut sink = [0; 64];
@@ -206,15 +187,7 @@ impl Process {
     /// # Errors
     /// When the database could not be reached.
     pub(crate) async fn cancel(&self) -> Result<(), DialError> {
-        let request = CancelRequest {
-            pid: self.pid,
-            secret: self.secret.clone(),
-        };
+        let request = CancelRequest { pid: self.pid, secret: self.secret.clone() };
         self.redial.cancel(&request).await
     }
-}
-
-/// EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL: ours to mend, not the database's.
-fn out_of_resources(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(12 | 23 | 24 | 99 | 105))
 }

@@ -46,10 +46,7 @@ pub(crate) struct CancelKey {
 impl CancelKeys {
     pub(crate) fn new() -> CancelKeys {
         let shown = RateLimiter::keyed(Quota::per_second(SHOWN_A_SECOND));
-        CancelKeys {
-            by_pid: Mutex::default(),
-            shown,
-        }
+        CancelKeys { by_pid: Mutex::default(), shown }
     }
 
     /// Makes a key for a database process: 4 bytes for a client of protocol 3.0, 32 for one of
@@ -58,14 +55,8 @@ impl CancelKeys {
         let mut secret = [0; 32];
         rand::fill(&mut secret).ok()?;
         let length = if version >= Version::V3_2 { 32 } else { 4 };
-        let key = Arc::new(Key {
-            secret: Secret::new(&secret[..length]),
-            process,
-        });
-        self.lock()
-            .entry(key.process.pid)
-            .or_default()
-            .push(Arc::clone(&key));
+        let key = Arc::new(Key { secret: Secret::new(&secret[..length]), process });
+        self.lock().entry(key.process.pid).or_default().push(Arc::clone(&key));
         Some(CancelKey { keys: self, key })
     }
 
@@ -82,9 +73,7 @@ impl CancelKeys {
         }
         let by_pid = self.lock();
         let keys = by_pid.get(&request.pid)?;
-        let key = keys
-            .iter()
-            .find(|key| same(key.secret.expose(), &request.secret))?;
+        let key = keys.iter().find(|key| same(key.secret.expose(), &request.secret))?;
         Some(key.process.clone())
     }
 

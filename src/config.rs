@@ -37,6 +37,8 @@ pub struct Config {
     pub regions: Option<BTreeSet<String>>,
     /// Where credentials come from.
     pub openbao: lease::Settings,
+    /// How sessions end with their authority.
+    pub lease: LeaseRules,
     /// Bounds.
     pub limits: Limits,
     /// Where metrics and health are served, if anywhere.
@@ -68,6 +70,16 @@ pub enum Listener {
         /// The permissions of the socket file.
         mode: u32,
     },
+}
+
+/// How sessions end with their authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseRules {
+    /// How long before the end of its credential or token a session is ended at the first
+    /// moment at which it is idle.
+    pub grace: Duration,
+    /// Whether the expiry of its token ends a session.
+    pub end_at_expiry: bool,
 }
 
 /// Bounds on what clients may use.

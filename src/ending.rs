@@ -48,6 +48,12 @@ endings! {
     /// Neither side had sent anything for the time allowed.
     IdleTimeout, "idle_timeout", INFO,
         Some(("57P05", "terminating connection due to idle-session timeout"));
+    /// The session token's time is over.
+    TokenExpired, "token_expired", INFO,
+        Some(("57P01", "terminating connection because its session token expired"));
+    /// The credential's time is over, and it cannot be renewed any more.
+    LeaseEnded, "lease_ended", INFO,
+        Some(("57P01", "terminating connection because its database credential expired"));
     /// The registry no longer serves the tenant: suspended, removed, or placed elsewhere.
     TenantWithdrawn, "tenant_withdrawn", WARN,
         Some(("57P01", "terminating connection due to administrator command"));
@@ -60,11 +66,6 @@ impl Ending {
     /// The ErrorResponse for the client, if it is to be told.
     pub fn message(self, session: impl std::fmt::Display) -> Option<Vec<u8>> {
         let (sqlstate, text) = self.told()?;
-        Some(message::fatal(
-            sqlstate,
-            text,
-            Some(&format!("Session {session}.")),
-            None,
-        ))
+        Some(message::fatal(sqlstate, text, Some(&format!("Session {session}.")), None))
     }
 }

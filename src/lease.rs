@@ -6,6 +6,7 @@
 //! lease behind. Only the session's `Leased` stage asks for one.
 
 mod identity;
+mod keeper;
 mod openbao;
 mod revoker;
 
@@ -14,12 +15,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::AbortHandle;
 
+pub(crate) use keeper::LeaseEnd;
 pub(crate) use openbao::OpenBaoError;
 
+use crate::clock::BootTime;
 use crate::secret::Secret;
 use identity::Identity;
+use keeper::Keeper;
 use openbao::OpenBao;
 use revoker::{Revocation, Revoker};
 
@@ -63,6 +68,8 @@ pub(crate) struct Credential {
 #[derive(Debug)]
 pub(crate) struct Lease {
     credential: Credential,
+    end: watch::Receiver<LeaseEnd>,
+    keeper: AbortHandle,
     revocation: Option<Revocation>,
     revoker: Revoker,
 }
@@ -109,13 +116,7 @@ impl Lessor {
         let revoker = Revoker::start(Arc::clone(&openbao), Arc::clone(&identity), &runtime);
         runtime.spawn(Arc::clone(&identity).keep());
         let slots = Arc::new(Semaphore::new(settings.max_concurrent_requests));
-        Ok(Lessor {
-            openbao,
-            identity,
-            revoker,
-            slots,
-            runtime,
-        })
+        Ok(Lessor { openbao, identity, revoker, slots, runtime })
     }
 
     /// Whether pgsilo is logged in to OpenBAO, as far as it knows.
@@ -123,35 +124,43 @@ impl Lessor {
         self.identity.token().is_ok()
     }
 
-    /// Asks for a credential: `GET {mount}/creds/{role}`.
+    /// Asks for a credential: `GET {mount}/creds/{role}`. Waiting in line is bounded by the
+    /// login's deadline; once the request is under way it is seen to its end, whoever waits.
     pub(crate) async fn lease(&self, mount: &str, role: &str) -> Result<Lease, LeaseError> {
+        let slot = Arc::clone(&self.slots).acquire_owned().await;
+        let slot = slot.map_err(|_closed| LeaseError::Abandoned)?;
         let path = format!("{mount}/creds/{role}");
         let lessor = self.clone();
-        let asking = self.runtime.spawn(async move { lessor.ask(&path).await });
+        let asking = self.runtime.spawn(async move {
+            let lease = lessor.ask(&path).await;
+            drop(slot);
+            lease
+        });
         asking.await.unwrap_or(Err(LeaseError::Abandoned))
     }
 
     async fn ask(self, path: &str) -> Result<Lease, LeaseError> {
-        // Waiting in line is bounded by the login's deadline, being in line by the handshakes'.
-        let _slot = self
-            .slots
-            .acquire()
-            .await
-            .map_err(|_closed| LeaseError::Abandoned)?;
-        let began = Instant::now();
+        let (began, asked) = (Instant::now(), BootTime::now());
         let result = self.ask_twice(path).await;
         metrics::histogram!("pgsilo_lease_seconds").record(began.elapsed());
         let granted = result?;
-        let revocation = Revocation::new(granted.lease_id, granted.duration);
-        let credential = Credential {
-            username: granted.username,
-            password: granted.password,
-        };
         metrics::counter!("pgsilo_leases_total").increment(1);
+        let duration = granted.duration;
+        let end = LeaseEnd { at: asked + duration, duration, is_final: !granted.renewable };
+        let (publish, end) = watch::channel(end);
+        let keeper = Keeper {
+            openbao: Arc::clone(&self.openbao),
+            identity: Arc::clone(&self.identity),
+            lease_id: granted.lease_id.clone(),
+            username: granted.username.clone(),
+            end: publish,
+        };
         Ok(Lease {
-            credential,
-            revocation: Some(revocation),
-            revoker: self.revoker.clone(),
+            credential: Credential { username: granted.username, password: granted.password },
+            keeper: self.runtime.spawn(keeper.keep()).abort_handle(),
+            revocation: Some(Revocation::new(granted.lease_id, end.clone())),
+            end,
+            revoker: self.revoker,
         })
     }
 
@@ -166,10 +175,7 @@ impl Lessor {
             return Err(LeaseError::Denied(error));
         }
         let token = self.identity.token().map_err(LeaseError::NotLoggedIn)?;
-        self.openbao
-            .creds(&token, path)
-            .await
-            .map_err(LeaseError::from)
+        self.openbao.creds(&token, path).await.map_err(LeaseError::from)
     }
 
     /// Waits until every lease that was handed back is revoked, then gives up pgsilo's own
@@ -191,10 +197,7 @@ impl Lessor {
 impl From<OpenBaoError> for LeaseError {
     fn from(error: OpenBaoError) -> LeaseError {
         match error {
-            OpenBaoError::Said {
-                status: 400..=428 | 430..=499,
-                ..
-            } => LeaseError::Denied(error),
+            OpenBaoError::Said { status: 400..=428 | 430..=499, .. } => LeaseError::Denied(error),
             OpenBaoError::Said { .. }
             | OpenBaoError::Unreachable(_)
             | OpenBaoError::Timeout
@@ -210,10 +213,16 @@ impl Lease {
     pub(crate) fn credential(&self) -> &Credential {
         &self.credential
     }
+
+    /// When it ends; changes with each renewal.
+    pub(crate) fn end(&self) -> watch::Receiver<LeaseEnd> {
+        self.end.clone()
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        self.keeper.abort();
         if let Some(revocation) = self.revocation.take() {
             self.revoker.revoke(revocation);
         }

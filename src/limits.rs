@@ -21,10 +21,7 @@ pub(crate) struct TallyPermit<K: Eq + Hash + 'static> {
 
 impl<K: Clone + Eq + Hash> Tally<K> {
     pub(crate) fn new(bound: Option<usize>) -> Tally<K> {
-        Tally {
-            counts: Mutex::default(),
-            bound,
-        }
+        Tally { counts: Mutex::default(), bound }
     }
 
     /// Counts one more for a key; `None` when it has as many as it may.
@@ -35,20 +32,13 @@ impl<K: Clone + Eq + Hash> Tally<K> {
             return None;
         }
         *count += 1;
-        Some(TallyPermit {
-            tally: self,
-            key: key.clone(),
-        })
+        Some(TallyPermit { tally: self, key: key.clone() })
     }
 }
 
 impl<K: Eq + Hash> Drop for TallyPermit<K> {
     fn drop(&mut self) {
-        let mut counts = self
-            .tally
-            .counts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.tally.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {

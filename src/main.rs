@@ -73,11 +73,7 @@ fn serve(place: &Place) -> ExitCode {
     }
 }
 
-#[expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "the answer of a command"
-)]
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "the answer of a command")]
 fn check(place: &Place) -> ExitCode {
     match Config::load(&place.config) {
         Ok(config) => {
@@ -85,10 +81,7 @@ fn check(place: &Place) -> ExitCode {
                 eprintln!("warning: {warning}");
             }
             let (listeners, tenants) = (config.listeners.len(), config.registry.snapshot().len());
-            println!(
-                "{}: ok, listeners: {listeners}, tenants: {tenants}",
-                place.config.display()
-            );
+            println!("{}: ok, listeners: {listeners}, tenants: {tenants}", place.config.display());
             ExitCode::SUCCESS
         }
         Err(error) => fail(3, &error),
@@ -105,22 +98,17 @@ fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
 /// others of the same user. Where the system refuses, it is no worse than before.
 fn keep_memory_private() {
     let _refused = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
     let _refused = rustix::process::setrlimit(Resource::Core, none);
 }
 
 fn log(config: &Config) {
     let filter = EnvFilter::new(format!("warn,pgsilo={}", config.log.level));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log.format {
         LogFormat::Json => log.json().flatten_event(true).init(),
-        LogFormat::Human => log
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .init(),
+        LogFormat::Human => {
+            log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+        }
     }
 }

@@ -104,6 +104,9 @@ reasons! {
     /// The database's own 57P03, its words kept back.
     BackendNotReady, "57P03", "backend_not_ready", WARN,
         "the tenant's database is not accepting connections";
+    /// The database refused a setting of the client's startup packet; its words are of nothing
+    /// but that, so the client reads them.
+    SettingRejected, "22023", "setting_rejected", INFO, "{}";
     /// The database refused the lease. Its 28xxx is not relayed: the client would blame its token.
     BackendRejected, "58000", "backend_rejected", ERROR,
         "the tenant's database did not accept the session";
@@ -127,13 +130,7 @@ impl Refusal {
     /// A refusal whose cause goes to the log, never to the client.
     pub(crate) fn new(reason: Reason, cause: impl Display) -> Refusal {
         let cause = cause.to_string();
-        Refusal {
-            reason,
-            about: String::new(),
-            detail: None,
-            hint: None,
-            cause,
-        }
+        Refusal { reason, about: String::new(), detail: None, hint: None, cause }
     }
 
     /// What stands for `{}` in the reason's text. It must be something the client may know.
@@ -191,9 +188,7 @@ impl From<StartupError> for Refusal {
 
 impl From<Rejected> for Refusal {
     fn from(rejected: Rejected) -> Refusal {
-        let Rejected {
-            error, verified, ..
-        } = rejected;
+        let Rejected { error, verified, .. } = rejected;
         let reason = match &error {
             TokenError::Missing => Reason::TokenMissing,
             TokenError::Expired { .. } => Reason::TokenExpired,
@@ -250,6 +245,7 @@ impl From<BackendError> for Refusal {
         let reason = match &error {
             BackendError::Said { sqlstate, .. } if sqlstate == "53300" => Reason::BackendFull,
             BackendError::Said { sqlstate, .. } if sqlstate == "57P03" => Reason::BackendNotReady,
+            BackendError::Setting { .. } => Reason::SettingRejected,
             BackendError::Unsealed(_) | BackendError::SealBroken { .. } => Reason::SealBroken,
             BackendError::Lost(_)
             | BackendError::Protocol(_)
@@ -261,7 +257,11 @@ impl From<BackendError> for Refusal {
             | BackendError::Scram(_)
             | BackendError::Said { .. } => Reason::BackendRejected,
         };
-        Refusal::new(reason, error)
+        let refusal = Refusal::new(reason, &error);
+        match error {
+            BackendError::Setting { text, .. } => refusal.about(text),
+            _ => refusal,
+        }
     }
 }
 
@@ -274,11 +274,7 @@ mod tests {
     fn labels_are_unique_and_fit_for_metrics() {
         let labels: HashSet<_> = Reason::ALL.iter().map(|reason| reason.label()).collect();
         assert_eq!(labels.len(), Reason::ALL.len());
-        assert!(
-            labels
-                .iter()
-                .all(|l| l.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
-        );
+        assert!(labels.iter().all(|l| l.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')));
     }
 
     #[test]
@@ -287,9 +283,7 @@ mod tests {
             let code = reason.sqlstate();
             assert!(
                 code.len() == 5
-                    && code
-                        .bytes()
-                        .all(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
+                    && code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
             );
         }
     }
@@ -297,14 +291,9 @@ mod tests {
     #[test]
     fn the_cause_never_reaches_the_client() {
         for reason in Reason::ALL {
-            let message = Refusal::new(*reason, "s3cret cause")
-                .about("acme")
-                .message("id");
+            let message = Refusal::new(*reason, "s3cret cause").about("acme").message("id");
             let text = String::from_utf8(message).expect("ASCII");
-            assert!(
-                !text.contains("s3cret") && text.contains("Session id."),
-                "{text}"
-            );
+            assert!(!text.contains("s3cret") && text.contains("Session id."), "{text}");
             assert!(!text.contains("{}"), "{text}");
         }
     }

@@ -222,10 +222,7 @@ impl Registry {
     /// snapshot stays. Blocks while it reads (a second or two for 100,000 tenants): not for
     /// a session's thread.
     pub fn reload(&self) -> Result<usize, FileError> {
-        let _one_at_a_time = self
-            .reloading
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let snapshot = file::load(&self.path).inspect_err(|_| {
             if self.stale_since.load().is_none() {
                 self.stale_since.store(Some(Arc::new(Instant::now())));
@@ -240,10 +237,7 @@ impl Registry {
 
     /// Since the first reload that failed; `None` while the snapshot is the file's.
     pub fn stale_for(&self) -> Option<Duration> {
-        self.stale_since
-            .load()
-            .as_ref()
-            .map(|since| since.elapsed())
+        self.stale_since.load().as_ref().map(|since| since.elapsed())
     }
 
     /// Changes with each successful reload, after the new snapshot is in place.

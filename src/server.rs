@@ -62,6 +62,7 @@ async fn run(config: &'static Config) -> Result<(), ServeError> {
         Some(address) => Some(listen::bind_admin(address).await?),
         None => None,
     };
+    tokio::spawn(admin::metrics::tidy(metrics.clone()));
     let mut signals = Signals::new().map_err(failed)?;
     let runtime = tokio::runtime::Handle::current();
     let proxy =
@@ -76,12 +77,8 @@ async fn run(config: &'static Config) -> Result<(), ServeError> {
     let mut accepting = Vec::new();
     for listener in listeners {
         tracing::info!(listener = %listener.name(), "listening");
-        let accept = listener.accept_all(
-            proxy,
-            Arc::clone(&cores),
-            Arc::clone(&refusing),
-            tasks.clone(),
-        );
+        let accept =
+            listener.accept_all(proxy, Arc::clone(&cores), Arc::clone(&refusing), tasks.clone());
         accepting.push(tokio::spawn(accept));
     }
     tracing::info!(
@@ -105,11 +102,7 @@ async fn run(config: &'static Config) -> Result<(), ServeError> {
 /// that still come are told that pgsilo is shutting down. A second signal cuts it short.
 async fn drain(proxy: &Proxy, tasks: &TaskTracker, signals: &mut Signals) {
     let patience = proxy.limits().drain_timeout;
-    tracing::info!(
-        patience_seconds = patience.as_secs(),
-        connections = tasks.len(),
-        "draining"
-    );
+    tracing::info!(patience_seconds = patience.as_secs(), connections = tasks.len(), "draining");
     proxy.drain(patience);
     tasks.close();
     tokio::select! {

@@ -10,6 +10,7 @@
 
 mod accepted;
 mod attached;
+mod authority;
 mod cancelling;
 mod client;
 mod identified;

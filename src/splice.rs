@@ -42,6 +42,12 @@ pub(crate) struct Order {
     pub(crate) by: Instant,
 }
 
+/// Where orders come from.
+pub(crate) trait Orders {
+    /// Resolves when the session must end, sooner than the order that it has already.
+    fn sooner(&self, than: Option<Order>) -> impl Future<Output = Order>;
+}
+
 /// A client and its database, spliced.
 pub(crate) struct Relay<'c> {
     frontend: &'c mut Frontend,
@@ -107,63 +113,58 @@ impl<'c> Relay<'c> {
             discards: false,
             bytes: metrics::counter!("pgsilo_bytes_total", "direction" => direction),
         };
-        let talk = Talk {
-            status: Some(Status::Idle),
-            ..Talk::default()
-        };
+        let talk = Talk { status: Some(Status::Idle), ..Talk::default() };
         let (up, down) = (pipe("to_backend"), pipe("to_frontend"));
         let last_bytes = Instant::now();
-        Relay {
-            frontend,
-            backend,
-            process,
-            up,
-            down,
-            talk,
-            half_closed: false,
-            last_bytes,
-        }
+        Relay { frontend, backend, process, up, down, talk, half_closed: false, last_bytes }
     }
 
-    /// Relays until the session has ended and its client has been told. `order` resolves when
-    /// something outside says that it must; without an `idle_timeout` it may be idle for ever.
+    /// Relays until the session has ended and its client has been told, because either side has
+    /// ended or an order came; without an `idle_timeout` it may be idle for ever.
     pub(crate) async fn run(
         mut self,
-        order: impl Future<Output = Order>,
+        orders: &impl Orders,
         idle_timeout: Option<Duration>,
         session: impl std::fmt::Display,
     ) -> Ending {
-        let ending = self.relay(order, idle_timeout).await;
-        if ending != Ending::BackendLeft && ending != Ending::BackendLost {
-            self.say_goodbye().await;
-        }
-        match ending.message(session) {
-            Some(message) if self.can_tell() => self.frontend.send_last(&message).await,
-            _ => {
-                let _closed = timeout(PATIENCE, self.frontend.stream.shutdown()).await;
+        let ending = self.relay(orders, idle_timeout).await;
+        let message = ending.message(session).filter(|_| self.can_tell());
+        let Relay { frontend, backend, up, talk, .. } = &mut self;
+        let tell = async {
+            match message {
+                Some(message) => frontend.send_last(&message).await,
+                None => {
+                    let _closed = timeout(PATIENCE, frontend.stream.shutdown()).await;
+                }
             }
-        }
+        };
+        let gone = matches!(ending, Ending::BackendLeft | Ending::BackendLost);
+        let let_go = async {
+            if !gone {
+                let _best_effort = timeout(GOODBYE, say_goodbye(backend, up, talk)).await;
+            }
+        };
+        tokio::join!(tell, let_go);
         ending
     }
 
-    async fn relay(
-        &mut self,
-        order: impl Future<Output = Order>,
-        idle_timeout: Option<Duration>,
-    ) -> Ending {
-        let mut order = std::pin::pin!(order);
+    async fn relay(&mut self, orders: &impl Orders, idle_timeout: Option<Duration>) -> Ending {
+        let mut order = std::pin::pin!(orders.sooner(None));
         let mut ordered: Option<Order> = None;
         loop {
             let wakes = idle_timeout.map(|timeout| self.last_bytes + timeout);
             let event = tokio::select! {
                 biased;
                 event = poll_fn(|cx| self.poll(cx, ordered.is_some())) => event,
-                order = &mut order, if ordered.is_none() => Event::Order(order),
+                order = &mut order => Event::Order(order),
                 () = until(ordered.map(|order| order.by)) => Event::Late,
                 () = until(wakes) => Event::IdleCheck,
             };
             match (event, ordered) {
-                (Event::Order(order), _) => ordered = Some(order),
+                (Event::Order(newer), _) => {
+                    ordered = Some(newer);
+                    order.set(orders.sooner(ordered));
+                }
                 (Event::FrontendEnded, _) if self.may_half_close() => self.half_close().await,
                 (Event::FrontendEnded, _) => return self.frontend_ended().await,
                 (Event::BackendEnded, _) => return self.backend_ended(),
@@ -187,15 +188,7 @@ impl<'c> Relay<'c> {
 
     /// Moves what can be moved, answers first.
     fn poll(&mut self, cx: &mut Context<'_>, wants_quiet: bool) -> Poll<Event> {
-        let Relay {
-            frontend,
-            backend,
-            up,
-            down,
-            talk,
-            half_closed,
-            ..
-        } = self;
+        let Relay { frontend, backend, up, down, talk, half_closed, .. } = self;
         let before = (up.counter.passed(), down.counter.passed());
         let event = SCRATCH.with_borrow_mut(|scratch| {
             let client = &mut frontend.stream;
@@ -249,10 +242,11 @@ impl<'c> Relay<'c> {
 
     /// The client has closed without a goodbye, or cannot be written to.
     async fn frontend_ended(&mut self) -> Ending {
-        if self.talk.is_busy() && !self.talk.terminated {
-            if let Err(error) = self.process.cancel().await {
-                tracing::warn!(%error, "cannot cancel the query of a client that vanished");
-            }
+        if self.talk.is_busy()
+            && !self.talk.terminated
+            && let Err(error) = self.process.cancel().await
+        {
+            tracing::warn!(%error, "cannot cancel the query of a client that vanished");
         }
         Ending::ClientLeft
     }
@@ -278,40 +272,25 @@ impl<'c> Relay<'c> {
             }
         };
         let quieten = poll_fn(|cx| {
-            let Relay {
-                frontend,
-                backend,
-                down,
-                talk,
-                ..
-            } = &mut *self;
+            let Relay { frontend, backend, down, talk, .. } = &mut *self;
             let moved = SCRATCH.with_borrow_mut(|scratch| {
                 let client = &mut frontend.stream;
                 down.poll(cx, backend, client, scratch, |header| talk.answer(header))
             });
-            let told = self.can_tell() && (!self.talk.is_busy() || self.talk.owed == 0);
-            if moved.is_ready() || told {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
+            let told = self.can_tell() && self.talk.owed == 0;
+            if moved.is_ready() || told { Poll::Ready(()) } else { Poll::Pending }
         });
         let _bounded = timeout(PATIENCE, async { tokio::join!(cancel, quieten) }).await;
     }
+}
 
-    /// Lets the database go: what the client sent last, a Terminate, and a close.
-    async fn say_goodbye(&mut self) {
-        let (at_boundary, terminated) = (self.up.counter.at_boundary(), self.talk.terminated);
-        let Relay { backend, up, .. } = self;
-        let goodbye = async {
-            poll_fn(|cx| up.poll_left(cx, backend)).await?;
-            if at_boundary && !terminated {
-                backend.write_all(&TERMINATE).await?;
-            }
-            backend.shutdown().await
-        };
-        let _best_effort = timeout(GOODBYE, goodbye).await;
+/// Lets the database go: what the client sent last, a Terminate, and a close.
+async fn say_goodbye(backend: &mut Stream, up: &mut Pipe, talk: &Talk) -> io::Result<()> {
+    poll_fn(|cx| up.poll_left(cx, backend)).await?;
+    if up.counter.at_boundary() && !talk.terminated {
+        backend.write_all(&TERMINATE).await?;
     }
+    backend.shutdown().await
 }
 
 impl Pipe {

@@ -145,11 +145,15 @@ const USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// # Errors
 /// Those of `setsockopt(2)`.
 pub(crate) fn tune(tcp: &TcpStream) -> io::Result<()> {
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL);
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
     let socket = SockRef::from(tcp);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// Whether it is this process or machine that has no more to give: ENOMEM, ENFILE, EMFILE,
+/// EADDRNOTAVAIL, ENOBUFS. Ours to mend, not the peer's.
+pub(crate) fn out_of_resources(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(12 | 23 | 24 | 99 | 105))
 }

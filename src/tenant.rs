@@ -29,14 +29,8 @@ impl TenantId {
         let (first, rest) = text.as_bytes().split_first().ok_or(TenantIdError)?;
         let accepted = text.len() <= MAX_LENGTH
             && alphanumeric(*first)
-            && rest
-                .iter()
-                .all(|b| alphanumeric(*b) || matches!(b, b'_' | b'-'));
-        if accepted {
-            Ok(TenantId(Arc::from(text)))
-        } else {
-            Err(TenantIdError)
-        }
+            && rest.iter().all(|b| alphanumeric(*b) || matches!(b, b'_' | b'-'));
+        if accepted { Ok(TenantId(Arc::from(text))) } else { Err(TenantIdError) }
     }
 
     /// The id as text.
@@ -119,10 +113,7 @@ impl FromStr for Access {
     type Err = AccessError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Access::ALL
-            .into_iter()
-            .find(|access| access.as_str() == text)
-            .ok_or(AccessError)
+        Access::ALL.into_iter().find(|access| access.as_str() == text).ok_or(AccessError)
     }
 }
 
@@ -171,12 +162,7 @@ mod tests {
 
     #[test]
     fn deserializing_goes_through_parse() {
-        assert_eq!(
-            serde_json::from_str::<TenantId>("\"acme\"")
-                .unwrap()
-                .as_str(),
-            "acme"
-        );
+        assert_eq!(serde_json::from_str::<TenantId>("\"acme\"").unwrap().as_str(), "acme");
         assert!(serde_json::from_str::<TenantId>("\"Acme\"").is_err());
         assert!(serde_json::from_str::<TenantId>("1").is_err());
     }

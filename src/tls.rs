@@ -118,9 +118,7 @@ impl TlsError {
 
 fn crypto() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    PROVIDER
-        .get_or_init(|| Arc::new(provider::default_provider()))
-        .clone()
+    PROVIDER.get_or_init(|| Arc::new(provider::default_provider())).clone()
 }
 
 /// What a listener shows: the chain (leaf first) and its key. Offers ALPN `postgresql`
@@ -131,23 +129,17 @@ pub fn server(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsEr
     let builder = ServerConfig::builder_with_provider(crypto())
         .with_safe_default_protocol_versions()
         .map_err(unsupported)?;
-    let mut config = builder
-        .with_no_client_auth()
-        .with_single_cert(chain, secret)
-        .map_err(|source| match source {
-            rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch {
-                certificate: certificate.into(),
-                key: key.into(),
-            },
-            rustls::Error::InvalidCertificate(_) => TlsError::BadCertificate {
-                path: certificate.into(),
-                source,
-            },
-            source => TlsError::BadKey {
-                path: key.into(),
-                source,
-            },
-        })?;
+    let mut config = builder.with_no_client_auth().with_single_cert(chain, secret).map_err(
+        |source| match source {
+            rustls::Error::InconsistentKeys(_) => {
+                TlsError::KeyMismatch { certificate: certificate.into(), key: key.into() }
+            }
+            rustls::Error::InvalidCertificate(_) => {
+                TlsError::BadCertificate { path: certificate.into(), source }
+            }
+            source => TlsError::BadKey { path: key.into(), source },
+        },
+    )?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config))
 }
@@ -159,19 +151,15 @@ pub fn client(mode: Mode, ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsErr
         .with_safe_default_protocol_versions()
         .map_err(unsupported)?;
     let webpki = |roots| {
-        WebPkiServerVerifier::builder_with_provider(roots, crypto())
-            .build()
-            .map_err(unsupported)
+        WebPkiServerVerifier::builder_with_provider(roots, crypto()).build().map_err(unsupported)
     };
     let verifier: Arc<dyn ServerCertVerifier> = match mode {
         Mode::Require => Arc::new(AnyCertificate(crypto())),
         Mode::VerifyCa => Arc::new(AnyName(webpki(roots(ca)?)?)),
         Mode::VerifyFull => webpki(roots(ca)?)?,
     };
-    let config = builder
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
+    let config =
+        builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
     Ok(Arc::new(config))
 }
 
@@ -183,11 +171,7 @@ fn unsupported(error: impl fmt::Display) -> TlsError {
 fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(pem).collect();
     let found = found.map_err(|_| TlsError::NotPem { path: path.into() })?;
-    if found.is_empty() {
-        Err(TlsError::NoCertificate { path: path.into() })
-    } else {
-        Ok(found)
-    }
+    if found.is_empty() { Err(TlsError::NoCertificate { path: path.into() }) } else { Ok(found) }
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
@@ -199,10 +183,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    std::fs::read(path).map_err(|source| TlsError::Unreadable {
-        path: path.into(),
-        source,
-    })
+    std::fs::read(path).map_err(|source| TlsError::Unreadable { path: path.into(), source })
 }
 
 fn roots(ca: Option<&Path>) -> Result<Arc<RootCertStore>, TlsError> {
@@ -224,10 +205,7 @@ fn trusted(path: &Path, pem: &[u8]) -> Result<Arc<RootCertStore>, TlsError> {
     for certificate in certificates(path, pem)? {
         store
             .add(certificate)
-            .map_err(|source| TlsError::BadCertificate {
-                path: path.into(),
-                source,
-            })?;
+            .map_err(|source| TlsError::BadCertificate { path: path.into(), source })?;
     }
     Ok(Arc::new(store))
 }
@@ -301,9 +279,7 @@ impl ServerCertVerifier for AnyName {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        match self
-            .0
-            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        match self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
         {
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },

@@ -167,12 +167,7 @@ pub struct Rejected {
 
 impl From<TokenError> for Rejected {
     fn from(error: TokenError) -> Rejected {
-        Rejected {
-            error,
-            verified: false,
-            subject: None,
-            token_id: None,
-        }
+        Rejected { error, verified: false, subject: None, token_id: None }
     }
 }
 
@@ -245,15 +240,9 @@ impl Verifier {
     pub fn new(issuers: Vec<Issuer>) -> Result<Verifier, IssuerError> {
         let mut known: HashMap<String, Issuer> = HashMap::with_capacity(issuers.len());
         for (index, mut issuer) in issuers.into_iter().enumerate() {
-            issuer.settle().map_err(|fault| IssuerError {
-                issuer: index,
-                fault,
-            })?;
+            issuer.settle().map_err(|fault| IssuerError { issuer: index, fault })?;
             if known.contains_key(&issuer.issuer) {
-                return Err(IssuerError {
-                    issuer: index,
-                    fault: IssuerFault::Duplicate,
-                });
+                return Err(IssuerError { issuer: index, fault: IssuerFault::Duplicate });
             }
             known.insert(issuer.issuer.clone(), issuer);
         }
@@ -283,11 +272,7 @@ impl Verifier {
         }
         let agreed = issuer.check_signature(token, key, header.algorithm)?;
         let verdict = rules::judge(&parts.payload, issuer, now);
-        let verdict = if agreed {
-            verdict
-        } else {
-            verdict.and(Err(TokenError::Malformed))
-        };
+        let verdict = if agreed { verdict } else { verdict.and(Err(TokenError::Malformed)) };
         verdict.map_err(|error| Rejected {
             error,
             verified: true,
@@ -316,11 +301,7 @@ impl Issuer {
             key.narrow(&self.algorithms);
         }
         self.keys.retain(|key| !key.algorithms().is_empty());
-        if self.keys.is_empty() {
-            Err(IssuerFault::NoKey)
-        } else {
-            Ok(())
-        }
+        if self.keys.is_empty() { Err(IssuerFault::NoKey) } else { Ok(()) }
     }
 
     /// A token without `kid` is only taken where there is no choice to make.

@@ -41,11 +41,7 @@ impl fmt::Display for FileError {
             write!(f, ": {field}")?;
         }
         // One line, whatever a file or the system put into the text.
-        write!(
-            f,
-            ": {}",
-            self.what.trim().replace(|c: char| c.is_control(), " ")
-        )
+        write!(f, ": {}", self.what.trim().replace(|c: char| c.is_control(), " "))
     }
 }
 
@@ -60,26 +56,15 @@ pub(crate) struct TomlFile {
 
 impl TomlFile {
     pub(crate) fn read(path: &Path) -> Result<TomlFile, FileError> {
-        let wrong = |what: String| FileError {
-            file: path.into(),
-            line: None,
-            field: None,
-            what,
-        };
+        let wrong = |what: String| FileError { file: path.into(), line: None, field: None, what };
         let bytes =
             std::fs::read(path).map_err(|error| wrong(format!("cannot read the file: {error}")))?;
         let text = String::from_utf8(bytes).map_err(|error| {
             let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
             let line = 1 + before.iter().filter(|b| **b == b'\n').count();
-            FileError {
-                line: Some(line),
-                ..wrong("not UTF-8; save the file as UTF-8".into())
-            }
+            FileError { line: Some(line), ..wrong("not UTF-8; save the file as UTF-8".into()) }
         })?;
-        Ok(TomlFile {
-            path: path.into(),
-            text,
-        })
+        Ok(TomlFile { path: path.into(), text })
     }
 
     /// The schema's part: syntax, unknown keys, missing keys, types.
@@ -121,14 +106,12 @@ impl TomlFile {
         for step in field.split(['.', '[']).filter(|step| !step.is_empty()) {
             let next = match here {
                 // The key's place, not the value's: a table's own can be elsewhere.
-                DeValue::Table(table) => table
-                    .get_key_value(step)
-                    .map(|(key, value)| (key.span(), value)),
+                DeValue::Table(table) => {
+                    table.get_key_value(step).map(|(key, value)| (key.span(), value))
+                }
                 DeValue::Array(array) => {
                     let index = step.trim_end_matches(']').parse::<usize>().ok();
-                    index
-                        .and_then(|i| array.get(i))
-                        .map(|value| (value.span(), value))
+                    index.and_then(|i| array.get(i)).map(|value| (value.span(), value))
                 }
                 _ => None,
             };
@@ -183,16 +166,10 @@ fn reword(message: &str) -> String {
         let unknown = quoted.next().unwrap_or_default();
         let known: Vec<&str> = quoted.collect();
         let hint = nearest(unknown, &known);
-        return format!(
-            "{unknown:?} is not known here{hint}; use one of: {}",
-            known.join(", ")
-        );
+        return format!("{unknown:?} is not known here{hint}; use one of: {}", known.join(", "));
     }
     if message.starts_with("missing field") {
-        return format!(
-            "the key {:?} is missing; add it",
-            quoted.next().unwrap_or_default()
-        );
+        return format!("the key {:?} is missing; add it", quoted.next().unwrap_or_default());
     }
     let Some((found, expected)) = message.rsplit_once(", expected ") else {
         return message.to_owned();
@@ -205,17 +182,12 @@ fn reword(message: &str) -> String {
         schema if schema.starts_with("struct ") => "a table",
         plain => plain,
     };
-    let found = found
-        .replace(": sequence", ": array")
-        .replace(": map", ": table");
+    let found = found.replace(": sequence", ": array").replace(": map", ": table");
     format!("{found}, expected {expected}")
 }
 
 fn nearest(unknown: &str, known: &[&str]) -> String {
-    let best = known
-        .iter()
-        .map(|name| (distance(unknown, name), name))
-        .min();
+    let best = known.iter().map(|name| (distance(unknown, name), name)).min();
     match best {
         Some((typos, name)) if typos < TYPO_DISTANCE && typos < name.len() => {
             format!(" (did you mean {name:?}?)")
@@ -263,10 +235,7 @@ mod tests {
     fn typing_errors_are_near() {
         assert_eq!(distance("listner", "listener"), 1);
         assert_eq!(distance("", "abc"), 3);
-        assert_eq!(
-            nearest("timeot", &["address", "timeout"]),
-            " (did you mean \"timeout\"?)"
-        );
+        assert_eq!(nearest("timeot", &["address", "timeout"]), " (did you mean \"timeout\"?)");
         assert_eq!(nearest("zzz", &["address", "timeout"]), "");
     }
 }

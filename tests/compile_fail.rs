@@ -62,12 +62,7 @@ impl Copy {
         }
         let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("Cargo.toml");
         fs::write(package.join("Cargo.toml"), alone(&manifest)).expect("Cargo.toml");
-        Copy {
-            phase,
-            package,
-            target,
-            release: built.ends_with("release"),
-        }
+        Copy { phase, package, target, release: built.ends_with("release") }
     }
 
     /// Appends each shortcut to its module; answers with the errors that this must lead to.

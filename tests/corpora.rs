@@ -13,9 +13,7 @@ const LEAST: usize = 15;
 
 /// Runs a target over each file of its corpus, and over each with its end cut off.
 fn replay(corpus: &str, target: fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fuzz/corpus")
-        .join(corpus);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(corpus);
     let mut replayed = 0;
     for entry in fs::read_dir(&folder).expect("a corpus") {
         let path = entry.expect("a file of the corpus").path();
@@ -58,11 +56,7 @@ fn the_good_tokens_of_the_corpus_are_verified_and_the_others_are_not() {
     let mut good = 0;
     for entry in fs::read_dir(folder).expect("a corpus") {
         let path = entry.expect("a file of the corpus").path();
-        let name = path
-            .file_name()
-            .expect("a name")
-            .to_string_lossy()
-            .into_owned();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
         let bytes = fs::read(&path).expect("a file of the corpus");
         let expected = name.starts_with("good") || GOOD.contains(&name.as_str());
         assert_eq!(targets::is_verified(&bytes), expected, "{name}");

@@ -38,10 +38,7 @@ fn made() -> &'static [(&'static str, String)] {
         let signer = KeyPair::generate().unwrap();
         vec![
             ("pgsilo.toml", include_str!("../config/pgsilo.toml").into()),
-            (
-                "tenants.toml",
-                include_str!("../config/tenants.toml").into(),
-            ),
+            ("tenants.toml", include_str!("../config/tenants.toml").into()),
             ("server.crt", leaf.pem() + &ca.pem()),
             ("server.key", key.serialize_pem()),
             ("other.key", KeyPair::generate().unwrap().serialize_pem()),
@@ -51,18 +48,9 @@ fn made() -> &'static [(&'static str, String)] {
             ("bao-token", "s.token\n".into()),
             ("issuer.pem", signer.public_key_pem()),
             ("jwks.json", jwks(&signer, "2026-01", "")),
-            (
-                "twice.json",
-                jwks(&signer, "a", &(jwk(&signer, "a", "") + ",")),
-            ),
-            (
-                "private.json",
-                jwks(&signer, "a", r#"{"kty":"EC","d":"AA"},"#),
-            ),
-            (
-                "symmetric.json",
-                r#"{"keys":[{"kty":"oct","k":"AA"}]}"#.into(),
-            ),
+            ("twice.json", jwks(&signer, "a", &(jwk(&signer, "a", "") + ","))),
+            ("private.json", jwks(&signer, "a", r#"{"kty":"EC","d":"AA"},"#)),
+            ("symmetric.json", r#"{"keys":[{"kty":"oct","k":"AA"}]}"#.into()),
             ("empty", String::new()),
         ]
     })
@@ -75,10 +63,7 @@ fn jwk(key: &KeyPair, kid: &str, more: &str) -> String {
 }
 
 fn jwks(key: &KeyPair, kid: &str, before: &str) -> String {
-    format!(
-        r#"{{"keys":[{before}{}]}}"#,
-        jwk(key, kid, r#","use":"sig""#)
-    )
+    format!(r#"{{"keys":[{before}{}]}}"#, jwk(key, kid, r#","use":"sig""#))
 }
 
 fn base64url(bytes: &[u8]) -> String {
@@ -112,10 +97,7 @@ impl Folder {
     /// Edits whichever example holds `from`, which must be there exactly once.
     fn edit(&self, from: &str, to: &str) {
         let names = ["pgsilo.toml", "tenants.toml"];
-        let found: Vec<_> = names
-            .iter()
-            .filter(|name| self.read(name).contains(from))
-            .collect();
+        let found: Vec<_> = names.iter().filter(|name| self.read(name).contains(from)).collect();
         assert_eq!(found.len(), 1, "{from:?} must be in one example");
         let text = self.read(found[0]);
         assert_eq!(text.matches(from).count(), 1, "{from:?} must be there once");
@@ -142,14 +124,8 @@ fn the_examples_load_and_mean_what_they_say() {
     let folder = Folder::new();
     let config = folder.load().unwrap();
     assert_eq!(config.warnings, Vec::<String>::new());
-    let [
-        Listener::Tcp {
-            address,
-            tls: Some(_),
-            require_tls: true,
-        },
-        Listener::Unix { path, mode },
-    ] = config.listeners.as_slice()
+    let [Listener::Tcp { address, tls: Some(_), require_tls: true }, Listener::Unix { path, mode }] =
+        config.listeners.as_slice()
     else {
         panic!("{:?}", config.listeners);
     };
@@ -161,17 +137,8 @@ fn the_examples_load_and_mean_what_they_say() {
     assert_eq!(config.regions, None);
     assert_eq!(config.openbao.address, "https://127.0.0.1:8200");
     assert!(config.openbao.ca.is_none());
-    let Auth::AppRole {
-        role_id,
-        secret_id_file,
-    } = &config.openbao.auth
-    else {
-        panic!()
-    };
-    assert_eq!(
-        (role_id.as_str(), secret_id_file),
-        ("pgsilo", &folder.0.join("secret-id"))
-    );
+    let Auth::AppRole { role_id, secret_id_file } = &config.openbao.auth else { panic!() };
+    assert_eq!((role_id.as_str(), secret_id_file), ("pgsilo", &folder.0.join("secret-id")));
     assert_eq!(config.openbao.timeout, Duration::from_secs(5));
     assert_eq!(config.limits.max_sessions_per_tenant, Some(500));
     assert_eq!(config.limits.max_connections_per_address, None);
@@ -184,20 +151,8 @@ fn the_examples_load_and_mean_what_they_say() {
     assert_eq!(tenants.len(), 2);
     let acme = tenants.tenant(&TenantId::parse("acme").unwrap()).unwrap();
     assert_eq!(acme.state(), State::Active);
-    assert_eq!(
-        acme.placement().host,
-        Host::Tcp {
-            host: "db1.internal".into(),
-            port: 5432
-        }
-    );
-    assert!(matches!(
-        acme.placement().tls,
-        PlacementTls::Enabled {
-            server_name: None,
-            ..
-        }
-    ));
+    assert_eq!(acme.placement().host, Host::Tcp { host: "db1.internal".into(), port: 5432 });
+    assert!(matches!(acme.placement().tls, PlacementTls::Enabled { server_name: None, .. }));
     assert_eq!(acme.placement().region.as_deref(), Some("eu-central"));
     assert_eq!(acme.lease().role(Access::ReadOnly), Some("tenant-acme-ro"));
     assert_eq!(acme.lease().role(Access::Migrate), None);
@@ -222,23 +177,15 @@ fn what_is_left_out_is_what_the_example_says() {
         "max_concurrent",
         "mode",
     ];
-    let kept = kept
-        .lines()
-        .filter(|line| !optional.iter().any(|key| line.starts_with(key)));
+    let kept = kept.lines().filter(|line| !optional.iter().any(|key| line.starts_with(key)));
     folder.write("pgsilo.toml", kept.collect::<Vec<_>>().join("\n"));
     let short = folder.load().unwrap();
     assert_eq!(short.limits, full.limits);
     assert_eq!(short.log, full.log);
     assert_eq!(short.cores, full.cores);
     assert_eq!(short.openbao.timeout, full.openbao.timeout);
-    assert_eq!(
-        short.openbao.max_concurrent_requests,
-        full.openbao.max_concurrent_requests
-    );
-    assert_eq!(
-        format!("{:?}", short.listeners[1]),
-        format!("{:?}", full.listeners[1])
-    );
+    assert_eq!(short.openbao.max_concurrent_requests, full.openbao.max_concurrent_requests);
+    assert_eq!(format!("{:?}", short.listeners[1]), format!("{:?}", full.listeners[1]));
     let settings = |config: &Config| {
         let text = format!("{:?}", config.verifier);
         text[text.find("tenant_claim").unwrap()..].to_owned()
@@ -255,15 +202,9 @@ fn the_commented_alternatives_load_too() {
         vec![
             ("jwks = \"jwks.json\"", ""),
             ("# keys = [", "keys = ["),
-            (
-                "tenant_claim = \"tenant\"",
-                "tenant_claim = \"/app/tenants\"",
-            ),
+            ("tenant_claim = \"tenant\"", "tenant_claim = \"/app/tenants\""),
         ],
-        vec![
-            ("# max_staleness", "max_staleness"),
-            ("# regions", "regions"),
-        ],
+        vec![("# max_staleness", "max_staleness"), ("# regions", "regions")],
         vec![("# ca = \"openbao", "ca = \"openbao")],
         vec![
             ("auth = { approle", "# auth = { approle"),
@@ -274,10 +215,7 @@ fn the_commented_alternatives_load_too() {
             ("# tls = { server_name", "tls = { server_name"),
             ("# auth = [\"scram", "auth = [\"scram"),
         ],
-        vec![(
-            "mode = \"verify-full\", ca = \"db-ca.crt\"",
-            "mode = \"disable\"",
-        )],
+        vec![("mode = \"verify-full\", ca = \"db-ca.crt\"", "mode = \"disable\"")],
         vec![("https://127.0.0.1:8200", "http://[::1]:8200/")],
     ];
     for edits in alternatives {
@@ -285,9 +223,7 @@ fn the_commented_alternatives_load_too() {
         for (from, to) in &edits {
             folder.edit(from, to);
         }
-        let config = folder
-            .load()
-            .unwrap_or_else(|error| panic!("{edits:?}: {error}"));
+        let config = folder.load().unwrap_or_else(|error| panic!("{edits:?}: {error}"));
         assert_eq!(config.warnings, Vec::<String>::new());
         assert!(!config.openbao.address.ends_with('/'));
     }
@@ -299,14 +235,9 @@ fn every_mistake_has_its_line() {
     for (from, to, expected) in MISTAKES {
         let folder = Folder::new();
         folder.edit(from, to);
-        let error = folder
-            .load()
-            .map(|_| "it loads".to_owned())
-            .unwrap_or_else(|error| error);
+        let error = folder.load().map(|_| "it loads".to_owned()).unwrap_or_else(|error| error);
         if error != *expected {
-            wrong.push_str(&format!(
-                "{from} -> {to}\n  got      {error}\n  expected {expected}\n"
-            ));
+            wrong.push_str(&format!("{from} -> {to}\n  got      {error}\n  expected {expected}\n"));
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
@@ -318,14 +249,10 @@ fn what_is_unwise_is_said() {
     for (from, to, expected) in WARNINGS {
         let folder = Folder::new();
         folder.edit(from, to);
-        let config = folder
-            .load()
-            .unwrap_or_else(|error| panic!("{from} -> {to}: {error}"));
+        let config = folder.load().unwrap_or_else(|error| panic!("{from} -> {to}: {error}"));
         let said = folder.bare(&config.warnings.join(" | "));
         if said != *expected {
-            wrong.push_str(&format!(
-                "{from} -> {to}\n  got      {said}\n  expected {expected}\n"
-            ));
+            wrong.push_str(&format!("{from} -> {to}\n  got      {said}\n  expected {expected}\n"));
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
@@ -338,13 +265,8 @@ fn a_secret_that_everybody_can_read_is_said() {
         let open = std::fs::Permissions::from_mode(0o644);
         std::fs::set_permissions(folder.0.join(name), open).unwrap();
     }
-    let said: Vec<_> = folder
-        .load()
-        .unwrap()
-        .warnings
-        .iter()
-        .map(|line| folder.bare(line))
-        .collect();
+    let said: Vec<_> =
+        folder.load().unwrap().warnings.iter().map(|line| folder.bare(line)).collect();
     assert_eq!(
         said,
         [
@@ -358,13 +280,8 @@ fn a_secret_that_everybody_can_read_is_said() {
 fn files_that_are_no_text_are_said() {
     let folder = Folder::new();
     folder.write("pgsilo.toml", b"# fine\n# \xff\n");
-    assert_eq!(
-        folder.load().unwrap_err(),
-        "pgsilo.toml:2: not UTF-8; save the file as UTF-8"
-    );
-    let missing = Config::load(&folder.0.join("missing.toml"))
-        .unwrap_err()
-        .to_string();
+    assert_eq!(folder.load().unwrap_err(), "pgsilo.toml:2: not UTF-8; save the file as UTF-8");
+    let missing = Config::load(&folder.0.join("missing.toml")).unwrap_err().to_string();
     assert_eq!(
         folder.bare(&missing),
         "missing.toml: cannot read the file: No such file or directory (os error 2)"

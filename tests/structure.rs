@@ -28,15 +28,10 @@ fn holds(rule: Rule, planted: &[(&str, &str)]) {
         let mut sources = sources.clone();
         match sources.iter_mut().find(|source| source.path == *path) {
             Some(source) => source.text.insert_str(0, &format!("{line}\n")),
-            None => sources.push(Source {
-                path: (*path).to_owned(),
-                text: format!("//! Planted.\n{line}\n"),
-            }),
+            None => sources
+                .push(Source { path: (*path).to_owned(), text: format!("//! Planted.\n{line}\n") }),
         }
-        assert!(
-            !rule(&sources).is_empty(),
-            "not noticed: {line:?} in {path}"
-        );
+        assert!(!rule(&sources).is_empty(), "not noticed: {line:?} in {path}");
     }
     // What is only said, quoted or tested is not done.
     for (path, line) in planted {
@@ -47,9 +42,7 @@ fn holds(rule: Rule, planted: &[(&str, &str)]) {
         if line.starts_with("//") || line.starts_with('#') {
             continue;
         }
-        source
-            .text
-            .insert_str(0, &format!("//! {}\n", line.replace('\n', "\n//! ")));
+        source.text.insert_str(0, &format!("//! {}\n", line.replace('\n', "\n//! ")));
         assert_eq!(rule(&sources), Vec::<String>::new(), "a comment: {line:?}");
     }
 }
@@ -60,10 +53,7 @@ fn wire_knows_neither_io_nor_anything_of_ours() {
         rules::wire_is_alone,
         &[
             ("src/wire/frame.rs", "use tokio::io::AsyncRead;"),
-            (
-                "src/wire/message.rs",
-                "fn f() { ::tokio::spawn(async {}); }",
-            ),
+            ("src/wire/message.rs", "fn f() { ::tokio::spawn(async {}); }"),
             ("src/wire/startup.rs", "use crate::tenant::TenantId;"),
             ("src/wire.rs", "use super::secret::Secret;"),
             ("src/wire/new.rs", "use std::net::TcpStream;"),
@@ -98,22 +88,15 @@ fn a_stage_imports_only_earlier_ones() {
     holds(
         rules::stages_in_order,
         &[
-            (
-                "src/session/started.rs",
-                "use super::identified::Identified;",
-            ),
+            ("src/session/started.rs", "use super::identified::Identified;"),
             ("src/session/accepted.rs", "use crate::session::Spliced;"),
-            (
-                "src/session/leased.rs",
-                "fn f(a: super::attached::Attached<'_>) {}",
-            ),
+            ("src/session/leased.rs", "fn f(a: super::attached::Attached<'_>) {}"),
             ("src/session/client.rs", "use super::accepted::Accepted;"),
             ("src/session/client.rs", "use super::secured::Secured;"),
             ("src/session/cancelling.rs", "use super::routed::Routed;"),
-            (
-                "src/session/routed.rs",
-                "use super::cancelling::Cancelling;",
-            ),
+            ("src/session/routed.rs", "use super::cancelling::Cancelling;"),
+            ("src/session/authority.rs", "use super::attached::Held;"),
+            ("src/session/leased.rs", "use super::authority::Authority;"),
             ("src/session/new.rs", "use std::fmt;"),
         ],
     );
@@ -124,26 +107,11 @@ fn a_stage_has_one_constructor_that_takes_its_predecessor_by_value() {
     holds(
         rules::one_constructor,
         &[
-            (
-                "src/session/routed.rs",
-                "fn again<'c>() -> Routed<'c> { panic!() }",
-            ),
-            (
-                "src/session/leased.rs",
-                "fn other() -> Result<Leased<'static>, Stop> { panic!() }",
-            ),
-            (
-                "src/session/attached.rs",
-                "impl Default for Attached<'_> {}",
-            ),
-            (
-                "src/session/attached.rs",
-                "impl<'c> From<Leased<'c>> for Attached<'c> {}",
-            ),
-            (
-                "src/session/spliced.rs",
-                "#[derive(Clone)] pub struct Spliced<'c> {}",
-            ),
+            ("src/session/routed.rs", "fn again<'c>() -> Routed<'c> { panic!() }"),
+            ("src/session/leased.rs", "fn other() -> Result<Leased<'static>, Stop> { panic!() }"),
+            ("src/session/attached.rs", "impl Default for Attached<'_> {}"),
+            ("src/session/attached.rs", "impl<'c> From<Leased<'c>> for Attached<'c> {}"),
+            ("src/session/spliced.rs", "#[derive(Clone)] pub struct Spliced<'c> {}"),
         ],
     );
 }
@@ -156,10 +124,7 @@ fn the_library_knows_nothing_of_the_programs() {
             ("src/config.rs", "use anyhow::Result;"),
             ("src/lease.rs", "fn f() { rcgen::generate(); }"),
             ("src/tls.rs", "use tokio_postgres::Client;"),
-            (
-                "src/server.rs",
-                "#[path = \"bin/pgsiloctl/say.rs\"] mod say;",
-            ),
+            ("src/server.rs", "#[path = \"bin/pgsiloctl/say.rs\"] mod say;"),
             ("src/server.rs", "include!(\"main.rs\");"),
         ],
     );
@@ -171,19 +136,13 @@ fn sockets_are_connected_and_bound_in_one_place_each() {
         rules::sockets,
         &[
             ("src/splice.rs", "fn f() { TcpStream::connect(a); }"),
-            (
-                "src/lease.rs",
-                "fn f() { tokio::net::UnixStream::connect(a); }",
-            ),
+            ("src/lease.rs", "fn f() { tokio::net::UnixStream::connect(a); }"),
             ("src/backend.rs", "fn f() { TcpStream::connect(a); }"),
             ("src/cancel.rs", "use tokio::net::TcpStream as T;"),
             ("src/session/leased.rs", "fn f() { TcpSocket::new_v4(); }"),
             ("src/admin.rs", "fn f() { TcpListener::bind(a); }"),
             ("src/session/client.rs", "use reqwest::Client;"),
-            (
-                "src/registry.rs",
-                "fn f() { std::net::TcpStream::connect_timeout(a, b); }",
-            ),
+            ("src/registry.rs", "fn f() { std::net::TcpStream::connect_timeout(a, b); }"),
             ("src/registry.rs", "use std::net::UdpSocket;"),
         ],
     );
@@ -221,24 +180,12 @@ fn what_happens_once_in_the_chain_is_called_once() {
     holds(
         rules::called_once,
         &[
-            (
-                "src/session/routed.rs",
-                "fn f() { backend::dial(&routed); }",
-            ),
-            (
-                "src/session/attached.rs",
-                "fn f() { proxy.lessor.lease(a, b); }",
-            ),
+            ("src/session/routed.rs", "fn f() { backend::dial(&routed); }"),
+            ("src/session/attached.rs", "fn f() { proxy.lessor.lease(a, b); }"),
             ("src/server.rs", "fn f() { connection.log_in(a, b); }"),
             ("src/audit.rs", "fn f() { verifier.verify(a, b); }"),
-            (
-                "src/backend.rs",
-                "fn f() { Credential { username, password }; }",
-            ),
-            (
-                "src/server.rs",
-                "fn f() { message::authentication_ok(out); }",
-            ),
+            ("src/backend.rs", "fn f() { Credential { username, password }; }"),
+            ("src/server.rs", "fn f() { message::authentication_ok(out); }"),
             ("src/server.rs", "fn f() { frontend.send_last(a); }"),
         ],
     );
@@ -250,10 +197,7 @@ fn one_place_refuses() {
         rules::refuses_once,
         &[
             ("src/session.rs", "fn f() { refuse(client, refusal); }"),
-            (
-                "src/session/routed.rs",
-                "fn f() { super::refuse(client, refusal); }",
-            ),
+            ("src/session/routed.rs", "fn f() { super::refuse(client, refusal); }"),
             ("src/server/listen.rs", "use crate::session::refuse;"),
         ],
     );
@@ -264,10 +208,7 @@ fn every_file_says_what_it_is_for_and_ends_with_its_tests() {
     holds(
         rules::files_are_in_shape,
         &[
-            (
-                "src/new.rs",
-                "fn f() {}\n#[cfg(test)]\nmod tests {}\nfn g() {}",
-            ),
+            ("src/new.rs", "fn f() {}\n#[cfg(test)]\nmod tests {}\nfn g() {}"),
             ("src/splice.rs", "use std::fmt;"),
         ],
     );
@@ -278,15 +219,9 @@ fn every_metric_is_described_and_every_described_one_is_used() {
     holds(
         rules::metrics_are_described,
         &[
-            (
-                "src/audit.rs",
-                "fn f() { metrics::counter!(\"pgsilo_new_total\").increment(1); }",
-            ),
+            ("src/audit.rs", "fn f() { metrics::counter!(\"pgsilo_new_total\").increment(1); }"),
             ("src/audit.rs", "fn f() { gauge!(\"pgsilo_new\").set(1); }"),
-            (
-                "src/admin/metrics.rs",
-                "fn f() { describe_gauge!(\"pgsilo_new\", \"New\"); }",
-            ),
+            ("src/admin/metrics.rs", "fn f() { describe_gauge!(\"pgsilo_new\", \"New\"); }"),
         ],
     );
 }

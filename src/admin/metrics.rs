@@ -1,6 +1,8 @@
 //! The metrics: one recorder for the process, every name described, every label of the two
 //! tables there from the start at zero, so that an alert on a rate works from the first event.
 
+use std::time::Duration;
+
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
@@ -13,6 +15,8 @@ const SECONDS: [f64; 16] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
     5.0, 10.0,
 ];
+
+const TIDY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Installs the recorder of the process.
 pub(crate) fn install() -> Result<PrometheusHandle, String> {
@@ -39,6 +43,8 @@ pub(crate) fn install() -> Result<PrometheusHandle, String> {
         "pgsilo_dropped_total",
         "pgsilo_sessions_total",
         "pgsilo_leases_total",
+        "pgsilo_renewals_total",
+        "pgsilo_renewal_failures_total",
         "pgsilo_revocations_total",
         "pgsilo_revocation_failures_total",
         "pgsilo_openbao_renew_failures_total",
@@ -49,6 +55,16 @@ pub(crate) fn install() -> Result<PrometheusHandle, String> {
     gauge!("pgsilo_sessions_active").set(0);
     gauge!("pgsilo_revocations_pending").set(0);
     Ok(handle)
+}
+
+/// Folds the histograms' samples together now and then: without it they would pile up for as
+/// long as nobody scrapes.
+pub(crate) async fn tidy(handle: PrometheusHandle) {
+    let mut ticks = tokio::time::interval(TIDY_INTERVAL);
+    loop {
+        ticks.tick().await;
+        handle.run_upkeep();
+    }
 }
 
 /// Sets the gauges that are read off rather than counted.
@@ -74,21 +90,11 @@ fn describe() {
     describe_counter!("pgsilo_refusals_total", "Connections refused, by reason");
     describe_counter!("pgsilo_sessions_total", "Sessions that were spliced");
     describe_gauge!("pgsilo_sessions_active", "Sessions that run now");
-    describe_gauge!(
-        "pgsilo_handshakes_active",
-        "Connections that are logging in now"
-    );
+    describe_gauge!("pgsilo_handshakes_active", "Connections that are logging in now");
     describe_counter!("pgsilo_endings_total", "Sessions that ended, by ending");
-    describe_counter!(
-        "pgsilo_bytes_total",
-        Unit::Bytes,
-        "Bytes relayed, by direction"
-    );
+    describe_counter!("pgsilo_bytes_total", Unit::Bytes, "Bytes relayed, by direction");
     describe_counter!("pgsilo_cancel_requests_total", "Cancel requests, by result");
-    describe_counter!(
-        "pgsilo_tls_failures_total",
-        "TLS handshakes of clients that failed"
-    );
+    describe_counter!("pgsilo_tls_failures_total", "TLS handshakes of clients that failed");
     describe_histogram!(
         "pgsilo_stage_seconds",
         Unit::Seconds,
@@ -100,38 +106,22 @@ fn describe() {
         "Time that OpenBAO took for a credential"
     );
     describe_counter!("pgsilo_leases_total", "Credentials that OpenBAO granted");
+    describe_counter!("pgsilo_renewals_total", "Leases renewed");
+    describe_counter!("pgsilo_renewal_failures_total", "Renewals that failed, to be tried again");
     describe_counter!("pgsilo_revocations_total", "Leases revoked");
-    describe_counter!(
-        "pgsilo_revocation_failures_total",
-        "Revocations that had to be tried again"
-    );
-    describe_gauge!(
-        "pgsilo_revocations_pending",
-        "Leases that are being revoked now"
-    );
-    describe_gauge!(
-        "pgsilo_openbao_logged_in",
-        "Whether pgsilo has an OpenBAO token: 1 or 0"
-    );
-    describe_counter!(
-        "pgsilo_openbao_logins_total",
-        "Logins to OpenBAO, by result"
-    );
+    describe_counter!("pgsilo_revocation_failures_total", "Revocations that had to be tried again");
+    describe_gauge!("pgsilo_revocations_pending", "Leases that are being revoked now");
+    describe_gauge!("pgsilo_openbao_logged_in", "Whether pgsilo has an OpenBAO token: 1 or 0");
+    describe_counter!("pgsilo_openbao_logins_total", "Logins to OpenBAO, by result");
     describe_counter!(
         "pgsilo_openbao_renew_failures_total",
         "Renewals of pgsilo's own token that failed"
     );
-    describe_gauge!(
-        "pgsilo_registry_tenants",
-        "Tenants in the registry's snapshot"
-    );
+    describe_gauge!("pgsilo_registry_tenants", "Tenants in the registry's snapshot");
     describe_gauge!(
         "pgsilo_registry_stale_seconds",
         Unit::Seconds,
         "Time since the registry could first not be reloaded; 0 while it is fresh"
     );
-    describe_counter!(
-        "pgsilo_registry_reloads_total",
-        "Reloads of the registry, by result"
-    );
+    describe_counter!("pgsilo_registry_reloads_total", "Reloads of the registry, by result");
 }

@@ -69,6 +69,8 @@ pub(crate) enum BackendError {
     Scram(io::Error),
     #[error("the database said {sqlstate}: {text}")]
     Said { sqlstate: String, text: String },
+    #[error("the database refused a startup setting: {sqlstate}: {text}")]
+    Setting { sqlstate: String, text: String },
     #[error("the database has no seal; `ALTER DATABASE ... SET pgsilo.tenant = '{0}'` seals it")]
     Unsealed(TenantId),
     #[error("the database is sealed for tenant {found:?}, not for {expected}")]
@@ -95,11 +97,7 @@ impl Connection {
         self.authenticate(credential, &tenant).await?;
         let (process, mut greeting) = self.read_greeting().await?;
         self.check_seal(tenant.id(), &mut greeting).await?;
-        Ok(Attachment {
-            stream: self.stream,
-            process,
-            greeting,
-        })
+        Ok(Attachment { stream: self.stream, process, greeting })
     }
 
     async fn authenticate(
@@ -111,11 +109,8 @@ impl Connection {
         match self.read_authentication().await? {
             Authentication::Sasl(offered) => self.scram(credential, &offered).await?,
             Authentication::Md5Password(salt) if auth.md5 => {
-                let hash = md5_hash(
-                    credential.username.as_bytes(),
-                    credential.password.expose(),
-                    salt,
-                );
+                let hash =
+                    md5_hash(credential.username.as_bytes(), credential.password.expose(), salt);
                 self.send_password(hash.as_bytes()).await?;
             }
             Authentication::CleartextPassword if auth.password => {
@@ -146,17 +141,14 @@ impl Connection {
     ) -> Result<(), BackendError> {
         let offers = |name| offered.iter().any(|mechanism| mechanism == name);
         let (mechanism, binding) = match self.channel_binding() {
-            Some(hash) if offers(SCRAM_SHA_256_PLUS) => (
-                SCRAM_SHA_256_PLUS,
-                ChannelBinding::tls_server_end_point(hash),
-            ),
+            Some(hash) if offers(SCRAM_SHA_256_PLUS) => {
+                (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash))
+            }
             Some(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
             None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
         };
         if !offers(mechanism) {
-            return Err(BackendError::MethodRefused(
-                "a SASL mechanism other than SCRAM-SHA-256",
-            ));
+            return Err(BackendError::MethodRefused("a SASL mechanism other than SCRAM-SHA-256"));
         }
         let mut scram = ScramSha256::new(credential.password.expose(), binding);
         let mut first = mechanism.as_bytes().to_vec();
@@ -168,9 +160,8 @@ impl Connection {
         let Authentication::SaslContinue(challenge) = self.read_authentication().await? else {
             return Err(BackendError::Protocol("no SCRAM challenge"));
         };
-        let iterations = scram_iterations(&challenge).ok_or(BackendError::Protocol(
-            "a SCRAM challenge without iterations",
-        ))?;
+        let iterations = scram_iterations(&challenge)
+            .ok_or(BackendError::Protocol("a SCRAM challenge without iterations"))?;
         if iterations > MAX_SCRAM_ITERATIONS {
             return Err(BackendError::Iterations(iterations));
         }
@@ -192,17 +183,13 @@ impl Connection {
             match tag {
                 b'S' | b'N' => keep(&mut greeting, tag, &body)?,
                 b'K' => key = message::parse_backend_key_data(&body),
-                b'E' => return Err(ErrorFields::parse(&body).into()),
+                b'E' => return Err(refused_setting(ErrorFields::parse(&body))),
                 b'Z' => break,
                 _ => return Err(BackendError::Protocol("an unknown message during login")),
             }
         }
         let (pid, secret) = key.ok_or(BackendError::Protocol("no BackendKeyData"))?;
-        let process = Process {
-            pid,
-            secret,
-            redial: self.redial.clone(),
-        };
+        let process = Process { pid, secret, redial: self.redial.clone() };
         Ok((process, greeting))
     }
 
@@ -231,10 +218,7 @@ impl Connection {
         }
         match <[String; 1]>::try_from(seals) {
             Ok([found]) if found == tenant.as_str() => Ok(()),
-            Ok([found]) => Err(BackendError::SealBroken {
-                expected: tenant.clone(),
-                found,
-            }),
+            Ok([found]) => Err(BackendError::SealBroken { expected: tenant.clone(), found }),
             Err(_none) => Err(BackendError::Unsealed(tenant.clone())),
         }
     }
@@ -247,9 +231,7 @@ impl Connection {
                     .ok_or(BackendError::Protocol("a malformed authentication request")),
                 b'E' => Err(ErrorFields::parse(&body).into()),
                 b'N' => continue,
-                _ => Err(BackendError::Protocol(
-                    "not an answer that PostgreSQL gives to a login",
-                )),
+                _ => Err(BackendError::Protocol("not an answer that PostgreSQL gives to a login")),
             };
         }
     }
@@ -285,11 +267,19 @@ impl Connection {
     }
 }
 
+/// After the authentication PostgreSQL applies the client's settings, and says of one that is
+/// wrong: invalid_parameter_value, undefined_object or, of `options`, syntax_error
+/// (`process_startup_options` in `postinit.c`).
+fn refused_setting(ErrorFields { sqlstate, text }: ErrorFields) -> BackendError {
+    match sqlstate.as_str() {
+        "22023" | "42704" | "42601" => BackendError::Setting { sqlstate, text },
+        _ => BackendError::Said { sqlstate, text },
+    }
+}
+
 fn keep(greeting: &mut Vec<u8>, tag: u8, body: &[u8]) -> Result<(), BackendError> {
     if greeting.len() + body.len() > MAX_GREETING {
-        return Err(BackendError::Protocol(
-            "more parameters and notices than are believable",
-        ));
+        return Err(BackendError::Protocol("more parameters and notices than are believable"));
     }
     message::raw(greeting, tag, body);
     Ok(())
@@ -308,10 +298,7 @@ mod tests {
 
     #[test]
     fn iterations_are_read_from_the_challenge() {
-        assert_eq!(
-            scram_iterations(b"r=abc,s=QSXCR+Q6sek8bf92,i=4096"),
-            Some(4096)
-        );
+        assert_eq!(scram_iterations(b"r=abc,s=QSXCR+Q6sek8bf92,i=4096"), Some(4096));
         assert_eq!(scram_iterations(b"r=i=7,s=x,i=99999999999"), None);
         assert_eq!(scram_iterations(b"r=abc"), None);
     }

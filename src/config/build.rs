@@ -16,7 +16,7 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::raw::{Raw, RawFormat, RawLevel, RawLimits, RawLog, RawRuntime};
-use super::{Config, FileError, Limits, Listener, Log, LogFormat};
+use super::{Config, FileError, LeaseRules, Limits, Listener, Log, LogFormat};
 use crate::registry::Registry;
 use crate::token::MAX_TOKEN_BYTES;
 use crate::toml_file::TomlFile;
@@ -27,10 +27,7 @@ const MAX_CORES: usize = 1024;
 pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let file = TomlFile::read(path)?;
     let raw: Raw = file.parse()?;
-    let mut build = Build {
-        file: &file,
-        warnings: Vec::new(),
-    };
+    let mut build = Build { file: &file, warnings: Vec::new() };
     let listeners = build.listeners(raw.listener)?;
     let verifier = build.verifier(raw.issuer)?;
     let openbao = build.openbao(raw.openbao)?;
@@ -59,6 +56,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
         max_staleness: raw.registry.max_staleness.map(|staleness| staleness.0),
         regions,
         openbao,
+        lease: LeaseRules { grace: raw.lease.grace.0, end_at_expiry: raw.lease.end_at_expiry },
         limits,
         admin,
         log: log(&raw.log),
@@ -78,8 +76,7 @@ impl Build<'_> {
     }
 
     fn warn(&mut self, field: impl AsRef<str>, what: impl Display) {
-        self.warnings
-            .push(self.file.wrong(field.as_ref(), what).to_string());
+        self.warnings.push(self.file.wrong(field.as_ref(), what).to_string());
     }
 
     /// The file is read again at each login; that it cannot be read should be known now.
@@ -87,10 +84,7 @@ impl Build<'_> {
         let path = self.file.resolve(path);
         let secret = Zeroizing::new(self.read(field, &path)?);
         if secret.trim_ascii().is_empty() {
-            return self.wrong(
-                field,
-                format_args!("{path:?} is empty; it must hold the secret"),
-            );
+            return self.wrong(field, format_args!("{path:?} is empty; it must hold the secret"));
         }
         self.mind_readers(field, &path);
         Ok(path)
@@ -99,10 +93,7 @@ impl Build<'_> {
     fn mind_readers(&mut self, field: &str, path: &Path) {
         let mode = std::fs::metadata(path).map(|file| file.permissions().mode());
         if mode.is_ok_and(|mode| mode & 0o004 != 0) {
-            self.warn(
-                field,
-                format_args!("{path:?} can be read by every user; use chmod 600"),
-            );
+            self.warn(field, format_args!("{path:?} can be read by every user; use chmod 600"));
         }
     }
 
@@ -113,10 +104,8 @@ impl Build<'_> {
 
     fn limits(&self, raw: &RawLimits) -> Result<Limits, FileError> {
         if raw.login_timeout.0.is_zero() {
-            return self.wrong(
-                "limits.login_timeout",
-                "zero; a login needs some time, such as \"10s\"",
-            );
+            return self
+                .wrong("limits.login_timeout", "zero; a login needs some time, such as \"10s\"");
         }
         if raw.max_handshakes == 0 {
             return self.wrong("limits.max_handshakes", "zero; nobody could log in");
@@ -127,10 +116,7 @@ impl Build<'_> {
         if !(1..=MAX_TOKEN_BYTES).contains(&raw.max_token_bytes) {
             return self.wrong(
                 "limits.max_token_bytes",
-                format_args!(
-                    "{} is out of range; use 1 to {MAX_TOKEN_BYTES}",
-                    raw.max_token_bytes
-                ),
+                format_args!("{} is out of range; use 1 to {MAX_TOKEN_BYTES}", raw.max_token_bytes),
             );
         }
         let bound = |limit: usize| (limit > 0).then_some(limit);
@@ -149,10 +135,7 @@ impl Build<'_> {
     fn regions(&self, raw: Option<Vec<String>>) -> Result<Option<BTreeSet<String>>, FileError> {
         match raw {
             Some(regions) if regions.is_empty() || regions.iter().any(String::is_empty) => self
-                .wrong(
-                    "registry.regions",
-                    "empty; name each region, or leave the key out for any",
-                ),
+                .wrong("registry.regions", "empty; name each region, or leave the key out for any"),
             regions => Ok(regions.map(|regions| regions.into_iter().collect())),
         }
     }

@@ -19,6 +19,8 @@ pub(super) struct Raw {
     pub(super) registry: RawRegistry,
     pub(super) openbao: RawOpenbao,
     #[serde(default)]
+    pub(super) lease: RawLease,
+    #[serde(default)]
     pub(super) limits: RawLimits,
     pub(super) admin: Option<RawAdmin>,
     #[serde(default)]
@@ -128,6 +130,19 @@ pub(super) struct RawAuth {
 pub(super) struct RawAppRole {
     pub(super) role_id: String,
     pub(super) secret_id_file: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLease {
+    pub(super) grace: Text<Duration>,
+    pub(super) end_at_expiry: bool,
+}
+
+impl Default for RawLease {
+    fn default() -> RawLease {
+        RawLease { grace: Text(Duration::from_secs(30)), end_at_expiry: true }
+    }
 }
 
 #[derive(Deserialize)]

@@ -79,10 +79,7 @@ impl Spelled for FileMode {
     const SPELLING: &'static str = "a file mode such as \"0660\"";
 
     fn spelled(text: &str) -> Option<FileMode> {
-        let digits = text
-            .strip_prefix('0')
-            .filter(|rest| rest.len() == 3)
-            .unwrap_or(text);
+        let digits = text.strip_prefix('0').filter(|rest| rest.len() == 3).unwrap_or(text);
         let octal = digits.len() == 3 && digits.bytes().all(|b| matches!(b, b'0'..=b'7'));
         octal.then(|| u32::from_str_radix(digits, 8).ok().map(FileMode))?
     }
@@ -94,18 +91,10 @@ mod tests {
 
     #[test]
     fn durations_have_one_number_and_one_unit() {
-        for (text, millis) in [
-            ("500ms", 500),
-            ("10s", 10_000),
-            ("15m", 900_000),
-            ("2h", 7_200_000),
-            ("0s", 0),
-        ] {
-            assert_eq!(
-                Duration::spelled(text),
-                Some(Duration::from_millis(millis)),
-                "{text}"
-            );
+        for (text, millis) in
+            [("500ms", 500), ("10s", 10_000), ("15m", 900_000), ("2h", 7_200_000), ("0s", 0)]
+        {
+            assert_eq!(Duration::spelled(text), Some(Duration::from_millis(millis)), "{text}");
         }
         for bad in [
             "",
@@ -131,11 +120,7 @@ mod tests {
     #[test]
     fn modes_are_octal() {
         for (text, mode) in [("0660", 0o660), ("777", 0o777), ("0600", 0o600), ("000", 0)] {
-            assert_eq!(
-                FileMode::spelled(text).map(|mode| mode.0),
-                Some(mode),
-                "{text}"
-            );
+            assert_eq!(FileMode::spelled(text).map(|mode| mode.0), Some(mode), "{text}");
         }
         for bad in ["", "66", "0888", "0o660", "1777", "+660", "u+rw"] {
             assert!(FileMode::spelled(bad).is_none(), "{bad:?}");

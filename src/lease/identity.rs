@@ -31,21 +31,13 @@ pub(super) struct Identity {
 impl Identity {
     pub(super) fn new(openbao: Arc<OpenBao>, auth: &'static Auth) -> Identity {
         let token = RwLock::new(Err("the first login is under way".to_owned()));
-        Identity {
-            openbao,
-            auth,
-            token,
-            login: Mutex::new(()),
-        }
+        Identity { openbao, auth, token, login: Mutex::new(()) }
     }
 
     /// The token to present, or why there is none.
     pub(super) fn token(&self) -> Result<Secret, String> {
         let token = self.token.read().unwrap_or_else(PoisonError::into_inner);
-        token
-            .as_ref()
-            .map(|token| token.secret.clone())
-            .map_err(Clone::clone)
+        token.as_ref().map(|token| token.secret.clone()).map_err(Clone::clone)
     }
 
     fn set(&self, token: Result<BaoToken, String>) {
@@ -56,11 +48,7 @@ impl Identity {
     pub(super) async fn keep(self: Arc<Self>) {
         let mut retry = FIRST_RETRY;
         loop {
-            let known = self
-                .token
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone();
+            let known = self.token.read().unwrap_or_else(PoisonError::into_inner).clone();
             let Ok(token) = known else {
                 match self.log_in().await {
                     Ok(()) => retry = FIRST_RETRY,
@@ -101,18 +89,13 @@ impl Identity {
 
     async fn authenticate(&self) -> Result<BaoToken, OpenBaoError> {
         match self.auth {
-            Auth::AppRole {
-                role_id,
-                secret_id_file,
-            } => {
+            Auth::AppRole { role_id, secret_id_file } => {
                 let secret_id = read_line(secret_id_file).await?;
                 self.openbao.log_in_approle(role_id, &secret_id).await
             }
             Auth::TokenFile(path) => {
                 let token = read_line(path).await?;
-                self.openbao
-                    .look_up_self(Secret::new(token.as_bytes()))
-                    .await
+                self.openbao.look_up_self(Secret::new(token.as_bytes())).await
             }
         }
     }
@@ -128,20 +111,14 @@ impl Identity {
         match renewed {
             Ok(token) => self.set(Ok(token)),
             Err(OpenBaoError::Said { status: 403, words }) => {
-                tracing::warn!(
-                    words,
-                    "OpenBAO no longer knows pgsilo's token: logging in again"
-                );
+                tracing::warn!(words, "OpenBAO no longer knows pgsilo's token: logging in again");
                 self.set(Err("its token has died".to_owned()));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot renew pgsilo's OpenBAO token");
                 metrics::counter!("pgsilo_openbao_renew_failures_total").increment(1);
                 let ttl = token.ttl / 2;
-                self.set(Ok(BaoToken {
-                    ttl: ttl.max(Duration::from_secs(1)),
-                    ..token.clone()
-                }));
+                self.set(Ok(BaoToken { ttl: ttl.max(Duration::from_secs(1)), ..token.clone() }));
             }
         }
     }
@@ -180,10 +157,7 @@ fn pause(token: &BaoToken) -> Duration {
 }
 
 async fn read_line(path: &std::path::Path) -> Result<zeroize::Zeroizing<String>, OpenBaoError> {
-    let failed = |error| OpenBaoError::File {
-        path: path.to_owned(),
-        error,
-    };
+    let failed = |error| OpenBaoError::File { path: path.to_owned(), error };
     let text = zeroize::Zeroizing::new(tokio::fs::read_to_string(path).await.map_err(failed)?);
     Ok(zeroize::Zeroizing::new(text.trim().to_owned()))
 }
@@ -191,9 +165,9 @@ async fn read_line(path: &std::path::Path) -> Result<zeroize::Zeroizing<String>,
 /// What an operator can do about it.
 fn advice(error: &OpenBaoError) -> &'static str {
     match error {
-        OpenBaoError::Said {
-            status: 400 | 403, ..
-        } => "check the role id, the secret id or the token that [openbao] auth names",
+        OpenBaoError::Said { status: 400 | 403, .. } => {
+            "check the role id, the secret id or the token that [openbao] auth names"
+        }
         OpenBaoError::Said { status: 404, .. } => "is the auth method enabled there?",
         OpenBaoError::Said { status: 503, .. } => "unseal it",
         OpenBaoError::Said { .. } => "see its log",

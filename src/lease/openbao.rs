@@ -41,10 +41,7 @@ pub(crate) enum OpenBaoError {
     TooLong,
     /// A file of the login method.
     #[error("cannot read {path:?}: {error}")]
-    File {
-        path: PathBuf,
-        error: std::io::Error,
-    },
+    File { path: PathBuf, error: std::io::Error },
     /// The HTTP client cannot be made.
     #[error("the HTTP client cannot be set up: {0}")]
     Client(String),
@@ -63,6 +60,7 @@ pub(super) struct BaoToken {
 pub(super) struct Granted {
     pub(super) lease_id: String,
     pub(super) duration: Duration,
+    pub(super) renewable: bool,
     pub(super) username: String,
     pub(super) password: Secret,
 }
@@ -77,7 +75,16 @@ pub(super) struct OpenBao {
 struct CredsAnswer {
     lease_id: String,
     lease_duration: u64,
+    #[serde(default)]
+    renewable: bool,
     data: CredsData,
+}
+
+#[derive(Deserialize)]
+struct RenewAnswer {
+    lease_duration: u64,
+    #[serde(default)]
+    renewable: bool,
 }
 
 #[derive(Deserialize)]
@@ -130,10 +137,7 @@ impl OpenBao {
             builder = builder.tls_certs_only(Certificate::from_pem_bundle(pem).map_err(failed)?);
         }
         let http = builder.build().map_err(failed)?;
-        Ok(OpenBao {
-            http,
-            address: settings.address.clone(),
-        })
+        Ok(OpenBao { http, address: settings.address.clone() })
     }
 
     /// `GET {mount}/creds/{role}`: a fresh credential.
@@ -143,16 +147,30 @@ impl OpenBao {
         Ok(Granted {
             lease_id: answer.lease_id,
             duration: Duration::from_secs(answer.lease_duration),
+            renewable: answer.renewable,
             username: answer.data.username,
             password: answer.data.password,
         })
     }
 
+    /// `PUT sys/leases/renew`: how long the lease lives from now on, and whether it may be
+    /// renewed again. Past its maximum OpenBAO gives less than it gave before.
+    pub(super) async fn renew(
+        &self,
+        token: &Secret,
+        lease_id: &str,
+        increment: Duration,
+    ) -> Result<(Duration, bool), OpenBaoError> {
+        let body = json!({ "lease_id": lease_id, "increment": increment.as_secs() });
+        let body = self.request(Method::PUT, "sys/leases/renew", Some(token), Some(body)).await?;
+        let answer: RenewAnswer = parse(&body)?;
+        Ok((Duration::from_secs(answer.lease_duration), answer.renewable))
+    }
+
     /// `PUT sys/leases/revoke`, asynchronously: OpenBAO retries by itself until it works.
     pub(super) async fn revoke(&self, token: &Secret, lease_id: &str) -> Result<(), OpenBaoError> {
         let body = json!({ "lease_id": lease_id, "sync": false });
-        self.request(Method::PUT, "sys/leases/revoke", Some(token), Some(body))
-            .await?;
+        self.request(Method::PUT, "sys/leases/revoke", Some(token), Some(body)).await?;
         Ok(())
     }
 
@@ -163,18 +181,14 @@ impl OpenBao {
         secret_id: &str,
     ) -> Result<BaoToken, OpenBaoError> {
         let body = json!({ "role_id": role_id, "secret_id": secret_id });
-        let body = self
-            .request(Method::POST, "auth/approle/login", None, Some(body))
-            .await?;
+        let body = self.request(Method::POST, "auth/approle/login", None, Some(body)).await?;
         Ok(parse::<AuthAnswer>(&body)?.auth.into())
     }
 
     /// `POST auth/token/renew-self`.
     pub(super) async fn renew_self(&self, token: &Secret) -> Result<BaoToken, OpenBaoError> {
         let path = "auth/token/renew-self";
-        let body = self
-            .request(Method::POST, path, Some(token), Some(json!({})))
-            .await?;
+        let body = self.request(Method::POST, path, Some(token), Some(json!({}))).await?;
         Ok(parse::<AuthAnswer>(&body)?.auth.into())
     }
 
@@ -183,18 +197,13 @@ impl OpenBao {
         let path = "auth/token/lookup-self";
         let body = self.request(Method::GET, path, Some(&token), None).await?;
         let LookupData { ttl, renewable } = parse::<LookupAnswer>(&body)?.data;
-        Ok(BaoToken {
-            secret: token,
-            ttl: Duration::from_secs(ttl),
-            renewable,
-        })
+        Ok(BaoToken { secret: token, ttl: Duration::from_secs(ttl), renewable })
     }
 
     /// `POST auth/token/revoke-self`.
     pub(super) async fn revoke_self(&self, token: &Secret) -> Result<(), OpenBaoError> {
         let path = "auth/token/revoke-self";
-        self.request(Method::POST, path, Some(token), Some(json!({})))
-            .await?;
+        self.request(Method::POST, path, Some(token), Some(json!({}))).await?;
         Ok(())
     }
 
@@ -206,10 +215,7 @@ impl OpenBao {
         body: Option<serde_json::Value>,
     ) -> Result<Zeroizing<Vec<u8>>, OpenBaoError> {
         let url = format!("{}/v1/{path}", self.address);
-        let mut request = self
-            .http
-            .request(method, url)
-            .header("X-Vault-Request", "true");
+        let mut request = self.http.request(method, url).header("X-Vault-Request", "true");
         if let Some(token) = token {
             request = request.header("X-Vault-Token", header_value(token)?);
         }
@@ -269,21 +275,8 @@ fn transport(error: reqwest::Error) -> OpenBaoError {
 }
 
 fn said(status: StatusCode, body: &[u8]) -> OpenBaoError {
-    let errors = parse::<Errors>(body)
-        .map(|answer| answer.errors)
-        .unwrap_or_default();
-    let words = errors
-        .join("; ")
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ");
-    let words = words
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(MAX_WORDS)
-        .collect();
-    OpenBaoError::Said {
-        status: status.as_u16(),
-        words,
-    }
+    let errors = parse::<Errors>(body).map(|answer| answer.errors).unwrap_or_default();
+    let words = errors.join("; ").split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = words.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect();
+    OpenBaoError::Said { status: status.as_u16(), words }
 }

@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
-use tokio::time::{Instant, sleep};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::sleep;
 
 use super::identity::Identity;
+use super::keeper::LeaseEnd;
 use super::openbao::{OpenBao, OpenBaoError};
 
 const AT_ONCE: usize = 16;
@@ -23,15 +24,12 @@ const LAST_RETRY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Revocation {
     lease_id: String,
-    ends: Instant,
+    end: watch::Receiver<LeaseEnd>,
 }
 
 impl Revocation {
-    pub(super) fn new(lease_id: String, duration: Duration) -> Revocation {
-        Revocation {
-            lease_id,
-            ends: Instant::now() + duration,
-        }
+    pub(super) fn new(lease_id: String, end: watch::Receiver<LeaseEnd>) -> Revocation {
+        Revocation { lease_id, end }
     }
 }
 
@@ -97,7 +95,8 @@ impl Revoker {
 }
 
 impl Shared {
-    async fn revoke(&self, Revocation { lease_id, ends }: &Revocation) {
+    async fn revoke(&self, Revocation { lease_id, end }: &Revocation) {
+        let end = end.borrow().at;
         let mut retry = FIRST_RETRY;
         loop {
             let error = match self.try_once(lease_id).await {
@@ -110,7 +109,7 @@ impl Shared {
                 Err(error) => error,
             };
             metrics::counter!("pgsilo_revocation_failures_total").increment(1);
-            if Instant::now() + retry > *ends {
+            if end.remaining() < retry {
                 tracing::error!(%error, lease_id, "a lease was not revoked before its own end");
                 return;
             }

@@ -108,23 +108,16 @@ fn wrong<T>(field: &'static str, what: impl Into<String>) -> Result<T, Wrong> {
 pub(super) fn load(path: &Path) -> Result<Snapshot, FileError> {
     let file = TomlFile::read(path)?;
     let raw: RawRegistry = file.parse()?;
-    let mut reading = Reading {
-        file: &file,
-        clients: HashMap::new(),
-    };
+    let mut reading = Reading { file: &file, clients: HashMap::new() };
     let mut tenants = HashMap::with_capacity(raw.tenant.len());
     let mut ids: HashMap<TenantId, usize> = HashMap::with_capacity(raw.tenant.len());
     let mut places: HashMap<(Host, String), usize> = HashMap::with_capacity(raw.tenant.len());
     for (index, raw) in raw.tenant.into_iter().enumerate() {
         let blame =
             |field: &str, what: String| file.wrong(&format!("tenant[{index}].{field}"), what);
-        let tenant = reading
-            .tenant(raw)
-            .map_err(|Wrong(field, what)| blame(field, what))?;
+        let tenant = reading.tenant(raw).map_err(|Wrong(field, what)| blame(field, what))?;
         if let Some(first) = ids.insert(tenant.id.clone(), index) {
-            let line = file
-                .line_of(&format!("tenant[{first}].id"))
-                .unwrap_or_default();
+            let line = file.line_of(&format!("tenant[{first}].id")).unwrap_or_default();
             return Err(blame(
                 "id",
                 format!(
@@ -133,14 +126,10 @@ pub(super) fn load(path: &Path) -> Result<Snapshot, FileError> {
                 ),
             ));
         }
-        let place = (
-            comparable(&tenant.placement.host),
-            tenant.placement.dbname.clone(),
-        );
+        let place = (comparable(&tenant.placement.host), tenant.placement.dbname.clone());
         if let Some(first) = places.insert(place, index) {
-            let line = file
-                .line_of(&format!("tenant[{first}].placement.dbname"))
-                .unwrap_or_default();
+            let line =
+                file.line_of(&format!("tenant[{first}].placement.dbname")).unwrap_or_default();
             return Err(blame(
                 "placement.dbname",
                 format!(
@@ -157,10 +146,9 @@ pub(super) fn load(path: &Path) -> Result<Snapshot, FileError> {
 /// DNS does not look at case or at a final dot.
 fn comparable(host: &Host) -> Host {
     match host {
-        Host::Tcp { host, port } => Host::Tcp {
-            host: host.trim_end_matches('.').to_ascii_lowercase(),
-            port: *port,
-        },
+        Host::Tcp { host, port } => {
+            Host::Tcp { host: host.trim_end_matches('.').to_ascii_lowercase(), port: *port }
+        }
         Host::Unix(path) => Host::Unix(path.clone()),
     }
 }
@@ -199,10 +187,7 @@ impl Reading<'_> {
             );
         }
         if raw.region.as_ref().is_some_and(String::is_empty) {
-            return wrong(
-                "placement.region",
-                "empty; name the region or leave the key out",
-            );
+            return wrong("placement.region", "empty; name the region or leave the key out");
         }
         let mut auth = AuthMethods::default();
         for method in raw.auth.into_iter().flatten() {
@@ -223,13 +208,7 @@ impl Reading<'_> {
                 server_name: None,
             }))?,
         };
-        Ok(Placement {
-            host,
-            dbname: raw.dbname,
-            region: raw.region,
-            tls,
-            auth,
-        })
+        Ok(Placement { host, dbname: raw.dbname, region: raw.region, tls, auth })
     }
 
     fn tls(&mut self, raw: RawTls) -> Result<PlacementTls, Wrong> {
@@ -267,21 +246,14 @@ impl Reading<'_> {
         let config = match self.clients.get(&key) {
             Some(config) => config.clone(),
             None => {
-                let field = if key.1.is_some() {
-                    "placement.tls.ca"
-                } else {
-                    "placement.tls"
-                };
+                let field = if key.1.is_some() { "placement.tls.ca" } else { "placement.tls" };
                 let made = tls::client(mode, key.1.as_deref());
                 let made = made.map_err(|error| Wrong(field, error.to_string()))?;
                 self.clients.insert(key, made.clone());
                 made
             }
         };
-        Ok(PlacementTls::Enabled {
-            config,
-            server_name: raw.server_name,
-        })
+        Ok(PlacementTls::Enabled { config, server_name: raw.server_name })
     }
 }
 
@@ -289,10 +261,9 @@ fn host(host: Option<String>, port: Option<u16>, socket: Option<PathBuf>) -> Res
     match (host, socket) {
         (Some(_), Some(_)) => wrong("placement", "both host and socket; keep one"),
         (None, None) => wrong("placement", "neither host nor socket; add one"),
-        (None, Some(_)) if port.is_some() => wrong(
-            "placement.port",
-            "a socket has no port; it is part of the path",
-        ),
+        (None, Some(_)) if port.is_some() => {
+            wrong("placement.port", "a socket has no port; it is part of the path")
+        }
         (None, Some(path))
             if !path.is_absolute() || path.as_os_str().as_encoded_bytes().contains(&0) =>
         {
@@ -313,10 +284,7 @@ fn host(host: Option<String>, port: Option<u16>, socket: Option<PathBuf>) -> Res
                 );
             }
             match port.unwrap_or(5432) {
-                0 => wrong(
-                    "placement.port",
-                    "0 is not a port; PostgreSQL's is usually 5432",
-                ),
+                0 => wrong("placement.port", "0 is not a port; PostgreSQL's is usually 5432"),
                 port => Ok(Host::Tcp { host, port }),
             }
         }
@@ -331,11 +299,7 @@ fn lease(raw: RawLease) -> Result<LeaseRoles, Wrong> {
             format!("{mount:?} is not a mount path; use A-Z a-z 0-9 _ . - between single slashes"),
         );
     }
-    let RawRoles {
-        read_write,
-        read_only,
-        migrate,
-    } = raw.roles;
+    let RawRoles { read_write, read_only, migrate } = raw.roles;
     for (field, role) in [
         ("lease.roles.read-write", &read_write),
         ("lease.roles.read-only", &read_only),
@@ -344,21 +308,13 @@ fn lease(raw: RawLease) -> Result<LeaseRoles, Wrong> {
         if let Some(role) = role
             && !is_segment(role)
         {
-            return wrong(
-                field,
-                format!("{role:?} is not a role's name; use A-Z a-z 0-9 _ . -"),
-            );
+            return wrong(field, format!("{role:?} is not a role's name; use A-Z a-z 0-9 _ . -"));
         }
     }
     if read_write.is_none() && read_only.is_none() && migrate.is_none() {
         return wrong("lease.roles", "empty; name at least one role");
     }
-    Ok(LeaseRoles {
-        mount,
-        read_write,
-        read_only,
-        migrate,
-    })
+    Ok(LeaseRoles { mount, read_write, read_only, migrate })
 }
 
 /// These go into a URL's path, where `..` or an escape would reach another tenant's.

@@ -44,10 +44,7 @@ fn a_failed_reload_keeps_the_old_snapshot_and_tells_its_age() {
     registry.reload().unwrap_err();
     let first = registry.stale_for().unwrap();
     registry.reload().unwrap_err();
-    assert!(
-        registry.stale_for().unwrap() >= first,
-        "the first failure counts"
-    );
+    assert!(registry.stale_for().unwrap() >= first, "the first failure counts");
     assert!(Arc::ptr_eq(&before, &registry.snapshot()));
     assert!(!generation.has_changed().unwrap());
 
@@ -56,10 +53,7 @@ fn a_failed_reload_keeps_the_old_snapshot_and_tells_its_age() {
     assert_eq!(registry.stale_for(), None);
     assert_eq!(*generation.borrow(), 1);
     assert!(registry.snapshot().tenant(&id("globex")).is_some());
-    assert!(
-        before.tenant(&id("globex")).is_none(),
-        "a snapshot never changes"
-    );
+    assert!(before.tenant(&id("globex")).is_none(), "a snapshot never changes");
 }
 
 #[test]
@@ -72,11 +66,7 @@ fn an_entry_becomes_what_it_says() {
     assert_eq!(tenant.placement().auth, AuthMethods::default());
     assert_eq!(tenant.lease().mount, "database");
     assert_eq!(tenant.lease().role(Access::ReadOnly), Some("acme-ro"));
-    assert_eq!(
-        tenant.lease().role(Access::ReadWrite),
-        None,
-        "never another access"
-    );
+    assert_eq!(tenant.lease().role(Access::ReadWrite), None, "never another access");
     assert_eq!(registry.snapshot().tenants().count(), 1);
     assert!(registry.snapshot().tenant(&id("globex")).is_none());
 }
@@ -95,10 +85,7 @@ fn hosts_are_names_or_addresses() {
         ("10.0.0", false),
         ("host=evil", false),
     ] {
-        let file = File::new(
-            "hosts",
-            &entry("acme").replace("\"db\"", &format!("{host:?}")),
-        );
+        let file = File::new("hosts", &entry("acme").replace("\"db\"", &format!("{host:?}")));
         assert_eq!(Registry::open(&file.0).is_ok(), good, "{host:?}");
     }
 }
@@ -107,10 +94,7 @@ fn hosts_are_names_or_addresses() {
 fn an_empty_registry_must_be_written_down() {
     let file = File::new("empty", "");
     let error = Registry::open(&file.0).unwrap_err().to_string();
-    assert!(
-        error.ends_with("the key \"tenant\" is missing; add it"),
-        "{error}"
-    );
+    assert!(error.ends_with("the key \"tenant\" is missing; add it"), "{error}");
     std::fs::write(&file.0, "tenant = []\n").unwrap();
     assert!(Registry::open(&file.0).unwrap().snapshot().is_empty());
 }
@@ -127,12 +111,10 @@ fn many_tenants_share_their_tls_settings() {
     let snapshot = Registry::open(&file.0).unwrap().snapshot();
     println!("2000 tenants in {:?}", start.elapsed());
     assert_eq!(snapshot.len(), 2000);
-    let mut shared = snapshot
-        .tenants()
-        .map(|tenant| match &tenant.placement().tls {
-            PlacementTls::Enabled { config, .. } => Arc::as_ptr(config),
-            PlacementTls::Disable => unreachable!("all have TLS"),
-        });
+    let mut shared = snapshot.tenants().map(|tenant| match &tenant.placement().tls {
+        PlacementTls::Enabled { config, .. } => Arc::as_ptr(config),
+        PlacementTls::Disable => unreachable!("all have TLS"),
+    });
     let first = shared.next().unwrap();
     assert!(shared.all(|config| config == first));
 }

@@ -19,22 +19,25 @@ struct Core {
     connections: Arc<AtomicUsize>,
 }
 
+/// A connection of a core, counted until it ends, however it ends.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Cores {
     /// Starts `count` threads.
     pub(super) fn start(count: usize) -> io::Result<Cores> {
-        (0..count)
-            .map(Core::start)
-            .collect::<io::Result<_>>()
-            .map(Cores)
+        (0..count).map(Core::start).collect::<io::Result<_>>().map(Cores)
     }
 
     /// Hands a connection to the core that has the fewest. The queue needs no bound of its own:
     /// every arrival holds a permit.
     pub(super) fn hand_over(&self, arrival: Arrival) {
-        let least = self
-            .0
-            .iter()
-            .min_by_key(|core| core.connections.load(Ordering::Relaxed));
+        let least = self.0.iter().min_by_key(|core| core.connections.load(Ordering::Relaxed));
         if let Some(core) = least {
             core.connections.fetch_add(1, Ordering::Relaxed);
             // A core's loop ends only with the process.
@@ -48,25 +51,18 @@ impl Core {
         let (arrivals, mut queue) = mpsc::unbounded_channel::<Arrival>();
         let connections = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&connections);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        thread::Builder::new()
-            .name(format!("pgsilo-core-{number}"))
-            .spawn(move || {
-                runtime.block_on(async move {
-                    while let Some(arrival) = queue.recv().await {
-                        let count = Arc::clone(&count);
-                        tokio::spawn(async move {
-                            arrival.serve().await;
-                            count.fetch_sub(1, Ordering::Relaxed);
-                        });
-                    }
-                });
-            })?;
-        Ok(Core {
-            arrivals,
-            connections,
-        })
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        thread::Builder::new().name(format!("pgsilo-core-{number}")).spawn(move || {
+            runtime.block_on(async move {
+                while let Some(arrival) = queue.recv().await {
+                    let counted = Counted(Arc::clone(&count));
+                    tokio::spawn(async move {
+                        arrival.serve().await;
+                        drop(counted);
+                    });
+                }
+            });
+        })?;
+        Ok(Core { arrivals, connections })
     }
 }

@@ -18,7 +18,7 @@ use super::core::Cores;
 use crate::config::Listener;
 use crate::proxy::Proxy;
 use crate::session::{self, Client, Security};
-use crate::stream::{Stream, tune};
+use crate::stream::{Stream, out_of_resources, tune};
 
 /// Connections that the kernel may hold for us.
 const BACKLOG: u32 = 4096;
@@ -83,39 +83,24 @@ pub(super) fn bind_all(listeners: &[Listener]) -> Result<Vec<Bound>, ListenError
 
 /// Binds the address of the HTTP endpoints.
 pub(super) async fn bind_admin(address: SocketAddr) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| refused(address.to_string(), error))
+    TcpListener::bind(address).await.map_err(|error| refused(address.to_string(), error))
 }
 
 fn bind(listener: &Listener) -> Result<Bound, ListenError> {
     match listener {
-        Listener::Tcp {
-            address,
-            tls,
-            require_tls,
-        } => {
+        Listener::Tcp { address, tls, require_tls } => {
             let socket = bind_tcp(*address).map_err(|error| refused(address.to_string(), error))?;
             let security = match tls {
-                Some(tls) => Security::Tls {
-                    config: Arc::clone(tls),
-                    required: *require_tls,
-                },
+                Some(tls) => Security::Tls { config: Arc::clone(tls), required: *require_tls },
                 None => Security::Plaintext,
             };
-            Ok(Bound {
-                socket: Socket::Tcp(socket),
-                security: Box::leak(Box::new(security)),
-            })
+            Ok(Bound { socket: Socket::Tcp(socket), security: Box::leak(Box::new(security)) })
         }
         Listener::Unix { path, mode } => {
             let socket = bind_unix(path, *mode)
                 .map_err(|error| refused(path.display().to_string(), error))?;
             let socket = Socket::Unix(socket, SocketFile(path.clone()));
-            Ok(Bound {
-                socket,
-                security: &Security::Plaintext,
-            })
+            Ok(Bound { socket, security: &Security::Plaintext })
         }
     }
 }
@@ -135,7 +120,10 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
     if fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
         match unix::UnixStream::connect(path) {
             Ok(_living) => return Err(io::ErrorKind::AddrInUse.into()),
-            Err(_dead) => fs::remove_file(path)?,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path)?;
+            }
+            Err(error) => return Err(error),
         }
     }
     let listener = UnixListener::bind(path)?;
@@ -160,9 +148,9 @@ impl Bound {
     /// For the log.
     pub(super) fn name(&self) -> String {
         match &self.socket {
-            Socket::Tcp(tcp) => tcp
-                .local_addr()
-                .map_or_else(|error| error.to_string(), |a| a.to_string()),
+            Socket::Tcp(tcp) => {
+                tcp.local_addr().map_or_else(|error| error.to_string(), |a| a.to_string())
+            }
             Socket::Unix(_, SocketFile(path)) => path.display().to_string(),
         }
     }
@@ -178,9 +166,12 @@ impl Bound {
         loop {
             let (socket, address) = match self.accept().await {
                 Ok(accepted) => accepted,
+                Err(error) if !out_of_resources(&error) => {
+                    tracing::debug!(%error, "a connection was gone before it was accepted");
+                    continue;
+                }
                 Err(error) => {
-                    // EMFILE and its like pass when sessions end; ECONNABORTED has passed.
-                    tracing::warn!(%error, listener = self.name(), "cannot accept a connection");
+                    tracing::warn!(%error, listener = self.name(), "cannot accept connections");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
@@ -228,15 +219,7 @@ impl Bound {
 impl Arrival {
     /// Serves the connection on the core that this runs on.
     pub(super) async fn serve(self) {
-        let Arrival {
-            socket,
-            address,
-            security,
-            proxy,
-            handshake,
-            _refusal,
-            _tracked,
-        } = self;
+        let Arrival { socket, address, security, proxy, handshake, _refusal, _tracked } = self;
         let stream = match socket {
             Raw::Tcp(tcp) => TcpStream::from_std(tcp).map(Stream::Tcp),
             Raw::Unix(unix) => UnixStream::from_std(unix).map(Stream::Unix),

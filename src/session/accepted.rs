@@ -20,10 +20,7 @@ impl<'c> Accepted<'c> {
             return Err(Refusal::new(Reason::TooManyConnections, cause).into());
         }
         let Some(ip) = client.address else {
-            return Ok(Accepted {
-                client,
-                address: None,
-            });
+            return Ok(Accepted { client, address: None });
         };
         let Some(address) = client.proxy.addresses.count(&ip) else {
             let cause = "[limits] max_connections_per_address is reached";
@@ -31,10 +28,7 @@ impl<'c> Accepted<'c> {
                 .about(" from this address")
                 .into());
         };
-        Ok(Accepted {
-            client,
-            address: Some(address),
-        })
+        Ok(Accepted { client, address: Some(address) })
     }
 
     pub(super) fn client(&mut self) -> &mut Client {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::client::{Client, Stop};
 use super::leased::Leased;
-use super::routed::SessionPermits;
+use super::routed::{Admission, SessionPermits};
 use crate::cancel::CancelKey;
+use crate::clock::BootTime;
 use crate::lease::Lease;
 use crate::limits::TallyPermit;
 use crate::refusal::{Reason, Refusal};
@@ -28,9 +29,10 @@ pub struct Attached<'c> {
 pub(super) struct Held {
     pub(super) cancel_key: CancelKey,
     pub(super) tenant: Arc<Tenant>,
+    pub(super) token_expires: BootTime,
     pub(super) _permits: SessionPermits,
     pub(super) _address: Option<TallyPermit<IpAddr>>,
-    pub(super) _lease: Lease,
+    pub(super) lease: Lease,
 }
 
 impl<'c> Attached<'c> {
@@ -40,14 +42,11 @@ impl<'c> Attached<'c> {
         let login = connection.log_in(lease.credential(), routed.started().startup());
         let attachment = login.await.map_err(Refusal::from)?;
 
-        let (started, tenant, permits) = routed.into_parts();
+        let Admission { started, tenant, token_expires, permits } = routed.into_parts();
         let version = started.version();
         let (accepted, _startup) = started.into_parts();
         let (client, address) = accepted.into_parts();
-        let key = client
-            .proxy
-            .cancel_keys
-            .hand_out(attachment.process, version);
+        let key = client.proxy.cancel_keys.hand_out(attachment.process, version);
         let cancel_key = key.ok_or_else(|| Refusal::new(Reason::Internal, "no randomness"))?;
         client.trail.backend_pid = cancel_key.pid();
 
@@ -56,25 +55,12 @@ impl<'c> Attached<'c> {
         welcome.extend_from_slice(&attachment.greeting);
         message::backend_key_data(&mut welcome, cancel_key.pid(), cancel_key.secret());
         message::ready_for_query(&mut welcome);
-        client
-            .frontend
-            .send(&welcome)
-            .await
-            .map_err(|_lost| Stop::Left)?;
+        client.frontend.send(&welcome).await.map_err(|_lost| Stop::Left)?;
         client.handshake = None;
         client.reached("attached");
-        let held = Held {
-            cancel_key,
-            tenant,
-            _permits: permits,
-            _address: address,
-            _lease: lease,
-        };
-        Ok(Attached {
-            client,
-            held,
-            backend: attachment.stream,
-        })
+        let held =
+            Held { cancel_key, tenant, token_expires, _permits: permits, _address: address, lease };
+        Ok(Attached { client, held, backend: attachment.stream })
     }
 
     pub(super) fn into_parts(self) -> (&'c mut Client, Held, Stream) {

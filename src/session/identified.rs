@@ -22,11 +22,7 @@ impl<'c> Identified<'c> {
     pub(super) async fn identify(mut started: Started<'c>) -> Result<Identified<'c>, Stop> {
         let question = question(&started);
         let client = started.client();
-        client
-            .frontend
-            .send(&question)
-            .await
-            .map_err(|_lost| Stop::Left)?;
+        client.frontend.send(&question).await.map_err(|_lost| Stop::Left)?;
         // A token, and the NUL behind it.
         let max = client.proxy.limits().max_token_bytes + 1;
         let body = client.frontend.read_password(max).await?;

@@ -21,24 +21,13 @@ impl<'c> Leased<'c> {
         let lessor = &routed.client().proxy.lessor;
         let lease = async {
             let mount = &routed.tenant().lease().mount;
-            lessor
-                .lease(mount, routed.role())
-                .await
-                .map_err(Refusal::from)
+            lessor.lease(mount, routed.role()).await.map_err(Refusal::from)
         };
         let dial = async { backend::dial(&routed).await.map_err(Refusal::from) };
         let (lease, connection) = tokio::try_join!(lease, dial)?;
-        routed
-            .client()
-            .trail
-            .role
-            .clone_from(&lease.credential().username);
+        routed.client().trail.role.clone_from(&lease.credential().username);
         routed.client().reached("leased");
-        Ok(Leased {
-            routed,
-            lease,
-            connection,
-        })
+        Ok(Leased { routed, lease, connection })
     }
 
     pub(super) fn into_parts(self) -> (Routed<'c>, Lease, Connection) {

@@ -4,12 +4,14 @@
 //! token, or choose among the memberships that the token holds.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::client::{Client, Stop};
 use super::identified::Identified;
 use super::started::Started;
+use crate::clock::BootTime;
 use crate::limits::TallyPermit;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
@@ -24,7 +26,16 @@ pub struct Routed<'c> {
     tenant: Arc<Tenant>,
     /// OpenBAO's role for the tenant and the access that the claims grant.
     role: String,
+    token_expires: BootTime,
     permits: SessionPermits,
+}
+
+/// What is left of a `Routed` when its credential and its connection have been used.
+pub(super) struct Admission<'c> {
+    pub(super) started: Started<'c>,
+    pub(super) tenant: Arc<Tenant>,
+    pub(super) token_expires: BootTime,
+    pub(super) permits: SessionPermits,
 }
 
 /// A session's place among all sessions and among its tenant's.
@@ -49,17 +60,13 @@ impl<'c> Routed<'c> {
         let role = role(&tenant, identified.claims())?;
         let permits = take_permits(&id, proxy)?;
 
-        let (mut started, _claims) = identified.into_parts();
+        let (mut started, claims) = identified.into_parts();
+        let token_expires = expiry(&claims);
         let client = started.client();
         client.trail.placement = tenant.placement().to_string();
         client.trail.role.clone_from(&role);
         client.reached("routed");
-        Ok(Routed {
-            started,
-            tenant,
-            role,
-            permits,
-        })
+        Ok(Routed { started, tenant, role, token_expires, permits })
     }
 
     /// The tenant. Whoever can show a `Routed` may dial its placement.
@@ -79,9 +86,17 @@ impl<'c> Routed<'c> {
         self.started.client()
     }
 
-    pub(super) fn into_parts(self) -> (Started<'c>, Arc<Tenant>, SessionPermits) {
-        (self.started, self.tenant, self.permits)
+    pub(super) fn into_parts(self) -> Admission<'c> {
+        let Routed { started, tenant, token_expires, permits, role: _ } = self;
+        Admission { started, tenant, token_expires, permits }
     }
+}
+
+/// The token's end on the clock that authority is measured in: a clock that is set later
+/// neither lengthens nor shortens the session.
+fn expiry(claims: &Claims) -> BootTime {
+    let left = claims.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
+    BootTime::now() + left
 }
 
 fn refuse_if_stale(proxy: &Proxy) -> Result<(), Refusal> {
@@ -92,33 +107,22 @@ fn refuse_if_stale(proxy: &Proxy) -> Result<(), Refusal> {
     if stale <= max {
         return Ok(());
     }
-    let cause = format!(
-        "the registry could not be reloaded for {} s",
-        stale.as_secs()
-    );
+    let cause = format!("the registry could not be reloaded for {} s", stale.as_secs());
     Err(Refusal::new(Reason::RegistryStale, cause))
 }
 
 /// Which of the token's tenants is meant.
 fn choose(identified: &Identified<'_>, registry: &Snapshot) -> Result<TenantId, Refusal> {
     let startup = identified.started().startup();
-    let named = startup
-        .database()
-        .and_then(|name| std::str::from_utf8(name).ok());
+    let named = startup.database().and_then(|name| std::str::from_utf8(name).ok());
     let named_id = named.and_then(|name| TenantId::parse(name).ok());
     match (identified.claims().tenants(), named_id) {
-        ([], _) => Err(Refusal::new(
-            Reason::TenantUnresolved,
-            "no tenant in the token",
-        )),
+        ([], _) => Err(Refusal::new(Reason::TenantUnresolved, "no tenant in the token")),
         // The token pins the tenant. Another name is only a name, as an application may keep
         // the one that it has always used, unless it names another tenant: that is a
         // disagreement, and one of the two is wrong.
         ([only], Some(named)) if *only != named && registry.tenant(&named).is_some() => {
-            Err(Refusal::new(
-                Reason::TenantForbidden,
-                "the database named is another tenant's",
-            ))
+            Err(Refusal::new(Reason::TenantForbidden, "the database named is another tenant's"))
         }
         ([only], _) => Ok(only.clone()),
         (several, Some(named)) if several.contains(&named) => Ok(named),
@@ -126,15 +130,13 @@ fn choose(identified: &Identified<'_>, registry: &Snapshot) -> Result<TenantId, 
             let defaulted = named.is_none_or(|name| name.as_bytes() == startup.user());
             let cause = format!("the token names {} tenants", several.len());
             match named_id.is_some() && !defaulted {
-                true => Err(Refusal::new(
-                    Reason::TenantForbidden,
-                    format!("{cause}, not this one"),
-                )),
-                false => Err(Refusal::new(
-                    Reason::TenantUnresolved,
-                    format!("{cause}, none chosen"),
-                )
-                .hint("Name the tenant as the database.")),
+                true => {
+                    Err(Refusal::new(Reason::TenantForbidden, format!("{cause}, not this one")))
+                }
+                false => {
+                    Err(Refusal::new(Reason::TenantUnresolved, format!("{cause}, none chosen"))
+                        .hint("Name the tenant as the database."))
+                }
             }
         }
     }
@@ -152,44 +154,28 @@ fn refuse_unless_served(tenant: &Tenant, proxy: &Proxy) -> Result<(), Refusal> {
     };
     match &tenant.placement().region {
         Some(region) if regions.contains(region) => Ok(()),
-        Some(_other) => refuse(
-            Reason::ResidencyRefused,
-            "the placement's region is not served here",
-        ),
+        Some(_other) => {
+            refuse(Reason::ResidencyRefused, "the placement's region is not served here")
+        }
         None => refuse(Reason::ResidencyRefused, "the placement says no region"),
     }
 }
 
 fn role(tenant: &Tenant, claims: &Claims) -> Result<String, Refusal> {
     let access = claims.access();
-    tenant
-        .lease()
-        .role(access)
-        .map(str::to_owned)
-        .ok_or_else(|| {
-            let cause = format!("the registry has no role for {access} access");
-            Refusal::new(Reason::TenantForbidden, cause)
-        })
+    tenant.lease().role(access).map(str::to_owned).ok_or_else(|| {
+        let cause = format!("the registry has no role for {access} access");
+        Refusal::new(Reason::TenantForbidden, cause)
+    })
 }
 
 fn take_permits(id: &TenantId, proxy: &'static Proxy) -> Result<SessionPermits, Refusal> {
-    let all = Arc::clone(&proxy.sessions)
-        .try_acquire_owned()
-        .map_err(|_full| {
-            Refusal::new(
-                Reason::TooManyConnections,
-                "[limits] max_sessions is reached",
-            )
-        })?;
-    let tenant = proxy.tenants.count(id).ok_or_else(|| {
-        Refusal::new(
-            Reason::TooManyConnections,
-            "[limits] max_sessions_per_tenant is reached",
-        )
-        .about(format_args!(" for tenant \"{id}\""))
+    let all = Arc::clone(&proxy.sessions).try_acquire_owned().map_err(|_full| {
+        Refusal::new(Reason::TooManyConnections, "[limits] max_sessions is reached")
     })?;
-    Ok(SessionPermits {
-        _all: all,
-        _tenant: tenant,
-    })
+    let tenant = proxy.tenants.count(id).ok_or_else(|| {
+        Refusal::new(Reason::TooManyConnections, "[limits] max_sessions_per_tenant is reached")
+            .about(format_args!(" for tenant \"{id}\""))
+    })?;
+    Ok(SessionPermits { _all: all, _tenant: tenant })
 }

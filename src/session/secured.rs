@@ -67,12 +67,11 @@ impl<'c> Secured<'c> {
         };
         let client = accepted.client();
         client.trail.tls = client.frontend.stream.is_tls();
-        if let Request::Startup(_) = request {
-            if !client.trail.tls && client.security.requires_tls() {
-                return Err(Refusal::new(Reason::TlsRequired, "a session in clear")
-                    .hint("Connect with sslmode=require or stricter.")
-                    .into());
-            }
+        let wants_session = matches!(request, Request::Startup(_));
+        if wants_session && !client.trail.tls && client.security.requires_tls() {
+            return Err(Refusal::new(Reason::TlsRequired, "a session in clear")
+                .hint("Connect with sslmode=require or stricter.")
+                .into());
         }
         client.reached("secured");
         Ok(Secured { accepted, request })

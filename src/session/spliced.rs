@@ -1,12 +1,11 @@
 //! Spliced: bytes both ways until the ending.
 
 use super::attached::{Attached, Held};
+use super::authority::Authority;
 use super::client::Client;
 use crate::audit;
-use crate::ending::Ending;
 use crate::proxy::Proxy;
-use crate::registry::{State, Tenant};
-use crate::splice::{Order, Relay};
+use crate::splice::Relay;
 use crate::stream::Stream;
 use tokio::time::Instant;
 
@@ -22,36 +21,26 @@ impl<'c> Spliced<'c> {
     /// Joins the two connections.
     pub(super) fn splice(attached: Attached<'c>) -> Spliced<'c> {
         let (client, held, backend) = attached.into_parts();
-        Spliced {
-            client,
-            held,
-            backend,
-        }
+        Spliced { client, held, backend }
     }
 
     /// Relays until the session ends, then lets everything go that it held.
     pub(super) async fn run(self) {
-        let Spliced {
-            client,
-            held,
-            backend,
-        } = self;
+        let Spliced { client, held, backend } = self;
         let began = Instant::now();
         audit::started(&client.trail, client.seconds());
-        let Client {
-            frontend,
-            proxy,
-            trail,
-            ..
-        } = client;
+        let Client { frontend, proxy, trail, .. } = client;
         let proxy: &'static Proxy = proxy;
         metrics::counter!("pgsilo_sessions_total").increment(1);
         let active = Active::begin();
         let relay = Relay::new(frontend, backend, held.cancel_key.process().clone());
-        let order = order(proxy, &held.tenant);
-        let ending = relay
-            .run(order, proxy.limits().idle_timeout, trail.session)
-            .await;
+        let authority = Authority {
+            proxy,
+            tenant: &held.tenant,
+            lease_end: held.lease.end(),
+            token_expires: held.token_expires,
+        };
+        let ending = relay.run(&authority, proxy.limits().idle_timeout, trail.session).await;
         drop(active);
         metrics::counter!("pgsilo_endings_total", "ending" => ending.label()).increment(1);
         audit::ended(trail, ending, began.elapsed().as_secs_f64());
@@ -72,33 +61,5 @@ impl Active {
 impl Drop for Active {
     fn drop(&mut self) {
         metrics::gauge!("pgsilo_sessions_active").decrement(1);
-    }
-}
-
-/// Resolves when something other than its two ends says that the session must end.
-async fn order(proxy: &'static Proxy, tenant: &Tenant) -> Order {
-    tokio::select! {
-        by = proxy.drained() => Order { ending: Ending::Drained, by },
-        () = withdrawn(proxy, tenant) => {
-            Order { ending: Ending::TenantWithdrawn, by: Instant::now() }
-        }
-    }
-}
-
-/// Resolves when the registry no longer serves the tenant where this session is. A paused
-/// tenant keeps its sessions.
-async fn withdrawn(proxy: &'static Proxy, tenant: &Tenant) {
-    let mut changes = proxy.registry().subscribe();
-    loop {
-        let now = proxy.registry().snapshot().tenant(tenant.id());
-        let serves = now.is_some_and(|now| {
-            now.state() != State::Suspended && now.placement().is_same_database(tenant.placement())
-        });
-        if !serves {
-            return;
-        }
-        if changes.changed().await.is_err() {
-            std::future::pending().await
-        }
     }
 }

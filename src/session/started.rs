@@ -38,17 +38,14 @@ impl<'c> Started<'c> {
         let client = accepted.client();
         client.trail.user = audit::name(startup.user());
         client.trail.database = audit::name(startup.database().unwrap_or_default());
-        client.trail.application = audit::name(
-            startup
-                .parameter(b"application_name")
-                .map_or(b"", |name| name),
-        );
+        client.trail.application =
+            audit::name(startup.parameter(b"application_name").map_or(b"", |name| name));
         if client.proxy.is_draining() {
             return Err(Refusal::new(Reason::ShuttingDown, "pgsilo is stopping").into());
         }
         if startup.wants_replication() {
             return Err(
-                Refusal::new(Reason::ReplicationRefused, "replication was asked for").into(),
+                Refusal::new(Reason::ReplicationRefused, "replication was asked for").into()
             );
         }
         Ok(Opened::Session(Started { accepted, startup }))

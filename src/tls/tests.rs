@@ -17,11 +17,8 @@ struct Folder(PathBuf);
 impl Folder {
     fn new() -> Folder {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!(
-            "pgsilo-tls-{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
+        let name =
+            format!("pgsilo-tls-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&path).unwrap();
         Folder(path)
@@ -60,12 +57,7 @@ fn pki() -> Pki {
     let ca = folder.write("ca.crt", &issuer.pem());
     let certificate = folder.write("server.crt", &leaf.pem());
     let key = folder.write("server.key", &leaf_key.serialize_pem());
-    Pki {
-        folder,
-        ca,
-        certificate,
-        key,
-    }
+    Pki { folder, ca, certificate, key }
 }
 
 /// One handshake and one byte each way; the client's verdict and the ALPN agreed on.
@@ -90,9 +82,7 @@ fn shake(
     let connection = rustls::ClientConnection::new(client.clone(), name).unwrap();
     let mut stream = rustls::StreamOwned::new(connection, TcpStream::connect(address).unwrap());
     let mut byte = [7];
-    let outcome = stream
-        .write_all(&byte)
-        .and_then(|()| stream.read_exact(&mut byte));
+    let outcome = stream.write_all(&byte).and_then(|()| stream.read_exact(&mut byte));
     let agreed = stream.conn.alpn_protocol().map(<[u8]>::to_vec);
     drop(stream);
     answering.join().unwrap();
@@ -139,62 +129,29 @@ fn errors_name_the_file() {
     let pki = pki();
     let other = self::pki();
     let empty = pki.folder.write("empty", "");
-    let broken = pki.folder.write(
-        "broken",
-        "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n",
-    );
+    let broken =
+        pki.folder.write("broken", "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n");
     let absent = pki.folder.0.join("absent");
-    let show = |error: TlsError| {
-        error
-            .to_string()
-            .replace(pki.folder.0.to_str().unwrap(), "")
-    };
-    assert!(matches!(
-        server(&pki.certificate, &other.key),
-        Err(TlsError::KeyMismatch { .. })
-    ));
+    let show = |error: TlsError| error.to_string().replace(pki.folder.0.to_str().unwrap(), "");
+    assert!(matches!(server(&pki.certificate, &other.key), Err(TlsError::KeyMismatch { .. })));
     assert_eq!(
         show(server(&absent, &pki.key).unwrap_err()),
         "cannot read \"/absent\": No such file or directory (os error 2)"
     );
-    assert!(matches!(
-        server(&empty, &pki.key),
-        Err(TlsError::NoCertificate { .. })
-    ));
-    assert!(matches!(
-        server(&pki.key, &pki.key),
-        Err(TlsError::NoCertificate { .. })
-    ));
-    assert!(matches!(
-        server(&pki.certificate, &empty),
-        Err(TlsError::NoKey { .. })
-    ));
-    assert!(matches!(
-        server(&pki.certificate, &pki.certificate),
-        Err(TlsError::NoKey { .. })
-    ));
-    assert!(matches!(
-        server(&broken, &pki.key),
-        Err(TlsError::NotPem { .. })
-    ));
-    assert!(matches!(
-        client(Mode::VerifyCa, Some(&empty)),
-        Err(TlsError::NoCertificate { .. })
-    ));
-    assert!(matches!(
-        client(Mode::VerifyCa, Some(&absent)),
-        Err(TlsError::Unreadable { .. })
-    ));
+    assert!(matches!(server(&empty, &pki.key), Err(TlsError::NoCertificate { .. })));
+    assert!(matches!(server(&pki.key, &pki.key), Err(TlsError::NoCertificate { .. })));
+    assert!(matches!(server(&pki.certificate, &empty), Err(TlsError::NoKey { .. })));
+    assert!(matches!(server(&pki.certificate, &pki.certificate), Err(TlsError::NoKey { .. })));
+    assert!(matches!(server(&broken, &pki.key), Err(TlsError::NotPem { .. })));
+    assert!(matches!(client(Mode::VerifyCa, Some(&empty)), Err(TlsError::NoCertificate { .. })));
+    assert!(matches!(client(Mode::VerifyCa, Some(&absent)), Err(TlsError::Unreadable { .. })));
 }
 
 #[test]
 fn the_end_point_uses_the_signatures_own_hash() {
     let leaf = |algorithm| {
         let key = KeyPair::generate_for(algorithm).unwrap();
-        CertificateParams::new(vec!["db".into()])
-            .unwrap()
-            .self_signed(&key)
-            .unwrap()
+        CertificateParams::new(vec!["db".into()]).unwrap().self_signed(&key).unwrap()
     };
     let cases = [
         (&PKCS_ECDSA_P256_SHA256, Some(&digest::SHA256)),
@@ -206,11 +163,7 @@ fn the_end_point_uses_the_signatures_own_hash() {
     for (algorithm, hash) in cases {
         let certificate = leaf(algorithm);
         let expected = hash.map(|hash| digest::digest(hash, certificate.der()).as_ref().to_vec());
-        assert_eq!(
-            server_end_point(certificate.der()),
-            expected,
-            "{algorithm:?}"
-        );
+        assert_eq!(server_end_point(certificate.der()), expected, "{algorithm:?}");
     }
     assert_eq!(server_end_point(&CertificateDer::from(vec![1, 2, 3])), None);
 }
@@ -220,10 +173,7 @@ fn the_end_point_uses_the_signatures_own_hash() {
 #[test]
 fn old_hashes_become_sha256() {
     let key = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap();
-    let certificate = CertificateParams::new(vec!["db".into()])
-        .unwrap()
-        .self_signed(&key)
-        .unwrap();
+    let certificate = CertificateParams::new(vec!["db".into()]).unwrap().self_signed(&key).unwrap();
     let sha256_rsa = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0b];
     for (last, hash) in [
         (4, Some(&digest::SHA256)),
@@ -233,19 +183,14 @@ fn old_hashes_become_sha256() {
         (99, None),
     ] {
         let mut der = certificate.der().to_vec();
-        let places: Vec<usize> = (0..der.len() - 9)
-            .filter(|at| der[*at..].starts_with(&sha256_rsa))
-            .collect();
+        let places: Vec<usize> =
+            (0..der.len() - 9).filter(|at| der[*at..].starts_with(&sha256_rsa)).collect();
         assert_eq!(places.len(), 2);
         for at in places {
             der[at + 8] = last;
         }
         let expected = hash.map(|hash| digest::digest(hash, &der).as_ref().to_vec());
-        assert_eq!(
-            server_end_point(&CertificateDer::from(der)),
-            expected,
-            "{last}"
-        );
+        assert_eq!(server_end_point(&CertificateDer::from(der)), expected, "{last}");
     }
 }
 
@@ -254,8 +199,6 @@ fn old_hashes_become_sha256() {
 fn rsa_pss_says_its_hash_in_its_parameters() {
     let pem = include_bytes!("rsa-pss-sha384.pem");
     let certificate = CertificateDer::from_pem_slice(pem).unwrap();
-    let expected = digest::digest(&digest::SHA384, &certificate)
-        .as_ref()
-        .to_vec();
+    let expected = digest::digest(&digest::SHA384, &certificate).as_ref().to_vec();
     assert_eq!(server_end_point(&certificate), Some(expected));
 }

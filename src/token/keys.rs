@@ -80,10 +80,7 @@ impl FromStr for Algorithm {
     type Err = AlgorithmError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Algorithm::ALL
-            .into_iter()
-            .find(|alg| alg.as_str() == text)
-            .ok_or(AlgorithmError)
+        Algorithm::ALL.into_iter().find(|alg| alg.as_str() == text).ok_or(AlgorithmError)
     }
 }
 
@@ -165,10 +162,7 @@ impl KeySet {
         let set = strict_json(json).map_err(|error| KeyError::NotJwks(error.to_string()))?;
         let listed = set.get("keys").and_then(Value::as_array);
         let listed = listed.ok_or(KeyError::NotJwks("no array \"keys\"".into()))?;
-        let mut read = KeySet {
-            keys: Vec::new(),
-            warnings: Vec::new(),
-        };
+        let mut read = KeySet { keys: Vec::new(), warnings: Vec::new() };
         for (index, jwk) in listed.iter().enumerate() {
             let jwk = jwk.as_object();
             let jwk = jwk.ok_or(KeyError::NotJwks(format!("key {index} is not an object")))?;
@@ -178,12 +172,8 @@ impl KeySet {
             match Key::from_jwk(jwk) {
                 Ok(key) => read.keys.push(key),
                 Err(error) => {
-                    let id = jwk
-                        .get("kid")
-                        .map(|id| format!(" (kid {id})"))
-                        .unwrap_or_default();
-                    read.warnings
-                        .push(format!("key {index}{id} is passed over: {error}"));
+                    let id = jwk.get("kid").map(|id| format!(" (kid {id})")).unwrap_or_default();
+                    read.warnings.push(format!("key {index}{id} is passed over: {error}"));
                 }
             }
         }
@@ -218,11 +208,7 @@ impl Key {
                 _ => return Err(KeyError::Invalid),
             },
             "1.2.840.10045.2.1" => {
-                let curve = info
-                    .algorithm
-                    .parameters
-                    .as_ref()
-                    .and_then(|any| any.as_oid().ok());
+                let curve = info.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok());
                 match curve.map(|oid| oid.to_id_string()).as_deref() {
                     Some("1.2.840.10045.3.1.7") => ec(Algorithm::Es256, bits)?,
                     Some("1.3.132.0.34") => ec(Algorithm::Es384, bits)?,
@@ -235,11 +221,7 @@ impl Key {
         if !algorithms.contains(&algorithm) {
             return Err(KeyError::Misfit(algorithm));
         }
-        Ok(Key {
-            id: Some(id.to_owned()),
-            algorithms: vec![algorithm],
-            decoding,
-        })
+        Ok(Key { id: Some(id.to_owned()), algorithms: vec![algorithm], decoding })
     }
 
     fn from_jwk(jwk: &Map<String, Value>) -> Result<Key, KeyError> {
@@ -248,14 +230,9 @@ impl Key {
             return unsupported("its \"use\" is not \"sig\"".into());
         }
         let verifies = |operations: &Value| {
-            operations
-                .as_array()
-                .is_some_and(|all| all.iter().any(|one| one == "verify"))
+            operations.as_array().is_some_and(|all| all.iter().any(|one| one == "verify"))
         };
-        if jwk
-            .get("key_ops")
-            .is_some_and(|operations| !verifies(operations))
-        {
+        if jwk.get("key_ops").is_some_and(|operations| !verifies(operations)) {
             return unsupported("its \"key_ops\" lack \"verify\"".into());
         }
         let id = match jwk.get("kid") {
@@ -264,11 +241,8 @@ impl Key {
             Some(_) => return unsupported("its \"kid\" is not a string".into()),
         };
         let text = |member: &str| jwk.get(member).and_then(Value::as_str).unwrap_or_default();
-        let bytes = |member: &str| {
-            URL_SAFE_NO_PAD
-                .decode(text(member))
-                .map_err(|_| KeyError::Invalid)
-        };
+        let bytes =
+            |member: &str| URL_SAFE_NO_PAD.decode(text(member)).map_err(|_| KeyError::Invalid);
         let (mut algorithms, decoding) = match (text("kty"), text("crv")) {
             ("RSA", _) => rsa(&bytes("n")?, &bytes("e")?)?,
             ("EC", "P-256") => ec(Algorithm::Es256, &point(&bytes("x")?, &bytes("y")?, 32)?)?,
@@ -287,11 +261,7 @@ impl Key {
             }
             algorithms = vec![only];
         }
-        Ok(Key {
-            id,
-            algorithms,
-            decoding,
-        })
+        Ok(Key { id, algorithms, decoding })
     }
 
     /// Its `kid`.
@@ -305,8 +275,7 @@ impl Key {
     }
 
     pub(super) fn narrow(&mut self, allowed: &[Algorithm]) {
-        self.algorithms
-            .retain(|algorithm| allowed.contains(algorithm));
+        self.algorithms.retain(|algorithm| allowed.contains(algorithm));
     }
 
     pub(super) fn decoding(&self) -> &DecodingKey {
@@ -322,9 +291,7 @@ fn rsa(modulus: &[u8], exponent: &[u8]) -> Usable {
         number[zeros..].to_vec()
     };
     let (n, e) = (strip(modulus), strip(exponent));
-    let bits = n
-        .first()
-        .map_or(0, |first| n.len() * 8 - first.leading_zeros() as usize);
+    let bits = n.first().map_or(0, |first| n.len() * 8 - first.leading_zeros() as usize);
     if !RSA_BITS.contains(&bits) {
         return Err(KeyError::RsaSize(bits));
     }

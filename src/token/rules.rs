@@ -35,10 +35,7 @@ impl ClaimPath {
     /// Takes a name or a pointer with correct `~` escapes.
     pub fn parse(text: &str) -> Result<ClaimPath, ClaimPathError> {
         let pointer = text.starts_with('/');
-        let escaped = text
-            .split('~')
-            .skip(1)
-            .all(|rest| rest.starts_with(['0', '1']));
+        let escaped = text.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
         if text.is_empty() || text == "/" || (pointer && !escaped) {
             return Err(ClaimPathError);
         }
@@ -46,11 +43,7 @@ impl ClaimPath {
     }
 
     fn find<'a>(&self, claims: &'a Value) -> Option<&'a Value> {
-        if self.0.starts_with('/') {
-            claims.pointer(&self.0)
-        } else {
-            claims.get(&self.0)
-        }
+        if self.0.starts_with('/') { claims.pointer(&self.0) } else { claims.get(&self.0) }
     }
 }
 
@@ -66,17 +59,12 @@ pub(super) fn judge(
     let expires_at = in_time(payload, issuer.leeway, now)?;
     let access = match issuer.access_claim.find(payload) {
         None => issuer.default_access,
-        Some(Value::String(text)) => text
-            .parse::<Access>()
-            .map_err(|_| TokenError::AccessUnknown)?,
+        Some(Value::String(text)) => {
+            text.parse::<Access>().map_err(|_| TokenError::AccessUnknown)?
+        }
         Some(_) => return Err(TokenError::AccessUnknown),
     };
-    let tenants = tenants(
-        issuer
-            .tenant_claim
-            .find(payload)
-            .ok_or(TokenError::TenantAbsent)?,
-    )?;
+    let tenants = tenants(issuer.tenant_claim.find(payload).ok_or(TokenError::TenantAbsent)?)?;
     Ok(Claims {
         issuer: issuer.issuer.clone(),
         subject: subject.to_owned(),
@@ -103,11 +91,7 @@ fn for_us(payload: &Value, audience: &[String]) -> Result<(), TokenError> {
         }
         _ => return Err(INVALID),
     };
-    if found {
-        Ok(())
-    } else {
-        Err(TokenError::AudienceWrong)
-    }
+    if found { Ok(()) } else { Err(TokenError::AudienceWrong) }
 }
 
 fn name<'a>(payload: &'a Value, claim: &'static str) -> Result<Option<&'a str>, TokenError> {
@@ -132,9 +116,7 @@ fn in_time(payload: &Value, leeway: Duration, now: SystemTime) -> Result<SystemT
     let expires = date(payload, "exp")?.ok_or(TokenError::ClaimInvalid { claim: "exp" })?;
     // RFC 7519: "on or after which the JWT MUST NOT be accepted".
     if expires + leeway <= now {
-        return Err(TokenError::Expired {
-            since: now.saturating_sub(expires),
-        });
+        return Err(TokenError::Expired { since: now.saturating_sub(expires) });
     }
     for claim in ["nbf", "iat"] {
         if date(payload, claim)?.is_some_and(|from| from > now + leeway) {
@@ -157,9 +139,7 @@ fn date(payload: &Value, claim: &'static str) -> Result<Option<Duration>, TokenE
         let date = (seconds <= LAST_DATE).then(|| Duration::from_secs(seconds));
         return date.map(Some).ok_or(INVALID(claim));
     }
-    let seconds = number
-        .as_f64()
-        .filter(|s| (0.0..=LAST_DATE as f64).contains(s));
+    let seconds = number.as_f64().filter(|s| (0.0..=LAST_DATE as f64).contains(s));
     let date = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok());
     date.map(Some).ok_or(INVALID(claim))
 }

@@ -16,9 +16,7 @@ use super::{Algorithm, MAX_TOKEN_BYTES, TokenError};
 
 /// Members that bring their own key, compress, encrypt, nest or change what is signed;
 /// and `crit`, because every extension is unknown here.
-const REFUSED: [&str; 9] = [
-    "crit", "b64", "jwk", "jku", "x5u", "x5c", "zip", "enc", "cty",
-];
+const REFUSED: [&str; 9] = ["crit", "b64", "jwk", "jku", "x5u", "x5c", "zip", "enc", "cty"];
 
 /// Both objects of a compact JWS.
 pub(super) struct Parts {
@@ -43,20 +41,12 @@ pub(super) fn read(token: &[u8]) -> Result<Parts, TokenError> {
         return Err(TokenError::Malformed);
     };
     // The signature's value is jsonwebtoken's affair, its spelling ours.
-    URL_SAFE_NO_PAD
-        .decode(signature)
-        .map_err(|_| TokenError::Malformed)?;
-    Ok(Parts {
-        header: object(header)?,
-        payload: object(payload)?,
-    })
+    URL_SAFE_NO_PAD.decode(signature).map_err(|_| TokenError::Malformed)?;
+    Ok(Parts { header: object(header)?, payload: object(payload)? })
 }
 
 pub(super) fn header(header: &Value) -> Result<Header<'_>, TokenError> {
-    if let Some(member) = REFUSED
-        .into_iter()
-        .find(|member| header.get(member).is_some())
-    {
+    if let Some(member) = REFUSED.into_iter().find(|member| header.get(member).is_some()) {
         return Err(TokenError::HeaderRefused { member });
     }
     if header.get("typ").is_some_and(|typ| !is_jwt(typ)) {
@@ -67,13 +57,9 @@ pub(super) fn header(header: &Value) -> Result<Header<'_>, TokenError> {
         Some(Value::String(id)) => Some(id.as_str()),
         Some(_) => return Err(TokenError::HeaderRefused { member: "kid" }),
     };
-    let algorithm = header
-        .get("alg")
-        .and_then(Value::as_str)
-        .ok_or(TokenError::AlgorithmRefused)?;
-    let algorithm = algorithm
-        .parse()
-        .map_err(|_| TokenError::AlgorithmRefused)?;
+    let algorithm =
+        header.get("alg").and_then(Value::as_str).ok_or(TokenError::AlgorithmRefused)?;
+    let algorithm = algorithm.parse().map_err(|_| TokenError::AlgorithmRefused)?;
     Ok(Header { algorithm, key_id })
 }
 
@@ -84,16 +70,11 @@ fn is_jwt(typ: &Value) -> bool {
         return false;
     };
     let typ = typ.to_ascii_lowercase();
-    matches!(
-        typ.strip_prefix("application/").unwrap_or(&typ),
-        "jwt" | "at+jwt"
-    )
+    matches!(typ.strip_prefix("application/").unwrap_or(&typ), "jwt" | "at+jwt")
 }
 
 fn object(part: &[u8]) -> Result<Value, TokenError> {
-    let json = URL_SAFE_NO_PAD
-        .decode(part)
-        .map_err(|_| TokenError::Malformed)?;
+    let json = URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed)?;
     match strict_json(&json) {
         Ok(object @ Value::Object(_)) => Ok(object),
         _ => Err(TokenError::Malformed),
@@ -139,9 +120,7 @@ impl<'de> Visitor<'de> for Anything {
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("not finite"))
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("not finite"))
     }
 
     fn visit_str<E: de::Error>(self, value: &str) -> Result<Value, E> {

@@ -48,11 +48,7 @@ impl FrameCounter {
         while !chunk.is_empty() && !self.lost {
             if self.body_left > 0 {
                 if self.awaits_status() {
-                    seen(Header {
-                        tag: b'Z',
-                        first: Some(chunk[0]),
-                        length: self.body_left,
-                    });
+                    seen(Header { tag: b'Z', first: Some(chunk[0]), length: self.body_left });
                     self.header_len = 0;
                 }
                 let step = (self.body_left as usize).min(chunk.len());
@@ -82,11 +78,7 @@ impl FrameCounter {
             return; // told of when the status byte passes; header_len stays 5 until then
         }
         self.header_len = 0;
-        seen(Header {
-            tag,
-            first: first.filter(|_| length > 0),
-            length,
-        });
+        seen(Header { tag, first: first.filter(|_| length > 0), length });
     }
 
     /// Bytes that have passed.
@@ -129,11 +121,7 @@ mod tests {
         let mut counter = FrameCounter::default();
         let (mut seen, mut statuses) = (Vec::new(), Vec::new());
         let mut at = 0;
-        for cut in cuts
-            .iter()
-            .map(|cut| cut % (stream.len() + 1))
-            .chain([stream.len()])
-        {
+        for cut in cuts.iter().map(|cut| cut % (stream.len() + 1)).chain([stream.len()]) {
             if cut < at {
                 continue;
             }
@@ -150,10 +138,7 @@ mod tests {
     fn a_status_byte_alone_in_the_next_chunk_is_seen() {
         let stream = message(b'Z', b"T");
         for cut in 0..=stream.len() {
-            assert_eq!(
-                count_in_pieces(&stream, &[cut]),
-                (vec![(b'Z', 1)], vec![b'T'], true)
-            );
+            assert_eq!(count_in_pieces(&stream, &[cut]), (vec![(b'Z', 1)], vec![b'T'], true));
         }
     }
 

@@ -35,14 +35,14 @@ pub fn fatal(sqlstate: &str, text: &str, detail: Option<&str>, hint: Option<&str
 /// AuthenticationCleartextPassword.
 pub fn ask_password(out: &mut Vec<u8>) {
     append(out, b'R', |body| {
-        body.extend_from_slice(&3u32.to_be_bytes())
+        body.extend_from_slice(&3u32.to_be_bytes());
     });
 }
 
 /// AuthenticationOk.
 pub fn authentication_ok(out: &mut Vec<u8>) {
     append(out, b'R', |body| {
-        body.extend_from_slice(&0u32.to_be_bytes())
+        body.extend_from_slice(&0u32.to_be_bytes());
     });
 }
 
@@ -85,6 +85,9 @@ fn append(out: &mut Vec<u8>, tag: u8, write: impl FnOnce(&mut Vec<u8>)) {
     out[start + 1..start + 5].copy_from_slice(&length.to_be_bytes());
 }
 
+/// How much of a server's words is kept, in characters.
+const MAX_TEXT: usize = 500;
+
 /// The fields of an ErrorResponse that pgsilo looks at. A server may leave any of them out.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ErrorFields {
@@ -95,14 +98,19 @@ pub struct ErrorFields {
 }
 
 impl ErrorFields {
-    /// Reads an ErrorResponse's body, tolerating whatever else is in it.
+    /// Reads an ErrorResponse's body, tolerating whatever else is in it. What goes into a log is
+    /// one line of bounded length, whoever wrote it.
     pub fn parse(body: &[u8]) -> ErrorFields {
         let mut fields = ErrorFields::default();
         for field in body.split(|byte| *byte == 0) {
             let Some((kind, value)) = field.split_first() else {
                 break;
             };
-            let value = || String::from_utf8_lossy(value).into_owned();
+            let value = || {
+                let text = String::from_utf8_lossy(value);
+                let one_line = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+                one_line.take(MAX_TEXT).collect::<String>()
+            };
             match kind {
                 b'C' => fields.sqlstate = value(),
                 b'M' => fields.text = value(),
@@ -158,9 +166,7 @@ impl Authentication {
 pub fn parse_backend_key_data(body: &Bytes) -> Option<(u32, Bytes)> {
     let pid = u32::from_be_bytes(body.get(..4)?.try_into().ok()?);
     let secret = body.slice(4..);
-    (1..=super::startup::MAX_CANCEL_SECRET)
-        .contains(&secret.len())
-        .then_some((pid, secret))
+    (1..=super::startup::MAX_CANCEL_SECRET).contains(&secret.len()).then_some((pid, secret))
 }
 
 /// The only column of a DataRow, lossily decoded; `None` when it is NULL or not the only one.
@@ -174,8 +180,7 @@ pub fn parse_single_column(body: &[u8]) -> Option<String> {
 
 /// A PasswordMessage's body without its final NUL; `None` when that is missing or not the only one.
 pub fn parse_password(body: &[u8]) -> Option<&[u8]> {
-    body.strip_suffix(&[0])
-        .filter(|password| !password.contains(&0))
+    body.strip_suffix(&[0]).filter(|password| !password.contains(&0))
 }
 
 #[cfg(test)]
@@ -186,38 +191,23 @@ mod tests {
     #[test]
     fn a_fatal_error_is_laid_out_as_the_protocol_says() {
         let bytes = fatal("28000", "no\0", Some("why"), None);
-        assert_eq!(
-            bytes,
-            b"E\0\0\0\x23SFATAL\0VFATAL\0C28000\0Mno\0Dwhy\0\0".as_slice()
-        );
+        assert_eq!(bytes, b"E\0\0\0\x23SFATAL\0VFATAL\0C28000\0Mno\0Dwhy\0\0".as_slice());
     }
 
     #[test]
     fn an_error_without_a_sqlstate_is_tolerated() {
         let fields = ErrorFields::parse(b"SFATAL\0Mgo away\0\0");
-        assert_eq!(
-            fields,
-            ErrorFields {
-                sqlstate: String::new(),
-                text: "go away".into()
-            }
-        );
+        assert_eq!(fields, ErrorFields { sqlstate: String::new(), text: "go away".into() });
     }
 
     #[test]
     fn authentication_requests_are_read() {
         let parse = |body: &'static [u8]| Authentication::parse(&Bytes::from_static(body));
         assert_eq!(parse(b"\0\0\0\0"), Some(Authentication::Ok));
-        assert_eq!(
-            parse(b"\0\0\0\x05abcd"),
-            Some(Authentication::Md5Password(*b"abcd"))
-        );
+        assert_eq!(parse(b"\0\0\0\x05abcd"), Some(Authentication::Md5Password(*b"abcd")));
         assert_eq!(
             parse(b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"),
-            Some(Authentication::Sasl(vec![
-                "SCRAM-SHA-256-PLUS".into(),
-                "SCRAM-SHA-256".into()
-            ]))
+            Some(Authentication::Sasl(vec!["SCRAM-SHA-256-PLUS".into(), "SCRAM-SHA-256".into()]))
         );
         assert_eq!(parse(b"\0\0\0\x07"), Some(Authentication::Other(7)));
         assert_eq!(parse(b""), None);
@@ -226,10 +216,7 @@ mod tests {
 
     #[test]
     fn a_single_column_is_read_and_nothing_else() {
-        assert_eq!(
-            parse_single_column(b"\0\x01\0\0\0\x04acme"),
-            Some("acme".into())
-        );
+        assert_eq!(parse_single_column(b"\0\x01\0\0\0\x04acme"), Some("acme".into()));
         for bad in [
             &b"\0\x01\xff\xff\xff\xff"[..],
             b"\0\x02\0\0\0\x01a\0\0\0\x01b",

@@ -37,11 +37,7 @@ impl Version {
     /// The version that a client which asked for `self` is served with. 3.1 was never released;
     /// it is answered with 3.0.
     pub fn served(self) -> Version {
-        if self < Version::V3_2 {
-            Version::V3_0
-        } else {
-            Version::V3_2
-        }
+        if self < Version::V3_2 { Version::V3_0 } else { Version::V3_2 }
     }
 
     /// The code as it is sent.
@@ -79,9 +75,7 @@ pub struct CancelRequest {
 
 impl fmt::Debug for CancelRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CancelRequest")
-            .field("pid", &self.pid)
-            .finish_non_exhaustive()
+        f.debug_struct("CancelRequest").field("pid", &self.pid).finish_non_exhaustive()
     }
 }
 
@@ -139,10 +133,7 @@ impl CancelRequest {
         if secret == 0 || secret > MAX_CANCEL_SECRET {
             return Err(StartupError::Cancel(body.len()));
         }
-        Ok(CancelRequest {
-            pid: be_u32(body, 4),
-            secret: body.slice(8..),
-        })
+        Ok(CancelRequest { pid: be_u32(body, 4), secret: body.slice(8..) })
     }
 
     /// The packet, as a client sends it.
@@ -159,10 +150,7 @@ impl CancelRequest {
 
 impl Startup {
     fn parse(code: u32, body: &Bytes) -> Result<Startup, StartupError> {
-        let version = Version {
-            major: (code >> 16) as u16,
-            minor: code as u16,
-        };
+        let version = Version { major: (code >> 16) as u16, minor: code as u16 };
         if version.major != 3 {
             return Err(StartupError::Version(version));
         }
@@ -179,10 +167,7 @@ impl Startup {
         if at != body.len() {
             return Err(StartupError::Layout);
         }
-        let startup = Startup {
-            version,
-            parameters,
-        };
+        let startup = Startup { version, parameters };
         match startup.parameter(b"user") {
             Some(user) if !user.is_empty() => Ok(startup),
             _ => Err(StartupError::NoUser),
@@ -191,11 +176,7 @@ impl Startup {
 
     /// The value of a parameter; of a repeated one the last, as PostgreSQL does it.
     pub fn parameter(&self, name: &[u8]) -> Option<&Bytes> {
-        self.parameters
-            .iter()
-            .rev()
-            .find(|(n, _)| n == name)
-            .map(|(_, value)| value)
+        self.parameters.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value)
     }
 
     /// The user's name. Only logged.
@@ -206,36 +187,26 @@ impl Startup {
     /// The database that the client named, if it named one. PostgreSQL takes the user's name
     /// for an absent or empty one; here that selects nothing.
     pub fn database(&self) -> Option<&[u8]> {
-        self.parameter(b"database")
-            .map(Bytes::as_ref)
-            .filter(|name| !name.is_empty())
+        self.parameter(b"database").map(Bytes::as_ref).filter(|name| !name.is_empty())
     }
 
     /// Whether a walsender is asked for: any value of `replication` that PostgreSQL does not
     /// read as false.
     pub fn wants_replication(&self) -> bool {
-        self.parameter(b"replication")
-            .is_some_and(|value| !reads_as_false(value))
+        self.parameter(b"replication").is_some_and(|value| !reads_as_false(value))
     }
 
     /// The names of the protocol extensions asked for, none of which is known here.
     pub fn extensions(&self) -> impl Iterator<Item = &Bytes> {
-        self.parameters
-            .iter()
-            .map(|(name, _)| name)
-            .filter(|name| name.starts_with(b"_pq_."))
+        self.parameters.iter().map(|(name, _)| name).filter(|name| name.starts_with(b"_pq_."))
     }
 
     /// Every setting that the database is to see: all but the names that pgsilo replaces
     /// (`user`, `database`), answers itself (`_pq_.`) or refused when true (`replication`).
     pub fn settings(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.parameters
-            .iter()
-            .map(|(n, v)| (n.as_ref(), v.as_ref()))
-            .filter(|(name, _)| {
-                !matches!(*name, b"user" | b"database" | b"replication")
-                    && !name.starts_with(b"_pq_.")
-            })
+        self.parameters.iter().map(|(n, v)| (n.as_ref(), v.as_ref())).filter(|(name, _)| {
+            !matches!(*name, b"user" | b"database" | b"replication") && !name.starts_with(b"_pq_.")
+        })
     }
 }
 
@@ -250,10 +221,7 @@ pub fn encode<'a>(
 ) -> Result<Vec<u8>, StartupError> {
     let mut packet = vec![0; 4];
     packet.extend_from_slice(&Version::V3_0.code().to_be_bytes());
-    let own = [
-        (&b"user"[..], user.as_bytes()),
-        (b"database", database.as_bytes()),
-    ];
+    let own = [(&b"user"[..], user.as_bytes()), (b"database", database.as_bytes())];
     for (name, value) in own.into_iter().chain(settings) {
         if name.contains(&0) || value.contains(&0) {
             return Err(StartupError::Layout);
@@ -278,10 +246,7 @@ fn reads_as_false(value: &[u8]) -> bool {
 
 fn c_string(body: &Bytes, at: &mut usize) -> Result<Bytes, StartupError> {
     let rest = body.get(*at..).ok_or(StartupError::Layout)?;
-    let end = rest
-        .iter()
-        .position(|byte| *byte == 0)
-        .ok_or(StartupError::Layout)?;
+    let end = rest.iter().position(|byte| *byte == 0).ok_or(StartupError::Layout)?;
     let string = body.slice(*at..*at + end);
     *at += end + 1;
     Ok(string)
@@ -289,9 +254,7 @@ fn c_string(body: &Bytes, at: &mut usize) -> Result<Bytes, StartupError> {
 
 /// The four bytes at `at`, which the caller knows to be there.
 fn be_u32(bytes: &[u8], at: usize) -> u32 {
-    bytes[at..at + 4]
-        .iter()
-        .fold(0, |value, byte| value << 8 | u32::from(*byte))
+    bytes[at..at + 4].iter().fold(0, |value, byte| value << 8 | u32::from(*byte))
 }
 
 #[cfg(test)]
@@ -320,12 +283,7 @@ mod tests {
     #[test]
     fn an_absent_or_empty_database_selects_nothing() {
         assert_eq!(startup(b"user\0acme\0\0").expect("ok").database(), None);
-        assert_eq!(
-            startup(b"user\0acme\0database\0\0\0")
-                .expect("ok")
-                .database(),
-            None
-        );
+        assert_eq!(startup(b"user\0acme\0database\0\0\0").expect("ok").database(), None);
     }
 
     #[test]
@@ -343,34 +301,25 @@ mod tests {
         }
         let old = Opening::parse(&body(0x0002_0000, b"\0")).expect_err("protocol 2");
         assert_eq!(old, StartupError::Version(Version { major: 2, minor: 0 }));
-        assert_eq!(
-            Opening::parse(&Bytes::new()).expect_err("empty"),
-            StartupError::Length(0)
-        );
+        assert_eq!(Opening::parse(&Bytes::new()).expect_err("empty"), StartupError::Length(0));
     }
 
     #[test]
     fn replication_is_seen_in_every_spelling_that_postgresql_takes() {
         for value in ["true", "on", "1", "database", "yes", "t", "o", "", "maybe"] {
             let packet = format!("user\0a\0replication\0{value}\0\0");
-            assert!(
-                startup(packet.as_bytes()).expect("ok").wants_replication(),
-                "{value}"
-            );
+            assert!(startup(packet.as_bytes()).expect("ok").wants_replication(), "{value}");
         }
         for value in ["false", "off", "0", "no", "F", "of", "N"] {
             let packet = format!("user\0a\0replication\0{value}\0\0");
-            assert!(
-                !startup(packet.as_bytes()).expect("ok").wants_replication(),
-                "{value}"
-            );
+            assert!(!startup(packet.as_bytes()).expect("ok").wants_replication(), "{value}");
         }
     }
 
     #[test]
     fn only_user_database_and_what_pgsilo_answers_are_kept_from_the_backend() {
         let parsed = startup(
-            b"user\0a\0database\0d\0_pq_.x\01\0options\0-c a=b\0replication\0off\0application_name\0n\0\0",
+            b"user\0a\0database\0d\0_pq_.x\0on\0options\0-c a=b\0replication\0off\0application_name\0n\0\0",
         )
         .expect("ok");
         let settings: Vec<_> = parsed.settings().collect();
@@ -380,10 +329,7 @@ mod tests {
         let Opening::Startup(again) = Opening::parse(&packet.slice(4..)).expect("our own") else {
             panic!("not a startup packet")
         };
-        assert_eq!(
-            (again.user(), again.database()),
-            (&b"u"[..], Some(&b"t"[..]))
-        );
+        assert_eq!((again.user(), again.database()), (&b"u"[..], Some(&b"t"[..])));
         assert_eq!(again.settings().collect::<Vec<_>>(), expected);
     }
 
@@ -401,20 +347,12 @@ mod tests {
     #[test]
     fn cancel_secrets_have_1_to_256_bytes() {
         let parse = |secret: &[u8]| {
-            Opening::parse(&body(
-                CANCEL_REQUEST,
-                &[&7u32.to_be_bytes(), secret].concat(),
-            ))
+            Opening::parse(&body(CANCEL_REQUEST, &[&7u32.to_be_bytes(), secret].concat()))
         };
         for length in [1, 4, 32, 256] {
-            let Ok(Opening::Cancel(request)) = parse(&vec![9; length]) else {
-                panic!("{length}")
-            };
+            let Ok(Opening::Cancel(request)) = parse(&vec![9; length]) else { panic!("{length}") };
             assert_eq!((request.pid, request.secret.len()), (7, length));
-            assert_eq!(
-                request.encode()[8..],
-                [&7u32.to_be_bytes()[..], &vec![9; length]].concat()
-            );
+            assert_eq!(request.encode()[8..], [&7u32.to_be_bytes()[..], &vec![9; length]].concat());
         }
         assert!(parse(&[]).is_err() && parse(&[0; 257]).is_err());
         assert!(Opening::parse(&body(CANCEL_REQUEST, b"")).is_err());

@@ -1,1 +1,290 @@
-//! todo
+//! One session, one lease: made for it, gone with it, whatever way it ends.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::proxy::{Proxy, Settings};
+use crate::support::raw::{Raw, query, startup, tagged};
+use crate::support::world::world;
+use crate::support::{eventually, fake, mint};
+
+/// The tests of this file count what the whole cluster holds of one tenant, so they take turns.
+static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+async fn session_role(client: &tokio_postgres::Client) -> String {
+    client.query_one("SELECT session_user::text", &[]).await.expect("a row").get(0)
+}
+
+async fn role_is_gone(role: &str) -> Duration {
+    let began = Instant::now();
+    let superuser = world().superuser("postgres").await;
+    eventually("the leased role to be dropped", async || {
+        let row = superuser.query_opt("SELECT 1 FROM pg_roles WHERE rolname = $1", &[&role]).await;
+        row.expect("asked").is_none().then_some(())
+    })
+    .await;
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn a_leased_role_exists_during_its_session_and_not_after() {
+    let proxy = Proxy::start().await;
+    let superuser = world().superuser("postgres").await;
+    let client = proxy.connect(&mint::token("acme"), "acme").await.expect("connected");
+    let role = session_role(&client).await;
+    let started = proxy.event("started", |_| true).await;
+    assert_eq!(started["role"], role.as_str());
+    let query = "SELECT rolvaliduntil > now(), rolsuper OR rolcreaterole OR rolcreatedb FROM pg_roles WHERE rolname = $1";
+    let row = superuser.query_one(query, &[&role]).await.expect("it exists");
+    assert_eq!((row.get::<_, bool>(0), row.get::<_, bool>(1)), (true, false));
+
+    drop(client);
+    let took = role_is_gone(&role).await;
+    assert!(took < Duration::from_secs(2), "promised within 2 s, took {took:?}");
+    proxy.metric_reaches("pgsilo_revocations_total", 1.0).await;
+}
+
+#[tokio::test]
+async fn two_sessions_never_share_a_lease() {
+    let proxy = Proxy::start().await;
+    let token = mint::token("acme");
+    let (a, b) = tokio::join!(proxy.connect(&token, "acme"), proxy.connect(&token, "acme"));
+    let roles = [session_role(&a.expect("a")).await, session_role(&b.expect("b")).await];
+    assert_ne!(roles[0], roles[1]);
+}
+
+#[tokio::test]
+async fn a_thousand_sessions_leave_no_role_and_no_lease() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let proxy = Proxy::start().await;
+    let token = mint::token_with("globex", json!({ "access": "migrate" }));
+    for _ in 0..1000 {
+        let client = proxy.connect(&token, "globex").await.expect("connected");
+        client.simple_query("SELECT 1").await.expect("served");
+    }
+    proxy.metric_reaches("pgsilo_sessions_active", 0.0).await;
+    proxy.metric_reaches("pgsilo_revocations_pending", 0.0).await;
+    assert_eq!(proxy.metric("pgsilo_sessions_total").await, 1000.0);
+    let superuser = world().superuser("postgres").await;
+    eventually("no role to be left", async || {
+        let query = "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'tenant-globex-migrate-%'";
+        let left: i64 = superuser.query_one(query, &[]).await.expect("asked").get(0);
+        (left == 0).then_some(())
+    })
+    .await;
+    eventually("no lease to be left", async || {
+        world().leases("tenant-globex-migrate").await.is_empty().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_during_its_login_leaves_no_lease() {
+    let proxy = Proxy::start().await;
+    // It is gone before OpenBAO has answered; how far the login gets is up to the machine.
+    for _ in 0..20 {
+        let mut client = Raw::unix(&proxy.socket()).await;
+        client.send(&startup(&[("user", "app"), ("database", "acme")])).await;
+        client.send_password(&mint::token("acme")).await;
+    }
+    eventually("each to be over", async || {
+        let over = proxy.metric("pgsilo_abandoned_total").await
+            + proxy.metric("pgsilo_endings_total{ending=\"client_left\"}").await;
+        (over == 20.0).then_some(())
+    })
+    .await;
+    eventually("each lease to be revoked", async || {
+        let leases = proxy.metric("pgsilo_leases_total").await;
+        (proxy.metric("pgsilo_revocations_total").await == leases).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lease_that_comes_too_late_is_revoked() {
+    // The database refuses at once, so the session is over before the lease is there.
+    let refuses = fake::says(b"this is not PostgreSQL").await;
+    let proxy = Proxy::start().await;
+    let port = world().var("PG_PORT");
+    let registry = proxy.tenants().replacen(&format!("port = {port}"), "port = 1", 1);
+    proxy.reload(&registry);
+    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    let error =
+        proxy.connect(&mint::token("acme"), "acme").await.expect_err("nothing listens there");
+    assert_eq!(error.code().map(|code| code.code()), Some("08001"));
+    proxy.metric_reaches("pgsilo_leases_total", 1.0).await;
+    proxy.metric_reaches("pgsilo_revocations_total", 1.0).await;
+    drop(refuses);
+}
+
+#[tokio::test]
+pub(crate) async fn a_session_that_is_killed_in_the_database_gives_its_lease_back() {
+    let proxy = Proxy::start().await;
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.log_in(&mint::token("acme"), "acme").await;
+    let role = client.ask("SELECT session_user::text").await;
+    let superuser = world().superuser("postgres").await;
+    superuser
+        .execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1",
+            &[&role],
+        )
+        .await
+        .expect("killed");
+    let error = client.fatal().await;
+    assert_eq!(error.sqlstate(), "57P01", "the database's own words");
+    assert_eq!(proxy.event("ended", |_| true).await["ending"], "backend_left");
+    role_is_gone(&role).await;
+}
+
+#[tokio::test]
+async fn a_stopping_proxy_revokes_everything_before_it_ends() {
+    let mut proxy = Proxy::start().await;
+    let mut idle = Raw::unix(&proxy.socket()).await;
+    idle.log_in(&mint::token("acme"), "acme").await;
+    let role = idle.ask("SELECT session_user::text").await;
+    let mut busy = Raw::unix(&proxy.socket()).await;
+    busy.log_in(&mint::token("acme"), "acme").await;
+    let busy_role = busy.ask("SELECT session_user::text").await;
+    busy.send(&query("SELECT pg_sleep(600)")).await;
+
+    proxy.signal(rustix::process::Signal::TERM);
+    let error = idle.fatal().await;
+    assert_eq!(error.sqlstate(), "57P01");
+    assert_eq!(
+        error.field(b'M').as_deref(),
+        Some("terminating connection due to administrator command")
+    );
+    // The query is cancelled when its time is up; then its session is told as well.
+    let messages = [busy.message().await, busy.message().await, busy.message().await];
+    assert_eq!(messages.each_ref().map(|message| message.tag), [b'T', b'E', b'Z']);
+    assert_eq!(messages[1].sqlstate(), "57014");
+    assert_eq!(busy.fatal().await.sqlstate(), "57P01");
+
+    assert!(proxy.ended().await.success());
+    let superuser = world().superuser("postgres").await;
+    let query = "SELECT count(*) FROM pg_roles WHERE rolname IN ($1, $2)";
+    let left: i64 = superuser.query_one(query, &[&role, &busy_role]).await.expect("asked").get(0);
+    assert_eq!(left, 0, "gone before the process was");
+}
+
+#[tokio::test]
+async fn a_dead_openbao_token_is_replaced_and_the_session_is_served() {
+    let proxy = Proxy::start().await;
+    proxy.connect(&mint::token("acme"), "acme").await.expect("connected");
+    // Revoke the tokens of every pgsilo that runs: they log in again when they notice.
+    let (_status, answer) = world().bao("LIST", "auth/token/accessors", None).await;
+    let accessors = answer["data"]["keys"].as_array().expect("accessors").clone();
+    let mut own = None;
+    for accessor in accessors {
+        let (status, answer) = world()
+            .bao("POST", "auth/token/lookup-accessor", Some(json!({ "accessor": accessor })))
+            .await;
+        if status == 200 && answer["data"]["path"] == "auth/approle/login" {
+            let created = answer["data"]["creation_time"].as_i64().expect("a time");
+            if own.as_ref().is_none_or(|(newest, _)| created >= *newest) {
+                own = Some((created, accessor));
+            }
+        }
+    }
+    let (_created, accessor) = own.expect("a token of a pgsilo");
+    world().bao("POST", "auth/token/revoke-accessor", Some(json!({ "accessor": accessor }))).await;
+    let client = proxy.connect(&mint::token("acme"), "acme").await.expect("served all the same");
+    client.simple_query("SELECT 1").await.expect("works");
+}
+
+#[tokio::test]
+async fn an_openbao_that_is_down_at_the_start_is_waited_for() {
+    // Nothing listens there.
+    let openbao =
+        "address = \"http://127.0.0.1:1\"\nauth = { token_file = \"secret-id\" }\n".to_owned();
+    let proxy = Proxy::unready(Settings { openbao, ..Settings::default() }).await;
+    let (status, why) = proxy.get("/readyz").await;
+    assert_eq!((status, why.as_str()), (503, "not logged in to OpenBAO\n"));
+    assert_eq!(proxy.get("/livez").await.0, 200);
+    let line = proxy.logged(|line| line["level"] == "ERROR").await;
+    assert_eq!(
+        line["message"],
+        "cannot log in to OpenBAO: check [openbao] address and ca, and that it runs"
+    );
+    let error = proxy.connect(&mint::token("acme"), "acme").await.expect_err("refused");
+    assert_eq!(error.code().map(|code| code.code()), Some("57P03"));
+}
+
+#[tokio::test]
+async fn openbao_answers_that_make_no_sense_are_refusals() {
+    const TOKEN: &[u8] = b"{\"data\":{\"ttl\":0,\"renewable\":false}}";
+    let answers: [(&[u8], &str); 4] = [
+        (b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\nnot json", "57P03"),
+        (
+            b"HTTP/1.1 403 No\r\ncontent-length: 33\r\n\r\n{\"errors\":[\"permission denied\"]} ",
+            "58000",
+        ),
+        (b"HTTP/1.1 429 Slow\r\ncontent-length: 0\r\n\r\n", "57P03"),
+        (b"gibberish\r\n\r\n", "57P03"),
+    ];
+    for (answer, sqlstate) in answers {
+        let address = fake::serves(move |mut tcp| async move {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            let mut request = vec![0; 4096];
+            let n = tcp.read(&mut request).await.unwrap_or(0);
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+                TOKEN.len()
+            );
+            let lookup = String::from_utf8_lossy(&request[..n]).contains("lookup-self");
+            let bytes = if lookup { [head.as_bytes(), TOKEN].concat() } else { answer.to_vec() };
+            let _said = tcp.write_all(&bytes).await;
+        })
+        .await;
+        let openbao =
+            format!("address = \"http://{address}\"\nauth = {{ token_file = \"secret-id\" }}\n");
+        let proxy = Proxy::with(Settings { openbao, ..Settings::default() }).await;
+        let error = proxy.connect(&mint::token("acme"), "acme").await.expect_err("refused");
+        assert_eq!(error.code().map(|code| code.code()), Some(sqlstate), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_postgresql_is_a_refusal() {
+    let banners: [&'static [u8]; 5] = [
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"",
+        b"R\0\0\0\x03",
+        b"R\xff\xff\xff\xff",
+    ];
+    for banner in banners {
+        let proxy = Proxy::start().await;
+        let address = fake::says(banner).await;
+        let port = world().var("PG_PORT");
+        let registry = proxy.tenants().replacen(
+            &format!("port = {port}"),
+            &format!("port = {}", address.port()),
+            1,
+        );
+        proxy.reload(&registry);
+        proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+        let error = proxy.connect(&mint::token("acme"), "acme").await.expect_err("refused");
+        assert_eq!(error.code().map(|code| code.code()), Some("58000"), "{banner:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_trusts_everybody_is_refused() {
+    let ok: &'static [u8] = Box::leak(tagged(b'R', &[0, 0, 0, 0]).into_boxed_slice());
+    let address = fake::says(ok).await;
+    let proxy = Proxy::start().await;
+    let port = world().var("PG_PORT");
+    let registry = proxy.tenants().replacen(
+        &format!("port = {port}"),
+        &format!("port = {}", address.port()),
+        1,
+    );
+    proxy.reload(&registry);
+    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    proxy.connect(&mint::token("acme"), "acme").await.expect_err("refused");
+    let event = proxy.event("refused", |_| true).await;
+    assert!(event["cause"].as_str().expect("a cause").contains("pg_hba.conf says trust"));
+}

@@ -4,6 +4,7 @@
 //! the configuration that it needs, and reads that one's audit events and metrics. A missing
 //! program fails the run: nothing is skipped. Nothing sleeps: everything waits for an event.
 
+mod authority;
 mod bad_input;
 mod isolation;
 mod leases;

@@ -20,11 +20,7 @@ struct Told {
 }
 
 fn told(text: &'static str) -> Told {
-    Told {
-        text,
-        hint: None,
-        _open: Vec::new(),
-    }
+    Told { text, hint: None, _open: Vec::new() }
 }
 
 /// Provokes a refusal; answers with the pgsilo that refused, what the client got, and what it
@@ -42,9 +38,7 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
         Reason::ProtocolUnsupported => {
             let proxy = Proxy::start().await;
             let mut client = Raw::tcp(proxy.address()).await;
-            client
-                .send(&startup_of(0x0002_0000, &[("user", "app")]))
-                .await;
+            client.send(&startup_of(0x0002_0000, &[("user", "app")])).await;
             let text = "unsupported frontend protocol 2.0: server supports 3.0 to 3.2";
             let message = client.fatal().await;
             (proxy, message, told(text))
@@ -54,76 +48,38 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
             let mut client = Raw::unix(&proxy.socket()).await;
             client.send(&startup(&[("database", "acme")])).await;
             let message = client.fatal().await;
-            (
-                proxy,
-                message,
-                told("no user name specified in startup packet"),
-            )
+            (proxy, message, told("no user name specified in startup packet"))
         }
         Reason::ReplicationRefused => {
             let proxy = Proxy::start().await;
             let mut client = Raw::unix(&proxy.socket()).await;
-            client
-                .send(&startup(&[("user", "app"), ("replication", "true")]))
-                .await;
+            client.send(&startup(&[("user", "app"), ("replication", "true")])).await;
             let message = client.fatal().await;
-            (
-                proxy,
-                message,
-                told("replication connections are not supported"),
-            )
+            (proxy, message, told("replication connections are not supported"))
         }
         Reason::TlsRequired => {
             let proxy = Proxy::start().await;
             let mut client = Raw::tcp(proxy.address()).await;
-            client
-                .send(&startup(&[("user", "app"), ("database", "acme")]))
-                .await;
+            client.send(&startup(&[("user", "app"), ("database", "acme")])).await;
             let hint = Some("Connect with sslmode=require or stricter.");
             let message = client.fatal().await;
-            (
-                proxy,
-                message,
-                Told {
-                    hint,
-                    ..told("TLS is required")
-                },
-            )
+            (proxy, message, Told { hint, ..told("TLS is required") })
         }
         Reason::ShuttingDown => shutting_down().await,
         Reason::TooManyConnections => {
             let limits = "max_sessions_per_tenant = 1\n".to_owned();
-            let proxy = Proxy::with(Settings {
-                limits,
-                ..Settings::default()
-            })
-            .await;
-            let _first = proxy
-                .connect(&mint::token("acme"), "acme")
-                .await
-                .expect("the first one");
+            let proxy = Proxy::with(Settings { limits, ..Settings::default() }).await;
+            let _first = proxy.connect(&mint::token("acme"), "acme").await.expect("the first one");
             let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
-            (
-                proxy,
-                message,
-                told("too many connections for tenant \"acme\""),
-            )
+            (proxy, message, told("too many connections for tenant \"acme\""))
         }
         Reason::LoginTimeout => {
             let limits = "login_timeout = \"200ms\"\n".to_owned();
-            let proxy = Proxy::with(Settings {
-                limits,
-                ..Settings::default()
-            })
-            .await;
+            let proxy = Proxy::with(Settings { limits, ..Settings::default() }).await;
             let mut client = Raw::tcp(proxy.address()).await;
             client.send(&[0, 0]).await;
             let message = client.fatal().await;
-            (
-                proxy,
-                message,
-                told("canceling authentication due to timeout"),
-            )
+            (proxy, message, told("canceling authentication due to timeout"))
         }
         Reason::TokenMissing => {
             let proxy = Proxy::start().await;
@@ -135,11 +91,7 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
             let mut token = mint::token("acme");
             // The signature's last character but one: the last holds padding bits.
             let at = token.len() - 2;
-            let other = if token.as_bytes()[at] == b'A' {
-                "B"
-            } else {
-                "A"
-            };
+            let other = if token.as_bytes()[at] == b'A' { "B" } else { "A" };
             token.replace_range(at..=at, other);
             let message = refused_token(&proxy, &token, "acme").await;
             (proxy, message, told(TOKEN))
@@ -150,39 +102,19 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
             let token = mint::token_with("acme", times);
             let hint = Some("Get a new token and connect again.");
             let message = refused_token(&proxy, &token, "acme").await;
-            assert!(
-                message
-                    .field(b'D')
-                    .expect("a DETAIL")
-                    .starts_with("The token expired 36")
-            );
-            (
-                proxy,
-                message,
-                Told {
-                    hint,
-                    ..told("session token has expired")
-                },
-            )
+            assert!(message.field(b'D').expect("a DETAIL").starts_with("The token expired 36"));
+            (proxy, message, Told { hint, ..told("session token has expired") })
         }
         Reason::TenantUnresolved => {
             let proxy = Proxy::start().await;
             let token = mint::token_with("acme", json!({ "tenant": null }));
             let message = refused_token(&proxy, &token, "acme").await;
-            (
-                proxy,
-                message,
-                told("the session token does not resolve to one tenant"),
-            )
+            (proxy, message, told("the session token does not resolve to one tenant"))
         }
         Reason::TenantForbidden => {
             let proxy = Proxy::start().await;
             let message = refused_token(&proxy, &mint::token("acme"), "globex").await;
-            (
-                proxy,
-                message,
-                told("the session token does not allow this tenant or access"),
-            )
+            (proxy, message, told("the session token does not allow this tenant or access"))
         }
         Reason::TenantUnknown => {
             let proxy = Proxy::start().await;
@@ -193,28 +125,16 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
             let tenants = |text: &str| {
                 text.replacen("id = \"acme\"", "id = \"acme\"\nstate = \"suspended\"", 1)
             };
-            let proxy = Proxy::with(Settings {
-                tenants,
-                ..Settings::default()
-            })
-            .await;
+            let proxy = Proxy::with(Settings { tenants, ..Settings::default() }).await;
             let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
             (proxy, message, told("tenant \"acme\" is suspended"))
         }
         Reason::TenantPaused => {
             let tenants =
                 |text: &str| text.replacen("id = \"acme\"", "id = \"acme\"\nstate = \"paused\"", 1);
-            let proxy = Proxy::with(Settings {
-                tenants,
-                ..Settings::default()
-            })
-            .await;
+            let proxy = Proxy::with(Settings { tenants, ..Settings::default() }).await;
             let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
-            (
-                proxy,
-                message,
-                told("tenant \"acme\" is paused for a moment"),
-            )
+            (proxy, message, told("tenant \"acme\" is paused for a moment"))
         }
         Reason::ResidencyRefused => {
             let registry = "regions = [\"eu\"]\n".to_owned();
@@ -225,30 +145,15 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
                     1,
                 )
             };
-            let proxy = Proxy::with(Settings {
-                registry,
-                tenants,
-                ..Settings::default()
-            })
-            .await;
+            let proxy = Proxy::with(Settings { registry, tenants, ..Settings::default() }).await;
             let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
-            (
-                proxy,
-                message,
-                told("tenant \"acme\" may not be served from here"),
-            )
+            (proxy, message, told("tenant \"acme\" may not be served from here"))
         }
         Reason::RegistryStale => {
             let registry = "max_staleness = \"1ms\"\n".to_owned();
-            let proxy = Proxy::with(Settings {
-                registry,
-                ..Settings::default()
-            })
-            .await;
+            let proxy = Proxy::with(Settings { registry, ..Settings::default() }).await;
             proxy.reload("not a registry");
-            proxy
-                .metric_reaches("pgsilo_registry_reloads_total{result=\"error\"}", 1.0)
-                .await;
+            proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"error\"}", 1.0).await;
             eventually("the registry to be stale", async || {
                 (proxy.metric("pgsilo_registry_stale_seconds").await > 0.001).then_some(())
             })
@@ -261,25 +166,13 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
             let openbao = format!(
                 "address = \"http://{address}\"\nauth = {{ token_file = \"secret-id\" }}\n"
             );
-            let proxy = Proxy::unready(Settings {
-                openbao,
-                ..Settings::default()
-            })
-            .await;
+            let proxy = Proxy::unready(Settings { openbao, ..Settings::default() }).await;
             let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
-            (
-                proxy,
-                message,
-                told("database credentials are not available at the moment"),
-            )
+            (proxy, message, told("database credentials are not available at the moment"))
         }
         Reason::LeaseDenied => {
             let tenants = |text: &str| text.replacen("tenant-acme-rw", "someone-elses-role", 1);
-            let proxy = Proxy::with(Settings {
-                tenants,
-                ..Settings::default()
-            })
-            .await;
+            let proxy = Proxy::with(Settings { tenants, ..Settings::default() }).await;
             let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
             (proxy, message, told("database credentials were denied"))
         }
@@ -287,54 +180,38 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
             // Nothing listens there, and nothing can: the sandbox has the port on 127.0.0.1 only.
             let tenants =
                 |text: &str| text.replacen("host = \"127.0.0.1\"", "host = \"127.0.0.9\"", 1);
-            let proxy = Proxy::with(Settings {
-                tenants,
-                ..Settings::default()
-            })
-            .await;
+            let proxy = Proxy::with(Settings { tenants, ..Settings::default() }).await;
             let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
-            (
-                proxy,
-                message,
-                told("could not connect to the tenant's database"),
-            )
+            (proxy, message, told("could not connect to the tenant's database"))
         }
         Reason::BackendFull => {
             let proxy =
                 backend_says(b"SFATAL\0C53300\0Msorry, too many clients already, tenant-acme\0\0")
                     .await;
             let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
-            (
-                proxy,
-                message,
-                told("the tenant's database has too many connections"),
-            )
+            (proxy, message, told("the tenant's database has too many connections"))
         }
         Reason::BackendNotReady => {
             let proxy =
                 backend_says(b"SFATAL\0C57P03\0Mthe database system is starting up\0\0").await;
             let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
-            (
-                proxy,
-                message,
-                told("the tenant's database is not accepting connections"),
-            )
+            (proxy, message, told("the tenant's database is not accepting connections"))
         }
         Reason::BackendRejected => {
             // A database that the leased role may not connect to.
             let tenants =
                 |text: &str| text.replacen("dbname = \"tenant_acme\"", "dbname = \"postgres\"", 1);
-            let proxy = Proxy::with(Settings {
-                tenants,
-                ..Settings::default()
-            })
-            .await;
+            let proxy = Proxy::with(Settings { tenants, ..Settings::default() }).await;
             let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
-            (
-                proxy,
-                message,
-                told("the tenant's database did not accept the session"),
-            )
+            (proxy, message, told("the tenant's database did not accept the session"))
+        }
+        Reason::SettingRejected => {
+            let proxy = Proxy::start().await;
+            let mut client = Raw::unix(&proxy.socket()).await;
+            client.send(&startup(&[("user", "app"), ("options", "-c work_mem=lots")])).await;
+            client.send_password(&mint::token("acme")).await;
+            let message = client.fatal().await;
+            (proxy, message, told("invalid value for parameter \"work_mem\": \"lots\""))
         }
         Reason::SealBroken => seal_broken().await,
         Reason::Internal => internal().await,
@@ -344,9 +221,7 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
 /// Logs in over the Unix socket and is refused.
 async fn refused_token(proxy: &Proxy, token: &str, dbname: &str) -> Message {
     let mut client = Raw::unix(&proxy.socket()).await;
-    client
-        .send(&startup(&[("user", "app"), ("database", dbname)]))
-        .await;
+    client.send(&startup(&[("user", "app"), ("database", dbname)])).await;
     client.send_password(token).await;
     client.fatal().await
 }
@@ -354,33 +229,17 @@ async fn refused_token(proxy: &Proxy, token: &str, dbname: &str) -> Message {
 /// A session in a transaction keeps the proxy up while it drains.
 async fn shutting_down() -> (Proxy, Message, Told) {
     let limits = "drain_timeout = \"30s\"\n".to_owned();
-    let proxy = Proxy::with(Settings {
-        limits,
-        ..Settings::default()
-    })
-    .await;
+    let proxy = Proxy::with(Settings { limits, ..Settings::default() }).await;
     let mut busy = Raw::unix(&proxy.socket()).await;
     busy.log_in(&mint::token("acme"), "acme").await;
-    assert_eq!(
-        busy.ask("BEGIN; SELECT 'in a transaction'").await,
-        "in a transaction"
-    );
+    assert_eq!(busy.ask("BEGIN; SELECT 'in a transaction'").await, "in a transaction");
     proxy.signal(Signal::TERM);
     proxy.logged(|line| line["message"] == "draining").await;
     assert_eq!(proxy.get("/readyz").await.0, 503);
     let mut client = Raw::unix(&proxy.socket()).await;
-    client
-        .send(&startup(&[("user", "app"), ("database", "acme")]))
-        .await;
+    client.send(&startup(&[("user", "app"), ("database", "acme")])).await;
     let message = client.fatal().await;
-    (
-        proxy,
-        message,
-        Told {
-            _open: vec![busy],
-            ..told("the proxy is shutting down")
-        },
-    )
+    (proxy, message, Told { _open: vec![busy], ..told("the proxy is shutting down") })
 }
 
 /// acme's row names globex's database, which acme's leased role may, by mistake, connect to.
@@ -396,43 +255,26 @@ async fn seal_broken() -> (Proxy, Message, Told) {
     }
     let tenants =
         |text: &str| text.replacen("dbname = \"tenant_acme\"", "dbname = \"misplaced\"", 1);
-    let proxy = Proxy::with(Settings {
-        tenants,
-        ..Settings::default()
-    })
-    .await;
+    let proxy = Proxy::with(Settings { tenants, ..Settings::default() }).await;
     let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
     let event = proxy.event("refused", |_| true).await;
-    assert_eq!(
-        event["cause"],
-        "the database is sealed for tenant \"globex\", not for acme"
-    );
+    assert_eq!(event["cause"], "the database is sealed for tenant \"globex\", not for acme");
     superuser
         .batch_execute(&format!("DROP DATABASE {database} WITH (FORCE)"))
         .await
         .expect("dropped");
-    (
-        proxy,
-        message,
-        told("the database reached is not the tenant's"),
-    )
+    (proxy, message, told("the database reached is not the tenant's"))
 }
 
 /// A process that is out of descriptors when it dials.
 async fn internal() -> (Proxy, Message, Told) {
     let before = "ulimit -n 64;".to_owned();
-    let proxy = Proxy::with(Settings {
-        before,
-        ..Settings::default()
-    })
-    .await;
+    let proxy = Proxy::with(Settings { before, ..Settings::default() }).await;
     // Clients that log in take the descriptors; each waits for the last of them at its password.
     let mut waiting = Vec::new();
     loop {
         let mut client = Raw::unix(&proxy.socket()).await;
-        client
-            .send(&startup(&[("user", "app"), ("database", "acme")]))
-            .await;
+        client.send(&startup(&[("user", "app"), ("database", "acme")])).await;
         let asked =
             tokio::time::timeout(std::time::Duration::from_millis(500), client.message()).await;
         match asked {
@@ -440,15 +282,10 @@ async fn internal() -> (Proxy, Message, Told) {
             Err(_not_accepted) => break,
         }
         waiting.push(client);
-        assert!(
-            waiting.len() < 64,
-            "the bound on descriptors is not in force"
-        );
+        assert!(waiting.len() < 64, "the bound on descriptors is not in force");
     }
     let mut client = waiting.pop().expect("one that was accepted");
-    client
-        .send(&crate::support::raw::password(&mint::token("acme")))
-        .await;
+    client.send(&crate::support::raw::password(&mint::token("acme"))).await;
     let message = client.fatal().await;
     (proxy, message, told("internal error"))
 }
@@ -465,18 +302,9 @@ async fn backend_says(error: &'static [u8]) -> Proxy {
     let tenants = |text: &str| {
         let at = text.find("port = ").expect("a port");
         let end = at + text[at..].find('\n').expect("a line");
-        format!(
-            "{}port = {}{}",
-            &text[..at],
-            PORT.lock().expect("port"),
-            &text[end..]
-        )
+        format!("{}port = {}{}", &text[..at], PORT.lock().expect("port"), &text[end..])
     };
-    Proxy::with(Settings {
-        tenants,
-        ..Settings::default()
-    })
-    .await
+    Proxy::with(Settings { tenants, ..Settings::default() }).await
 }
 
 async fn check(reason: Reason) {
@@ -485,9 +313,7 @@ async fn check(reason: Reason) {
     assert_eq!(message.field(b'M').as_deref(), Some(told.text));
     assert_eq!(message.field(b'H').as_deref(), told.hint);
 
-    let event = proxy
-        .event("refused", |event| event["reason"] == reason.label())
-        .await;
+    let event = proxy.event("refused", |event| event["reason"] == reason.label()).await;
     assert_eq!(event["sqlstate"], reason.sqlstate());
     assert_eq!(event["level"], reason.level().as_str());
     let session = event["session"].as_str().expect("a session id");
@@ -543,6 +369,7 @@ refusals! {
     a_database_that_is_full: BackendFull;
     a_database_that_is_starting: BackendNotReady;
     a_database_that_refuses_the_lease: BackendRejected;
+    a_setting_that_the_database_refuses: SettingRejected;
     a_database_sealed_for_another_tenant: SealBroken;
     a_process_out_of_descriptors: Internal;
 }

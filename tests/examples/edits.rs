@@ -2,11 +2,7 @@
 
 /// The whole error. It is one line.
 pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
-    (
-        "[limits]",
-        "[limits",
-        "pgsilo.toml:52: unclosed table, expected `]`",
-    ),
+    ("[limits]", "[limits", "pgsilo.toml:52: unclosed table, expected `]`"),
     (
         "[limits]",
         "[limit]",
@@ -352,11 +348,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "id = \"Globex\"",
         "tenants.toml:22: tenant[1].id: \"Globex\" is not one: a tenant id is 1 to 63 of a-z 0-9 _ - and starts with a letter or a digit",
     ),
-    (
-        "id = \"globex\"\n",
-        "",
-        "tenants.toml:21: tenant[1]: the key \"id\" is missing; add it",
-    ),
+    ("id = \"globex\"\n", "", "tenants.toml:21: tenant[1]: the key \"id\" is missing; add it"),
     (
         "id = \"globex\"",
         "id = \"globex\"\nplan = \"gold\"",
@@ -476,16 +468,8 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
 
 /// All warnings, with ` | ` between them.
 pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
-    (
-        "address = \"127.0.0.1:6432\"",
-        "address = \"0.0.0.0:6432\"",
-        "",
-    ),
-    (
-        "tls = { certificate = \"server.crt\", key = \"server.key\" }",
-        "plaintext = true",
-        "",
-    ),
+    ("address = \"127.0.0.1:6432\"", "address = \"0.0.0.0:6432\"", ""),
+    ("tls = { certificate = \"server.crt\", key = \"server.key\" }", "plaintext = true", ""),
     (
         "address = \"127.0.0.1:6432\"\ntls = { certificate = \"server.crt\", key = \"server.key\" }",
         "address = \"0.0.0.0:6432\"\nplaintext = true",
@@ -501,11 +485,7 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
         "address = \"0.0.0.0:9432\"",
         "pgsilo.toml:65: admin.address: not a loopback address: anybody who reaches it can read the metrics",
     ),
-    (
-        "algorithms = [\"ES256\"]",
-        "algorithms = [\"ES256\", \"RS256\"]",
-        "",
-    ),
+    ("algorithms = [\"ES256\"]", "algorithms = [\"ES256\", \"RS256\"]", ""),
     (
         "jwks = \"jwks.json\"",
         "keys = [{ kid = \"a\", algorithm = \"ES256\", pem = \"issuer.pem\" }, { kid = \"b\", algorithm = \"ES256\", pem = \"issuer.pem\" }]",

@@ -14,9 +14,7 @@ fn document(path: &str) -> String {
 
 /// The rows of the first table under a heading, without the code marks.
 fn table(text: &str, heading: &str) -> Vec<Vec<String>> {
-    let (_, section) = text
-        .split_once(&format!("\n## {heading}\n"))
-        .expect("the heading");
+    let (_, section) = text.split_once(&format!("\n## {heading}\n")).expect("the heading");
     let lines = section.lines().skip_while(|line| !line.starts_with('|'));
     let rows = lines.take_while(|line| line.starts_with('|')).skip(2);
     rows.map(|row| {
@@ -29,9 +27,7 @@ fn table(text: &str, heading: &str) -> Vec<Vec<String>> {
 /// The literals of each row of a table in the code: the lines behind `name! {`.
 fn literals(path: &str, name: &str) -> Vec<Vec<String>> {
     let text = document(path);
-    let (_, rows) = text
-        .split_once(&format!("\n{name}! {{\n"))
-        .expect("the table");
+    let (_, rows) = text.split_once(&format!("\n{name}! {{\n")).expect("the table");
     let (rows, _) = rows.split_once("\n}\n").expect("its end");
     let mut found: Vec<Vec<String>> = vec![Vec::new()];
     for line in rows.lines().filter(|line| !line.trim().starts_with("///")) {
@@ -44,10 +40,7 @@ fn literals(path: &str, name: &str) -> Vec<Vec<String>> {
                 }
                 '\\' => escaped = true,
                 '"' if inside => {
-                    found
-                        .last_mut()
-                        .expect("a row")
-                        .push(std::mem::take(&mut literal));
+                    found.last_mut().expect("a row").push(std::mem::take(&mut literal));
                     inside = false;
                 }
                 '"' => inside = true,
@@ -70,12 +63,7 @@ fn the_document_of_refusals_is_the_table_of_refusals() {
     for ((reason, code), row) in Reason::ALL.iter().zip(code).zip(rows) {
         let text = code[2].replace("{}", "…");
         let level = reason.level().to_string().to_lowercase();
-        let expected = [
-            reason.label(),
-            reason.sqlstate(),
-            level.as_str(),
-            text.as_str(),
-        ];
+        let expected = [reason.label(), reason.sqlstate(), level.as_str(), text.as_str()];
         assert_eq!(row[..4], expected, "{reason:?}");
         assert!(row[4].len() > 10, "{reason:?}: say when, and what to do");
     }
@@ -99,19 +87,11 @@ fn the_document_of_metrics_is_what_metrics_describes() {
     let rows = table(&document("docs/metrics.md"), "Metrics");
     let code = described(&sources());
     assert!(code.len() > 15, "{code:?}");
-    let documented: Vec<_> = rows
-        .iter()
-        .map(|row| (row[0].as_str(), row[1].as_str(), row[3].as_str()))
-        .collect();
+    let documented: Vec<_> =
+        rows.iter().map(|row| (row[0].as_str(), row[1].as_str(), row[3].as_str())).collect();
     let described: Vec<_> = code
         .iter()
-        .map(|metric| {
-            (
-                metric.name.as_str(),
-                metric.kind.as_str(),
-                metric.text.as_str(),
-            )
-        })
+        .map(|metric| (metric.name.as_str(), metric.kind.as_str(), metric.text.as_str()))
         .collect();
     assert_eq!(documented, described);
 }
@@ -119,9 +99,7 @@ fn the_document_of_metrics_is_what_metrics_describes() {
 #[test]
 fn the_readme_names_tests_that_are_there() {
     let readme = document("README.md");
-    let (_, promises) = readme
-        .split_once("\n## The promises")
-        .expect("the promises");
+    let (_, promises) = readme.split_once("\n## The promises").expect("the promises");
     let mut files = Vec::new();
     let mut folders = vec!["src".to_owned(), "tests".to_owned()];
     while let Some(folder) = folders.pop() {
@@ -144,9 +122,7 @@ fn the_readme_names_tests_that_are_there() {
     {
         let written = [format!("fn {name}("), format!(" {name}:")];
         assert!(
-            files
-                .iter()
-                .any(|file| written.iter().any(|text| file.contains(text))),
+            files.iter().any(|file| written.iter().any(|text| file.contains(text))),
             "README.md names the test {name}, which is not there"
         );
         tests += 1;

@@ -8,26 +8,17 @@ use crate::source::{Source, blank, tests_begin};
 const STAGES: [(&str, &str, &str); 8] = [
     // file, type, how its one constructor begins
     ("accepted", "Accepted", "fn accept(client: &'c mut Client)"),
-    (
-        "secured",
-        "Secured",
-        "fn secure(mut accepted: Accepted<'c>)",
-    ),
+    ("secured", "Secured", "fn secure(mut accepted: Accepted<'c>)"),
     ("started", "Started", "fn start(secured: Secured<'c>)"),
-    (
-        "identified",
-        "Identified",
-        "fn identify(mut started: Started<'c>)",
-    ),
-    (
-        "routed",
-        "Routed",
-        "fn route(mut identified: Identified<'c>)",
-    ),
+    ("identified", "Identified", "fn identify(mut started: Started<'c>)"),
+    ("routed", "Routed", "fn route(mut identified: Identified<'c>)"),
     ("leased", "Leased", "fn lease(mut routed: Routed<'c>)"),
     ("attached", "Attached", "fn attach(leased: Leased<'c>)"),
     ("spliced", "Spliced", "fn splice(attached: Attached<'c>)"),
 ];
+
+/// In `session/`, and no stage; see [`stages_in_order`].
+const SIDE_ROOMS: [&str; 3] = ["client", "cancelling", "authority"];
 
 /// The parts, as the map in `lib.rs` has them: each imports only what stands in a row below.
 const LAYERS: [&[&str]; 9] = [
@@ -39,40 +30,19 @@ const LAYERS: [&[&str]; 9] = [
     &["backend", "frontend"],
     &["config"],
     &["token", "registry", "lease"],
-    &[
-        "tenant",
-        "tls",
-        "stream",
-        "ending",
-        "limits",
-        "secret",
-        "toml_file",
-        "wire",
-    ],
+    &["tenant", "tls", "stream", "ending", "limits", "secret", "toml_file", "clock", "wire"],
 ];
 
 /// In one row all the same.
-const NEIGHBOURS: [(&str, &str); 3] = [
-    ("server", "admin"),
-    ("audit", "refusal"),
-    ("ending", "wire"),
-];
+const NEIGHBOURS: [(&str, &str); 3] =
+    [("server", "admin"), ("audit", "refusal"), ("ending", "wire")];
 
 /// Crates that are for the programs, or for what only programs do.
-const FOR_PROGRAMS: [&str; 6] = [
-    "anyhow",
-    "clap",
-    "rcgen",
-    "rustix",
-    "tokio_postgres",
-    "tracing_subscriber",
-];
+const FOR_PROGRAMS: [&str; 5] = ["anyhow", "clap", "rcgen", "tokio_postgres", "tracing_subscriber"];
 
 /// The library's files and their modules.
 fn library(sources: &[Source]) -> impl Iterator<Item = (&Source, Vec<&str>)> {
-    sources
-        .iter()
-        .filter_map(|source| Some((source, source.module()?)))
+    sources.iter().filter_map(|source| Some((source, source.module()?)))
 }
 
 fn names(path: &[String]) -> Vec<&str> {
@@ -89,18 +59,11 @@ pub(crate) fn wire_is_alone(sources: &[Source]) -> Vec<String> {
                 ["std", part, ..] => {
                     !matches!(*part, "net" | "io" | "os" | "fs" | "thread" | "env")
                 }
-                [
-                    "crate" | "tokio" | "futures_util" | "serde" | "postgres_protocol",
-                    ..,
-                ] => false,
+                ["crate" | "tokio" | "futures_util" | "serde" | "postgres_protocol", ..] => false,
                 _ => true,
             };
             if !allowed {
-                complaints.push(format!(
-                    "{} of {module:?} names {}",
-                    source.path,
-                    path.join("::")
-                ));
+                complaints.push(format!("{} of {module:?} names {}", source.path, path.join("::")));
             }
         }
     }
@@ -140,10 +103,11 @@ pub(crate) fn layers(sources: &[Source]) -> Vec<String> {
     complaints
 }
 
-/// A stage proves what came before it and knows nothing of what comes. Two rooms stand beside
+/// A stage proves what came before it and knows nothing of what comes. Three rooms stand beside
 /// the stages: `client`, which proves nothing, so every stage may name it and it names none
-/// (only what its listener asks of it, `secured::Security`); and `cancelling`, the fork without
-/// a token, which holds an `Accepted` and is made by `started` alone.
+/// (only what its listener asks of it, `secured::Security`); `cancelling`, the fork without a
+/// token, which holds an `Accepted` and is made by `started` alone; and `authority`, what a
+/// spliced session's life hangs on, which names no stage and is for `spliced` alone.
 pub(crate) fn stages_in_order(sources: &[Source]) -> Vec<String> {
     let place = |room: &str| STAGES.iter().position(|(file, ..)| *file == room);
     let home = |name: &str| {
@@ -161,11 +125,8 @@ pub(crate) fn stages_in_order(sources: &[Source]) -> Vec<String> {
         let ["session", room] = module[..] else {
             continue;
         };
-        if place(room).is_none() && room != "client" && room != "cancelling" {
-            complaints.push(format!(
-                "{} is neither a stage nor a side room",
-                source.path
-            ));
+        if place(room).is_none() && !SIDE_ROOMS.contains(&room) {
+            complaints.push(format!("{} is neither a stage nor a side room", source.path));
         }
         for path in source.paths() {
             let ["crate", "session", other, ..] = names(&path)[..] else {
@@ -175,10 +136,11 @@ pub(crate) fn stages_in_order(sources: &[Source]) -> Vec<String> {
             let allowed = match (room, other) {
                 (room, other) if room == other => true,
                 ("client", "secured") => path.last().is_some_and(|name| name == "Security"),
-                ("client", _) => false,
+                ("client" | "authority", _) => false,
                 (_, "client") => true,
                 ("cancelling", other) => other == "accepted",
                 (room, "cancelling") => room == "started",
+                (room, "authority") => room == "spliced",
                 (room, other) => place(other).zip(place(room)).is_some_and(|(o, r)| o < r),
             };
             if !allowed {
@@ -219,9 +181,7 @@ pub(crate) fn one_constructor(sources: &[Source]) -> Vec<String> {
         if squeezed.contains(&format!("for {stage}<")) {
             complaints.push(format!("{path}: {stage} implements a trait"));
         }
-        let fields = squeezed
-            .split_once(&derived)
-            .and_then(|(_, rest)| rest.split_once('}'));
+        let fields = squeezed.split_once(&derived).and_then(|(_, rest)| rest.split_once('}'));
         if fields.is_none_or(|(fields, _)| fields.contains("pub")) {
             complaints.push(format!("{path}: a field of {stage} is not private"));
         }
@@ -397,11 +357,7 @@ pub(crate) fn refuses_once(sources: &[Source]) -> Vec<String> {
             if (declared, named) != (1, 2) {
                 complaints.push(format!("{} names refuse {named} times", source.path));
             }
-        } else if source
-            .paths()
-            .iter()
-            .any(|path| names(path) == ["crate", "session", "refuse"])
-        {
+        } else if source.paths().iter().any(|path| names(path) == ["crate", "session", "refuse"]) {
             complaints.push(format!("{} refuses", source.path));
         }
     }
@@ -423,21 +379,15 @@ pub(crate) fn files_are_in_shape(sources: &[Source]) -> Vec<String> {
         let end = match (tests.find('{'), tests.find(';')) {
             (Some(open), semicolon) if semicolon.is_none_or(|semicolon| open < semicolon) => {
                 let mut depth = 0;
-                tests
-                    .char_indices()
-                    .skip_while(|(at, _)| *at < open)
-                    .find_map(|(at, c)| {
-                        depth += i32::from(c == '{') - i32::from(c == '}');
-                        (depth == 0).then_some(at + 1)
-                    })
+                tests.char_indices().skip_while(|(at, _)| *at < open).find_map(|(at, c)| {
+                    depth += i32::from(c == '{') - i32::from(c == '}');
+                    (depth == 0).then_some(at + 1)
+                })
             }
             (_, semicolon) => semicolon.map(|at| at + 1),
         };
         if end.is_none_or(|end| !tests[end..].trim().is_empty()) {
-            complaints.push(format!(
-                "{}: something stands behind the tests",
-                source.path
-            ));
+            complaints.push(format!("{}: something stands behind the tests", source.path));
         }
     }
     complaints
@@ -445,22 +395,16 @@ pub(crate) fn files_are_in_shape(sources: &[Source]) -> Vec<String> {
 
 /// A metric without a description is one that nobody decided on.
 pub(crate) fn metrics_are_described(sources: &[Source]) -> Vec<String> {
-    let described: BTreeSet<_> = described(sources)
-        .into_iter()
-        .map(|metric| metric.name)
-        .collect();
+    let described: BTreeSet<_> = described(sources).into_iter().map(|metric| metric.name).collect();
     let mut used = BTreeSet::new();
     for (source, _) in library(sources) {
         let text = without_comments(&source.text);
         let without_descriptions = text.split("describe_");
-        for part in without_descriptions
-            .enumerate()
-            .map(|(index, part)| match index {
-                0 => part,
-                // The rest of a description: from its end on.
-                _ => part.split_once(");").map_or("", |(_, rest)| rest),
-            })
-        {
+        for part in without_descriptions.enumerate().map(|(index, part)| match index {
+            0 => part,
+            // The rest of a description: from its end on.
+            _ => part.split_once(");").map_or("", |(_, rest)| rest),
+        }) {
             let names = part.split('"').filter(|text| text.starts_with("pgsilo_"));
             used.extend(names.map(str::to_owned));
         }
@@ -476,9 +420,7 @@ pub(crate) fn metrics_are_described(sources: &[Source]) -> Vec<String> {
 }
 
 fn without_comments(text: &str) -> String {
-    let lines = text
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"));
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
     lines.collect()
 }
 
@@ -491,9 +433,7 @@ pub(crate) struct Metric {
 }
 
 pub(crate) fn described(sources: &[Source]) -> Vec<Metric> {
-    let source = sources
-        .iter()
-        .find(|source| source.path == "src/admin/metrics.rs");
+    let source = sources.iter().find(|source| source.path == "src/admin/metrics.rs");
     let text = source.map_or(String::new(), |source| without_comments(&source.text));
     let calls = text.split("describe_").skip(1).filter_map(|call| {
         let (kind, rest) = call.split_once("!(")?;

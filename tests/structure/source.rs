@@ -189,10 +189,7 @@ fn string(text: &str) -> usize {
 /// `r"..."`, `r#"..."#`, with or without `b` or `c` before it.
 fn raw_string(text: &str) -> Option<usize> {
     let prefix = ["br", "cr", "r"].iter().find(|p| text.starts_with(**p))?;
-    let hashes = text[prefix.len()..]
-        .bytes()
-        .take_while(|b| *b == b'#')
-        .count();
+    let hashes = text[prefix.len()..].bytes().take_while(|b| *b == b'#').count();
     let start = prefix.len() + hashes;
     text[start..].strip_prefix('"')?;
     let end = format!("\"{}", "#".repeat(hashes));
@@ -208,9 +205,7 @@ fn character(text: &str) -> Option<usize> {
         let escaped = inside.chars().nth(1)?.len_utf8();
         return Some(inside[1 + escaped..].find('\'')? + 3 + escaped);
     }
-    inside[first.len_utf8()..]
-        .starts_with('\'')
-        .then_some(2 + first.len_utf8())
+    inside[first.len_utf8()..].starts_with('\'').then_some(2 + first.len_utf8())
 }
 
 /// Words, `::`, and every other character by itself.
@@ -282,10 +277,7 @@ fn resolve(path: &[String], module: &[&str]) -> Vec<String> {
     let kept = module.len().saturating_sub(supers);
     let own = module[..kept].iter().map(|word| (*word).to_owned());
     let crate_root = std::iter::once("crate".to_owned());
-    crate_root
-        .chain(own)
-        .chain(path[skipped..].iter().cloned())
-        .collect()
+    crate_root.chain(own).chain(path[skipped..].iter().cloned()).collect()
 }
 
 #[cfg(test)]
@@ -293,19 +285,15 @@ mod tests {
     use super::*;
 
     fn source(path: &str, text: &str) -> Source {
-        Source {
-            path: path.into(),
-            text: text.into(),
-        }
+        Source { path: path.into(), text: text.into() }
     }
 
     #[test]
     fn comments_and_literals_are_blanked_and_lifetimes_are_not() {
         let text = "a // b\n/* c /* d */ e */ \"f \\\" g\" r#\"h \" i\"# 'j' '\\'' '\\u{1b}' &'k l b\"m\" br\"n\" for_r\n";
         let words: Vec<_> = blank(text).split_whitespace().map(str::to_owned).collect();
-        let expected = [
-            "a", "\"\"", "\"\"", "''", "''", "''", "&'k", "l", "b\"\"", "\"\"", "for_r",
-        ];
+        let expected =
+            ["a", "\"\"", "\"\"", "''", "''", "''", "&'k", "l", "b\"\"", "\"\"", "for_r"];
         assert_eq!(words, expected);
         assert_eq!(blank("\"a\nb\" /*\n*/").matches('\n').count(), 2);
     }

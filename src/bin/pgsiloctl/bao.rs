@@ -29,19 +29,12 @@ impl Bao {
             .timeout(Duration::from_secs(30))
             .build()
             .context("an HTTP client")?;
-        Ok(Self {
-            http,
-            address: address.trim_end_matches('/').to_owned(),
-            token: None,
-        })
+        Ok(Self { http, address: address.trim_end_matches('/').to_owned(), token: None })
     }
 
     /// The same OpenBAO as the identity that holds `token`.
     pub(crate) fn as_token(&self, token: Secret) -> Self {
-        Self {
-            token: Some(token),
-            ..self.clone()
-        }
+        Self { token: Some(token), ..self.clone() }
     }
 
     pub(crate) async fn read(&self, path: &str) -> Result<Value> {
@@ -54,33 +47,21 @@ impl Bao {
 
     /// The HTTP status of `sys/health`, whatever it says; an error when nobody answers.
     pub(crate) async fn health(&self) -> Result<u16> {
-        let answer = self
-            .http
-            .get(format!("{}/v1/sys/health", self.address))
-            .send()
-            .await?;
+        let answer = self.http.get(format!("{}/v1/sys/health", self.address)).send().await?;
         Ok(answer.status().as_u16())
     }
 
     async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
-        let mut request = self
-            .http
-            .request(method.clone(), format!("{}/v1/{path}", self.address));
+        let mut request = self.http.request(method.clone(), format!("{}/v1/{path}", self.address));
         if let Some(token) = &self.token {
             request = request.header("X-Vault-Token", token.expose());
         }
         if let Some(body) = body {
             request = request.json(&body);
         }
-        let answer = request
-            .send()
-            .await
-            .with_context(|| format!("OpenBAO: {method} {path}"))?;
+        let answer = request.send().await.with_context(|| format!("OpenBAO: {method} {path}"))?;
         let status = answer.status();
-        let text = answer
-            .text()
-            .await
-            .with_context(|| format!("OpenBAO: {method} {path}"))?;
+        let text = answer.text().await.with_context(|| format!("OpenBAO: {method} {path}"))?;
         let value: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
         if !status.is_success() {
             bail!("OpenBAO: {method} {path}: {status}: {}", reasons(&value));

@@ -65,9 +65,7 @@ impl TenantId {
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         ensure!(
             id.bytes().next().is_some_and(plain)
-                && id
-                    .bytes()
-                    .all(|byte| plain(byte) || byte == b'_' || byte == b'-'),
+                && id.bytes().all(|byte| plain(byte) || byte == b'_' || byte == b'-'),
             "{id:?} is no tenant id: lower case letters, digits, `_` and `-`, a letter or digit first"
         );
         ensure!(
@@ -109,16 +107,10 @@ impl Provisioner {
         let broker_password = Secret::random()?;
         let cluster = self.postgres.connect("postgres").await?;
         ensure_modern(&cluster).await?;
-        make_roles(&cluster, tenant, &broker_password)
-            .await
-            .context("the tenant's roles")?;
-        make_database(&cluster, tenant)
-            .await
-            .context("the tenant's database")?;
+        make_roles(&cluster, tenant, &broker_password).await.context("the tenant's roles")?;
+        make_database(&cluster, tenant).await.context("the tenant's database")?;
         let database = self.postgres.connect(&tenant.database()).await?;
-        hand_over_schema(&database, tenant)
-            .await
-            .context("handing the schema to the tenant")?;
+        hand_over_schema(&database, tenant).await.context("handing the schema to the tenant")?;
         self.describe_to_openbao(tenant, &broker_password)
             .await
             .context("describing the tenant to OpenBAO")
@@ -155,9 +147,7 @@ impl Provisioner {
             // and withdraw migrations apart.
             let works_as = tenant.role(if *kind == "ro" { "ro" } else { "app" });
             let body = lease_statements(tenant, &connection, &works_as);
-            self.bao
-                .write(&format!("{MOUNT}/roles/{role}"), body)
-                .await?;
+            self.bao.write(&format!("{MOUNT}/roles/{role}"), body).await?;
         }
         Ok(())
     }
@@ -193,9 +183,7 @@ fn lease_statements(tenant: &TenantId, connection: &str, works_as: &str) -> Valu
 }
 
 async fn ensure_modern(cluster: &Client) -> Result<()> {
-    let row = cluster
-        .query_one("SELECT current_setting('server_version_num')::int4", &[])
-        .await?;
+    let row = cluster.query_one("SELECT current_setting('server_version_num')::int4", &[]).await?;
     let version: i32 = row.try_get(0)?;
     ensure!(
         version >= 160_000,
@@ -212,16 +200,8 @@ async fn make_roles(cluster: &Client, tenant: &TenantId, broker_password: &Secre
         ("broker", "LOGIN CREATEROLE"),
     ] {
         let role = tenant.role(kind);
-        if !exists(
-            cluster,
-            "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = $1",
-            &role,
-        )
-        .await?
-        {
-            cluster
-                .batch_execute(&format!("CREATE ROLE \"{role}\" {attributes}"))
-                .await?;
+        if !exists(cluster, "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = $1", &role).await? {
+            cluster.batch_execute(&format!("CREATE ROLE \"{role}\" {attributes}")).await?;
         }
     }
     let verifier = postgres_protocol::password::scram_sha_256(broker_password.expose().as_bytes());
@@ -301,17 +281,7 @@ mod tests {
             assert_eq!(tenant.as_str(), good);
             assert!(tenant.role("broker").len() <= 63);
         }
-        for bad in [
-            "",
-            "-a",
-            "_a",
-            "A",
-            "a b",
-            "a\"",
-            "a'",
-            "é",
-            &"x".repeat(LONGEST_ID + 1),
-        ] {
+        for bad in ["", "-a", "_a", "A", "a b", "a\"", "a'", "é", &"x".repeat(LONGEST_ID + 1)] {
             assert!(TenantId::parse(bad).is_err(), "{bad:?}");
         }
     }

@@ -166,9 +166,7 @@ fn mint(token: Token) -> Result<ExitCode> {
         "no sandbox runs in {} (start one with `pgsiloctl sandbox`, or name its folder with --dir)",
         token.dir.display()
     );
-    let subject = token
-        .subject
-        .unwrap_or_else(|| format!("alice@{}", token.tenants[0]));
+    let subject = token.subject.unwrap_or_else(|| format!("alice@{}", token.tenants[0]));
     let minted = Issuer::open(&token.dir)?.mint(&Wish {
         subject,
         tenants: token.tenants,
@@ -195,10 +193,7 @@ mod tests {
 
     #[test]
     fn a_claim_is_a_name_and_json() {
-        assert_eq!(
-            parse_claim("aud=\"x=y\"").unwrap(),
-            ("aud".to_owned(), Value::from("x=y"))
-        );
+        assert_eq!(parse_claim("aud=\"x=y\"").unwrap(), ("aud".to_owned(), Value::from("x=y")));
         assert_eq!(parse_claim("exp=null").unwrap().1, Value::Null);
         assert!(parse_claim("aud").is_err());
         assert!(parse_claim("aud=x").is_err());

@@ -36,9 +36,7 @@ impl fmt::Debug for Secret {
 /// `BYTES` random bytes as hexadecimal digits.
 pub(crate) fn random_hex<const BYTES: usize>() -> Result<String> {
     let mut bytes = [0_u8; BYTES];
-    aws_lc_rs::rand::fill(&mut bytes)
-        .ok()
-        .context("the system gave no random bytes")?;
+    aws_lc_rs::rand::fill(&mut bytes).ok().context("the system gave no random bytes")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

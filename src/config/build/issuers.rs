@@ -41,11 +41,7 @@ impl Build<'_> {
                     format!("{at}.{source}"),
                     "a key without kid beside others is never chosen",
                 );
-            } else if !key
-                .algorithms()
-                .iter()
-                .any(|algorithm| algorithms.contains(algorithm))
-            {
+            } else if !key.algorithms().iter().any(|algorithm| algorithms.contains(algorithm)) {
                 self.warn(
                     format!("{at}.{source}"),
                     format_args!(
@@ -56,8 +52,7 @@ impl Build<'_> {
         }
         let claim = |key: &str, text: &str| {
             let wrong = |error| {
-                self.file
-                    .wrong(&format!("{at}.{key}"), format_args!("{text:?} is {error}"))
+                self.file.wrong(&format!("{at}.{key}"), format_args!("{text:?} is {error}"))
             };
             ClaimPath::parse(text).map_err(wrong)
         };
@@ -79,8 +74,7 @@ impl Build<'_> {
     }
 
     fn algorithm(&self, field: &str, name: &str) -> Result<Algorithm, FileError> {
-        name.parse()
-            .or_else(|error| self.wrong(field, format_args!("{name:?} is {error}")))
+        name.parse().or_else(|error| self.wrong(field, format_args!("{name:?} is {error}")))
     }
 
     fn keys(&mut self, at: &str, raw: &RawIssuer) -> Result<Vec<Key>, FileError> {
@@ -105,10 +99,8 @@ impl Build<'_> {
                 for (index, key) in listed.iter().enumerate() {
                     let at = format!("{at}.keys[{index}]");
                     if key.kid.is_empty() {
-                        return self.wrong(
-                            format!("{at}.kid"),
-                            "empty; it must equal the token's `kid`",
-                        );
+                        return self
+                            .wrong(format!("{at}.kid"), "empty; it must equal the token's `kid`");
                     }
                     let algorithm = self.algorithm(&format!("{at}.algorithm"), &key.algorithm)?;
                     let path = self.file.resolve(&key.pem);

@@ -23,10 +23,8 @@ impl Build<'_> {
             let at = format!("listener[{index}]");
             let listener = match (&raw.address, &raw.socket) {
                 (Some(_), Some(_)) => {
-                    return self.wrong(
-                        at,
-                        "both address and socket; give each its own [[listener]]",
-                    );
+                    return self
+                        .wrong(at, "both address and socket; give each its own [[listener]]");
                 }
                 (None, None) => return self.wrong(at, "neither address nor socket; add one"),
                 (Some(_), None) => self.tcp(&at, raw)?,
@@ -48,10 +46,7 @@ impl Build<'_> {
 
     fn tcp(&mut self, at: &str, raw: RawListener) -> Result<Listener, FileError> {
         if raw.mode.is_some() {
-            return self.wrong(
-                format!("{at}.mode"),
-                "only a Unix socket has a mode; remove it",
-            );
+            return self.wrong(format!("{at}.mode"), "only a Unix socket has a mode; remove it");
         }
         let Some(address) = raw.address.map(|address| address.0) else {
             return self.wrong(at, "neither address nor socket; add one");
@@ -71,27 +66,18 @@ impl Build<'_> {
                 return self.wrong(format!("{at}.require_tls"), what);
             }
             (None, true) => (None, false),
-            (Some(files), false) => (
-                Some(self.listener_tls(at, &files)?),
-                raw.require_tls.unwrap_or(true),
-            ),
+            (Some(files), false) => {
+                (Some(self.listener_tls(at, &files)?), raw.require_tls.unwrap_or(true))
+            }
         };
         if !require_tls && !address.ip().is_loopback() {
-            let field = if tls.is_some() {
-                "require_tls"
-            } else {
-                "plaintext"
-            };
+            let field = if tls.is_some() { "require_tls" } else { "plaintext" };
             self.warn(
                 format!("{at}.{field}"),
                 "tokens may travel in clear over a network: anybody on the way can use them",
             );
         }
-        Ok(Listener::Tcp {
-            address,
-            tls,
-            require_tls,
-        })
+        Ok(Listener::Tcp { address, tls, require_tls })
     }
 
     fn listener_tls(
@@ -124,25 +110,16 @@ impl Build<'_> {
             (raw.plaintext, "plaintext"),
         ] {
             if present {
-                return self.wrong(
-                    format!("{at}.{key}"),
-                    "only a TCP listener has it; remove it",
-                );
+                return self.wrong(format!("{at}.{key}"), "only a TCP listener has it; remove it");
             }
         }
         let path = self.file.resolve(&raw.socket.unwrap_or_default());
         if path.as_os_str().len() >= MAX_SOCKET_PATH {
             return self.wrong(
                 format!("{at}.socket"),
-                format_args!(
-                    "longer than a socket's path can be ({} bytes)",
-                    MAX_SOCKET_PATH - 1
-                ),
+                format_args!("longer than a socket's path can be ({} bytes)", MAX_SOCKET_PATH - 1),
             );
         }
-        Ok(Listener::Unix {
-            path,
-            mode: raw.mode.map_or(0o660, |mode| mode.0.0),
-        })
+        Ok(Listener::Unix { path, mode: raw.mode.map_or(0o660, |mode| mode.0.0) })
     }
 }

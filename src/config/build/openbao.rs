@@ -11,10 +11,8 @@ impl Build<'_> {
         let address = self.openbao_address(&raw.address)?;
         let ca = match raw.ca.map(|ca| self.file.resolve(&ca)) {
             Some(_) if address.starts_with("http:") => {
-                return self.wrong(
-                    "openbao.ca",
-                    "http has no certificates; remove it or use https",
-                );
+                return self
+                    .wrong("openbao.ca", "http has no certificates; remove it or use https");
             }
             Some(path) => {
                 Some(tls::roots_pem(&path).or_else(|error| self.wrong("openbao.ca", error))?)
@@ -22,16 +20,12 @@ impl Build<'_> {
             None => None,
         };
         if raw.timeout.0.is_zero() {
-            return self.wrong(
-                "openbao.timeout",
-                "zero; a request needs some time, such as \"5s\"",
-            );
+            return self
+                .wrong("openbao.timeout", "zero; a request needs some time, such as \"5s\"");
         }
         if raw.max_concurrent_requests == 0 {
-            return self.wrong(
-                "openbao.max_concurrent_requests",
-                "zero; no lease could be asked for",
-            );
+            return self
+                .wrong("openbao.max_concurrent_requests", "zero; no lease could be asked for");
         }
         Ok(lease::Settings {
             address,
@@ -94,14 +88,11 @@ impl Build<'_> {
                 }
                 let field = "openbao.auth.approle.secret_id_file";
                 let secret_id_file = self.secret_file(field, &approle.secret_id_file)?;
-                Ok(lease::Auth::AppRole {
-                    role_id: approle.role_id,
-                    secret_id_file,
-                })
+                Ok(lease::Auth::AppRole { role_id: approle.role_id, secret_id_file })
             }
-            (None, Some(path)) => Ok(lease::Auth::TokenFile(
-                self.secret_file("openbao.auth.token_file", &path)?,
-            )),
+            (None, Some(path)) => {
+                Ok(lease::Auth::TokenFile(self.secret_file("openbao.auth.token_file", &path)?))
+            }
         }
     }
 }

@@ -10,9 +10,7 @@ fn well_signed_tokens_must_also_say_the_right_things() {
         TenantMalformed,
     };
     let invalid = |claim| ClaimInvalid { claim };
-    let expired = |seconds| Expired {
-        since: Duration::from_secs(seconds),
-    };
+    let expired = |seconds| Expired { since: Duration::from_secs(seconds) };
     let many: Vec<String> = (0..1001).map(|n| format!("t{n}")).collect();
     let cases = [
         (json!({"aud": "other"}), AudienceWrong),
@@ -82,19 +80,11 @@ fn well_signed_tokens_must_also_say_the_right_things() {
     let plain = claims().to_string();
     for (from, to, reason) in [
         ("\"tenant\":\"acme\"", "\"tenant\":null", TenantMalformed),
-        (
-            "\"tenant\":\"acme\"",
-            "\"tenant\":\"acme\",\"access\":null",
-            AccessUnknown,
-        ),
+        ("\"tenant\":\"acme\"", "\"tenant\":\"acme\",\"access\":null", AccessUnknown),
         ("\"sub\":\"alice\"", "\"sub\":null", invalid("sub")),
     ] {
         assert!(plain.contains(from));
-        let token = sign_text(
-            Algorithm::Es256,
-            &header().to_string(),
-            &plain.replace(from, to),
-        );
+        let token = sign_text(Algorithm::Es256, &header().to_string(), &plain.replace(from, to));
         assert_eq!(verify(token).unwrap_err().error, reason, "{to}");
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) registry: String,
     /// Keys of `[openbao]` that replace the sandbox's.
     pub(crate) openbao: String,
+    /// Keys of `[lease]`.
+    pub(crate) lease: String,
     /// Keys of `[[issuer]]` beside the sandbox's.
     pub(crate) issuer: String,
     /// The tenants' file, as a change to the sandbox's.
@@ -45,6 +47,7 @@ impl Default for Settings {
             limits: "drain_timeout = \"2s\"\n".to_owned(),
             registry: String::new(),
             openbao: String::new(),
+            lease: String::new(),
             issuer: String::new(),
             tenants: str::to_owned,
             before: String::new(),
@@ -92,23 +95,11 @@ impl Proxy {
         write_files(&dir, &settings);
         let mut command = Command::new("sh");
         let script = format!("{} exec \"$0\" \"$@\"", settings.before);
-        command
-            .arg("-c")
-            .arg(script)
-            .arg(env!("CARGO_BIN_EXE_pgsilo"));
-        command
-            .arg("serve")
-            .arg("--config")
-            .arg(dir.join("pgsilo.toml"));
-        let mut child = command
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("pgsilo starts");
+        command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_pgsilo"));
+        command.arg("serve").arg("--config").arg(dir.join("pgsilo.toml"));
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("pgsilo starts");
         let log = Arc::new(Mutex::new(Vec::new()));
-        let (sink, lines) = (
-            Arc::clone(&log),
-            BufReader::new(child.stderr.take().expect("piped")),
-        );
+        let (sink, lines) = (Arc::clone(&log), BufReader::new(child.stderr.take().expect("piped")));
         std::thread::spawn(move || {
             lines
                 .lines()
@@ -116,16 +107,8 @@ impl Proxy {
                 .for_each(|line| sink.lock().expect("log").push(line));
         });
         let none = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut proxy = Proxy {
-            child,
-            dir,
-            log,
-            addresses: Vec::new(),
-            admin: none,
-        };
-        let serving = proxy
-            .logged(|line| line["message"] == "pgsilo serves")
-            .await;
+        let mut proxy = Proxy { child, dir, log, addresses: Vec::new(), admin: none };
+        let serving = proxy.logged(|line| line["message"] == "pgsilo serves").await;
         assert_eq!(serving["level"], "INFO");
         for line in proxy.lines() {
             let address = |field: &str| line[field].as_str().and_then(|text| text.parse().ok());
@@ -171,10 +154,7 @@ impl Proxy {
 
     /// A libpq URI over the Unix socket.
     pub(crate) fn socket_dsn(&self, token: &str, dbname: &str) -> String {
-        format!(
-            "postgresql://app:{token}@/{dbname}?host={}&port=6432",
-            self.dir.display()
-        )
+        format!("postgresql://app:{token}@/{dbname}?host={}&port=6432", self.dir.display())
     }
 
     /// A tokio-postgres client over the Unix socket.
@@ -184,12 +164,7 @@ impl Proxy {
         dbname: &str,
     ) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
-        config
-            .host_path(&self.dir)
-            .port(6432)
-            .user("app")
-            .password(token)
-            .dbname(dbname);
+        config.host_path(&self.dir).port(6432).user("app").password(token).dbname(dbname);
         let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
         tokio::spawn(connection);
         Ok(client)
@@ -205,15 +180,10 @@ impl Proxy {
 
     /// The first line that fits, once it is there.
     pub(crate) async fn logged(&self, fits: impl Fn(&Value) -> bool) -> Value {
-        let found = eventually("a line of the log", async || {
-            self.lines().into_iter().find(&fits)
-        });
+        let found = eventually("a line of the log", async || self.lines().into_iter().find(&fits));
         match tokio::time::timeout(PATIENCE / 2, found).await {
             Ok(line) => line,
-            Err(_late) => panic!(
-                "no such line in the log: {:#?}",
-                self.log.lock().expect("log")
-            ),
+            Err(_late) => panic!("no such line in the log: {:#?}", self.log.lock().expect("log")),
         }
     }
 
@@ -232,33 +202,21 @@ impl Proxy {
 
     /// `GET path` of its HTTP endpoints: status and body.
     pub(crate) async fn get(&self, path: &str) -> (u16, String) {
-        let response = reqwest::get(format!("http://{}{path}", self.admin))
-            .await
-            .expect("HTTP answers");
-        (
-            response.status().as_u16(),
-            response.text().await.expect("text"),
-        )
+        let response =
+            reqwest::get(format!("http://{}{path}", self.admin)).await.expect("HTTP answers");
+        (response.status().as_u16(), response.text().await.expect("text"))
     }
 
     /// A metric's value, as `name{label="value"}`.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let (_status, text) = self.get("/metrics").await;
-        let value = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value
-            .unwrap_or_else(|| panic!("no metric {name} in\n{text}"))
-            .parse()
-            .expect("a number")
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no metric {name} in\n{text}")).parse().expect("a number")
     }
 
     /// Waits until a metric has a value.
     pub(crate) async fn metric_reaches(&self, name: &str, value: f64) {
-        eventually(name, async || {
-            (self.metric(name).await == value).then_some(())
-        })
-        .await;
+        eventually(name, async || (self.metric(name).await == value).then_some(())).await;
     }
 
     /// Replaces the registry's file and sends SIGHUP.
@@ -279,10 +237,7 @@ impl Proxy {
 
     /// Waits until the process has ended.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
-        eventually("pgsilo to end", async || {
-            self.child.try_wait().expect("waited")
-        })
-        .await
+        eventually("pgsilo to end", async || self.child.try_wait().expect("waited")).await
     }
 }
 
@@ -295,11 +250,7 @@ impl Drop for Proxy {
             let _gone = kill_process(pid, Signal::TERM);
         }
         let _waited = self.child.wait();
-        let log = self
-            .log
-            .lock()
-            .map(|log| log.join("\n"))
-            .unwrap_or_default();
+        let log = self.log.lock().map(|log| log.join("\n")).unwrap_or_default();
         let _gone = fs::remove_dir_all(&self.dir);
         if std::thread::panicking() {
             eprintln!("pgsilo's log:\n{log}");
@@ -324,13 +275,7 @@ pub(crate) fn folder() -> PathBuf {
 /// Writes a configuration and all that it names.
 pub(crate) fn write_files(dir: &Path, settings: &Settings) {
     let sandbox = world().dir();
-    for name in [
-        "server.crt",
-        "server.key",
-        "ca.crt",
-        "jwks.json",
-        "secret-id",
-    ] {
+    for name in ["server.crt", "server.key", "ca.crt", "jwks.json", "secret-id"] {
         fs::copy(sandbox.join(name), dir.join(name)).expect("copied");
     }
     let tenants = fs::read_to_string(sandbox.join("tenants.toml")).expect("read");
@@ -342,16 +287,14 @@ pub(crate) fn write_files(dir: &Path, settings: &Settings) {
         ),
         false => settings.openbao.clone(),
     };
-    let mut config = settings
-        .listeners
-        .replace("{dir}", &dir.display().to_string());
+    let mut config = settings.listeners.replace("{dir}", &dir.display().to_string());
     write!(
         config,
         "[[issuer]]\nissuer = \"https://issuer.sandbox.invalid\"\naudience = [\"pgsilo\"]\n\
          algorithms = [\"ES256\"]\njwks = \"jwks.json\"\ntenant_claim = \"tenant\"\naccess_claim = \"access\"\n{}\n\
-         [registry]\nfile = \"tenants.toml\"\n{}\n[openbao]\n{openbao}\n[limits]\n{}\n\
+         [registry]\nfile = \"tenants.toml\"\n{}\n[openbao]\n{openbao}\n[lease]\n{}\n[limits]\n{}\n\
          [admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"debug\"\n",
-        settings.issuer, settings.registry, settings.limits
+        settings.issuer, settings.registry, settings.lease, settings.limits
     )
     .expect("formatted");
     fs::write(dir.join("pgsilo.toml"), config).expect("written");

@@ -93,9 +93,7 @@ impl Raw {
     }
 
     pub(crate) async fn unix(path: &Path) -> Raw {
-        Raw(Box::new(
-            UnixStream::connect(path).await.expect("connected"),
-        ))
+        Raw(Box::new(UnixStream::connect(path).await.expect("connected")))
     }
 
     /// TLS after an SSLRequest, as most clients do it.
@@ -123,9 +121,7 @@ impl Raw {
             .with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         let name = ServerName::try_from("localhost").expect("a name");
-        let tls = tokio_rustls::TlsConnector::from(Arc::new(config))
-            .connect(name, tcp)
-            .await?;
+        let tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
         Ok(Raw(Box::new(tls)))
     }
 
@@ -146,10 +142,7 @@ impl Raw {
     }
 
     pub(crate) async fn byte(&mut self) -> u8 {
-        timeout(PATIENCE, self.0.read_u8())
-            .await
-            .expect("in time")
-            .expect("a byte")
+        timeout(PATIENCE, self.0.read_u8()).await.expect("in time").expect("a byte")
     }
 
     /// The next message; `None` at a clean end between messages. Anything else fails.
@@ -198,17 +191,14 @@ impl Raw {
     /// The end, without a byte before it.
     pub(crate) async fn silence(&mut self) {
         let mut rest = Vec::new();
-        let read = timeout(PATIENCE, self.0.read_to_end(&mut rest))
-            .await
-            .expect("in time");
+        let read = timeout(PATIENCE, self.0.read_to_end(&mut rest)).await.expect("in time");
         assert!(read.is_ok() || rest.is_empty(), "{read:?}");
         assert_eq!(rest, b"", "nothing is said");
     }
 
     /// Logs in with a token and reads up to ReadyForQuery.
     pub(crate) async fn log_in(&mut self, token: &str, dbname: &str) -> Vec<Message> {
-        self.send(&startup(&[("user", "app"), ("database", dbname)]))
-            .await;
+        self.send(&startup(&[("user", "app"), ("database", dbname)])).await;
         self.send_password(token).await;
         self.until(b'Z').await
     }
@@ -216,10 +206,7 @@ impl Raw {
     /// Waits to be asked for a password and sends it.
     pub(crate) async fn send_password(&mut self, token: &str) {
         let asked = self.message().await;
-        assert_eq!(
-            (asked.tag, asked.body.as_slice()),
-            (b'R', &[0, 0, 0, 3][..])
-        );
+        assert_eq!((asked.tag, asked.body.as_slice()), (b'R', &[0, 0, 0, 3][..]));
         self.send(&password(token)).await;
     }
 

@@ -40,9 +40,7 @@ impl World {
         let mut said = String::new();
         let mut lines = BufReader::new(sandbox.stdout.take().expect("piped")).lines();
         loop {
-            let Some(Ok(line)) = lines.next() else {
-                panic!("the sandbox did not start:\n{said}")
-            };
+            let Some(Ok(line)) = lines.next() else { panic!("the sandbox did not start:\n{said}") };
             said += &line;
             said.push('\n');
             if line.starts_with("Ready in ") {
@@ -51,17 +49,12 @@ impl World {
         }
         std::thread::spawn(move || lines.for_each(drop));
         let env = std::fs::read_to_string(dir.join("env")).expect("the sandbox wrote its env file");
-        World {
-            env: parse(&env),
-            _sandbox: sandbox,
-        }
+        World { env: parse(&env), _sandbox: sandbox }
     }
 
     /// A variable of the sandbox's `env` file.
     pub(crate) fn var(&self, name: &str) -> &str {
-        self.env
-            .get(name)
-            .unwrap_or_else(|| panic!("the sandbox has no {name}"))
+        self.env.get(name).unwrap_or_else(|| panic!("the sandbox has no {name}"))
     }
 
     /// Its folder.
@@ -78,11 +71,8 @@ impl World {
     pub(crate) async fn superuser(&self, dbname: &str) -> tokio_postgres::Client {
         let mut config: tokio_postgres::Config =
             self.var("PG_SUPERUSER_DSN").parse().expect("a DSN");
-        let (client, connection) = config
-            .dbname(dbname)
-            .connect(tokio_postgres::NoTls)
-            .await
-            .expect("superuser logs in");
+        let (client, connection) =
+            config.dbname(dbname).connect(tokio_postgres::NoTls).await.expect("superuser logs in");
         tokio::spawn(connection);
         client
     }
@@ -95,10 +85,7 @@ impl World {
     ) -> Vec<String> {
         let query = "SELECT rolname FROM pg_roles WHERE rolname LIKE $1 ORDER BY 1";
         let pattern = format!("tenant-{tenant}-%-%");
-        let rows = client
-            .query(query, &[&pattern])
-            .await
-            .expect("pg_roles is readable");
+        let rows = client.query(query, &[&pattern]).await.expect("pg_roles is readable");
         rows.iter().map(|row| row.get(0)).collect()
     }
 
@@ -117,33 +104,34 @@ impl World {
         (status, response.json().await.unwrap_or(Value::Null))
     }
 
+    /// Makes a role at OpenBAO like acme's read-write one, but for its times.
+    pub(crate) async fn role_like_acme(&self, name: &str, default_ttl: &str, max_ttl: &str) {
+        let any =
+            serde_json::json!({ "allowed_roles": ["tenant-acme-*"], "verify_connection": false });
+        let (status, answer) = self.bao("POST", "database/config/tenant-acme", Some(any)).await;
+        assert!((200..300).contains(&status), "{answer}");
+        let (status, answer) = self.bao("GET", "database/roles/tenant-acme-rw", None).await;
+        assert_eq!(status, 200);
+        let mut role = answer["data"].clone();
+        role["default_ttl"] = default_ttl.into();
+        role["max_ttl"] = max_ttl.into();
+        let (status, answer) =
+            self.bao("POST", &format!("database/roles/{name}"), Some(role)).await;
+        assert!((200..300).contains(&status), "{answer}");
+    }
+
     /// Ids of the leases that OpenBAO holds for a role.
     pub(crate) async fn leases(&self, role: &str) -> Vec<String> {
-        let (_status, answer) = self
-            .bao(
-                "LIST",
-                &format!("sys/leases/lookup/database/creds/{role}"),
-                None,
-            )
-            .await;
-        let keys = answer["data"]["keys"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default();
-        keys.iter()
-            .filter_map(|key| key.as_str().map(str::to_owned))
-            .collect()
+        let (_status, answer) =
+            self.bao("LIST", &format!("sys/leases/lookup/database/creds/{role}"), None).await;
+        let keys = answer["data"]["keys"].as_array().cloned().unwrap_or_default();
+        keys.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect()
     }
 }
 
 fn parse(env: &str) -> HashMap<String, String> {
     env.lines()
         .filter_map(|line| line.strip_prefix("export ")?.split_once('='))
-        .map(|(name, value)| {
-            (
-                name.to_owned(),
-                value.trim_matches('\'').replace("'\\''", "'"),
-            )
-        })
+        .map(|(name, value)| (name.to_owned(), value.trim_matches('\'').replace("'\\''", "'")))
         .collect()
 }

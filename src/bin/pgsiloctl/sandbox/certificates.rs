@@ -35,9 +35,7 @@ pub(super) fn create(dir: &Path) -> Result<()> {
 
 fn named(common_name: &str, names: Vec<String>) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(names).context("certificate names")?;
-    params
-        .distinguished_name
-        .push(DnType::CommonName, common_name);
+    params.distinguished_name.push(DnType::CommonName, common_name);
     params.not_before = date_time_ymd(2020, 1, 1);
     params.not_after = date_time_ymd(2099, 1, 1);
     Ok(params)

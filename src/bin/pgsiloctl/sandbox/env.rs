@@ -33,11 +33,7 @@ pub(super) fn quote(value: &str) -> String {
 /// A word for `sh` without quotes where it needs none.
 pub(super) fn quote_if_needed(value: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+".contains(&byte);
-    if !value.is_empty() && value.bytes().all(plain) {
-        value.to_owned()
-    } else {
-        quote(value)
-    }
+    if !value.is_empty() && value.bytes().all(plain) { value.to_owned() } else { quote(value) }
 }
 
 /// The DSN of a TCP listener, its certificate checked against `ca`.
@@ -89,14 +85,8 @@ mod tests {
         env.set("A", hostile);
         env.set("B", "");
         let script = format!("{}printf '%s|%s' \"$A\" \"$B\"", env.render());
-        let shell = std::process::Command::new("sh")
-            .args(["-c", &script])
-            .output()
-            .unwrap();
-        assert_eq!(
-            String::from_utf8(shell.stdout).unwrap(),
-            format!("{hostile}|")
-        );
+        let shell = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+        assert_eq!(String::from_utf8(shell.stdout).unwrap(), format!("{hostile}|"));
     }
 
     #[test]
@@ -115,10 +105,7 @@ mod tests {
             "postgresql://app:a.b-c_d@127.0.0.1:6432/acme?sslmode=verify-full&sslrootcert=/a%20b/ca%261.crt"
         );
         let socket = socket_dsn("t%k@n", 6432, "acme", Path::new("/tmp/pg silo"));
-        assert_eq!(
-            socket,
-            "postgresql://app:t%25k%40n@/acme?host=/tmp/pg%20silo&port=6432"
-        );
+        assert_eq!(socket, "postgresql://app:t%25k%40n@/acme?host=/tmp/pg%20silo&port=6432");
         let read: tokio_postgres::Config = socket.parse().unwrap();
         assert_eq!(read.get_password(), Some(b"t%k@n".as_slice()));
         let hosts = [tokio_postgres::config::Host::Unix("/tmp/pg silo".into())];

@@ -24,11 +24,7 @@ fn replace(path: &Path, text: &str, mode: u32) -> Result<()> {
     let fresh = path.with_added_extension("new");
     let write = || {
         remove(&fresh)?;
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&fresh)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
         file.write_all(text.as_bytes())?;
         fs::rename(&fresh, path)
     };

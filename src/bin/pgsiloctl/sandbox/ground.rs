@@ -32,25 +32,14 @@ impl Ground {
             }
             files::make_dir(dir, 0o700)?;
         }
-        let dir = dir
-            .canonicalize()
-            .with_context(|| format!("{}", dir.display()))?;
+        let dir = dir.canonicalize().with_context(|| format!("{}", dir.display()))?;
         let lock = lock(&dir)?;
         // Of a sandbox that was killed together with its watchdog.
         files::remove(&dir.join("env"))?;
-        let mode = if rustix::process::geteuid().is_root() {
-            0o711
-        } else {
-            0o700
-        };
+        let mode = if rustix::process::geteuid().is_root() { 0o711 } else { 0o700 };
         let runtime = files::make_unique_dir(&runtime_parent(), mode)?;
         let processes = Processes::new(&[&dir.join("env"), &runtime])?;
-        Ok(Self {
-            dir,
-            runtime,
-            processes,
-            _lock: lock,
-        })
+        Ok(Self { dir, runtime, processes, _lock: lock })
     }
 
     pub(super) fn forget_env(&self) -> Result<()> {
@@ -101,15 +90,9 @@ fn runtime_parent() -> PathBuf {
     let parent = std::env::temp_dir();
     let short = parent.as_os_str().len() + longest < 100;
     let passable = |folder: &Path| {
-        let mode = folder
-            .metadata()
-            .map_or(0, |metadata| metadata.permissions().mode());
+        let mode = folder.metadata().map_or(0, |metadata| metadata.permissions().mode());
         mode & 0o001 != 0
     };
     let open = !rustix::process::geteuid().is_root() || parent.ancestors().all(passable);
-    if short && open && parent.is_absolute() {
-        parent
-    } else {
-        PathBuf::from("/tmp")
-    }
+    if short && open && parent.is_absolute() { parent } else { PathBuf::from("/tmp") }
 }

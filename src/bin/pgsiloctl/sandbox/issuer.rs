@@ -65,13 +65,8 @@ impl Issuer {
         };
         let key = EncodingKey::from_ec_pem(read("issuer.key")?.as_bytes()).context("issuer.key")?;
         let set: Value = serde_json::from_str(&read("jwks.json")?).context("jwks.json")?;
-        let kid = set["keys"][0]["kid"]
-            .as_str()
-            .context("jwks.json has no key id")?;
-        Ok(Self {
-            key,
-            kid: kid.to_owned(),
-        })
+        let kid = set["keys"][0]["kid"].as_str().context("jwks.json has no key id")?;
+        Ok(Self { key, kid: kid.to_owned() })
     }
 
     pub(super) fn mint(&self, wish: &Wish) -> Result<String> {
@@ -85,11 +80,7 @@ impl Issuer {
 
 fn claims(wish: &Wish, now: u64, id: &str) -> Map<String, Value> {
     let ttl = wish.ttl.as_secs();
-    let issued = if wish.expired {
-        now.saturating_sub(3600 + ttl)
-    } else {
-        now
-    };
+    let issued = if wish.expired { now.saturating_sub(3600 + ttl) } else { now };
     let tenant = match wish.tenants.as_slice() {
         [one] => json!(one),
         several => json!(several),
@@ -178,10 +169,7 @@ mod tests {
             assert_eq!(claims["sub"], "alice@acme");
             assert!(!claims.contains_key("access"));
         }
-        let expired = Wish {
-            expired: true,
-            ..wish(&["acme"])
-        };
+        let expired = Wish { expired: true, ..wish(&["acme"]) };
         assert!(verify(&dir, &opened.mint(&expired).unwrap()).is_err());
         std::fs::remove_dir_all(&dir).unwrap();
     }
@@ -190,10 +178,7 @@ mod tests {
     fn claims_say_what_was_wished() {
         let several = Wish {
             access: Some("read-only"),
-            claims: vec![
-                ("aud".to_owned(), json!("another")),
-                ("exp".to_owned(), Value::Null),
-            ],
+            claims: vec![("aud".to_owned(), json!("another")), ("exp".to_owned(), Value::Null)],
             ..wish(&["acme", "globex"])
         };
         let claims = claims(&several, 1_000_000, "id");
@@ -209,17 +194,7 @@ mod tests {
         assert_eq!(parse_ttl("15m"), Ok(Duration::from_secs(900)));
         assert_eq!(parse_ttl("2h"), Ok(Duration::from_secs(7200)));
         assert_eq!(parse_ttl("1d"), Ok(Duration::from_secs(86400)));
-        for wrong in [
-            "",
-            "15",
-            "m",
-            "-1m",
-            "+1m",
-            "1.5h",
-            "1é",
-            "15 m",
-            "99999999999s",
-        ] {
+        for wrong in ["", "15", "m", "-1m", "+1m", "1.5h", "1é", "15 m", "99999999999s"] {
             assert!(parse_ttl(wrong).is_err(), "{wrong:?}");
         }
     }

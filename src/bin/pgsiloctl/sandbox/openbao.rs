@@ -65,9 +65,7 @@ impl OpenBao {
             Ok((process, ready.map(|()| bao)))
         })
         .await?;
-        process
-            .meanwhile(set_up(Arc::clone(&process), &bao, wish, address(port)))
-            .await
+        process.meanwhile(set_up(Arc::clone(&process), &bao, wish, address(port))).await
     }
 }
 
@@ -87,11 +85,7 @@ fn serve(processes: &Processes, program: &Path, wish: &Wish, port: u16) -> Resul
         ),
     )?;
     let mut command = Command::new(program);
-    command
-        .arg("server")
-        .arg("-config")
-        .arg(&config)
-        .current_dir(&wish.runtime);
+    command.arg("server").arg("-config").arg(&config).current_dir(&wish.runtime);
     processes.start(Plan {
         part: Part::OpenBao,
         name: "OpenBAO",
@@ -109,9 +103,7 @@ async fn answering(bao: &Bao) -> Result<()> {
             tokio::time::sleep(Duration::from_millis(15)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), poll)
-        .await
-        .context("no answer after 60 s")
+    tokio::time::timeout(Duration::from_secs(60), poll).await.context("no answer after 60 s")
 }
 
 async fn set_up(process: Arc<Process>, bao: &Bao, wish: &Wish, address: String) -> Result<OpenBao> {
@@ -119,9 +111,7 @@ async fn set_up(process: Arc<Process>, bao: &Bao, wish: &Wish, address: String) 
     let born = bao.write("sys/init", shares).await?;
     let unseal_key = Secret::new(text(&born, "/keys_base64/0")?.to_owned());
     let root_token = Secret::new(text(&born, "/root_token")?.to_owned());
-    let unsealed = bao
-        .write("sys/unseal", json!({ "key": unseal_key.expose() }))
-        .await?;
+    let unsealed = bao.write("sys/unseal", json!({ "key": unseal_key.expose() })).await?;
     ensure!(unsealed["sealed"] == json!(false), "OpenBAO stays sealed");
     let version = text(&unsealed, "/version")?.to_owned();
     let active = async {
@@ -135,21 +125,12 @@ async fn set_up(process: Arc<Process>, bao: &Bao, wish: &Wish, address: String) 
         .context("not active after 30 s")??;
 
     let root = bao.as_token(root_token.clone());
-    root.write("sys/mounts/database", json!({ "type": "database" }))
+    root.write("sys/mounts/database", json!({ "type": "database" })).await?;
+    root.write("sys/policies/acl/pgsilo", json!({ "policy": PROXY_POLICY })).await?;
+    root.write("sys/policies/acl/pgsilo-provisioner", json!({ "policy": PROVISIONER_POLICY }))
         .await?;
-    root.write("sys/policies/acl/pgsilo", json!({ "policy": PROXY_POLICY }))
-        .await?;
-    root.write(
-        "sys/policies/acl/pgsilo-provisioner",
-        json!({ "policy": PROVISIONER_POLICY }),
-    )
-    .await?;
-    admit_proxy(&root, &wish.secret_id_file)
-        .await
-        .context("admitting the proxy")?;
-    let provisioner_token = admit_provisioner(&root)
-        .await
-        .context("admitting the provisioner")?;
+    admit_proxy(&root, &wish.secret_id_file).await.context("admitting the proxy")?;
+    let provisioner_token = admit_provisioner(&root).await.context("admitting the provisioner")?;
     Ok(OpenBao {
         process,
         version,
@@ -163,8 +144,7 @@ async fn set_up(process: Arc<Process>, bao: &Bao, wish: &Wish, address: String) 
 }
 
 async fn admit_proxy(root: &Bao, secret_id_file: &Path) -> Result<()> {
-    root.write("sys/auth/approle", json!({ "type": "approle" }))
-        .await?;
+    root.write("sys/auth/approle", json!({ "type": "approle" })).await?;
     let role = json!({
         "role_id": PROXY_ROLE_ID,
         "token_policies": ["pgsilo"],
@@ -175,9 +155,7 @@ async fn admit_proxy(root: &Bao, secret_id_file: &Path) -> Result<()> {
         "token_period": "60s",
     });
     root.write("auth/approle/role/pgsilo", role).await?;
-    let made = root
-        .write("auth/approle/role/pgsilo/secret-id", json!({}))
-        .await?;
+    let made = root.write("auth/approle/role/pgsilo/secret-id", json!({})).await?;
     files::write_private(secret_id_file, text(&made, "/data/secret_id")?)
 }
 
@@ -199,10 +177,6 @@ fn find_program(wish: Option<&Path>) -> Result<PathBuf> {
             "no OpenBAO: run scripts/tools.py and set PGSILO_BAO to what it prints, or pass --bao",
         )?,
     };
-    ensure!(
-        files::is_program(&program),
-        "{} is no program",
-        program.display()
-    );
+    ensure!(files::is_program(&program), "{} is no program", program.display());
     Ok(program.canonicalize()?)
 }

@@ -85,11 +85,7 @@ impl Installation {
         let version = version.and_then(|version| version.split_whitespace().next());
         version.map(str::to_owned).with_context(|| {
             let said = String::from_utf8_lossy(&output.stderr);
-            format!(
-                "{}/postgres does not run: {}",
-                self.programs.display(),
-                said.trim()
-            )
+            format!("{}/postgres does not run: {}", self.programs.display(), said.trim())
         })
     }
 
@@ -117,11 +113,8 @@ impl Postgres {
             runtime: wish.runtime.clone(),
         };
         let (installation, version) = installation.made_runnable().await?;
-        let major: u32 = version
-            .split(|c: char| !c.is_ascii_digit())
-            .next()
-            .unwrap_or("")
-            .parse()?;
+        let major: u32 =
+            version.split(|c: char| !c.is_ascii_digit()).next().unwrap_or("").parse()?;
         ensure!(
             major >= 16,
             "PostgreSQL {version} in {} is too old: 16 or newer is needed where tenants share a \
@@ -140,16 +133,9 @@ impl Postgres {
             Ok((process, ready.map(|()| superuser)))
         })
         .await?;
-        let provisioner = admit_provisioner(&superuser)
-            .await
-            .context("admitting the provisioner")?;
-        Ok(Self {
-            process,
-            version,
-            programs,
-            superuser,
-            provisioner,
-        })
+        let provisioner =
+            admit_provisioner(&superuser).await.context("admitting the provisioner")?;
+        Ok(Self { process, version, programs, superuser, provisioner })
     }
 }
 
@@ -169,9 +155,7 @@ async fn admitting(superuser: &Login) -> Result<()> {
             tokio::time::sleep(Duration::from_millis(15)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), poll)
-        .await
-        .context("nobody let in after 60 s")
+    tokio::time::timeout(Duration::from_secs(60), poll).await.context("nobody let in after 60 s")
 }
 
 async fn initialize(
@@ -186,12 +170,7 @@ async fn initialize(
     own(&password_file, installation)?;
     let mut command = installation.command("initdb");
     command
-        .args([
-            "--auth=scram-sha-256",
-            "--username=postgres",
-            "--encoding=UTF8",
-            "--locale=C",
-        ])
+        .args(["--auth=scram-sha-256", "--username=postgres", "--encoding=UTF8", "--locale=C"])
         .args(["--no-sync", "--no-instructions", "--pgdata"])
         .arg(home.join("data"))
         .arg("--pwfile")
@@ -236,10 +215,7 @@ fn serve(
     port: u16,
 ) -> Result<Arc<Process>> {
     let mut command = installation.command("postgres");
-    command
-        .arg("-D")
-        .arg(wish.runtime.join("pg/data"))
-        .args(["-p", &port.to_string()]);
+    command.arg("-D").arg(wish.runtime.join("pg/data")).args(["-p", &port.to_string()]);
     processes.start(Plan {
         part: Part::Postgres,
         name: "PostgreSQL",
@@ -254,11 +230,8 @@ fn serve(
 /// Makes the role that makes tenants: it may create databases and roles, and set the one
 /// parameter that seals a database; it is never superuser.
 async fn admit_provisioner(superuser: &Login) -> Result<Login> {
-    let provisioner = Login {
-        user: PROVISIONER.to_owned(),
-        password: Secret::random()?,
-        ..superuser.clone()
-    };
+    let provisioner =
+        Login { user: PROVISIONER.to_owned(), password: Secret::random()?, ..superuser.clone() };
     let verifier =
         postgres_protocol::password::scram_sha_256(provisioner.password.expose().as_bytes());
     let client = superuser.connect("postgres").await?;
@@ -303,10 +276,7 @@ fn account() -> Result<Option<Account>> {
         return Ok(None);
     }
     let accounts = std::fs::read_to_string("/etc/passwd").context("/etc/passwd")?;
-    match ["postgres", "nobody"]
-        .iter()
-        .find_map(|name| find_account(&accounts, name))
-    {
+    match ["postgres", "nobody"].iter().find_map(|name| find_account(&accounts, name)) {
         Some(account) => Ok(Some(account)),
         None => bail!(
             "PostgreSQL does not run as root, and there is no account `postgres` or `nobody` to run it as"
@@ -380,12 +350,8 @@ mod tests {
     #[test]
     fn a_copied_installation_keeps_its_relative_paths() {
         let dir = files::make_unique_dir(&std::env::temp_dir(), 0o700).unwrap();
-        for file in [
-            "p/pg18/bin/postgres",
-            "p/pg18/lib/x/y.so",
-            "p.libs/z.so",
-            "p/pg18/include/h",
-        ] {
+        for file in ["p/pg18/bin/postgres", "p/pg18/lib/x/y.so", "p.libs/z.so", "p/pg18/include/h"]
+        {
             let path = dir.join("from").join(file);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, file).unwrap();

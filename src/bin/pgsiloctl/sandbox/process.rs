@@ -60,11 +60,7 @@ impl Process {
     pub(super) async fn ended(&self) -> Option<ExitStatus> {
         let mut ended = self.ended.clone();
         // An error means that the task which waits is gone: the runtime is ending.
-        ended
-            .wait_for(Option::is_some)
-            .await
-            .ok()
-            .and_then(|status| *status)
+        ended.wait_for(Option::is_some).await.ok().and_then(|status| *status)
     }
 
     /// What `work` gives, unless the child ends first.
@@ -88,19 +84,14 @@ impl Process {
 
     /// Whether its last words say that its port was taken by another.
     pub(super) fn lost_its_port(&self) -> bool {
-        last_lines(&self.log, 15)
-            .to_lowercase()
-            .contains("address already in use")
+        last_lines(&self.log, 15).to_lowercase().contains("address already in use")
     }
 
     /// Tells it to stop, waits, kills it when that takes too long.
     pub(super) async fn stop(&self) {
         if self.ended.borrow().is_none() {
             let _ = kill_process(self.pid, self.stop);
-            if tokio::time::timeout(self.patience, self.ended())
-                .await
-                .is_err()
-            {
+            if tokio::time::timeout(self.patience, self.ended()).await.is_err() {
                 self.kill().await;
             }
         }
@@ -153,14 +144,10 @@ impl Processes {
             .process_group(0)
             .spawn()
             .with_context(|| format!("starting {}", plan.name))?;
-        let pid = child
-            .id()
-            .and_then(|pid| i32::try_from(pid).ok())
-            .and_then(Pid::from_raw);
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
         let pid = pid.with_context(|| format!("{} has no pid", plan.name))?;
         let watched = pid.as_raw_nonzero().get();
-        self.watchdog
-            .tell(&format!("watch {watched} {}", watchdog_signal(plan.part)));
+        self.watchdog.tell(&format!("watch {watched} {}", watchdog_signal(plan.part)));
         let (tell, ended) = watch::channel(None);
         let watchdog = Arc::clone(&self.watchdog);
         tokio::spawn(async move {
@@ -300,9 +287,7 @@ impl Watchdog {
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()?;
-        Ok(Self {
-            child: Mutex::new(child),
-        })
+        Ok(Self { child: Mutex::new(child) })
     }
 
     /// A watchdog that is gone cannot be told anything; that must not stop us.
@@ -333,8 +318,5 @@ pub(super) fn last_lines(path: &Path, count: usize) -> String {
         return "    (empty)".to_owned();
     }
     let last = &lines[lines.len().saturating_sub(count)..];
-    last.iter()
-        .map(|line| format!("    {line}"))
-        .collect::<Vec<_>>()
-        .join("\n")
+    last.iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
 }

@@ -47,16 +47,11 @@ impl Proxy {
     pub(super) async fn start(processes: &Processes, wish: &Wish<'_>) -> Result<Self> {
         write_registry(wish)?;
         let program = program()?;
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(5))
-            .build()?;
+        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
         let (process, admin, port) = on_free_port(wish.port, async |port| {
             let admin = write_config(wish, port)?;
             let mut command = Command::new(&program);
-            command
-                .args(["serve", "--config"])
-                .arg(wish.dir.join("pgsilo.toml"));
+            command.args(["serve", "--config"]).arg(wish.dir.join("pgsilo.toml"));
             let process = processes.start(Plan {
                 part: Part::Proxy,
                 name: "pgsilo",
@@ -69,30 +64,21 @@ impl Proxy {
             Ok((process, ready.map(|()| admin)))
         })
         .await?;
-        Ok(Self {
-            process: Some(process),
-            port,
-            admin,
-        })
+        Ok(Self { process: Some(process), port, admin })
     }
 
     /// Writes its files only, for somebody else to start it.
     pub(super) fn prepare(wish: &Wish<'_>) -> Result<Self> {
         write_registry(wish)?;
         let port = wish.port.map_or_else(free_port, Ok)?;
-        Ok(Self {
-            process: None,
-            port,
-            admin: write_config(wish, port)?,
-        })
+        Ok(Self { process: None, port, admin: write_config(wish, port)? })
     }
 }
 
 /// The `pgsilo` of the same build.
 fn program() -> Result<PathBuf> {
-    let program = std::env::current_exe()
-        .context("where this program is")?
-        .with_file_name("pgsilo");
+    let program =
+        std::env::current_exe().context("where this program is")?.with_file_name("pgsilo");
     ensure!(
         files::is_program(&program),
         "{} is not there: build both programs (`cargo build --bins`), or pass --without-proxy",
@@ -105,12 +91,7 @@ fn program() -> Result<PathBuf> {
 async fn ready(http: &reqwest::Client, admin: &str) -> Result<()> {
     let url = format!("http://{admin}/readyz");
     let poll = async {
-        while !http
-            .get(&url)
-            .send()
-            .await
-            .is_ok_and(|answer| answer.status() == 200)
-        {
+        while !http.get(&url).send().await.is_ok_and(|answer| answer.status() == 200) {
             tokio::time::sleep(Duration::from_millis(15)).await;
         }
     };
@@ -175,10 +156,7 @@ level = "{level}"
 
 /// Writes `tenants.toml`.
 fn write_registry(wish: &Wish<'_>) -> Result<()> {
-    files::write(
-        &wish.dir.join("tenants.toml"),
-        &registry_text(wish.tenants, wish.postgres_port),
-    )
+    files::write(&wish.dir.join("tenants.toml"), &registry_text(wish.tenants, wish.postgres_port))
 }
 
 fn registry_text(tenants: &[TenantId], postgres_port: u16) -> String {
@@ -234,10 +212,7 @@ mod tests {
         let socket = config["listener"][1]["socket"].as_str();
         assert_eq!(socket, Some("/tmp/a \"b\\c/.s.PGSQL.6432"));
         let registry: toml::Table = registry_text(&tenants, 5432).parse().unwrap();
-        assert_eq!(
-            registry["tenant"][0]["placement"]["dbname"].as_str(),
-            Some("tenant_acme")
-        );
+        assert_eq!(registry["tenant"][0]["placement"]["dbname"].as_str(), Some("tenant_acme"));
         assert_eq!(
             registry["tenant"][0]["lease"]["roles"]["migrate"].as_str(),
             Some("tenant-acme-migrate")

@@ -27,11 +27,7 @@ impl Psql {
         };
         // The socket's folder does not exist: it fails either way, and says why.
         let output = Command::new(&program)
-            .args([
-                "-X",
-                "-w",
-                "host=/nonexistent dbname=x user=x sslmode=verify-full",
-            ])
+            .args(["-X", "-w", "host=/nonexistent dbname=x user=x sslmode=verify-full"])
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
             .output()

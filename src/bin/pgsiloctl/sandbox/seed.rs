@@ -29,24 +29,15 @@ pub(super) const TENANTS: [Data; 2] = [
     },
     Data {
         tenant: "globex",
-        customers: &[
-            "Cypress Creek",
-            "Hammock District",
-            "Sector 7-G",
-            "Volcano Lair",
-            "Moe's",
-        ],
+        customers: &["Cypress Creek", "Hammock District", "Sector 7-G", "Volcano Lair", "Moe's"],
         invoices: 12,
     },
 ];
 
 impl Data {
     fn sql(&self) -> String {
-        let names: Vec<_> = self
-            .customers
-            .iter()
-            .map(|name| format!("('{}')", name.replace('\'', "''")))
-            .collect();
+        let names: Vec<_> =
+            self.customers.iter().map(|name| format!("('{}')", name.replace('\'', "''"))).collect();
         format!(
             "CREATE TABLE customers (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL);
              CREATE TABLE invoices (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -68,33 +59,21 @@ impl Data {
         bao: &Bao,
         superuser: &Login,
     ) -> Result<()> {
-        let lease = bao
-            .read(&format!("database/creds/{}", tenant.lease_role("migrate")))
-            .await?;
+        let lease = bao.read(&format!("database/creds/{}", tenant.lease_role("migrate"))).await?;
         let leased = Login {
             user: text(&lease, "/data/username")?.to_owned(),
             password: Secret::new(text(&lease, "/data/password")?.to_owned()),
             ..superuser.clone()
         };
         let session = leased.connect(&tenant.database()).await?;
-        session
-            .batch_execute(&self.sql())
-            .await
-            .context("writing the tenant's data")?;
+        session.batch_execute(&self.sql()).await.context("writing the tenant's data")?;
         let body = json!({ "lease_id": text(&lease, "/lease_id")?, "sync": true });
         bao.write("sys/leases/revoke", body).await?;
         let cluster = superuser.connect("postgres").await?;
         let left = cluster
-            .query_opt(
-                "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = $1",
-                &[&leased.user],
-            )
+            .query_opt("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = $1", &[&leased.user])
             .await?;
-        ensure!(
-            left.is_none(),
-            "the leased role {} outlived its lease",
-            leased.user
-        );
+        ensure!(left.is_none(), "the leased role {} outlived its lease", leased.user);
         let ended = async { while session.batch_execute("SELECT 1").await.is_ok() {} };
         tokio::time::timeout(Duration::from_secs(5), ended)
             .await

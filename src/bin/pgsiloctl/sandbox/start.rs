@@ -26,10 +26,8 @@ const TOKEN_TTL: Duration = Duration::from_secs(12 * 3600);
 
 /// Starts a sandbox and keeps it until it is told to stop or one of its parts dies.
 pub(super) fn run(start: Start) -> Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(Box::pin(supervise(start)))
 }
 
@@ -99,10 +97,8 @@ async fn raise(ground: &Ground, start: &Start) -> Result<Raised> {
         .collect::<Result<Vec<_>>>()?;
     let (postgres, openbao) =
         tokio::try_join!(raise_postgres(ground, start), raise_openbao(ground, start))?;
-    let provisioner = Provisioner {
-        postgres: postgres.provisioner.clone(),
-        bao: openbao.provisioner.clone(),
-    };
+    let provisioner =
+        Provisioner { postgres: postgres.provisioner.clone(), bao: openbao.provisioner.clone() };
     let make =
         |(tenant, data)| make_tenant(&provisioner, tenant, data, &openbao, &postgres.superuser);
     futures_util::future::try_join_all(tenants.iter().zip(&seed::TENANTS).map(make)).await?;
@@ -144,16 +140,9 @@ async fn raise_postgres(ground: &Ground, start: &Start) -> Result<Postgres> {
         runtime: ground.runtime.clone(),
         log: ground.dir.join("postgres.log"),
     };
-    step(
-        "starting PostgreSQL",
-        Postgres::start(&ground.processes, &wish),
-        |postgres| {
-            format!(
-                "PostgreSQL {} on 127.0.0.1:{}",
-                postgres.version, postgres.superuser.port
-            )
-        },
-    )
+    step("starting PostgreSQL", Postgres::start(&ground.processes, &wish), |postgres| {
+        format!("PostgreSQL {} on 127.0.0.1:{}", postgres.version, postgres.superuser.port)
+    })
     .await
 }
 
@@ -164,11 +153,9 @@ async fn raise_openbao(ground: &Ground, start: &Start) -> Result<OpenBao> {
         log: ground.dir.join("openbao.log"),
         secret_id_file: ground.dir.join("secret-id"),
     };
-    step(
-        "starting OpenBAO",
-        OpenBao::start(&ground.processes, &wish),
-        |openbao| format!("OpenBAO {} on {}", openbao.version, openbao.address),
-    )
+    step("starting OpenBAO", OpenBao::start(&ground.processes, &wish), |openbao| {
+        format!("OpenBAO {} on {}", openbao.version, openbao.address)
+    })
     .await
 }
 
@@ -185,11 +172,7 @@ async fn make_tenant(
         data.write(tenant, &openbao.root, superuser).await
     };
     step(&name, work, |()| {
-        format!(
-            "tenant {}: database {}, roles, leases, data",
-            tenant.as_str(),
-            tenant.database()
-        )
+        format!("tenant {}: database {}, roles, leases, data", tenant.as_str(), tenant.database())
     })
     .await
 }
@@ -214,11 +197,9 @@ async fn raise_proxy(
     if start.without_proxy {
         return Proxy::prepare(&wish);
     }
-    step(
-        "starting pgsilo",
-        Proxy::start(&ground.processes, &wish),
-        |proxy| format!("pgsilo on 127.0.0.1:{}", proxy.port),
-    )
+    step("starting pgsilo", Proxy::start(&ground.processes, &wish), |proxy| {
+        format!("pgsilo on 127.0.0.1:{}", proxy.port)
+    })
     .await
 }
 
@@ -237,12 +218,7 @@ fn wish(tenant: &TenantId) -> issuer::Wish {
 
 impl Raised {
     fn tls_dsn(&self, tenant: &TenantId, token: &str) -> String {
-        tls_dsn(
-            token,
-            self.proxy.port,
-            tenant.as_str(),
-            &self.dir.join("ca.crt"),
-        )
+        tls_dsn(token, self.proxy.port, tenant.as_str(), &self.dir.join("ca.crt"))
     }
 
     fn socket_dsn(&self, tenant: &TenantId, token: &str) -> String {
@@ -251,21 +227,14 @@ impl Raised {
 
     /// The one that the machine's psql can use.
     fn dsn(&self, tenant: &TenantId, token: &str) -> String {
-        if self.psql.tls {
-            self.tls_dsn(tenant, token)
-        } else {
-            self.socket_dsn(tenant, token)
-        }
+        if self.psql.tls { self.tls_dsn(tenant, token) } else { self.socket_dsn(tenant, token) }
     }
 
     fn env(&self) -> Env {
         let path = |path: &Path| path.to_string_lossy().into_owned();
         let direct = |login: &Login| {
             let (user, password) = (&login.user, login.password.expose());
-            format!(
-                "postgresql://{user}:{password}@{}:{}/postgres",
-                login.host, login.port
-            )
+            format!("postgresql://{user}:{password}@{}:{}/postgres", login.host, login.port)
         };
         let mut env = Env::default();
         env.set("PGSILO_HOST", "127.0.0.1");
@@ -279,18 +248,11 @@ impl Raised {
             env.set(format!("{name}_TLS_DSN"), self.tls_dsn(tenant, token));
             env.set(format!("{name}_SOCKET_DSN"), self.socket_dsn(tenant, token));
         }
-        env.set(
-            "METRICS_URL",
-            format!("http://{}/metrics", self.proxy.admin),
-        );
+        env.set("METRICS_URL", format!("http://{}/metrics", self.proxy.admin));
         env.set("PGSILO_CONFIG", path(&self.dir.join("pgsilo.toml")));
         env.set("PGSILO_SANDBOX_DIR", path(&self.dir));
         env.set("PGSILO_SANDBOX_PID", std::process::id().to_string());
-        let proxy_pid = self
-            .proxy
-            .process
-            .as_ref()
-            .map(|process| process.pid().to_string());
+        let proxy_pid = self.proxy.process.as_ref().map(|process| process.pid().to_string());
         env.set("PGSILO_PID", proxy_pid.unwrap_or_default());
         env.set("PSQL", &self.psql.program);
         env.set("PG_BIN", path(&self.postgres.programs));
@@ -298,10 +260,7 @@ impl Raised {
         env.set("PG_PID", self.postgres.process.pid().to_string());
         env.set("PG_SUPERUSER_DSN", direct(&self.postgres.superuser));
         env.set("PROVISIONER_DSN", direct(&self.postgres.provisioner));
-        env.set(
-            "PROVISIONER_BAO_TOKEN",
-            self.openbao.provisioner_token.expose(),
-        );
+        env.set("PROVISIONER_BAO_TOKEN", self.openbao.provisioner_token.expose());
         env.set("BAO_ADDR", &self.openbao.address);
         env.set("BAO_TOKEN", self.openbao.root_token.expose());
         env.set("BAO_UNSEAL_KEY", self.openbao.unseal_key.expose());
@@ -313,9 +272,7 @@ impl Raised {
 /// What a person pastes; each line works as it stands.
 fn announce(raised: &Raised, start: &Start, took: Duration) {
     let took = took.as_secs_f64();
-    let socket = raised
-        .socket_dir
-        .join(format!(".s.PGSQL.{}", raised.proxy.port));
+    let socket = raised.socket_dir.join(format!(".s.PGSQL.{}", raised.proxy.port));
     let socket = socket.display();
     let port = raised.proxy.port;
     if start.without_proxy {
@@ -324,9 +281,7 @@ fn announce(raised: &Raised, start: &Start, took: Duration) {
             "Ready in {took:.1} s, all but the proxy. Start it with\n\n  pgsilo serve --config {config}\n"
         ));
     } else {
-        say::result(&format!(
-            "Ready in {took:.1} s: 127.0.0.1:{port} (TLS) and {socket}\n"
-        ));
+        say::result(&format!("Ready in {took:.1} s: 127.0.0.1:{port} (TLS) and {socket}\n"));
     }
     let psql = quote_if_needed(&raised.psql.program);
     for (tenant, token) in &raised.tokens {
@@ -336,9 +291,7 @@ fn announce(raised: &Raised, start: &Start, took: Duration) {
             quote(&raised.dsn(tenant, token))
         ));
     }
-    let ctl = std::env::args()
-        .next()
-        .unwrap_or_else(|| "pgsiloctl".to_owned());
+    let ctl = std::env::args().next().unwrap_or_else(|| "pgsiloctl".to_owned());
     let ctl = quote_if_needed(&ctl);
     let dir = quote_if_needed(&start.dir.to_string_lossy());
     // Without a slash in front, `.` would look for it on the PATH.

@@ -26,10 +26,7 @@ impl Stop {
             // A thread of its own: nothing can interrupt a read of standard input.
             std::thread::spawn(move || {
                 let mut scratch = [0; 512];
-                while std::io::stdin()
-                    .read(&mut scratch)
-                    .is_ok_and(|count| count > 0)
-                {}
+                while std::io::stdin().read(&mut scratch).is_ok_and(|count| count > 0) {}
                 let _ = tell.send(());
             });
             None

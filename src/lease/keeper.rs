@@ -1,0 +1,130 @@
+//! Keeps a lease in force for as long as its session lives: renews it at two thirds of its
+//! time, with jitter, until its maximum; tries again, with growing pauses, until its real end.
+//!
+//! What it learns of the end is published to the session, which must be over by then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::rand;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::identity::Identity;
+use super::openbao::{OpenBao, OpenBaoError};
+use crate::clock::BootTime;
+
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LAST_RETRY: Duration = Duration::from_secs(15);
+
+/// When a lease ends, as far as is known now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LeaseEnd {
+    pub(crate) at: BootTime,
+    /// Of the newest grant.
+    pub(crate) duration: Duration,
+    /// It will not be renewed any more.
+    pub(crate) is_final: bool,
+}
+
+/// Renews one lease. Runs until that is not possible any more; dropped with the lease.
+pub(super) struct Keeper {
+    pub(super) openbao: Arc<OpenBao>,
+    pub(super) identity: Arc<Identity>,
+    pub(super) lease_id: String,
+    /// The leased role's name, for the log.
+    pub(super) username: String,
+    pub(super) end: watch::Sender<LeaseEnd>,
+}
+
+impl Keeper {
+    pub(super) async fn keep(self) {
+        loop {
+            let end = *self.end.borrow();
+            if end.is_final {
+                return;
+            }
+            let renewal = end.at.earlier(end.duration.mul_f64(1.0 - two_thirds_with_jitter()));
+            renewal.arrives().await;
+            self.renew(end).await;
+        }
+    }
+
+    /// Renews, and tries again until it works or the end has come.
+    async fn renew(&self, end: LeaseEnd) {
+        let mut retry = FIRST_RETRY;
+        loop {
+            let asked = BootTime::now();
+            let error = match self.ask(end.duration).await {
+                Ok((duration, renewable)) => {
+                    metrics::counter!("pgsilo_renewals_total").increment(1);
+                    self.end.send_replace(renewed(end, asked + duration, renewable));
+                    return;
+                }
+                Err(error) => error,
+            };
+            metrics::counter!("pgsilo_renewal_failures_total").increment(1);
+            // 400: OpenBAO knows no such lease, or it is past its maximum.
+            let hopeless = matches!(error, OpenBaoError::Said { status: 400, .. });
+            tracing::warn!(
+                target: "pgsilo::audit", event = "renewal_failed", role = self.username,
+                cause = %error, remaining_seconds = end.at.remaining().as_secs(), hopeless,
+                "a lease could not be renewed"
+            );
+            if hopeless || end.at.remaining() < retry {
+                self.end.send_replace(LeaseEnd { is_final: true, ..end });
+                return;
+            }
+            sleep(retry).await;
+            retry = (retry * 2).min(LAST_RETRY);
+        }
+    }
+
+    async fn ask(&self, increment: Duration) -> Result<(Duration, bool), OpenBaoError> {
+        let token = self.identity.token().map_err(OpenBaoError::Unreachable)?;
+        self.openbao.renew(&token, &self.lease_id, increment).await
+    }
+}
+
+/// A grant that is shorter than the one before, by more than rounding, has met the maximum:
+/// another renewal would only be shorter still.
+fn renewed(end: LeaseEnd, at: BootTime, renewable: bool) -> LeaseEnd {
+    let duration = at.remaining();
+    let capped = duration + Duration::from_secs(2) < end.duration || at <= end.at;
+    LeaseEnd { at, duration: end.duration, is_final: capped || !renewable }
+}
+
+/// Many leases of one moment are not renewed in one moment: 0.6 to 0.73.
+fn two_thirds_with_jitter() -> f64 {
+    let mut byte = [128; 1];
+    let _middle_then = rand::fill(&mut byte);
+    2.0 / 3.0 + (f64::from(byte[0]) - 127.5) / 255.0 * 0.13
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(duration: u64, left: u64) -> LeaseEnd {
+        let at = BootTime::now() + Duration::from_secs(left);
+        LeaseEnd { at, duration: Duration::from_secs(duration), is_final: false }
+    }
+
+    #[test]
+    fn a_full_grant_is_renewed_again_and_a_shorter_one_is_the_last() {
+        let old = end(3600, 1200);
+        let in_s = |seconds| BootTime::now() + Duration::from_secs(seconds);
+        assert!(!renewed(old, in_s(3600), true).is_final);
+        assert!(renewed(old, in_s(3600), false).is_final);
+        assert!(renewed(old, in_s(1800), true).is_final);
+        // A lease of ten seconds that may live for ten: nothing is gained.
+        assert!(renewed(end(10, 4), in_s(3), true).is_final);
+    }
+
+    #[test]
+    fn renewals_are_spread_around_two_thirds() {
+        for _ in 0..1000 {
+            assert!((0.6..0.74).contains(&two_thirds_with_jitter()));
+        }
+    }
+}

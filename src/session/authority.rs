@@ -1,0 +1,111 @@
+//! What a session's life hangs on: its lease, its token, its tenant, the process. Each may say
+//! that it must end, and by when; what says so more urgently than before is heard.
+
+use std::future::{Future, pending};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::clock::BootTime;
+use crate::ending::Ending;
+use crate::lease::LeaseEnd;
+use crate::proxy::Proxy;
+use crate::registry::{State, Tenant};
+use crate::splice::{Order, Orders};
+
+/// What is left for the last words before an authority is really over.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The authority of one session.
+pub(super) struct Authority<'s> {
+    pub(super) proxy: &'static Proxy,
+    pub(super) tenant: &'s Tenant,
+    pub(super) lease_end: watch::Receiver<LeaseEnd>,
+    pub(super) token_expires: BootTime,
+}
+
+impl Orders for Authority<'_> {
+    /// Resolves when the session must end sooner than `than`.
+    async fn sooner(&self, than: Option<Order>) -> Order {
+        tokio::select! {
+            order = only_if_sooner(self.drained(), than) => order,
+            order = only_if_sooner(self.withdrawn(), than) => order,
+            order = only_if_sooner(self.lease_ends(), than) => order,
+            order = only_if_sooner(self.token_expires(), than) => order,
+        }
+    }
+}
+
+impl Authority<'_> {
+    async fn drained(&self) -> Order {
+        Order { ending: Ending::Drained, by: self.proxy.drained().await }
+    }
+
+    /// The registry no longer serves the tenant where this session is. A paused tenant keeps
+    /// its sessions.
+    async fn withdrawn(&self) -> Order {
+        let registry = self.proxy.registry();
+        let mut changes = registry.subscribe();
+        let placement = self.tenant.placement();
+        loop {
+            let now = registry.snapshot().tenant(self.tenant.id());
+            let serves = now.is_some_and(|now| {
+                now.state() != State::Suspended && now.placement().is_same_database(placement)
+            });
+            if !serves {
+                return Order { ending: Ending::TenantWithdrawn, by: Instant::now() };
+            }
+            if changes.changed().await.is_err() {
+                return pending().await;
+            }
+        }
+    }
+
+    /// While the lease is still renewed, only what is left after the renewals have failed for
+    /// long is a notice; the whole grace is, once its end is final.
+    async fn lease_ends(&self) -> Order {
+        let mut changes = self.lease_end.clone();
+        loop {
+            let end = *changes.borrow_and_update();
+            let grace = self.proxy.config.lease.grace;
+            let notice = if end.is_final { grace } else { grace.min(end.duration / 6) };
+            tokio::select! {
+                () = end.at.earlier(notice).arrives() => {
+                    return Order { ending: Ending::LeaseEnded, by: last_words(end.at, notice) };
+                }
+                () = changed(&mut changes) => {}
+            }
+        }
+    }
+
+    async fn token_expires(&self) -> Order {
+        let rules = &self.proxy.config.lease;
+        if !rules.end_at_expiry {
+            return pending().await;
+        }
+        self.token_expires.earlier(rules.grace).arrives().await;
+        let by = last_words(self.token_expires, rules.grace);
+        Order { ending: Ending::TokenExpired, by }
+    }
+}
+
+/// A little before the end, so that the client can still be told in time.
+fn last_words(end: BootTime, notice: Duration) -> Instant {
+    end.earlier(LAST_WORDS.min(notice / 2)).instant()
+}
+
+async fn only_if_sooner(order: impl Future<Output = Order>, than: Option<Order>) -> Order {
+    let order = order.await;
+    match than {
+        Some(than) if than.by <= order.by => pending().await,
+        _ => order,
+    }
+}
+
+/// Resolves at the next renewal; never when there will be none.
+async fn changed(end: &mut watch::Receiver<LeaseEnd>) {
+    if end.changed().await.is_err() {
+        pending().await
+    }
+}

@@ -1,0 +1,134 @@
+//! No session outlives its authority: leases are renewed while they can be, and a session ends
+//! with its lease or its token, at a message boundary, told why.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::proxy::{Proxy, Settings};
+use crate::support::raw::{Raw, query};
+use crate::support::world::world;
+use crate::support::{eventually, mint};
+
+async fn with_role(role: &'static str, default_ttl: &str, max_ttl: &str, lease: &str) -> Proxy {
+    world().role_like_acme(role, default_ttl, max_ttl).await;
+    let proxy = Proxy::with(Settings { lease: lease.to_owned(), ..Settings::default() }).await;
+    proxy.reload(&proxy.tenants().replacen("tenant-acme-rw", role, 1));
+    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    proxy
+}
+
+async fn session(proxy: &Proxy) -> Raw {
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.log_in(&mint::token("acme"), "acme").await;
+    client
+}
+
+const LEASE_TEXT: &str = "terminating connection because its database credential expired";
+const TOKEN_TEXT: &str = "terminating connection because its session token expired";
+
+#[tokio::test]
+async fn a_lease_is_renewed_for_as_long_as_its_session_lives() {
+    let proxy = with_role("tenant-acme-renewed", "3s", "1h", "").await;
+    let mut client = session(&proxy).await;
+    eventually("three renewals", async || {
+        (proxy.metric("pgsilo_renewals_total").await >= 3.0).then_some(())
+    })
+    .await;
+    assert_eq!(client.ask("SELECT 'alive'").await, "alive", "after twice its first time");
+    assert_eq!(proxy.metric("pgsilo_renewal_failures_total").await, 0.0);
+    drop(client);
+    proxy.metric_reaches("pgsilo_revocations_total", 1.0).await;
+}
+
+#[tokio::test]
+pub(crate) async fn an_idle_session_ends_in_the_grace_before_its_lease_does() {
+    let proxy = with_role("tenant-acme-idle", "10s", "10s", "grace = \"5s\"\n").await;
+    let began = Instant::now();
+    let mut client = session(&proxy).await;
+    let error = client.fatal().await;
+    let lived = began.elapsed();
+    assert_eq!(
+        (error.sqlstate().as_str(), error.field(b'M').as_deref()),
+        ("57P01", Some(LEASE_TEXT))
+    );
+    assert!(
+        (5.0..10.0).contains(&lived.as_secs_f64()),
+        "between maximum less grace and maximum: {lived:?}"
+    );
+    assert_eq!(proxy.event("ended", |_| true).await["ending"], "lease_ended");
+}
+
+#[tokio::test]
+async fn a_running_query_has_until_the_end_and_is_cancelled_then() {
+    let proxy = with_role("tenant-acme-busy", "10s", "10s", "grace = \"5s\"\n").await;
+    let began = Instant::now();
+    let mut busy = session(&proxy).await;
+    busy.send(&query("SELECT pg_sleep(600)")).await;
+    let mut working = session(&proxy).await;
+    working.ask("BEGIN; SELECT 'begun'").await;
+    assert_eq!(busy.message().await.tag, b'T');
+    assert_eq!(busy.message().await.sqlstate(), "57014");
+    assert_eq!(busy.message().await.tag, b'Z');
+    let lived = began.elapsed();
+    assert!((8.0..10.0).contains(&lived.as_secs_f64()), "just before the end: {lived:?}");
+    for client in [&mut busy, &mut working] {
+        assert_eq!(client.fatal().await.field(b'M').as_deref(), Some(LEASE_TEXT));
+    }
+    assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn a_transaction_that_ends_in_the_grace_is_the_last_one() {
+    let proxy = with_role("tenant-acme-last", "10s", "10s", "grace = \"9s\"\n").await;
+    let mut client = session(&proxy).await;
+    client.ask("BEGIN; SELECT 'begun'").await;
+    // The keeper finds out at two thirds that nothing is to be gained.
+    proxy.metric_reaches("pgsilo_renewals_total", 1.0).await;
+    client.send(&query("COMMIT")).await;
+    assert_eq!(client.until(b'Z').await[0].tag, b'C');
+    assert_eq!(client.fatal().await.field(b'M').as_deref(), Some(LEASE_TEXT));
+}
+
+async fn with_leeway_of_none(lease: &str) -> Proxy {
+    let issuer = "leeway = \"0s\"\n".to_owned();
+    Proxy::with(Settings { issuer, lease: lease.to_owned(), ..Settings::default() }).await
+}
+
+#[tokio::test]
+pub(crate) async fn a_session_ends_with_its_token() {
+    let proxy = with_leeway_of_none("grace = \"1s\"\n").await;
+    let expires = mint::now() + 4;
+    let token = mint::token_with("acme", json!({ "exp": expires }));
+    let mut idle = Raw::unix(&proxy.socket()).await;
+    idle.log_in(&token, "acme").await;
+    let mut busy = Raw::unix(&proxy.socket()).await;
+    busy.log_in(&token, "acme").await;
+    busy.send(&query("SELECT pg_sleep(600)")).await;
+    assert_eq!(busy.message().await.tag, b'T');
+
+    let error = idle.fatal().await;
+    assert_eq!(
+        (error.sqlstate().as_str(), error.field(b'M').as_deref()),
+        ("57P01", Some(TOKEN_TEXT))
+    );
+    assert!(mint::now() < expires);
+    assert_eq!(busy.message().await.sqlstate(), "57014");
+    assert_eq!(busy.message().await.tag, b'Z');
+    assert_eq!(busy.fatal().await.field(b'M').as_deref(), Some(TOKEN_TEXT));
+    assert!(mint::now() <= expires);
+    proxy.metric_reaches("pgsilo_endings_total{ending=\"token_expired\"}", 2.0).await;
+}
+
+#[tokio::test]
+async fn a_session_may_be_allowed_to_outlive_its_token() {
+    let proxy = with_leeway_of_none("grace = \"1s\"\nend_at_expiry = false\n").await;
+    let token = mint::token_with("acme", json!({ "exp": mint::now() + 2 }));
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.log_in(&token, "acme").await;
+    eventually("the token to be refused", async || {
+        proxy.connect(&token, "acme").await.is_err().then_some(())
+    })
+    .await;
+    assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+}
