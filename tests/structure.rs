@@ -1,1 +1,227 @@
-fn main() {}
+//! What the code must never do, kept by reading it, and what the documents say, compared with
+//! the tables that they describe.
+//!
+//! Each rule is a function from all sources to complaints. Its test shows that there are none,
+//! and that each planted violation leads to one: no rule passes because it sees nothing.
+
+#![expect(clippy::expect_used, reason = "what a test needs may panic")]
+
+#[path = "structure/documents.rs"]
+mod documents;
+#[path = "structure/rules.rs"]
+mod rules;
+#[path = "structure/source.rs"]
+mod source;
+
+use source::{Source, sources};
+
+/// A rule: what is wrong, one line each.
+type Rule = fn(&[Source]) -> Vec<String>;
+
+/// The rule is kept, and notices each planted line: at the top of a file that exists, or as all
+/// of one that does not.
+fn holds(rule: Rule, planted: &[(&str, &str)]) {
+    let sources = sources();
+    assert_eq!(rule(&sources), Vec::<String>::new());
+    assert!(!planted.is_empty());
+    for (path, line) in planted {
+        let mut sources = sources.clone();
+        match sources.iter_mut().find(|source| source.path == *path) {
+            Some(source) => source.text.insert_str(0, &format!("{line}\n")),
+            None => sources
+                .push(Source { path: (*path).to_owned(), text: format!("//! Planted.\n{line}\n") }),
+        }
+        assert!(!rule(&sources).is_empty(), "not noticed: {line:?} in {path}");
+    }
+    // What is only said, quoted or tested is not done.
+    for (path, line) in planted {
+        let mut sources = sources.clone();
+        let Some(source) = sources.iter_mut().find(|source| source.path == *path) else {
+            continue;
+        };
+        if line.starts_with("//") || line.starts_with('#') {
+            continue;
+        }
+        source.text.insert_str(0, &format!("//! {}\n", line.replace('\n', "\n//! ")));
+        assert_eq!(rule(&sources), Vec::<String>::new(), "a comment: {line:?}");
+    }
+}
+
+#[test]
+fn wire_knows_neither_io_nor_anything_of_ours() {
+    holds(
+        rules::wire_is_alone,
+        &[
+            ("src/wire/frame.rs", "use tokio::io::AsyncRead;"),
+            ("src/wire/message.rs", "fn f() { ::tokio::spawn(async {}); }"),
+            ("src/wire/startup.rs", "use crate::tenant::TenantId;"),
+            ("src/wire.rs", "use super::secret::Secret;"),
+            ("src/wire/new.rs", "use std::net::TcpStream;"),
+            ("src/wire/new.rs", "use serde::Deserialize;"),
+        ],
+    );
+}
+
+#[test]
+fn each_part_imports_only_what_stands_below_it() {
+    holds(
+        rules::layers,
+        &[
+            ("src/splice.rs", "use crate::session::Client;"),
+            ("src/backend.rs", "use crate::session::Leased;"),
+            ("src/backend/login.rs", "use crate::session::Routed;"),
+            ("src/lease.rs", "use crate::refusal::Reason;"),
+            ("src/lease.rs", "use crate::Refusal;"),
+            ("src/token/keys.rs", "use crate::registry::Tenant;"),
+            ("src/registry/file.rs", "use crate::lease::Lessor;"),
+            ("src/lease/openbao.rs", "use crate::token::Token;"),
+            ("src/tenant.rs", "use crate::config::Config;"),
+            ("src/stream.rs", "fn f() { crate::backend::dial; }"),
+            ("src/config/build.rs", "use super::super::server::serve;"),
+            ("src/new.rs", "use std::fmt;"),
+        ],
+    );
+}
+
+#[test]
+fn a_stage_imports_only_earlier_ones() {
+    holds(
+        rules::stages_in_order,
+        &[
+            ("src/session/started.rs", "use super::identified::Identified;"),
+            ("src/session/accepted.rs", "use crate::session::Spliced;"),
+            ("src/session/leased.rs", "fn f(a: super::attached::Attached<'_>) {}"),
+            ("src/session/client.rs", "use super::accepted::Accepted;"),
+            ("src/session/client.rs", "use super::secured::Secured;"),
+            ("src/session/cancelling.rs", "use super::routed::Routed;"),
+            ("src/session/routed.rs", "use super::cancelling::Cancelling;"),
+            ("src/session/authority.rs", "use super::attached::Held;"),
+            ("src/session/leased.rs", "use super::authority::Authority;"),
+            ("src/session/new.rs", "use std::fmt;"),
+        ],
+    );
+}
+
+#[test]
+fn a_stage_has_one_constructor_that_takes_its_predecessor_by_value() {
+    holds(
+        rules::one_constructor,
+        &[
+            ("src/session/routed.rs", "fn again<'c>() -> Routed<'c> { panic!() }"),
+            ("src/session/leased.rs", "fn other() -> Result<Leased<'static>, Stop> { panic!() }"),
+            ("src/session/attached.rs", "impl Default for Attached<'_> {}"),
+            ("src/session/attached.rs", "impl<'c> From<Leased<'c>> for Attached<'c> {}"),
+            ("src/session/spliced.rs", "#[derive(Clone)] pub struct Spliced<'c> {}"),
+        ],
+    );
+}
+
+#[test]
+fn the_library_knows_nothing_of_the_programs() {
+    holds(
+        rules::no_programs,
+        &[
+            ("src/config.rs", "use anyhow::Result;"),
+            ("src/lease.rs", "fn f() { rcgen::generate(); }"),
+            ("src/tls.rs", "use tokio_postgres::Client;"),
+            ("src/server.rs", "#[path = \"bin/pgsiloctl/say.rs\"] mod say;"),
+            ("src/server.rs", "include!(\"main.rs\");"),
+        ],
+    );
+}
+
+#[test]
+fn sockets_are_connected_and_bound_in_one_place_each() {
+    holds(
+        rules::sockets,
+        &[
+            ("src/splice.rs", "fn f() { TcpStream::connect(a); }"),
+            ("src/lease.rs", "fn f() { tokio::net::UnixStream::connect(a); }"),
+            ("src/backend.rs", "fn f() { TcpStream::connect(a); }"),
+            ("src/cancel.rs", "use tokio::net::TcpStream as T;"),
+            ("src/session/leased.rs", "fn f() { TcpSocket::new_v4(); }"),
+            ("src/admin.rs", "fn f() { TcpListener::bind(a); }"),
+            ("src/session/client.rs", "use reqwest::Client;"),
+            ("src/registry.rs", "fn f() { std::net::TcpStream::connect_timeout(a, b); }"),
+            ("src/registry.rs", "use std::net::UdpSocket;"),
+        ],
+    );
+}
+
+#[test]
+fn the_environment_and_the_standard_streams_are_the_programs() {
+    holds(
+        rules::no_surroundings,
+        &[
+            ("src/lease/identity.rs", "fn f() { std::env::var(a); }"),
+            ("src/server.rs", "use std::env;"),
+            ("src/splice.rs", "fn f() { println!(); }"),
+            ("src/audit.rs", "fn f() { eprintln!(); }"),
+            ("src/audit.rs", "fn f() { std::io::stdout(); }"),
+            ("src/token.rs", "fn f() { std::process::exit(1); }"),
+        ],
+    );
+}
+
+#[test]
+fn nothing_is_unsafe_and_no_lint_is_silenced_without_a_reason() {
+    holds(
+        rules::no_unsafe,
+        &[
+            ("src/splice.rs", "unsafe fn f() {}"),
+            ("src/bin/pgsiloctl/say.rs", "fn f() { unsafe {} }"),
+            ("src/main.rs", "#![allow(unsafe_code)]"),
+        ],
+    );
+}
+
+#[test]
+fn what_happens_once_in_the_chain_is_called_once() {
+    holds(
+        rules::called_once,
+        &[
+            ("src/session/routed.rs", "fn f() { backend::dial(&routed); }"),
+            ("src/session/attached.rs", "fn f() { proxy.lessor.lease(a, b); }"),
+            ("src/server.rs", "fn f() { connection.log_in(a, b); }"),
+            ("src/audit.rs", "fn f() { verifier.verify(a, b); }"),
+            ("src/backend.rs", "fn f() { Credential { username, password }; }"),
+            ("src/server.rs", "fn f() { message::authentication_ok(out); }"),
+            ("src/server.rs", "fn f() { frontend.send_last(a); }"),
+        ],
+    );
+}
+
+#[test]
+fn one_place_refuses() {
+    holds(
+        rules::refuses_once,
+        &[
+            ("src/session.rs", "fn f() { refuse(client, refusal); }"),
+            ("src/session/routed.rs", "fn f() { super::refuse(client, refusal); }"),
+            ("src/server/listen.rs", "use crate::session::refuse;"),
+        ],
+    );
+}
+
+#[test]
+fn every_file_says_what_it_is_for_and_ends_with_its_tests() {
+    holds(
+        rules::files_are_in_shape,
+        &[
+            ("src/new.rs", "fn f() {}\n#[cfg(test)]\nmod tests {}\nfn g() {}"),
+            ("src/splice.rs", "use std::fmt;"),
+        ],
+    );
+}
+
+#[test]
+fn every_metric_is_described_and_every_described_one_is_used() {
+    holds(
+        rules::metrics_are_described,
+        &[
+            ("src/audit.rs", "fn f() { metrics::counter!(\"pgsilo_new_total\").increment(1); }"),
+            ("src/audit.rs", "fn f() { gauge!(\"pgsilo_new\").set(1); }"),
+            ("src/admin/metrics.rs", "fn f() { describe_gauge!(\"pgsilo_new\", \"New\"); }"),
+        ],
+    );
+}

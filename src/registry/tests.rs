@@ -1,3 +1,5 @@
+//! Registry files, good and bad, and what a reload of each leaves in force.
+
 use std::fmt::Write;
 
 use super::*;

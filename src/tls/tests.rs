@@ -1,3 +1,5 @@
+//! Handshakes with fresh certificates over real sockets, and every error that names a file.
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,0 +1,95 @@
+
+fn start_without_securing(accepted: Accepted<'_>) {
+    let _ = Started::start(accepted); //~ E0308
+}
+
+async fn ask_for_a_token_in_clear(secured: Secured<'_>) {
+    let _ = Identified::identify(secured).await; //~ E0308
+}
+
+fn route_without_a_token(started: Started<'_>) {
+    let _ = Routed::route(started); //~ E0308
+}
+
+async fn lease_without_a_route(identified: Identified<'_>) {
+    let _ = Leased::lease(identified).await; //~ E0308
+}
+
+async fn attach_without_a_lease(routed: Routed<'_>) {
+    let _ = Attached::attach(routed).await; //~ E0308
+}
+
+fn splice_without_a_login(leased: Leased<'_>) {
+    let _ = Spliced::splice(leased); //~ E0308
+}
+
+async fn dial_a_tenant(tenant: &std::sync::Arc<crate::registry::Tenant>) {
+    let _ = crate::backend::dial(tenant).await; //~ E0308
+}
+
+async fn dial_before_routing(identified: &Identified<'_>) {
+    let _ = crate::backend::dial(identified).await; //~ E0308
+}
+
+async fn dial_an_address() {
+    let _ = crate::backend::dial("10.0.0.1:5432").await; //~ E0308
+}
+
+fn route_twice(identified: Identified<'_>) {
+    let _ = Routed::route(identified);
+    let _ = Routed::route(identified); //~ E0382
+}
+
+async fn lease_twice(routed: Routed<'_>) {
+    let _ = Leased::lease(routed).await;
+    let _ = Leased::lease(routed).await; //~ E0382
+}
+
+async fn attach_twice_with_one_lease(leased: Leased<'_>) {
+    let _ = Attached::attach(leased).await;
+    let _ = Attached::attach(leased).await; //~ E0382
+}
+
+fn splice_twice(attached: Attached<'_>) {
+    let _ = Spliced::splice(attached);
+    let _ = Spliced::splice(attached); //~ E0382
+}
+
+async fn log_in_twice_on_one_connection(leased: Leased<'_>) {
+    let (routed, lease, connection) = leased.into_parts();
+    let _ = connection.log_in(lease.credential(), routed.started().startup()).await;
+    let _ = connection.log_in(lease.credential(), routed.started().startup()).await; //~ E0382
+}
+
+async fn refuse_twice(client: Client, first: Refusal, second: Refusal) {
+    refuse(client, first).await;
+    refuse(client, second).await; //~ E0382
+}
+
+async fn refuse_a_session_that_was_spliced(mut client: Client, refusal: Refusal) {
+    let Ok(Admitted::Session(spliced)) = login(&mut client).await else {
+        return;
+    };
+    refuse(client, refusal).await; //~ E0505
+    spliced.run().await;
+}
+
+fn keep_a_route(routed: &Routed<'_>) -> Routed<'static> {
+    routed.clone() //~ E0308
+}
+
+fn keep_a_lease(lease: &crate::lease::Lease) -> crate::lease::Lease {
+    lease.clone() //~ E0308
+}
+
+fn take_another_tenant(mut routed: Routed<'_>, tenant: std::sync::Arc<crate::registry::Tenant>) {
+    routed.tenant = tenant; //~ E0616
+}
+
+fn take_another_lease(mut leased: Leased<'_>, lease: crate::lease::Lease) {
+    leased.lease = lease; //~ E0616
+}
+
+fn hold_a_lease_longer(lease: crate::lease::Lease) {
+    let _ = lease.revocation; //~ E0616
+}

@@ -1,0 +1,11 @@
+//! What a route leads to is for the dial site and the lease alone.
+
+use pgsilo::session::Routed;
+
+fn look(routed: &Routed<'_>) {
+    let _ = routed.tenant();
+    let _ = routed.role();
+    let _ = &routed.tenant;
+}
+
+fn main() {}
