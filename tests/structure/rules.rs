@@ -437,6 +437,9 @@ pub(crate) fn described(sources: &[Source]) -> Vec<Metric> {
     let text = source.map_or(String::new(), |source| without_comments(&source.text));
     let calls = text.split("describe_").skip(1).filter_map(|call| {
         let (kind, rest) = call.split_once("!(")?;
+        if !["counter", "gauge", "histogram"].contains(&kind) {
+            return None; // an import
+        }
         let mut literals = rest.split('"').skip(1).step_by(2);
         Some(Metric {
             name: literals.next()?.to_owned(),
