@@ -12,13 +12,13 @@ mod targets;
 const LEAST: usize = 15;
 
 /// Runs a target over each file of its corpus, and over each with its end cut off.
+#[expect(clippy::print_stdout, reason = "shown when a target panics")]
 fn replay(corpus: &str, target: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(corpus);
     let mut replayed = 0;
     for entry in fs::read_dir(&folder).expect("a corpus") {
         let path = entry.expect("a file of the corpus").path();
         let bytes = fs::read(&path).expect("a file of the corpus");
-        // Shown when the target panics.
         println!("{}, {} bytes", path.display(), bytes.len());
         target(&bytes);
         for cut in [1, 2, 5] {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// A file of `src/`.
 #[derive(Clone)]
@@ -10,6 +11,10 @@ pub(crate) struct Source {
     /// With `/`, from the package's root: `src/session/routed.rs`.
     pub(crate) path: String,
     pub(crate) text: String,
+    /// Read once: a rule is tried many times over.
+    code: OnceLock<String>,
+    squeezed: OnceLock<String>,
+    paths: OnceLock<Vec<Vec<String>>>,
 }
 
 /// Every file of `src/`.
@@ -24,10 +29,8 @@ pub(crate) fn sources() -> Vec<Source> {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let inside = path.strip_prefix(root).expect("inside of the package");
-                found.push(Source {
-                    path: inside.to_str().expect("UTF-8").replace('\\', "/"),
-                    text: fs::read_to_string(&path).expect("a source"),
-                });
+                let name = inside.to_str().expect("UTF-8").replace('\\', "/");
+                found.push(Source::new(name, fs::read_to_string(&path).expect("a source")));
             }
         }
     }
@@ -37,6 +40,11 @@ pub(crate) fn sources() -> Vec<Source> {
 }
 
 impl Source {
+    pub(crate) fn new(path: String, text: String) -> Source {
+        let (code, squeezed, paths) = Default::default();
+        Source { path, text, code, squeezed, paths }
+    }
+
     /// The module that the file is; `None` for the programs and for files of tests.
     pub(crate) fn module(&self) -> Option<Vec<&str>> {
         let inside = self.path.strip_prefix("src/")?.strip_suffix(".rs")?;
@@ -50,32 +58,40 @@ impl Source {
     }
 
     /// Without comments and tests; literals are empty.
-    pub(crate) fn code(&self) -> String {
-        let code = blank(&self.text);
-        match tests_begin(&code) {
-            Some(at) => code[..at].to_owned(),
-            None => code,
-        }
+    pub(crate) fn code(&self) -> &str {
+        self.code.get_or_init(|| {
+            let code = blank(&self.text);
+            match tests_begin(&code) {
+                Some(at) => code[..at].to_owned(),
+                None => code,
+            }
+        })
     }
 
     /// The same without any space but between two words.
-    pub(crate) fn squeezed(&self) -> String {
-        let mut squeezed = String::new();
-        for word in self.code().split_whitespace() {
-            let joins = |c: char| c.is_alphanumeric() || c == '_';
-            if squeezed.ends_with(joins) && word.starts_with(joins) {
-                squeezed.push(' ');
+    pub(crate) fn squeezed(&self) -> &str {
+        self.squeezed.get_or_init(|| {
+            let mut squeezed = String::new();
+            for word in self.code().split_whitespace() {
+                let joins = |c: char| c.is_alphanumeric() || c == '_';
+                if squeezed.ends_with(joins) && word.starts_with(joins) {
+                    squeezed.push(' ');
+                }
+                squeezed += word;
             }
-            squeezed += word;
-        }
-        squeezed
+            squeezed
+        })
     }
 
     /// Every path that is named, `use` trees spread out, `super` and `self` resolved: from
     /// `crate` for our own modules, from the crate's name for others.
-    pub(crate) fn paths(&self) -> Vec<Vec<String>> {
+    pub(crate) fn paths(&self) -> &[Vec<String>] {
+        self.paths.get_or_init(|| self.read_paths())
+    }
+
+    fn read_paths(&self) -> Vec<Vec<String>> {
         let module = self.module().unwrap_or_default();
-        let tokens = tokens(&self.code());
+        let tokens = tokens(self.code());
         let mut paths = Vec::new();
         let mut at = 0;
         while at < tokens.len() {
@@ -285,7 +301,7 @@ mod tests {
     use super::*;
 
     fn source(path: &str, text: &str) -> Source {
-        Source { path: path.into(), text: text.into() }
+        Source::new(path.into(), text.into())
     }
 
     #[test]
