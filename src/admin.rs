@@ -18,12 +18,14 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::proxy::Proxy;
 
 /// Connections served at once; a scraper needs one.
 const AT_ONCE: usize = 32;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Answers requests until the process ends.
@@ -47,12 +49,12 @@ pub(crate) async fn serve(listener: TcpListener, metrics: PrometheusHandle, prox
                 let response = answer(&request, &metrics, proxy);
                 async move { Ok::<_, Infallible>(response) }
             });
-            let served = http1::Builder::new()
+            let serving = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
-                .serve_connection(TokioIo::new(tcp), answer)
-                .await;
-            if let Err(error) = served {
+                .serve_connection(TokioIo::new(tcp), answer);
+            // A reader that does not read must not hold a place for ever.
+            if let Ok(Err(error)) = timeout(CONNECTION_TIMEOUT, serving).await {
                 tracing::debug!(%error, "an HTTP connection ended badly");
             }
             drop(slot);

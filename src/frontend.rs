@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
+use zeroize::Zeroizing;
 
 use crate::stream::Stream;
 use crate::wire::startup::{MAX_BODY, MIN_BODY, Opening, StartupError};
@@ -103,7 +104,10 @@ impl Frontend {
     }
 
     /// Reads the body of a `p` message of at most `max` bytes, its final NUL included.
-    pub(crate) async fn read_password(&mut self, max: usize) -> Result<Vec<u8>, FrontendError> {
+    pub(crate) async fn read_password(
+        &mut self,
+        max: usize,
+    ) -> Result<Zeroizing<Vec<u8>>, FrontendError> {
         let mut header = [0; 5];
         self.stream.read_exact(&mut header).await?;
         let [tag, length @ ..] = header;
@@ -114,7 +118,7 @@ impl Frontend {
         if body > max {
             return Err(FrontendError::TooLong(body));
         }
-        let mut password = vec![0; body];
+        let mut password = Zeroizing::new(vec![0; body]);
         self.stream.read_exact(&mut password).await?;
         Ok(password)
     }

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
 pub(crate) use keeper::LeaseEnd;
 pub(crate) use openbao::OpenBaoError;
@@ -114,8 +115,20 @@ pub enum Auth {
 /// A database role's name and password, as OpenBAO made them for one session.
 #[derive(Debug)]
 pub(crate) struct Credential {
-    pub(crate) username: String,
-    pub(crate) password: Secret,
+    username: String,
+    password: Secret,
+}
+
+impl Credential {
+    /// The role's name; not secret.
+    pub(crate) fn username(&self) -> &str {
+        &self.username
+    }
+
+    /// Its password, for the login and nothing else.
+    pub(crate) fn password(&self) -> &Secret {
+        &self.password
+    }
 }
 
 /// A credential that is in force until this is dropped.
@@ -307,19 +320,15 @@ impl Lessor {
     }
 
     /// Waits until every lease that was handed back is revoked, then gives up pgsilo's own
-    /// token where it was pgsilo that logged in for it. `patience` bounds it all.
+    /// logins, which revokes whatever is left. Each takes half of `patience` at most.
     pub(crate) async fn close(&self, patience: Duration) {
-        let all = async {
-            self.revoker.idle().await;
-            if let Source::Proxy(identity) = &self.source {
-                identity.give_up().await;
-            }
-        };
-        if tokio::time::timeout(patience, all).await.is_err() {
-            tracing::warn!(
-                pending = self.revoker.pending(),
-                "stopping with leases not revoked yet: OpenBAO ends them with pgsilo's token or at their own end"
-            );
+        if timeout(patience / 2, self.revoker.idle()).await.is_err() {
+            let pending = self.revoker.pending();
+            tracing::warn!(pending, "stopping with leases that are not revoked one by one");
+        }
+        let Source::Proxy(identity) = &self.source else { return };
+        if timeout(patience / 2, identity.give_up()).await.is_err() {
+            tracing::warn!("OpenBAO does not take pgsilo's token back: its leases end with it");
         }
     }
 }

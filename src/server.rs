@@ -132,7 +132,9 @@ impl Signals {
     async fn serve(&mut self, proxy: &'static Proxy) {
         loop {
             tokio::select! {
-                _ = self.hangup.recv() => reload(proxy).await,
+                _ = self.hangup.recv() => {
+                    tokio::spawn(reload(proxy));
+                }
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
             }

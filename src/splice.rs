@@ -81,6 +81,8 @@ struct Talk {
     owed: u32,
     /// The client has begun what its next Sync will end.
     open: bool,
+    /// The newest request that a ReadyForQuery answers: `Q`, `F` or `S`.
+    newest: u8,
     status: Option<Status>,
     terminated: bool,
     /// The newest message of the database was an ErrorResponse.
@@ -384,14 +386,18 @@ impl Pipe {
 }
 
 impl Talk {
-    /// A message from the client. Query, FunctionCall and Sync are answered by a ReadyForQuery;
-    /// a Sync in the middle of a COPY is not, which only makes a session look busy for longer.
+    /// A message from the client. Query, FunctionCall and Sync are each answered by a
+    /// ReadyForQuery, but for a Sync that a COPY swallows: drivers send one behind Execute,
+    /// before they know that it begins a COPY, and another when that is done.
     fn ask(&mut self, header: Header) {
         match header.tag {
             b'Q' | b'F' | b'S' => {
                 self.owed += 1;
                 self.open = false;
+                self.newest = header.tag;
             }
+            b'c' | b'f' if self.newest == b'S' => self.owed = self.owed.saturating_sub(1),
+            b'c' | b'f' | b'd' => {}
             b'X' => self.terminated = true,
             _ => self.open = true,
         }
@@ -401,7 +407,6 @@ impl Talk {
         self.complained = header.tag == b'E';
         if header.tag == b'Z' {
             self.owed = self.owed.saturating_sub(1);
-            self.open &= self.owed > 0;
             self.status = header.first.and_then(Status::parse);
         }
     }

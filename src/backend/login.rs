@@ -92,7 +92,7 @@ impl Connection {
     ) -> Result<Attachment, BackendError> {
         let tenant = self.redial.0.clone();
         let dbname = &tenant.placement().dbname;
-        let packet = startup::encode(&credential.username, dbname, startup.settings())?;
+        let packet = startup::encode(credential.username(), dbname, startup.settings())?;
         self.send(&packet).await?;
         self.authenticate(credential, &tenant).await?;
         let (process, mut greeting) = self.read_greeting().await?;
@@ -109,12 +109,15 @@ impl Connection {
         match self.read_authentication().await? {
             Authentication::Sasl(offered) => self.scram(credential, &offered).await?,
             Authentication::Md5Password(salt) if auth.md5 => {
-                let hash =
-                    md5_hash(credential.username.as_bytes(), credential.password.expose(), salt);
+                let hash = md5_hash(
+                    credential.username().as_bytes(),
+                    credential.password().expose(),
+                    salt,
+                );
                 self.send_password(hash.as_bytes()).await?;
             }
             Authentication::CleartextPassword if auth.password => {
-                self.send_password(credential.password.expose()).await?;
+                self.send_password(credential.password().expose()).await?;
             }
             Authentication::Md5Password(_) => return Err(BackendError::MethodRefused("md5")),
             Authentication::CleartextPassword => {
@@ -150,7 +153,7 @@ impl Connection {
         if !offers(mechanism) {
             return Err(BackendError::MethodRefused("a SASL mechanism other than SCRAM-SHA-256"));
         }
-        let mut scram = ScramSha256::new(credential.password.expose(), binding);
+        let mut scram = ScramSha256::new(credential.password().expose(), binding);
         let mut first = mechanism.as_bytes().to_vec();
         first.push(0);
         first.extend_from_slice(&(scram.message().len() as u32).to_be_bytes());

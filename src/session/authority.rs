@@ -23,6 +23,8 @@ pub(super) struct Authority<'s> {
     pub(super) tenant: &'s Tenant,
     pub(super) lease_end: watch::Receiver<LeaseEnd>,
     pub(super) token_expires: BootTime,
+    /// What was left of the token when the session began.
+    pub(super) token_left: Duration,
 }
 
 impl Orders for Authority<'_> {
@@ -69,7 +71,7 @@ impl Authority<'_> {
         loop {
             let end = *changes.borrow_and_update();
             let grace = self.proxy.config.lease.grace;
-            let notice = if end.is_final { grace } else { grace.min(end.duration / 6) };
+            let notice = grace.min(end.duration / if end.is_final { 3 } else { 6 });
             tokio::select! {
                 () = end.at.earlier(notice).arrives() => {
                     return Order { ending: Ending::LeaseEnded, by: last_words(end.at, notice) };
@@ -84,8 +86,10 @@ impl Authority<'_> {
         if !rules.end_at_expiry {
             return pending().await;
         }
-        self.token_expires.earlier(rules.grace).arrives().await;
-        let by = last_words(self.token_expires, rules.grace);
+        // A session that came with a token near its end still gets most of what is left.
+        let notice = rules.grace.min(self.token_left / 3);
+        self.token_expires.earlier(notice).arrives().await;
+        let by = last_words(self.token_expires, notice);
         Order { ending: Ending::TokenExpired, by }
     }
 }

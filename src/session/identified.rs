@@ -29,7 +29,7 @@ impl<'c> Identified<'c> {
         // A token, and the NUL behind it.
         let max = client.proxy.limits().max_token_bytes + 1;
         let body = client.frontend.read_password(max).await?;
-        let password = password(body)?;
+        let password = password(&body)?;
         let kept = client.proxy.lessor.needs_token().then(|| Secret::new(password.as_slice()));
         let token = Token::new(password);
         let claims = match client.proxy.verifier().verify(&token, SystemTime::now()) {
@@ -74,9 +74,8 @@ fn question(started: &Started<'_>) -> Vec<u8> {
     question
 }
 
-fn password(body: Vec<u8>) -> Result<Vec<u8>, Stop> {
-    let body = zeroize::Zeroizing::new(body);
-    match message::parse_password(&body) {
+fn password(body: &[u8]) -> Result<Vec<u8>, Stop> {
+    match message::parse_password(body) {
         Some(password) => Ok(password.to_vec()),
         None => Err(Refusal::from(crate::wire::startup::StartupError::Layout).into()),
     }

@@ -23,7 +23,8 @@ impl<'c> Leased<'c> {
         let lease = async { lessor.lease(routed.request(token)).await.map_err(Refusal::from) };
         let dial = async { backend::dial(&routed).await.map_err(Refusal::from) };
         let (lease, connection) = tokio::try_join!(lease, dial)?;
-        routed.client().trail.role.clone_from(&lease.credential().username);
+        routed.client().trail.role.clear();
+        routed.client().trail.role.push_str(lease.credential().username());
         routed.client().reached("leased");
         Ok(Leased { routed, lease, connection })
     }

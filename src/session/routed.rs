@@ -155,21 +155,19 @@ fn choose(identified: &Identified<'_>, registry: &Snapshot) -> Result<TenantId, 
 }
 
 fn refuse_unless_served(tenant: &Tenant, proxy: &Proxy) -> Result<(), Refusal> {
-    let refuse = |reason, cause: &str| Err(Refusal::new(reason, cause).about(tenant.id()));
+    let no = |reason, cause: &str| Err(Refusal::new(reason, cause).about(tenant.id()));
     match tenant.state() {
         State::Active => {}
-        State::Suspended => return refuse(Reason::TenantSuspended, "suspended in the registry"),
-        State::Paused => return refuse(Reason::TenantPaused, "paused in the registry"),
+        State::Suspended => return no(Reason::TenantSuspended, "suspended in the registry"),
+        State::Paused => return no(Reason::TenantPaused, "paused in the registry"),
     }
     let Some(regions) = &proxy.config.regions else {
         return Ok(());
     };
     match &tenant.placement().region {
         Some(region) if regions.contains(region) => Ok(()),
-        Some(_other) => {
-            refuse(Reason::ResidencyRefused, "the placement's region is not served here")
-        }
-        None => refuse(Reason::ResidencyRefused, "the placement says no region"),
+        Some(_other) => no(Reason::ResidencyRefused, "the placement's region is not served here"),
+        None => no(Reason::ResidencyRefused, "the placement says no region"),
     }
 }
 

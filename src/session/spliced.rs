@@ -39,6 +39,7 @@ impl<'c> Spliced<'c> {
             tenant: &held.tenant,
             lease_end: held.lease.end(),
             token_expires: held.token_expires,
+            token_left: held.token_expires.remaining(),
         };
         let ending = relay.run(&authority, proxy.limits().idle_timeout, trail.session).await;
         drop(active);

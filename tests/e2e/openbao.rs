@@ -102,6 +102,29 @@ async fn a_login_at_its_maximum_is_followed_by_another_and_its_sessions_are_told
 }
 
 #[tokio::test]
+async fn a_dead_token_is_replaced_and_the_session_is_served() {
+    let proxy =
+        with_app_role("mortal", json!({ "token_period": "60s" }), Settings::default()).await;
+    let mut first = Raw::unix(&proxy.socket()).await;
+    first.log_in(&mint::token("acme"), "acme").await;
+    // Its token is the only one that the role has given out.
+    let (_status, answer) = world().bao("LIST", "auth/token/accessors", None).await;
+    for accessor in answer["data"]["keys"].as_array().expect("accessors") {
+        let body = Some(json!({ "accessor": accessor }));
+        let (_status, token) =
+            world().bao("POST", "auth/token/lookup-accessor", body.clone()).await;
+        if token["data"]["meta"]["role_name"] == "mortal" {
+            world().bao("POST", "auth/token/revoke-accessor", body).await;
+        }
+    }
+    assert_eq!(first.fatal().await.sqlstate(), "57P01", "its lease went with the token");
+    let mut second = Raw::unix(&proxy.socket()).await;
+    second.log_in(&mint::token("acme"), "acme").await;
+    assert_eq!(second.ask("SELECT 'served'").await, "served");
+    assert_eq!(proxy.metric("pgsilo_openbao_logins_total{result=\"ok\"}").await, 2.0);
+}
+
+#[tokio::test]
 async fn a_wrapped_secret_id_is_unwrapped_once_and_kept() {
     let extra = json!({ "token_ttl": "6s", "token_max_ttl": "6s" });
     app_role("wrapped", extra).await;

@@ -132,11 +132,6 @@ impl Proxy {
         *self.addresses.first().expect("a TCP listener")
     }
 
-    /// The addresses of all its TCP listeners, in the order of the file.
-    pub(crate) fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
-    }
-
     /// The folder of its files and its Unix socket.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir

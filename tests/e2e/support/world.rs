@@ -81,18 +81,6 @@ impl World {
         client
     }
 
-    /// The roles that OpenBAO made for a tenant's sessions and has not dropped yet.
-    pub(crate) async fn leased_roles(
-        &self,
-        client: &tokio_postgres::Client,
-        tenant: &str,
-    ) -> Vec<String> {
-        let query = "SELECT rolname FROM pg_roles WHERE rolname LIKE $1 ORDER BY 1";
-        let pattern = format!("tenant-{tenant}-%-%");
-        let rows = client.query(query, &[&pattern]).await.expect("pg_roles is readable");
-        rows.iter().map(|row| row.get(0)).collect()
-    }
-
     /// Asks OpenBAO as root. `LIST` is a method there.
     pub(crate) async fn bao(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
         let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
