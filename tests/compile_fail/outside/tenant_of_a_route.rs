@@ -4,7 +4,7 @@ use pgsilo::session::Routed;
 
 fn look(routed: &Routed<'_>) {
     let _ = routed.tenant();
-    let _ = routed.role();
+    let _ = routed.request(None);
     let _ = &routed.tenant;
 }
 
