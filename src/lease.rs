@@ -10,12 +10,14 @@ mod keeper;
 mod login;
 mod openbao;
 mod revoker;
+mod window;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
@@ -26,12 +28,13 @@ pub(crate) use openbao::OpenBaoError;
 
 use crate::clock::BootTime;
 use crate::secret::Secret;
-use crate::tenant::Access;
+use crate::tenant::{Access, TenantId};
 use identity::Identity;
 use keeper::Keeper;
 use login::Login;
 use openbao::OpenBao;
 use revoker::{Revocation, Revoker};
+use window::{Sharers, Windows};
 
 /// How to reach OpenBAO and as whom; made by [`crate::config`].
 #[derive(Debug)]
@@ -48,6 +51,8 @@ pub struct Settings {
     pub namespace: Option<String>,
     /// Whose authority leases are asked for with.
     pub authority: Authority,
+    /// How long a lease is shared with sessions that begin after its own; `None`: never.
+    pub window: Option<Duration>,
     /// Of one HTTP request, connect included.
     pub timeout: Duration,
     /// Leases asked for at once.
@@ -131,9 +136,14 @@ impl Credential {
     }
 }
 
+/// A session's hold on a credential. The credential is in force until the last hold is dropped;
+/// there is only one, unless `lease.scope` says otherwise.
+#[derive(Debug)]
+pub(crate) struct Lease(Arc<Held>);
+
 /// A credential that is in force until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Lease {
+struct Held {
     credential: Credential,
     end: watch::Receiver<LeaseEnd>,
     keeper: AbortHandle,
@@ -156,6 +166,9 @@ pub(crate) enum LeaseError {
     /// No role of the JWT method is configured for this access.
     #[error("[lease.session] roles has none for {0} access")]
     NoRole(Access),
+    /// The session that asked for all of a window was told so.
+    #[error("{0}")]
+    Shared(Arc<LeaseError>),
     /// The task that asked was cancelled: the runtime is going down.
     #[error("the request to OpenBAO was abandoned")]
     Abandoned,
@@ -167,6 +180,7 @@ pub(crate) struct Lessor {
     openbao: Arc<OpenBao>,
     source: Source,
     revoker: Revoker,
+    windows: Option<Windows>,
     slots: Arc<Semaphore>,
     runtime: Handle,
 }
@@ -181,6 +195,8 @@ enum Source {
 /// What a lease is asked for, and on whose behalf.
 #[derive(Debug)]
 pub(crate) struct Request<'r> {
+    pub(crate) tenant: &'r TenantId,
+    pub(crate) subject: &'r str,
     pub(crate) mount: &'r str,
     pub(crate) role: &'r str,
     pub(crate) access: Access,
@@ -209,7 +225,8 @@ impl Lessor {
             Authority::Session { mount, roles } => Source::Session { mount, roles },
         };
         let slots = Arc::new(Semaphore::new(settings.max_concurrent_requests));
-        Ok(Lessor { openbao, source, revoker, slots, runtime })
+        let windows = settings.window.map(|length| Windows::new(length, runtime.clone()));
+        Ok(Lessor { openbao, source, revoker, windows, slots, runtime })
     }
 
     /// Whether pgsilo is logged in to OpenBAO, as far as it knows.
@@ -225,18 +242,37 @@ impl Lessor {
         matches!(self.source, Source::Session { .. })
     }
 
+    /// A hold on a credential: a fresh one, or where it may be shared that of the window.
+    pub(crate) async fn lease(&self, request: Request<'_>) -> Result<Lease, LeaseError> {
+        let Request { tenant, subject, mount, role, access, token } = request;
+        let path = format!("{mount}/creds/{role}");
+        let held = match &self.windows {
+            None => self.clone().ask_on(path, access, token).await.map(Arc::new)?,
+            Some(windows) => {
+                let subject = self.needs_token().then(|| subject.to_owned());
+                let sharers =
+                    Sharers { tenant: tenant.clone(), path: path.clone(), access, subject };
+                let ask = || self.clone().ask_on(path, access, token).boxed();
+                windows.join(sharers, ask).await.map_err(LeaseError::Shared)?
+            }
+        };
+        Ok(Lease(held))
+    }
+
     /// Asks for a credential: `GET {mount}/creds/{role}`. Waiting in line is bounded by the
     /// login's deadline; once the request is under way it is seen to its end, whoever waits.
-    pub(crate) async fn lease(&self, request: Request<'_>) -> Result<Lease, LeaseError> {
+    async fn ask_on(
+        self,
+        path: String,
+        access: Access,
+        token: Option<Secret>,
+    ) -> Result<Held, LeaseError> {
         let slot = Arc::clone(&self.slots).acquire_owned().await;
         let slot = slot.map_err(|_closed| LeaseError::Abandoned)?;
-        let Request { mount, role, access, token } = request;
-        let path = format!("{mount}/creds/{role}");
-        let lessor = self.clone();
-        let asking = self.runtime.spawn(async move {
-            let lease = lessor.ask(&path, access, token).await;
+        let asking = self.runtime.clone().spawn(async move {
+            let held = self.ask(&path, access, token).await;
             drop(slot);
-            lease
+            held
         });
         asking.await.unwrap_or(Err(LeaseError::Abandoned))
     }
@@ -246,7 +282,7 @@ impl Lessor {
         path: &str,
         access: Access,
         token: Option<Secret>,
-    ) -> Result<Lease, LeaseError> {
+    ) -> Result<Held, LeaseError> {
         let (began, asked) = (Instant::now(), BootTime::now());
         let result = match &self.source {
             Source::Proxy(identity) => self.ask_as_proxy(identity, path).await,
@@ -275,7 +311,7 @@ impl Lessor {
             with_login: self.needs_token(),
             end: end.clone(),
         };
-        Ok(Lease {
+        Ok(Held {
             credential: Credential { username: granted.username, password: granted.password },
             keeper: self.runtime.spawn(keeper.keep()).abort_handle(),
             revocation: Some(revocation),
@@ -353,16 +389,22 @@ impl From<OpenBaoError> for LeaseError {
 impl Lease {
     /// For the login, and nothing else.
     pub(crate) fn credential(&self) -> &Credential {
-        &self.credential
+        &self.0.credential
     }
 
     /// When it ends; changes with each renewal.
     pub(crate) fn end(&self) -> watch::Receiver<LeaseEnd> {
-        self.end.clone()
+        self.0.end().clone()
     }
 }
 
-impl Drop for Lease {
+impl Held {
+    fn end(&self) -> &watch::Receiver<LeaseEnd> {
+        &self.end
+    }
+}
+
+impl Drop for Held {
     fn drop(&mut self) {
         self.keeper.abort();
         if let Some(revocation) = self.revocation.take() {

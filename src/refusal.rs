@@ -216,11 +216,16 @@ impl From<Rejected> for Refusal {
 
 impl From<LeaseError> for Refusal {
     fn from(error: LeaseError) -> Refusal {
-        let reason = match &error {
+        let at_bottom = match &error {
+            LeaseError::Shared(error) => error,
+            error => error,
+        };
+        let reason = match at_bottom {
             LeaseError::Unavailable(_) | LeaseError::NotLoggedIn(_) | LeaseError::Abandoned => {
                 Reason::LeaseUnavailable
             }
             LeaseError::Denied(_) | LeaseError::NoRole(_) => Reason::LeaseDenied,
+            LeaseError::Shared(_) => Reason::Internal,
         };
         Refusal::new(reason, error)
     }

@@ -41,7 +41,6 @@ use crate::refusal::{Reason, Refusal};
 use client::Stop;
 
 /// What a connection turned out to be for.
-#[expect(clippy::large_enum_variant, reason = "made once a connection, and taken apart at once")]
 enum Admitted<'c> {
     Session(Spliced<'c>),
     Cancel(Cancelling<'c>),

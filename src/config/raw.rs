@@ -171,6 +171,14 @@ pub(super) enum RawAuthority {
     Session,
 }
 
+#[derive(Deserialize, Default, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawScope {
+    #[default]
+    Session,
+    Window,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawSession {
@@ -183,6 +191,8 @@ pub(super) struct RawSession {
 pub(super) struct RawLease {
     pub(super) authority: RawAuthority,
     pub(super) session: Option<RawSession>,
+    pub(super) scope: RawScope,
+    pub(super) window: Text<Duration>,
     pub(super) grace: Text<Duration>,
     pub(super) end_at_expiry: bool,
 }
@@ -192,6 +202,8 @@ impl Default for RawLease {
         RawLease {
             authority: RawAuthority::Proxy,
             session: None,
+            scope: RawScope::Session,
+            window: Text(Duration::from_secs(10)),
             grace: Text(Duration::from_secs(30)),
             end_at_expiry: true,
         }

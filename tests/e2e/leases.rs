@@ -266,3 +266,60 @@ async fn a_database_that_trusts_everybody_is_refused() {
     let event = proxy.event("refused", |_| true).await;
     assert!(event["cause"].as_str().expect("a cause").contains("pg_hba.conf says trust"));
 }
+
+#[tokio::test]
+async fn sessions_of_a_window_share_a_lease_and_no_others_do() {
+    let lease = "scope = \"window\"\nwindow = \"60s\"\n".to_owned();
+    let proxy = Proxy::with(Settings { lease, ..Settings::default() }).await;
+    let role_of = async |tenant: &str, access: &str| {
+        let token = mint::token_with(tenant, json!({ "access": access }));
+        let client = proxy.connect(&token, tenant).await.expect("connected");
+        let role = session_role(&client).await;
+        (client, role)
+    };
+    let (a, b) = tokio::join!(role_of("acme", "read-write"), role_of("acme", "read-write"));
+    let reader = role_of("acme", "read-only").await;
+    let other = role_of("globex", "read-write").await;
+    assert_eq!(a.1, b.1, "asked for once, however many come at once");
+    assert_ne!(a.1, reader.1, "never across access levels");
+    assert_ne!(a.1, other.1, "never across tenants");
+    assert_eq!(proxy.metric("pgsilo_leases_total").await, 3.0);
+    // It stays in force for the ones that are left.
+    drop(a.0);
+    proxy.metric_reaches("pgsilo_sessions_active", 3.0).await;
+    b.0.simple_query("SELECT 1").await.expect("still served");
+}
+
+#[tokio::test]
+async fn a_shared_lease_goes_with_its_last_session_once_its_window_is_over() {
+    let lease = "scope = \"window\"\nwindow = \"100ms\"\n".to_owned();
+    let proxy = Proxy::with(Settings { lease, ..Settings::default() }).await;
+    let first = proxy.connect(&mint::token("acme"), "acme").await.expect("connected");
+    let role = session_role(&first).await;
+    // A session that begins after the window has a lease of its own.
+    let later = eventually("the window to be over", async || {
+        let client = proxy.connect(&mint::token("acme"), "acme").await.expect("connected");
+        (session_role(&client).await != role).then_some(client)
+    })
+    .await;
+    drop(first);
+    role_is_gone(&role).await;
+    later.simple_query("SELECT 1").await.expect("still served");
+}
+
+#[tokio::test]
+async fn a_failure_is_shared_with_those_who_wait_and_not_with_those_who_come_later() {
+    let lease = "scope = \"window\"\nwindow = \"60s\"\n".to_owned();
+    let proxy = Proxy::with(Settings { lease, ..Settings::default() }).await;
+    let registry = proxy.tenants();
+    proxy.reload(&registry.replacen("tenant-acme-rw", "tenant-acme-nobody", 1));
+    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    for _ in 0..2 {
+        let error = proxy.connect(&mint::token("acme"), "acme").await.expect_err("refused");
+        assert_eq!(error.code().map(|code| code.code()), Some("58000"));
+    }
+    assert_eq!(proxy.events("refused").len(), 2);
+    proxy.reload(&registry);
+    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 2.0).await;
+    proxy.connect(&mint::token("acme"), "acme").await.expect("served");
+}

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::super::raw::{
     RawAppRole, RawAuth, RawAuthority, RawClientCertificate, RawJwtLogin, RawLease, RawOpenbao,
-    RawSession,
+    RawScope, RawSession,
 };
 use super::{Build, FileError};
 use crate::tenant::Access;
@@ -14,6 +15,9 @@ use crate::{lease, tls};
 
 /// Where Kubernetes puts a pod's service account token.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+
+/// Longer, and a credential would be shared by sessions that have nothing to do with each other.
+const MAX_WINDOW: Duration = Duration::from_secs(60);
 
 impl Build<'_> {
     pub(super) fn openbao(
@@ -40,6 +44,7 @@ impl Build<'_> {
             return self
                 .wrong("openbao.max_concurrent_requests", "zero; no lease could be asked for");
         }
+        let window = self.window(&lease)?;
         let identity = self.client_certificate(raw.client_certificate)?;
         let shows_certificate = identity.is_some();
         Ok(lease::Settings {
@@ -49,9 +54,23 @@ impl Build<'_> {
             identity,
             namespace: self.namespace(raw.namespace)?,
             authority: self.authority(raw.auth, lease, shows_certificate)?,
+            window,
             timeout: raw.timeout.0,
             max_concurrent_requests: raw.max_concurrent_requests,
         })
+    }
+
+    fn window(&self, lease: &RawLease) -> Result<Option<Duration>, FileError> {
+        let window = lease.window.0;
+        match lease.scope {
+            RawScope::Session => Ok(None),
+            RawScope::Window if (Duration::from_millis(1)..=MAX_WINDOW).contains(&window) => {
+                Ok(Some(window))
+            }
+            RawScope::Window => {
+                self.wrong("lease.window", "out of range; use \"1ms\" to \"60s\", such as \"10s\"")
+            }
+        }
     }
 
     fn client_certificate(

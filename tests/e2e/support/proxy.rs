@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::world::{World, world};
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, eventually, mint};
 
 /// What a test wants of its pgsilo; the rest is as in the sandbox.
 #[derive(Debug, Clone)]
@@ -260,11 +260,29 @@ impl Drop for Proxy {
             eprintln!("pgsilo's log:\n{log}");
             return;
         }
-        assert!(!log.contains("eyJ"), "a token was logged:\n{log}");
+        assert!(!holds_token(&log), "a token was logged:\n{log}");
         assert!(!log.contains("panicked"), "pgsilo panicked:\n{log}");
         let secret_id = fs::read_to_string(world().dir().join("secret-id")).unwrap_or_default();
         assert!(!log.contains(secret_id.trim()), "the secret id was logged");
     }
+}
+
+/// Whether a JWT stands in a text: the beginning of a JSON object in base64url, and a dot behind
+/// it. The names of leased roles are random and may begin like one.
+fn holds_token(text: &str) -> bool {
+    text.match_indices("eyJ").any(|(at, _)| {
+        let mut parts =
+            text[at..].split(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_');
+        let length = parts.next().map_or(0, str::len);
+        length >= 16 && text[at + length..].starts_with('.')
+    })
+}
+
+#[test]
+fn a_token_in_a_log_is_noticed() {
+    assert!(holds_token(&format!("{{\"cause\":\"{}\"}}", mint::token("acme"))));
+    assert!(holds_token("eyJhbGciOiJub25lIn0."));
+    assert!(!holds_token("tenant-acme-rw-eyJ4TNgtlvIZKMY0aB1. Done"));
 }
 
 /// A new folder with a short path: a Unix socket's has at most 107 bytes.

@@ -1,0 +1,90 @@
+//! Leases that several sessions share, for applications that open hundreds of connections a
+//! second: those of one tenant, role and access that begin within a window, and under session
+//! authority of one subject. What may not be shared is in the key, so it cannot be.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use tokio::runtime::Handle;
+use tokio::time::sleep;
+
+use super::{Held, LeaseError};
+use crate::tenant::{Access, TenantId};
+
+/// Who may share a lease: sessions that agree in all of this.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Sharers {
+    pub(super) tenant: TenantId,
+    pub(super) path: String,
+    pub(super) access: Access,
+    /// Under session authority the lease is the subject's own.
+    pub(super) subject: Option<String>,
+}
+
+/// A lease that was asked for once, on its way or here.
+type Joint = Shared<BoxFuture<'static, Result<Arc<Held>, Arc<LeaseError>>>>;
+
+/// The windows that are open now.
+#[derive(Clone, Debug)]
+pub(super) struct Windows {
+    open: Arc<Mutex<HashMap<Sharers, Joint>>>,
+    length: Duration,
+    runtime: Handle,
+}
+
+impl Windows {
+    pub(super) fn new(length: Duration, runtime: Handle) -> Windows {
+        Windows { open: Arc::default(), length, runtime }
+    }
+
+    /// The lease of the window that is open for these sharers; opens one with `ask` if none is,
+    /// or if its lease is near an end that is final.
+    pub(super) async fn join(
+        &self,
+        sharers: Sharers,
+        ask: impl FnOnce() -> BoxFuture<'static, Result<Held, LeaseError>>,
+    ) -> Result<Arc<Held>, Arc<LeaseError>> {
+        let joint = {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            match open.entry(sharers.clone()) {
+                Entry::Occupied(entry) if is_fit(entry.get()) => entry.get().clone(),
+                Entry::Occupied(mut entry) => {
+                    let unfit = entry.insert(joint(ask()));
+                    drop(unfit);
+                    entry.get().clone()
+                }
+                Entry::Vacant(entry) => {
+                    self.close_in_time(sharers);
+                    entry.insert(joint(ask())).clone()
+                }
+            }
+        };
+        joint.await
+    }
+
+    /// Forgets the window when it is over; its sessions go on holding the lease.
+    fn close_in_time(&self, sharers: Sharers) {
+        let (open, length) = (Arc::clone(&self.open), self.length);
+        self.runtime.spawn(async move {
+            sleep(length).await;
+            open.lock().unwrap_or_else(PoisonError::into_inner).remove(&sharers);
+        });
+    }
+}
+
+fn joint(asking: BoxFuture<'static, Result<Held, LeaseError>>) -> Joint {
+    asking.map(|result| result.map(Arc::new).map_err(Arc::new)).boxed().shared()
+}
+
+/// A failure is not shared with those who come later, nor a lease that cannot be renewed.
+fn is_fit(joint: &Joint) -> bool {
+    match joint.peek() {
+        None => true,
+        Some(Ok(held)) => !held.end().borrow().is_final,
+        Some(Err(_)) => false,
+    }
+}
