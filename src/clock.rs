@@ -8,9 +8,9 @@ use std::ops::Add;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
-/// The longest sleep at once. A session that waits for its end costs one wake-up in this time.
+/// The longest sleep at once. A session that waits for its end costs three wake-ups in this time.
 const NAP: Duration = Duration::from_secs(5);
 
 /// A point in time, as a duration since the machine was booted.
@@ -32,11 +32,6 @@ impl BootTime {
     /// This much earlier.
     pub(crate) fn earlier(self, by: Duration) -> BootTime {
         BootTime(self.0.saturating_sub(by))
-    }
-
-    /// The same time on the runtime's clock, as long as the machine is not suspended.
-    pub(crate) fn instant(self) -> Instant {
-        Instant::now() + self.remaining()
     }
 
     /// Sleeps until then.

@@ -1,7 +1,7 @@
 //! Leases: a fresh database credential from OpenBAO for one session, revoked when it ends.
 //!
-//! Invariant: a credential that OpenBAO gave out is owned by exactly one `Lease`, and
-//! dropping that hands its id to the revoker, whatever became of the session in between: the
+//! Invariant: a credential that OpenBAO gave out is owned by exactly one `Held`, which
+//! sessions have through a [`Lease`], and dropping that hands its id to the revoker, whatever became of the session in between: the
 //! request runs on a task of its own, so a session that ends while it is under way leaves no
 //! lease behind. Only the session's `Leased` stage asks for one.
 
@@ -12,9 +12,9 @@ mod openbao;
 mod revoker;
 mod window;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -24,7 +24,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 pub(crate) use keeper::LeaseEnd;
-pub(crate) use openbao::OpenBaoError;
+pub(crate) use openbao::{OpenBaoError, is_loopback};
 
 use crate::clock::BootTime;
 use crate::secret::Secret;
@@ -181,7 +181,12 @@ pub(crate) struct Lessor {
     source: Source,
     revoker: Revoker,
     windows: Option<Windows>,
+    /// No role's requests fill the line: a database that hangs must not keep others waiting.
+    lines: Arc<Mutex<HashMap<String, Weak<Semaphore>>>>,
     slots: Arc<Semaphore>,
+    slot_count: usize,
+    /// How long a session waits for an answer.
+    patience: Duration,
     runtime: Handle,
 }
 
@@ -196,7 +201,6 @@ enum Source {
 #[derive(Debug)]
 pub(crate) struct Request<'r> {
     pub(crate) tenant: &'r TenantId,
-    pub(crate) subject: &'r str,
     pub(crate) mount: &'r str,
     pub(crate) role: &'r str,
     pub(crate) access: Access,
@@ -222,11 +226,26 @@ impl Lessor {
                 runtime.spawn(Arc::clone(&identity).keep());
                 Source::Proxy(identity)
             }
-            Authority::Session { mount, roles } => Source::Session { mount, roles },
+            Authority::Session { mount, roles } => {
+                runtime.spawn(Arc::clone(&openbao).keep_certificate());
+                Source::Session { mount, roles }
+            }
         };
         let slots = Arc::new(Semaphore::new(settings.max_concurrent_requests));
         let windows = settings.window.map(|length| Windows::new(length, runtime.clone()));
-        Ok(Lessor { openbao, source, revoker, windows, slots, runtime })
+        let (lines, patience) = (Arc::default(), settings.timeout);
+        let slot_count = settings.max_concurrent_requests;
+        Ok(Lessor {
+            openbao,
+            source,
+            revoker,
+            windows,
+            lines,
+            slots,
+            slot_count,
+            patience,
+            runtime,
+        })
     }
 
     /// Whether pgsilo is logged in to OpenBAO, as far as it knows.
@@ -244,14 +263,14 @@ impl Lessor {
 
     /// A hold on a credential: a fresh one, or where it may be shared that of the window.
     pub(crate) async fn lease(&self, request: Request<'_>) -> Result<Lease, LeaseError> {
-        let Request { tenant, subject, mount, role, access, token } = request;
+        let Request { tenant, mount, role, access, token } = request;
         let path = format!("{mount}/creds/{role}");
         let held = match &self.windows {
             None => self.clone().ask_on(path, access, token).await.map(Arc::new)?,
             Some(windows) => {
-                let subject = self.needs_token().then(|| subject.to_owned());
+                let shown = token.as_ref().map(Secret::sha256);
                 let sharers =
-                    Sharers { tenant: tenant.clone(), path: path.clone(), access, subject };
+                    Sharers { tenant: tenant.clone(), path: path.clone(), access, token: shown };
                 let ask = || self.clone().ask_on(path, access, token).boxed();
                 windows.join(sharers, ask).await.map_err(LeaseError::Shared)?
             }
@@ -267,14 +286,32 @@ impl Lessor {
         access: Access,
         token: Option<Secret>,
     ) -> Result<Held, LeaseError> {
-        let slot = Arc::clone(&self.slots).acquire_owned().await;
-        let slot = slot.map_err(|_closed| LeaseError::Abandoned)?;
+        let closed = |_| LeaseError::Abandoned;
+        let own = self.line_of(&path).acquire_owned().await.map_err(closed)?;
+        let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(closed)?;
+        let patience = self.patience;
         let asking = self.runtime.clone().spawn(async move {
             let held = self.ask(&path, access, token).await;
-            drop(slot);
-            held
+            // The slots come back when somebody owns the lease, or nobody and it is gone.
+            held.map(|held| (held, slot, own))
         });
-        asking.await.unwrap_or(Err(LeaseError::Abandoned))
+        match timeout(patience, asking).await {
+            Ok(Ok(result)) => result.map(|(held, _slot, _own)| held),
+            Ok(Err(_cancelled)) => Err(LeaseError::Abandoned),
+            Err(_elapsed) => Err(LeaseError::Unavailable(OpenBaoError::Timeout)),
+        }
+    }
+
+    /// The line of one path: an eighth of all slots.
+    fn line_of(&self, path: &str) -> Arc<Semaphore> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = lines.get(path).and_then(Weak::upgrade) {
+            return line;
+        }
+        lines.retain(|_, line| line.strong_count() > 0);
+        let line = Arc::new(Semaphore::new((self.slot_count / 8).max(1)));
+        lines.insert(path.to_owned(), Arc::downgrade(&line));
+        line
     }
 
     async fn ask(
@@ -358,7 +395,16 @@ impl Lessor {
     /// Waits until every lease that was handed back is revoked, then gives up pgsilo's own
     /// logins, which revokes whatever is left. Each takes half of `patience` at most.
     pub(crate) async fn close(&self, patience: Duration) {
-        if timeout(patience / 2, self.revoker.idle()).await.is_err() {
+        if let Some(windows) = &self.windows {
+            windows.forget();
+        }
+        let all = u32::try_from(self.slot_count).unwrap_or(u32::MAX);
+        let idle = async {
+            // No request is under way any more, and whatever was granted was handed back.
+            let _all = self.slots.acquire_many(all).await;
+            self.revoker.idle().await;
+        };
+        if timeout(patience / 2, idle).await.is_err() {
             let pending = self.revoker.pending();
             tracing::warn!(pending, "stopping with leases that are not revoked one by one");
         }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 /// Counts per key, with one bound for all keys, or none.
@@ -54,9 +55,26 @@ impl<K: Eq + Hash + fmt::Debug> fmt::Debug for TallyPermit<K> {
     }
 }
 
+/// The network that one customer has: an IPv6 address counts as its /64, of which anybody has
+/// 2^64 addresses.
+pub(crate) fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(((u128::from(v6) >> 64) << 64).into()),
+        v4 => v4,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Tally;
+    use super::{Tally, network};
+
+    #[test]
+    fn an_ipv6_address_counts_as_its_network() {
+        let of = |text: &str| network(text.parse().expect("an address")).to_string();
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(of("::ffff:192.0.2.7"), "192.0.2.7");
+        assert_eq!(of("192.0.2.7"), "192.0.2.7");
+    }
 
     #[test]
     fn a_key_has_as_many_as_its_bound_and_gets_them_back() {

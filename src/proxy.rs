@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::Instant;
 
 use crate::cancel::CancelKeys;
+use crate::clock::BootTime;
 use crate::config::{Config, Limits};
 use crate::lease::{Lessor, OpenBaoError};
 use crate::limits::Tally;
@@ -29,7 +29,7 @@ pub(crate) struct Proxy {
     pub(crate) tenants: Tally<TenantId>,
     pub(crate) addresses: Tally<IpAddr>,
     /// When the last transaction must have ended; `None` while pgsilo is not stopping.
-    drain: watch::Sender<Option<Instant>>,
+    drain: watch::Sender<Option<BootTime>>,
 }
 
 impl Proxy {
@@ -69,7 +69,7 @@ impl Proxy {
 
     /// From now on connections are refused, idle sessions end, and transactions get `patience`.
     pub(crate) fn drain(&self, patience: Duration) {
-        self.drain.send_replace(Some(Instant::now() + patience));
+        self.drain.send_replace(Some(BootTime::now() + patience));
     }
 
     /// Whether pgsilo is stopping.
@@ -78,7 +78,7 @@ impl Proxy {
     }
 
     /// Resolves when pgsilo begins to stop, to the time by which it wants to be done.
-    pub(crate) async fn drained(&self) -> Instant {
+    pub(crate) async fn drained(&self) -> BootTime {
         let mut drain = self.drain.subscribe();
         match drain.wait_for(Option::is_some).await.map(|by| *by) {
             Ok(Some(by)) => by,

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use aws_lc_rs::digest;
 use zeroize::Zeroizing;
 
 /// A password, a token, a secret id.
@@ -13,6 +14,13 @@ impl Secret {
     /// Takes the bytes over.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Secret {
         Secret(Zeroizing::new(bytes.into()))
+    }
+
+    /// A fingerprint, to tell secrets apart without keeping them.
+    pub(crate) fn sha256(&self) -> [u8; 32] {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest::digest(&digest::SHA256, &self.0).as_ref());
+        hash
     }
 
     /// The bytes, for the one who must send or compare them.

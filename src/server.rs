@@ -24,7 +24,7 @@ pub use listen::ListenError;
 /// How long a stopping pgsilo waits for OpenBAO to take the last leases back.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 /// What a drained session may take beyond the drain's end to be told and closed.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+const LAST_WORDS: Duration = Duration::from_secs(8);
 
 /// Why pgsilo could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +92,10 @@ async fn run(config: &'static Config) -> Result<(), ServeError> {
     drain(proxy, &tasks, &mut signals).await;
     for accept in accepting {
         accept.abort();
+        let _aborted = accept.await;
+    }
+    if let Some(cores) = Arc::into_inner(cores) {
+        let _stopped = tokio::task::spawn_blocking(|| cores.stop()).await;
     }
     proxy.lessor.close(CLOSE_PATIENCE).await;
     tracing::info!("stopped");

@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::backend::Process;
+use crate::clock::BootTime;
 use crate::ending::Ending;
 use crate::frontend::Frontend;
 use crate::stream::Stream;
@@ -25,6 +26,9 @@ use crate::wire::frame::{FrameCounter, Header, Status};
 
 /// Bytes that are read at once: TLS records have 16 KiB, a COPY fills all of it.
 const SCRATCH_BYTES: usize = 64 * 1024;
+/// Chunks moved in one turn: far below the runtime's budget, so that orders, timers and the other
+/// direction of a busy session get theirs.
+const TURN: usize = 8;
 /// How long a cancelled query may take to reach a message boundary.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a database may take to close after a Terminate.
@@ -39,7 +43,7 @@ thread_local! {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Order {
     pub(crate) ending: Ending,
-    pub(crate) by: Instant,
+    pub(crate) by: BootTime,
 }
 
 /// Where orders come from.
@@ -58,6 +62,8 @@ pub(crate) struct Relay<'c> {
     talk: Talk,
     /// The client has said goodbye and closed its half; answers still on their way are for it.
     half_closed: bool,
+    /// The database has been told so.
+    shut: bool,
     last_bytes: Instant,
 }
 
@@ -118,7 +124,17 @@ impl<'c> Relay<'c> {
         let talk = Talk { status: Some(Status::Idle), ..Talk::default() };
         let (up, down) = (pipe("to_backend"), pipe("to_frontend"));
         let last_bytes = Instant::now();
-        Relay { frontend, backend, process, up, down, talk, half_closed: false, last_bytes }
+        Relay {
+            frontend,
+            backend,
+            process,
+            up,
+            down,
+            talk,
+            half_closed: false,
+            shut: false,
+            last_bytes,
+        }
     }
 
     /// Relays until the session has ended and its client has been told, because either side has
@@ -130,16 +146,9 @@ impl<'c> Relay<'c> {
         session: impl std::fmt::Display,
     ) -> Ending {
         let ending = self.relay(orders, idle_timeout).await;
-        let message = ending.message(session).filter(|_| self.can_tell());
+        let message = ending.message(session).filter(|_| self.can_tell()).unwrap_or_default();
         let Relay { frontend, backend, up, talk, .. } = &mut self;
-        let tell = async {
-            match message {
-                Some(message) => frontend.send_last(&message).await,
-                None => {
-                    let _closed = timeout(PATIENCE, frontend.stream.shutdown()).await;
-                }
-            }
-        };
+        let tell = frontend.send_last(&message);
         let gone = matches!(ending, Ending::BackendLeft | Ending::BackendLost);
         let let_go = async {
             if !gone {
@@ -159,7 +168,7 @@ impl<'c> Relay<'c> {
                 biased;
                 event = poll_fn(|cx| self.poll(cx, ordered.is_some())) => event,
                 order = &mut order => Event::Order(order),
-                () = until(ordered.map(|order| order.by)) => Event::Late,
+                () = due(ordered) => Event::Late,
                 () = until(wakes) => Event::IdleCheck,
             };
             match (event, ordered) {
@@ -167,7 +176,7 @@ impl<'c> Relay<'c> {
                     ordered = Some(newer);
                     order.set(orders.sooner(ordered));
                 }
-                (Event::FrontendEnded, _) if self.may_half_close() => self.half_close().await,
+                (Event::FrontendEnded, _) if self.may_half_close() => self.half_close(),
                 (Event::FrontendEnded, _) => return self.frontend_ended().await,
                 (Event::BackendEnded, _) => return self.backend_ended(),
                 (Event::Quiet, Some(order)) => return order.ending,
@@ -178,7 +187,9 @@ impl<'c> Relay<'c> {
                 (Event::IdleCheck, _) => {
                     let idle_for = self.last_bytes.elapsed();
                     match idle_timeout.is_some_and(|timeout| idle_for >= timeout) {
-                        true if self.talk.is_busy() => self.last_bytes = Instant::now(),
+                        true if self.talk.is_busy() || !self.can_tell() => {
+                            self.last_bytes = Instant::now();
+                        }
                         true => return Ending::IdleTimeout,
                         false => {}
                     }
@@ -190,7 +201,7 @@ impl<'c> Relay<'c> {
 
     /// Moves what can be moved, answers first.
     fn poll(&mut self, cx: &mut Context<'_>, wants_quiet: bool) -> Poll<Event> {
-        let Relay { frontend, backend, up, down, talk, half_closed, .. } = self;
+        let Relay { frontend, backend, up, down, talk, half_closed, shut, .. } = self;
         let before = (up.counter.passed(), down.counter.passed());
         let event = SCRATCH.with_borrow_mut(|scratch| {
             let client = &mut frontend.stream;
@@ -201,6 +212,8 @@ impl<'c> Relay<'c> {
                 Poll::Pending => {}
             }
             if *half_closed {
+                // Its failure shows as the database's end.
+                *shut = *shut || Pin::new(&mut *backend).poll_shutdown(cx).is_ready();
                 return Poll::Pending;
             }
             match up.poll(cx, client, backend, scratch, |header| talk.ask(header)) {
@@ -237,9 +250,8 @@ impl<'c> Relay<'c> {
     }
 
     /// Passes the client's close on. The database answers what it was asked, then closes.
-    async fn half_close(&mut self) {
+    fn half_close(&mut self) {
         self.half_closed = true;
-        let _failure_shows_as_an_end = self.backend.shutdown().await;
     }
 
     /// The client has closed without a goodbye, or cannot be written to.
@@ -296,7 +308,8 @@ async fn say_goodbye(backend: &mut Stream, up: &mut Pipe, talk: &Talk) -> io::Re
 }
 
 impl Pipe {
-    /// Moves bytes until neither side can go on. Returns only when a side has ended.
+    /// Moves bytes until neither side can go on, or it is another's turn. Returns only when a side
+    /// has ended.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -305,7 +318,7 @@ impl Pipe {
         scratch: &mut [u8],
         mut seen: impl FnMut(Header),
     ) -> Poll<Moved> {
-        loop {
+        for _ in 0..TURN {
             if ready!(self.poll_left(cx, sink)).is_err() {
                 return Poll::Ready(Moved::SinkBroken);
             }
@@ -328,6 +341,8 @@ impl Pipe {
                 return Poll::Ready(Moved::SinkBroken);
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Writes what the sink takes of a chunk and keeps the rest.
@@ -397,7 +412,7 @@ impl Talk {
                 self.newest = header.tag;
             }
             b'c' | b'f' if self.newest == b'S' => self.owed = self.owed.saturating_sub(1),
-            b'c' | b'f' | b'd' => {}
+            b'c' | b'f' | b'd' | b'H' => {}
             b'X' => self.terminated = true,
             _ => self.open = true,
         }
@@ -414,6 +429,14 @@ impl Talk {
     /// Whether the database has something to do for the client.
     fn is_busy(&self) -> bool {
         self.owed > 0 || self.open
+    }
+}
+
+/// Sleeps until the order's time is up; for ever without one.
+async fn due(order: Option<Order>) {
+    match order {
+        Some(order) => order.by.arrives().await,
+        None => std::future::pending().await,
     }
 }
 

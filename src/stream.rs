@@ -136,8 +136,11 @@ impl AsyncWrite for Stream {
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// Time between keepalive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// How long sent bytes may stay unacknowledged before the connection counts as lost.
-const USER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Probes that may stay unanswered.
+const KEEPALIVE_RETRIES: u32 = 6;
+/// How long sent bytes may stay unacknowledged before the connection counts as lost. A closed
+/// window counts as unacknowledged (tcp(7)): this is also how long a reader may pause.
+const USER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// Sets what every TCP connection has, on either side: no delay for small messages, and notice
 /// of a peer that is gone.
@@ -145,7 +148,10 @@ const USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// # Errors
 /// Those of `setsockopt(2)`.
 pub(crate) fn tune(tcp: &TcpStream) -> io::Result<()> {
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
     let socket = SockRef::from(tcp);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&keepalive)?;

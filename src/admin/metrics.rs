@@ -115,11 +115,14 @@ fn describe() {
     describe_counter!("pgsilo_revocations_total", "Leases revoked");
     describe_counter!("pgsilo_revocation_failures_total", "Revocations that had to be tried again");
     describe_gauge!("pgsilo_revocations_pending", "Leases that are being revoked now");
-    describe_gauge!("pgsilo_openbao_logged_in", "Whether pgsilo has an OpenBAO token: 1 or 0");
+    describe_gauge!(
+        "pgsilo_openbao_logged_in",
+        "Whether pgsilo can ask for leases: it has an OpenBAO token, or needs none; 1 or 0"
+    );
     describe_counter!("pgsilo_openbao_logins_total", "Logins to OpenBAO, by result");
     describe_counter!(
         "pgsilo_openbao_renew_failures_total",
-        "Renewals of pgsilo's own token that failed"
+        "Renewals of tokens at OpenBAO that failed"
     );
     describe_gauge!("pgsilo_registry_tenants", "Tenants in the registry's snapshot");
     describe_gauge!(

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::Auth;
 use super::login::{Login, Standing};
-use super::openbao::{BaoToken, OpenBao, OpenBaoError};
+use super::openbao::{BaoToken, FileStamp, OpenBao, OpenBaoError, stamp_of};
 use crate::clock::BootTime;
 use crate::secret::Secret;
 
@@ -31,6 +31,8 @@ pub(super) struct Identity {
     logging_in: Mutex<()>,
     /// Every login that may still hold leases.
     all: Lock<Vec<Weak<Login>>>,
+    /// The method's file as it was for the newest login.
+    read: Lock<Option<Stamp>>,
     /// A secret id that was unwrapped: its wrapping token works once.
     unwrapped: Mutex<Option<Unwrapped>>,
 }
@@ -49,6 +51,7 @@ impl Identity {
             current: RwLock::new(Err("the first login is under way".to_owned())),
             logging_in: Mutex::new(()),
             all: Lock::default(),
+            read: Lock::default(),
             unwrapped: Mutex::default(),
         }
     }
@@ -97,12 +100,11 @@ impl Identity {
     /// came from has changed.
     async fn successor_is_due(&self, login: &Arc<Login>) -> Need {
         let mut standing = login.watch();
-        let seen = self.auth.stamp();
         loop {
             if login.successor_due().is_some_and(|due| due.remaining().is_zero()) {
                 return Need::After(Arc::clone(login));
             }
-            if self.auth.stamp() != seen {
+            if self.stamp() != *self.read.lock().unwrap_or_else(PoisonError::into_inner) {
                 return Need::After(Arc::clone(login));
             }
             let wait = login.successor_due().map_or(LOOK, |due| due.remaining().min(LOOK));
@@ -113,6 +115,12 @@ impl Identity {
         }
     }
 
+    /// Changes when a file changes that a login reads.
+    fn stamp(&self) -> Option<Stamp> {
+        let own = self.auth.file().map(stamp_of);
+        Some((own.unwrap_or_default(), self.openbao.certificate_stamp()))
+    }
+
     /// Logs in, unless somebody else has done so since `needed` was found.
     async fn log_in(&self, needed: &Need) -> Result<(), OpenBaoError> {
         let _one_at_a_time = self.logging_in.lock().await;
@@ -121,13 +129,17 @@ impl Identity {
             (Ok(now), Need::After(then)) if !Arc::ptr_eq(&now, then) => return Ok(()),
             _ => {}
         }
-        let asked = BootTime::now();
-        let token = self.authenticate().await;
+        let (asked, stamp) = (BootTime::now(), self.stamp());
+        let token = match self.openbao.present_certificate() {
+            Ok(()) => self.authenticate().await,
+            Err(error) => Err(error),
+        };
         let result = if token.is_ok() { "ok" } else { "error" };
         metrics::counter!("pgsilo_openbao_logins_total", "result" => result).increment(1);
         match token {
             Ok(token) => {
                 tracing::info!(ttl_seconds = token.ttl.as_secs(), "logged in to OpenBAO");
+                *self.read.lock().unwrap_or_else(PoisonError::into_inner) = stamp;
                 self.set(Ok(Login::begin(token, asked, &self.openbao)));
                 Ok(())
             }
@@ -157,7 +169,6 @@ impl Identity {
                 openbao.log_in_jwt(mount, role, &read_line(token_file).await?).await
             }
             Auth::Certificate { mount, role } => {
-                openbao.present_certificate()?;
                 openbao.log_in_certificate(mount, role.as_deref()).await
             }
             Auth::TokenFile(path) => openbao.look_up_self(read_line(path).await?).await,
@@ -203,6 +214,9 @@ impl Identity {
     }
 }
 
+/// The files of a login: the method's own, and those of the client certificate.
+type Stamp = (FileStamp, Vec<FileStamp>);
+
 /// Which login is needed.
 enum Need {
     /// There is none in force.
@@ -212,16 +226,14 @@ enum Need {
 }
 
 impl Auth {
-    /// Changes when a file changes that the method reads.
-    fn stamp(&self) -> Option<(std::time::SystemTime, u64)> {
-        let path = match self {
-            Auth::AppRole { secret_id_file, .. } => secret_id_file,
-            Auth::Jwt { token_file, .. } => token_file,
-            Auth::TokenFile(path) => path,
-            Auth::Certificate { .. } => return None,
-        };
-        let file = std::fs::metadata(path).ok()?;
-        Some((file.modified().ok()?, file.len()))
+    /// The file that the method reads.
+    fn file(&self) -> Option<&Path> {
+        match self {
+            Auth::AppRole { secret_id_file: path, .. }
+            | Auth::Jwt { token_file: path, .. }
+            | Auth::TokenFile(path) => Some(path),
+            Auth::Certificate { .. } => None,
+        }
     }
 }
 

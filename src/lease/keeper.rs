@@ -41,15 +41,27 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) async fn keep(self) {
         let mut standing = self.login.watch();
+        let (mut granted, mut renewal) = (BootTime::now(), BootTime::now());
         loop {
             self.heed(*standing.borrow_and_update());
             let end = *self.end.borrow();
             if end.is_final {
-                return;
+                // Its login may still end sooner.
+                if standing.changed().await.is_err() {
+                    return;
+                }
+                continue;
             }
-            let renewal = end.at.earlier(end.duration.mul_f64(1.0 - two_thirds_with_jitter()));
+            if granted != end.at {
+                granted = end.at;
+                let share = 1.0 - two_thirds_with_jitter();
+                renewal = end.at.earlier(end.duration.mul_f64(share));
+            }
             tokio::select! {
-                () = renewal.arrives() => self.renew(end).await,
+                () = async {
+                    renewal.arrives().await;
+                    self.renew(end).await;
+                } => {}
                 _ = standing.changed() => {}
             }
         }
@@ -79,7 +91,7 @@ impl Keeper {
             let error = match self.ask(end.duration).await {
                 Ok((duration, renewable)) => {
                     metrics::counter!("pgsilo_renewals_total").increment(1);
-                    self.end.send_replace(renewed(end, asked + duration, renewable));
+                    self.end.send_replace(renewed(end, asked, duration, renewable));
                     return;
                 }
                 Err(error) => error,
@@ -108,9 +120,9 @@ impl Keeper {
 
 /// A grant that is shorter than the one before, by more than rounding, has met the maximum:
 /// another renewal would only be shorter still.
-fn renewed(end: LeaseEnd, at: BootTime, renewable: bool) -> LeaseEnd {
-    let duration = at.remaining();
-    let capped = duration + Duration::from_secs(2) < end.duration || at <= end.at;
+fn renewed(end: LeaseEnd, asked: BootTime, granted: Duration, renewable: bool) -> LeaseEnd {
+    let at = asked + granted;
+    let capped = granted + Duration::from_secs(2) < end.duration || at <= end.at;
     LeaseEnd { at, duration: end.duration, is_final: capped || !renewable }
 }
 
@@ -132,13 +144,15 @@ mod tests {
 
     #[test]
     fn a_full_grant_is_renewed_again_and_a_shorter_one_is_the_last() {
-        let old = end(3600, 1200);
-        let in_s = |seconds| BootTime::now() + Duration::from_secs(seconds);
-        assert!(!renewed(old, in_s(3600), true).is_final);
-        assert!(renewed(old, in_s(3600), false).is_final);
-        assert!(renewed(old, in_s(1800), true).is_final);
+        let (old, now) = (end(3600, 1200), BootTime::now());
+        let seconds = Duration::from_secs;
+        assert!(!renewed(old, now, seconds(3600), true).is_final);
+        assert!(renewed(old, now, seconds(3600), false).is_final);
+        assert!(renewed(old, now, seconds(1800), true).is_final);
+        // An answer that took its time is no smaller grant.
+        assert!(!renewed(old, now.earlier(seconds(4)), seconds(3600), true).is_final);
         // A lease of ten seconds that may live for ten: nothing is gained.
-        assert!(renewed(end(10, 4), in_s(3), true).is_final);
+        assert!(renewed(end(10, 4), now, seconds(3), true).is_final);
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Login {
         };
         let login = Arc::new(Login { secret, standing: watch::Sender::new(standing) });
         if matches!(standing, Standing::Kept(Some(_))) {
-            tokio::spawn(keep(Arc::downgrade(&login), ttl, Arc::clone(openbao)));
+            tokio::spawn(keep(Arc::downgrade(&login), login.watch(), ttl, Arc::clone(openbao)));
         }
         login
     }
@@ -84,14 +84,23 @@ impl Login {
 }
 
 /// Renews a token at two thirds of its time until it is not held, not renewable or dead.
-async fn keep(login: Weak<Login>, ttl: Duration, openbao: Arc<OpenBao>) {
+async fn keep(
+    login: Weak<Login>,
+    mut standing: watch::Receiver<Standing>,
+    ttl: Duration,
+    openbao: Arc<OpenBao>,
+) {
     let mut retry = FIRST_RETRY;
     loop {
-        let Some(Standing::Kept(Some(ends))) = login.upgrade().map(|login| login.standing()) else {
-            return;
-        };
+        let Standing::Kept(Some(ends)) = *standing.borrow_and_update() else { return };
         let due = if retry == FIRST_RETRY { ends.earlier(ttl / 3) } else { BootTime::now() };
-        due.arrives().await;
+        tokio::select! {
+            () = due.arrives() => {}
+            changed = standing.changed() => match changed {
+                Ok(()) => continue,
+                Err(_nobody_holds_it) => return,
+            },
+        }
         let Some(held) = login.upgrade() else { return };
         let asked = BootTime::now();
         match openbao.renew_self(&held.secret).await {
@@ -112,8 +121,10 @@ async fn keep(login: Weak<Login>, ttl: Duration, openbao: Arc<OpenBao>) {
             Err(error) => {
                 metrics::counter!("pgsilo_openbao_renew_failures_total").increment(1);
                 tracing::warn!(%error, remaining_seconds = ends.remaining().as_secs(), "cannot renew a token at OpenBAO yet");
-                if ends.remaining().is_zero() {
-                    held.declare_dead();
+                if ends.remaining() < ttl / 6 {
+                    // Its sessions have this long: they are told now, not when it is over.
+                    let successor_due = BootTime::now();
+                    held.standing.send_replace(Standing::Ends { at: ends, successor_due });
                     return;
                 }
                 drop(held);

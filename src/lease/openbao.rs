@@ -5,9 +5,10 @@
 //! or prints a body that could hold a secret: only OpenBAO's `errors`. A redirect is followed
 //! once, for a standby that names the active server, and never from https to http.
 
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use reqwest::header::LOCATION;
@@ -15,13 +16,18 @@ use reqwest::{Certificate, Client, Identity, Method, Response, StatusCode, redir
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 use super::Settings;
 use crate::secret::Secret;
 
+/// How often the client certificate is looked at under session authority.
+const LOOK: Duration = Duration::from_secs(2);
 /// The longest answer that is read, in bytes.
 const MAX_ANSWER: usize = 256 * 1024;
+/// Room that no usual answer outgrows: growing would leave a copy of it behind.
+const USUAL_ANSWER: usize = 16 * 1024;
 /// How much of OpenBAO's own words goes to the log, in characters.
 const MAX_WORDS: usize = 300;
 
@@ -141,15 +147,42 @@ impl OpenBao {
         Ok(OpenBao { http: ArcSwap::from_pointee(client(settings)?), settings })
     }
 
-    /// Reads the client certificate again, for a login that shows it.
+    /// Reads the client certificate again, if one is shown.
     pub(super) fn present_certificate(&self) -> Result<(), OpenBaoError> {
+        if self.settings.identity.is_none() {
+            return Ok(());
+        }
         self.http.store(Arc::new(client(self.settings)?));
         Ok(())
     }
 
-    /// `GET {mount}/creds/{role}`: a fresh credential.
+    /// Changes when a file of the client certificate does.
+    pub(super) fn certificate_stamp(&self) -> Vec<FileStamp> {
+        let files = self.settings.identity.iter().flat_map(|own| [&own.certificate, &own.key]);
+        files.map(|path| stamp_of(path)).collect()
+    }
+
+    /// Under session authority nobody logs in for pgsilo itself, so its certificate is looked
+    /// after here.
+    pub(super) async fn keep_certificate(self: Arc<Self>) {
+        let mut read = self.certificate_stamp();
+        loop {
+            sleep(LOOK).await;
+            let now = self.certificate_stamp();
+            if now != read {
+                match self.present_certificate() {
+                    Ok(()) => read = now,
+                    Err(error) => tracing::warn!(%error, "the certificate before stays in use"),
+                }
+            }
+        }
+    }
+
+    /// `GET {mount}/creds/{role}`: a fresh credential. Its answer is waited for much longer than
+    /// anybody waits for the credential: one that is lost on its way is a lease without an owner.
     pub(super) async fn creds(&self, token: &Secret, path: &str) -> Result<Granted, OpenBaoError> {
-        let body = self.request(Method::GET, path, Some(token), None).await?;
+        let patience = Some(self.settings.timeout * 6);
+        let body = self.request_within(patience, Method::GET, path, Some(token), None).await?;
         let answer: CredsAnswer = parse(&body)?;
         Ok(Granted {
             lease_id: answer.lease_id,
@@ -257,10 +290,21 @@ impl OpenBao {
         token: Option<&Secret>,
         body: Option<&serde_json::Value>,
     ) -> Result<Zeroizing<Vec<u8>>, OpenBaoError> {
+        self.request_within(None, method, path, token, body).await
+    }
+
+    async fn request_within(
+        &self,
+        patience: Option<Duration>,
+        method: Method,
+        path: &str,
+        token: Option<&Secret>,
+        body: Option<&serde_json::Value>,
+    ) -> Result<Zeroizing<Vec<u8>>, OpenBaoError> {
         let url = format!("{}/v1/{path}", self.settings.address);
-        let response = self.send(&method, &url, token, body).await?;
+        let response = self.send(patience, &method, &url, token, body).await?;
         let response = match self.redirect(&response, &url) {
-            Some(active) => self.send(&method, &active, token, body).await?,
+            Some(active) => self.send(patience, &method, &active, token, body).await?,
             None => response,
         };
         read(response).await
@@ -268,6 +312,7 @@ impl OpenBao {
 
     async fn send(
         &self,
+        patience: Option<Duration>,
         method: &Method,
         url: &str,
         token: Option<&Secret>,
@@ -275,6 +320,9 @@ impl OpenBao {
     ) -> Result<Response, OpenBaoError> {
         let mut request = self.http.load().request(method.clone(), url);
         request = request.header("X-Vault-Request", "true");
+        if let Some(patience) = patience {
+            request = request.timeout(patience);
+        }
         if let Some(namespace) = &self.settings.namespace {
             request = request.header("X-Vault-Namespace", namespace);
         }
@@ -288,13 +336,29 @@ impl OpenBao {
     }
 
     /// Where a standby says that the active server is. The same request goes there, its token
-    /// with it, so nothing but a server that OpenBAO itself names over TLS will do.
+    /// with it, so only TLS will do, or loopback for who is on loopback already.
     fn redirect(&self, response: &Response, from: &str) -> Option<String> {
-        let to = response.headers().get(LOCATION)?.to_str().ok()?;
-        let downgrade = from.starts_with("https:") && !to.starts_with("https:");
-        let follows = response.status() == StatusCode::TEMPORARY_REDIRECT && !downgrade;
-        follows.then(|| to.to_owned())
+        let to = reqwest::Url::parse(response.headers().get(LOCATION)?.to_str().ok()?).ok()?;
+        let stays_local =
+            from.starts_with("http:") && to.scheme() == "http" && is_loopback(to.host_str()?);
+        let safe = to.scheme() == "https" || stays_local;
+        (response.status() == StatusCode::TEMPORARY_REDIRECT && safe).then(|| to.into())
     }
+}
+
+/// When a file was changed, and its length; nothing of one that is not there.
+pub(super) type FileStamp = Option<(SystemTime, u64)>;
+
+/// The stamp of a file.
+pub(super) fn stamp_of(path: &Path) -> FileStamp {
+    let file = std::fs::metadata(path).ok()?;
+    Some((file.modified().ok()?, file.len()))
+}
+
+/// Whether a host is this machine: by name only where the name cannot mean another.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn client(settings: &Settings) -> Result<Client, OpenBaoError> {
@@ -327,7 +391,7 @@ fn client(settings: &Settings) -> Result<Client, OpenBaoError> {
 
 async fn read(mut response: Response) -> Result<Zeroizing<Vec<u8>>, OpenBaoError> {
     let status = response.status();
-    let mut answer = Zeroizing::new(Vec::new());
+    let mut answer = Zeroizing::new(Vec::with_capacity(USUAL_ANSWER));
     while let Some(chunk) = response.chunk().await.map_err(transport)? {
         if answer.len() + chunk.len() > MAX_ANSWER {
             return Err(OpenBaoError::TooLong);

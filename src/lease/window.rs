@@ -1,6 +1,6 @@
 //! Leases that several sessions share, for applications that open hundreds of connections a
 //! second: those of one tenant, role and access that begin within a window, and under session
-//! authority of one subject. What may not be shared is in the key, so it cannot be.
+//! authority with one token. What may not be shared is in the key, so it cannot be.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,8 +21,9 @@ pub(super) struct Sharers {
     pub(super) tenant: TenantId,
     pub(super) path: String,
     pub(super) access: Access,
-    /// Under session authority the lease is the subject's own.
-    pub(super) subject: Option<String>,
+    /// Under session authority a hash of the very token: a lease that OpenBAO granted to one is
+    /// never given to another, which OpenBAO might have refused.
+    pub(super) token: Option<[u8; 32]>,
 }
 
 /// A lease that was asked for once, on its way or here.
@@ -53,17 +54,25 @@ impl Windows {
             match open.entry(sharers.clone()) {
                 Entry::Occupied(entry) if is_fit(entry.get()) => entry.get().clone(),
                 Entry::Occupied(mut entry) => {
-                    let unfit = entry.insert(joint(ask()));
+                    let unfit = entry.insert(joint(&self.runtime, ask()));
                     drop(unfit);
                     entry.get().clone()
                 }
                 Entry::Vacant(entry) => {
                     self.close_in_time(sharers);
-                    entry.insert(joint(ask())).clone()
+                    entry.insert(joint(&self.runtime, ask())).clone()
                 }
             }
         };
         joint.await
+    }
+
+    /// Closes every window: pgsilo is stopping.
+    pub(super) fn forget(&self) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let closed = std::mem::take(&mut *open);
+        drop(open);
+        drop(closed);
     }
 
     /// Forgets the window when it is over; its sessions go on holding the lease.
@@ -76,7 +85,9 @@ impl Windows {
     }
 }
 
-fn joint(asking: BoxFuture<'static, Result<Held, LeaseError>>) -> Joint {
+/// Asks on a task of its own, so that it goes on whoever waits or gives up.
+fn joint(runtime: &Handle, asking: BoxFuture<'static, Result<Held, LeaseError>>) -> Joint {
+    let asking = runtime.spawn(asking).map(|end| end.unwrap_or(Err(LeaseError::Abandoned)));
     asking.map(|result| result.map(Arc::new).map_err(Arc::new)).boxed().shared()
 }
 

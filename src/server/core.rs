@@ -17,6 +17,7 @@ pub(super) struct Cores(Vec<Core>);
 struct Core {
     arrivals: mpsc::UnboundedSender<Arrival>,
     connections: Arc<AtomicUsize>,
+    thread: thread::JoinHandle<()>,
 }
 
 /// A connection of a core, counted until it ends, however it ends.
@@ -32,6 +33,14 @@ impl Cores {
     /// Starts `count` threads.
     pub(super) fn start(count: usize) -> io::Result<Cores> {
         (0..count).map(Core::start).collect::<io::Result<_>>().map(Cores)
+    }
+
+    /// Stops every loop. Sessions that still run are dropped, which gives their leases back.
+    pub(super) fn stop(self) {
+        for Core { arrivals, thread, .. } in self.0 {
+            drop(arrivals);
+            let _panicked = thread.join();
+        }
     }
 
     /// Hands a connection to the core that has the fewest. The queue needs no bound of its own:
@@ -52,17 +61,18 @@ impl Core {
         let connections = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&connections);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        thread::Builder::new().name(format!("pgsilo-core-{number}")).spawn(move || {
-            runtime.block_on(async move {
-                while let Some(arrival) = queue.recv().await {
-                    let counted = Counted(Arc::clone(&count));
-                    tokio::spawn(async move {
-                        arrival.serve().await;
-                        drop(counted);
-                    });
-                }
-            });
-        })?;
-        Ok(Core { arrivals, connections })
+        let thread =
+            thread::Builder::new().name(format!("pgsilo-core-{number}")).spawn(move || {
+                runtime.block_on(async move {
+                    while let Some(arrival) = queue.recv().await {
+                        let counted = Counted(Arc::clone(&count));
+                        tokio::spawn(async move {
+                            arrival.serve().await;
+                            drop(counted);
+                        });
+                    }
+                });
+            })?;
+        Ok(Core { arrivals, connections, thread })
     }
 }

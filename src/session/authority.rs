@@ -5,7 +5,6 @@ use std::future::{Future, pending};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use crate::clock::BootTime;
 use crate::ending::Ending;
@@ -15,7 +14,7 @@ use crate::registry::{State, Tenant};
 use crate::splice::{Order, Orders};
 
 /// What is left for the last words before an authority is really over.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// The authority of one session.
 pub(super) struct Authority<'s> {
@@ -33,7 +32,7 @@ impl Orders for Authority<'_> {
         tokio::select! {
             order = only_if_sooner(self.drained(), than) => order,
             order = only_if_sooner(self.withdrawn(), than) => order,
-            order = only_if_sooner(self.lease_ends(), than) => order,
+            order = self.lease_ends(than) => order,
             order = only_if_sooner(self.token_expires(), than) => order,
         }
     }
@@ -56,7 +55,7 @@ impl Authority<'_> {
                 now.state() != State::Suspended && now.placement().is_same_database(placement)
             });
             if !serves {
-                return Order { ending: Ending::TenantWithdrawn, by: Instant::now() };
+                return Order { ending: Ending::TenantWithdrawn, by: BootTime::now() };
             }
             if changes.changed().await.is_err() {
                 return pending().await;
@@ -66,7 +65,7 @@ impl Authority<'_> {
 
     /// While the lease is still renewed, only what is left after the renewals have failed for
     /// long is a notice; the whole grace is, once its end is final.
-    async fn lease_ends(&self) -> Order {
+    async fn lease_ends(&self, than: Option<Order>) -> Order {
         let mut changes = self.lease_end.clone();
         loop {
             let end = *changes.borrow_and_update();
@@ -74,7 +73,12 @@ impl Authority<'_> {
             let notice = grace.min(end.duration / if end.is_final { 3 } else { 6 });
             tokio::select! {
                 () = end.at.earlier(notice).arrives() => {
-                    return Order { ending: Ending::LeaseEnded, by: last_words(end.at, notice) };
+                    let by = last_words(end.at, notice);
+                    if than.is_none_or(|than| by < than.by) {
+                        return Order { ending: Ending::LeaseEnded, by };
+                    }
+                    // Its end may come sooner yet.
+                    changed(&mut changes).await;
                 }
                 () = changed(&mut changes) => {}
             }
@@ -95,8 +99,8 @@ impl Authority<'_> {
 }
 
 /// A little before the end, so that the client can still be told in time.
-fn last_words(end: BootTime, notice: Duration) -> Instant {
-    end.earlier(LAST_WORDS.min(notice / 2)).instant()
+fn last_words(end: BootTime, notice: Duration) -> BootTime {
+    end.earlier(LAST_WORDS.min(notice / 2))
 }
 
 async fn only_if_sooner(order: impl Future<Output = Order>, than: Option<Order>) -> Order {

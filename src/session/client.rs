@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::secured::Security;
 use crate::audit::Trail;
 use crate::frontend::{Frontend, FrontendError};
+use crate::limits::network;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 use crate::stream::Stream;
@@ -55,7 +56,7 @@ impl Client {
             proxy,
             trail: Trail::new(address),
             security,
-            address: address.map(|address| address.ip()),
+            address: address.map(|address| network(address.ip())),
             handshake,
             stage_began: now,
             accepted: now,

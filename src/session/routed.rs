@@ -29,7 +29,6 @@ pub struct Routed<'c> {
     /// OpenBAO's role for the tenant and the access that the claims grant.
     role: String,
     access: Access,
-    subject: String,
     token: Option<Secret>,
     token_expires: BootTime,
     permits: SessionPermits,
@@ -66,13 +65,13 @@ impl<'c> Routed<'c> {
         let permits = take_permits(&id, proxy)?;
 
         let (mut started, claims, token) = identified.into_parts();
-        let (access, subject) = (claims.access(), claims.subject().to_owned());
+        let access = claims.access();
         let token_expires = expiry(&claims);
         let client = started.client();
         client.trail.placement = tenant.placement().to_string();
         client.trail.role.clone_from(&role);
         client.reached("routed");
-        Ok(Routed { started, tenant, access, subject, role, token, token_expires, permits })
+        Ok(Routed { started, tenant, access, role, token, token_expires, permits })
     }
 
     /// The tenant. Whoever can show a `Routed` may dial its placement.
@@ -88,14 +87,7 @@ impl<'c> Routed<'c> {
     /// What to ask OpenBAO for.
     pub(super) fn request(&self, token: Option<Secret>) -> Request<'_> {
         let mount = &self.tenant.lease().mount;
-        Request {
-            tenant: self.tenant.id(),
-            subject: &self.subject,
-            mount,
-            role: &self.role,
-            access: self.access,
-            token,
-        }
+        Request { tenant: self.tenant.id(), mount, role: &self.role, access: self.access, token }
     }
 
     pub(super) fn started(&self) -> &Started<'c> {

@@ -1,7 +1,6 @@
 //! Where credentials come from, and as whom pgsilo asks for them.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -182,7 +181,7 @@ impl Build<'_> {
         let host = url.host_str().unwrap_or_default();
         match url.scheme() {
             "https" => {}
-            "http" if is_loopback(host) => {}
+            "http" if lease::is_loopback(host) => {}
             "http" => {
                 return self.wrong(
                     FIELD,
@@ -260,10 +259,4 @@ impl Build<'_> {
         let token_file = self.secret_file(&format!("{field}.token_file"), &path)?;
         Ok(lease::Auth::Jwt { mount, role: raw.role, token_file })
     }
-}
-
-/// By name only where the name cannot mean another machine.
-fn is_loopback(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
