@@ -132,3 +132,45 @@ async fn a_session_may_be_allowed_to_outlive_its_token() {
     .await;
     assert_eq!(client.ask("SELECT 'alive'").await, "alive");
 }
+
+/// Two hundred at once, each in the middle of something at every moment, each read strictly to
+/// its last byte.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_busy_sessions_end_with_their_leases_without_one_broken_message() {
+    let proxy = with_role("tenant-acme-many", "10s", "10s", "grace = \"5s\"\n").await;
+    let socket = proxy.socket();
+    let sessions: Vec<_> = (0..200)
+        .map(|_| {
+            let socket = socket.clone();
+            tokio::spawn(async move {
+                let mut client = Raw::unix(&socket).await;
+                client.log_in(&mint::token("acme"), "acme").await;
+                let began = Instant::now();
+                loop {
+                    client
+                        .send_anyway(&query("SELECT repeat('x', 2000) FROM generate_series(1, 50)"))
+                        .await;
+                    loop {
+                        let message = client.message().await;
+                        match message.tag {
+                            b'E' => {
+                                assert_eq!(message.field(b'M').as_deref(), Some(LEASE_TEXT));
+                                assert_eq!(client.next().await, None);
+                                return began.elapsed();
+                            }
+                            b'Z' => break,
+                            b'T' | b'D' | b'C' => {}
+                            tag => panic!("message {:?}", char::from(tag)),
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    for session in sessions {
+        let lived = session.await.expect("no broken message");
+        assert!(lived < Duration::from_secs(10), "{lived:?}");
+    }
+    proxy.metric_reaches("pgsilo_endings_total{ending=\"lease_ended\"}", 200.0).await;
+    proxy.metric_reaches("pgsilo_revocations_pending", 0.0).await;
+}
