@@ -91,5 +91,5 @@ fn take_another_lease(mut leased: Leased<'_>, lease: crate::lease::Lease) {
 }
 
 fn hold_a_lease_longer(lease: crate::lease::Lease) {
-    let _ = lease.revocation; //~ E0616
+    let _ = lease.0; //~ E0616
 }
