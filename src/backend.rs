@@ -37,6 +37,8 @@ const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 pub(crate) struct Connection {
     stream: Stream,
     redial: Redial,
+    /// Bytes of messages that the database has sent during its login.
+    heard: usize,
 }
 
 /// Where a routed session's database is: enough to send it a cancel request.
@@ -71,7 +73,7 @@ pub(crate) enum DialError {
 pub(crate) async fn dial(routed: &Routed<'_>) -> Result<Connection, DialError> {
     let redial = Redial(Arc::clone(routed.tenant()));
     let stream = redial.connect().await?;
-    Ok(Connection { stream, redial })
+    Ok(Connection { stream, redial, heard: 0 })
 }
 
 impl Redial {

@@ -104,7 +104,12 @@ fn keep_memory_private() {
 
 fn log(config: &Config) {
     let filter = EnvFilter::new(format!("warn,pgsilo={}", config.log.level));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Its own complaints about a log that cannot be written go to the same place, and panic there:
+    // a full disk must not end anybody's session.
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     match config.log.format {
         LogFormat::Json => log.json().flatten_event(true).init(),
         LogFormat::Human => {

@@ -24,8 +24,8 @@ use crate::wire::startup::{self, Startup, StartupError};
 
 /// The longest message that a database may send before its first ReadyForQuery, in bytes.
 const MAX_MESSAGE: usize = 64 * 1024;
-/// The most that its parameters and notices may come to, in bytes.
-const MAX_GREETING: usize = 256 * 1024;
+/// The most that all of its messages may come to before then, in bytes.
+const MAX_LOGIN: usize = 256 * 1024;
 /// PostgreSQL's default is 4096; the count is the server's to choose and ours to pay for.
 const MAX_SCRAM_ITERATIONS: u32 = 100_000;
 
@@ -184,7 +184,7 @@ impl Connection {
         loop {
             let (tag, body) = self.read_message().await?;
             match tag {
-                b'S' | b'N' => keep(&mut greeting, tag, &body)?,
+                b'S' | b'N' => message::raw(&mut greeting, tag, &body),
                 b'K' => key = message::parse_backend_key_data(&body),
                 b'E' => return Err(refused_setting(ErrorFields::parse(&body))),
                 b'Z' => break,
@@ -208,7 +208,7 @@ impl Connection {
         loop {
             let (tag, body) = self.read_message().await?;
             match tag {
-                b'S' | b'N' => keep(greeting, tag, &body)?,
+                b'S' | b'N' => message::raw(greeting, tag, &body),
                 b'D' => seals.push(
                     message::parse_single_column(&body)
                         .ok_or(BackendError::Protocol("a seal that is not one text"))?,
@@ -247,6 +247,12 @@ impl Connection {
             .checked_sub(4)
             .filter(|length| *length <= MAX_MESSAGE)
             .ok_or(BackendError::Protocol("a message of an impossible length"))?;
+        self.heard += header.len() + length;
+        if self.heard > MAX_LOGIN {
+            return Err(BackendError::Protocol(
+                "more messages during its login than are believable",
+            ));
+        }
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body).await?;
         Ok((tag, body.into()))
@@ -271,21 +277,14 @@ impl Connection {
 }
 
 /// After the authentication PostgreSQL applies the client's settings, and says of one that is
-/// wrong: invalid_parameter_value, undefined_object or, of `options`, syntax_error
+/// wrong: invalid_parameter_value, undefined_object, undefined_file (a library to load) or, of
+/// `options`, syntax_error; insufficient_privilege may be the database's own, so it is not one
 /// (`process_startup_options` in `postinit.c`).
 fn refused_setting(ErrorFields { sqlstate, text }: ErrorFields) -> BackendError {
     match sqlstate.as_str() {
-        "22023" | "42704" | "42601" => BackendError::Setting { sqlstate, text },
+        "22023" | "42704" | "42601" | "58P01" => BackendError::Setting { sqlstate, text },
         _ => BackendError::Said { sqlstate, text },
     }
-}
-
-fn keep(greeting: &mut Vec<u8>, tag: u8, body: &[u8]) -> Result<(), BackendError> {
-    if greeting.len() + body.len() > MAX_GREETING {
-        return Err(BackendError::Protocol("more parameters and notices than are believable"));
-    }
-    message::raw(greeting, tag, body);
-    Ok(())
 }
 
 /// The `i=` attribute of a SCRAM server-first-message (RFC 5802, section 7).

@@ -21,6 +21,8 @@ use crate::registry::Registry;
 use crate::token::MAX_TOKEN_BYTES;
 use crate::toml_file::TomlFile;
 
+/// More connections than any machine has ports and memory for are a typing error.
+const MAX_BOUND: usize = 10_000_000;
 /// More event loops than any machine has cores is a typing error.
 const MAX_CORES: usize = 1024;
 
@@ -108,6 +110,15 @@ impl Build<'_> {
         if raw.login_timeout.0.is_zero() {
             return self
                 .wrong("limits.login_timeout", "zero; a login needs some time, such as \"10s\"");
+        }
+        for (key, bound) in
+            [("max_handshakes", raw.max_handshakes), ("max_sessions", raw.max_sessions)]
+        {
+            if bound > MAX_BOUND {
+                let field = format!("limits.{key}");
+                return self
+                    .wrong(field, format_args!("{bound} is out of range; at most {MAX_BOUND}"));
+            }
         }
         if raw.max_handshakes == 0 {
             return self.wrong("limits.max_handshakes", "zero; nobody could log in");

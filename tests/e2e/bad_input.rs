@@ -137,3 +137,32 @@ async fn usage_errors_have_their_own_exit_code() {
     let help = Command::new(env!("CARGO_BIN_EXE_pgsilo")).arg("--help").output().expect("runs");
     assert!(String::from_utf8_lossy(&help.stdout).contains("Exit codes"));
 }
+
+#[tokio::test]
+async fn a_log_that_cannot_be_written_ends_nobodys_session() {
+    let dir = prepared();
+    let socket = dir.join(".s.PGSQL.6432");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("opened");
+    let mut pgsilo = Command::new(env!("CARGO_BIN_EXE_pgsilo"))
+        .args(["serve", "--config"])
+        .arg(dir.join("pgsilo.toml"))
+        .stderr(full)
+        .spawn()
+        .expect("pgsilo starts");
+    let token = crate::support::mint::token("acme");
+    let mut config = tokio_postgres::Config::new();
+    config.host_path(&dir).port(6432).user("app").password(&token).dbname("acme");
+    let client = crate::support::eventually("a session", async || {
+        assert!(pgsilo.try_wait().expect("waited").is_none(), "it has ended");
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await.ok()?;
+        tokio::spawn(connection);
+        Some(client)
+    })
+    .await;
+    client.simple_query("SELECT 1").await.expect("served");
+    drop(client);
+    let pid = rustix::process::Pid::from_raw(pgsilo.id() as i32).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("told");
+    assert_eq!(pgsilo.wait().expect("ended").code(), Some(0));
+    assert!(!socket.exists());
+}

@@ -317,8 +317,62 @@ async fn a_failure_is_shared_with_those_who_wait_and_not_with_those_who_come_lat
         let error = proxy.connect(&mint::token("acme"), "acme").await.expect_err("refused");
         assert_eq!(error.code().map(|code| code.code()), Some("58000"));
     }
-    assert_eq!(proxy.events("refused").len(), 2);
+    eventually("both to be told of", async || (proxy.events("refused").len() == 2).then_some(()))
+        .await;
     proxy.reload(&registry);
     proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 2.0).await;
     proxy.connect(&mint::token("acme"), "acme").await.expect("served");
+}
+
+/// A session may take its leased role's own name on, give it a password that it knows, and make
+/// things that others depend on. Its end must take all of that with it.
+#[tokio::test]
+async fn a_leased_role_cannot_make_itself_undroppable() {
+    let proxy = Proxy::start().await;
+    let client = proxy.connect(&mint::token("acme"), "acme").await.expect("connected");
+    let role = session_role(&client).await;
+    for sql in [
+        "CREATE SCHEMA stuck; GRANT ALL ON SCHEMA stuck TO public",
+        "SET ROLE NONE; ALTER ROLE CURRENT_USER PASSWORD 'known'",
+        "CREATE TABLE stuck.t (x int); GRANT ALL ON stuck.t TO public",
+        "SET ROLE tenant_acme_app; CREATE VIEW stuck.v AS SELECT * FROM stuck.t",
+    ] {
+        client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+    drop(client);
+    role_is_gone(&role).await;
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(world().var("PG_PORT").parse().expect("a port"));
+    config.user(&role).password("known").dbname("tenant_acme");
+    assert!(config.connect(tokio_postgres::NoTls).await.is_err(), "the password died with it");
+}
+
+#[tokio::test]
+async fn a_database_that_never_stops_talking_is_not_listened_to() {
+    // It lets everybody in, then answers the question for the seal with rows without end.
+    let address = fake::serves(|mut tcp| async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut sink = [0; 4096];
+        let _startup = tcp.read(&mut sink).await;
+        let _asked = tcp.write_all(&tagged(b'R', &[0, 0, 0, 3])).await;
+        let _password = tcp.read(&mut sink).await;
+        let key = tagged(b'K', &[0, 0, 0, 9, 1, 2, 3, 4]);
+        let login = [tagged(b'R', &[0; 4]), key, tagged(b'Z', b"I")].concat();
+        let _said = tcp.write_all(&login).await;
+        let _seal = tcp.read(&mut sink).await;
+        let text = vec![b'x'; 60_000];
+        let row = [&[0, 1][..], &60_000u32.to_be_bytes(), &text].concat();
+        while tcp.write_all(&tagged(b'D', &row)).await.is_ok() {}
+    })
+    .await;
+    let proxy = Proxy::start().await;
+    let placement = format!("port = {}\n", world().var("PG_PORT"));
+    let moved = format!("port = {}\nauth = [\"scram-sha-256\", \"password\"]\n", address.port());
+    proxy.reload(&proxy.tenants().replacen(&placement, &moved, 1));
+    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    let error = proxy.connect(&mint::token("acme"), "acme").await.expect_err("refused");
+    assert_eq!(error.code().map(|code| code.code()), Some("58000"));
+    let event = proxy.event("refused", |_| true).await;
+    let cause = event["cause"].as_str().expect("a cause");
+    assert!(cause.ends_with("more messages during its login than are believable"), "{cause}");
 }

@@ -173,10 +173,14 @@ fn lease_statements(tenant: &TenantId, connection: &str, works_as: &str) -> Valu
             format!("GRANT \"{{{{name}}}}\" TO \"{broker}\" WITH INHERIT TRUE, SET FALSE"),
             format!("ALTER ROLE \"{{{{name}}}}\" SET role = '{works_as}'"),
         ],
+        // All in one transaction. A session that took the leased role's own name on could have
+        // made things as it, and others that depend on them: they go too, or it could not be
+        // dropped. Who holds a lock on them does not hold OpenBAO up: it tries again.
         "revocation_statements": [
+            "SET LOCAL lock_timeout = '3s'",
             "ALTER ROLE \"{{name}}\" NOLOGIN",
             "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE usename = '{{name}}'",
-            "DROP OWNED BY \"{{name}}\"",
+            "DROP OWNED BY \"{{name}}\" CASCADE",
             "DROP ROLE IF EXISTS \"{{name}}\"",
         ],
     })

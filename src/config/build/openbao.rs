@@ -15,6 +15,8 @@ use crate::{lease, tls};
 /// Where Kubernetes puts a pod's service account token.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
+/// More at once than any OpenBAO answers.
+const MAX_REQUESTS: usize = 10_000;
 /// Longer, and a credential would be shared by sessions that have nothing to do with each other.
 const MAX_WINDOW: Duration = Duration::from_secs(60);
 
@@ -38,6 +40,12 @@ impl Build<'_> {
         if raw.timeout.0.is_zero() {
             return self
                 .wrong("openbao.timeout", "zero; a request needs some time, such as \"5s\"");
+        }
+        if raw.max_concurrent_requests > MAX_REQUESTS {
+            return self.wrong(
+                "openbao.max_concurrent_requests",
+                format_args!("out of range; at most {MAX_REQUESTS}"),
+            );
         }
         if raw.max_concurrent_requests == 0 {
             return self
