@@ -101,10 +101,7 @@ async fn a_client_that_leaves_during_its_login_leaves_no_lease() {
 async fn a_lease_that_comes_too_late_is_revoked() {
     // Nothing listens there, so the session is over before the lease is there.
     let proxy = Proxy::start().await;
-    let port = world().var("PG_PORT");
-    let registry = proxy.tenants().replacen(&format!("port = {port}"), "port = 1", 1);
-    proxy.reload(&registry);
-    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    proxy.place_acme_at(1, "").await;
     let error =
         proxy.connect(&mint::token("acme"), "acme").await.expect_err("nothing listens there");
     assert_eq!(error.code().map(|code| code.code()), Some("08001"));
@@ -235,14 +232,7 @@ async fn a_database_that_is_not_postgresql_is_a_refusal() {
     for banner in banners {
         let proxy = Proxy::start().await;
         let address = fake::says(banner).await;
-        let port = world().var("PG_PORT");
-        let registry = proxy.tenants().replacen(
-            &format!("port = {port}"),
-            &format!("port = {}", address.port()),
-            1,
-        );
-        proxy.reload(&registry);
-        proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+        proxy.place_acme_at(address.port(), "").await;
         let error = proxy.connect(&mint::token("acme"), "acme").await.expect_err("refused");
         assert_eq!(error.code().map(|code| code.code()), Some("58000"), "{banner:?}");
     }
@@ -253,14 +243,7 @@ async fn a_database_that_trusts_everybody_is_refused() {
     let ok: &'static [u8] = Box::leak(tagged(b'R', &[0, 0, 0, 0]).into_boxed_slice());
     let address = fake::says(ok).await;
     let proxy = Proxy::start().await;
-    let port = world().var("PG_PORT");
-    let registry = proxy.tenants().replacen(
-        &format!("port = {port}"),
-        &format!("port = {}", address.port()),
-        1,
-    );
-    proxy.reload(&registry);
-    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    proxy.place_acme_at(address.port(), "").await;
     proxy.connect(&mint::token("acme"), "acme").await.expect_err("refused");
     let event = proxy.event("refused", |_| true).await;
     assert!(event["cause"].as_str().expect("a cause").contains("pg_hba.conf says trust"));
@@ -366,10 +349,7 @@ async fn a_database_that_never_stops_talking_is_not_listened_to() {
     })
     .await;
     let proxy = Proxy::start().await;
-    let placement = format!("port = {}\n", world().var("PG_PORT"));
-    let moved = format!("port = {}\nauth = [\"scram-sha-256\", \"password\"]\n", address.port());
-    proxy.reload(&proxy.tenants().replacen(&placement, &moved, 1));
-    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    proxy.place_acme_at(address.port(), "auth = [\"scram-sha-256\", \"password\"]\n").await;
     let error = proxy.connect(&mint::token("acme"), "acme").await.expect_err("refused");
     assert_eq!(error.code().map(|code| code.code()), Some("58000"));
     let event = proxy.event("refused", |_| true).await;

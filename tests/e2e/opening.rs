@@ -348,16 +348,9 @@ async fn what_is_pipelined_behind_the_password_is_kept() {
 async fn authentication_is_not_confirmed_before_the_database_is_ready() {
     // Nothing is heard of a database that is silent, so nothing may be said either.
     let silent = crate::support::fake::silent().await;
-    let tenants: fn(&str) -> String = |text| text.to_owned();
     let limits = "login_timeout = \"1s\"\n".to_owned();
-    let proxy = Proxy::with(Settings { limits, tenants, ..Settings::default() }).await;
-    let registry = proxy.tenants().replacen(
-        &format!("port = {}", crate::support::world::world().var("PG_PORT")),
-        &format!("port = {}", silent.port()),
-        1,
-    );
-    proxy.reload(&registry);
-    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    let proxy = Proxy::with(Settings { limits, ..Settings::default() }).await;
+    proxy.place_acme_at(silent.port(), "").await;
     let mut client = Raw::unix(&proxy.socket()).await;
     client.send(&startup(&[("user", "app"), ("database", "acme")])).await;
     client.send_password(&mint::token("acme")).await;

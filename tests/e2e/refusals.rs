@@ -283,27 +283,30 @@ async fn internal() -> (Proxy, Message, Told) {
         waiting.push(client);
         assert!(waiting.len() < 64, "the bound on descriptors is not in force");
     }
-    let mut client = waiting.pop().expect("one that was accepted");
-    client.send(&crate::support::raw::password(&mint::token("acme"))).await;
-    let message = client.fatal().await;
-    (proxy, message, told("internal error"))
+    // A descriptor that came free meanwhile is taken by a session that is then kept open.
+    let mut kept = Vec::new();
+    loop {
+        let mut client = waiting.pop().expect("one that was accepted");
+        client.send(&crate::support::raw::password(&mint::token("acme"))).await;
+        let message = client.message().await;
+        if message.tag == b'R' {
+            client.until(b'Z').await;
+            kept.push(client);
+            continue;
+        }
+        assert_eq!(message.field(b'S').as_deref(), Some("FATAL"));
+        assert_eq!(client.next().await, None, "nothing follows a refusal");
+        return (proxy, message, told("internal error"));
+    }
 }
 
 /// A pgsilo whose acme lives on a server that refuses every login with this error.
 async fn backend_says(error: &'static [u8]) -> Proxy {
     let answer: &'static [u8] = Box::leak(tagged(b'E', error).into_boxed_slice());
     let address = fake::says(answer).await;
-    // `tenants` is a function, so what it needs travels in a static.
-    static PORT: std::sync::Mutex<u16> = std::sync::Mutex::new(0);
-    static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-    let _one = ONE.lock().await;
-    *PORT.lock().expect("port") = address.port();
-    let tenants = |text: &str| {
-        let at = text.find("port = ").expect("a port");
-        let end = at + text[at..].find('\n').expect("a line");
-        format!("{}port = {}{}", &text[..at], PORT.lock().expect("port"), &text[end..])
-    };
-    Proxy::with(Settings { tenants, ..Settings::default() }).await
+    let proxy = Proxy::start().await;
+    proxy.place_acme_at(address.port(), "").await;
+    proxy
 }
 
 async fn check(reason: Reason) {

@@ -184,11 +184,7 @@ async fn a_database_that_dies_without_a_word_is_told_of() {
     })
     .await;
     let proxy = plain().await;
-    let port = world().var("PG_PORT");
-    let placement = format!("port = {port}\n");
-    let moved = format!("port = {}\nauth = [\"scram-sha-256\", \"password\"]\n", address.port());
-    proxy.reload(&proxy.tenants().replacen(&placement, &moved, 1));
-    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    proxy.place_acme_at(address.port(), "auth = [\"scram-sha-256\", \"password\"]\n").await;
     let mut client = session(&proxy).await;
     client.send(&query("SELECT 1")).await;
     let error = client.fatal().await;

@@ -234,6 +234,16 @@ impl Proxy {
         self.signal(Signal::HUP);
     }
 
+    /// Places acme on another port of 127.0.0.1, with more keys of its placement, and waits until
+    /// that is in force.
+    pub(crate) async fn place_acme_at(&self, port: u16, more: &str) {
+        let placement = format!("port = {}\n", world().var("PG_PORT"));
+        let moved = self.tenants().replacen(&placement, &format!("port = {port}\n{more}"), 1);
+        assert_ne!(moved, self.tenants(), "acme is where the sandbox has it");
+        self.reload(&moved);
+        self.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    }
+
     /// The registry's file as it is.
     pub(crate) fn tenants(&self) -> String {
         fs::read_to_string(self.dir.join("tenants.toml")).expect("read")
