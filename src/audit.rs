@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use aws_lc_rs::rand;
 use tracing::Level;
@@ -145,6 +146,30 @@ pub(crate) fn refused(trail: &Trail, refusal: &Refusal) {
 /// A session was spliced.
 pub(crate) fn started(trail: &Trail, seconds: f64) {
     event!(Level::INFO, trail, event = "started", seconds, "session started");
+}
+
+/// The session's lease could not be renewed. It is tried again, unless its end is final.
+pub(crate) fn renewal_failed(trail: &Trail, cause: &str, left: Duration, is_final: bool) {
+    event!(
+        Level::WARN,
+        trail,
+        event = "renewal_failed",
+        cause,
+        remaining_seconds = left.as_secs(),
+        is_final,
+        "the session's lease could not be renewed"
+    );
+}
+
+/// After failures, the session's lease is renewed.
+pub(crate) fn renewed_again(trail: &Trail, left: Duration) {
+    event!(
+        Level::INFO,
+        trail,
+        event = "renewed_again",
+        remaining_seconds = left.as_secs(),
+        "the session's lease is renewed again"
+    );
 }
 
 /// A session has ended.

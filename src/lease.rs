@@ -5,6 +5,7 @@
 //! session in between: the request runs on a task of its own, so a session that ends while it is
 //! under way leaves no lease behind. Only the session's `Leased` stage asks for one.
 
+mod backoff;
 mod identity;
 mod keeper;
 mod login;
@@ -19,9 +20,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{AcquireError, Semaphore, watch};
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant as Deadline, timeout, timeout_at};
 
 pub(crate) use keeper::LeaseEnd;
 pub(crate) use openbao::{OpenBaoError, is_loopback};
@@ -57,6 +58,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// Leases asked for at once.
     pub max_concurrent_requests: usize,
+    /// Leases that may wait to be revoked before no more are asked for.
+    pub max_pending_revocations: usize,
 }
 
 /// Files that are read at each login.
@@ -166,6 +169,12 @@ pub(crate) enum LeaseError {
     /// No role of the JWT method is configured for this access.
     #[error("[lease.session] roles has none for {0} access")]
     NoRole(Access),
+    /// Earlier requests for the same credentials, or too many for others, are still under way.
+    #[error("OpenBAO: earlier requests are still waiting for its answer")]
+    Crowded,
+    /// OpenBAO does not take leases back: more of them would be more that nobody revokes.
+    #[error("OpenBAO: {0} leases wait to be revoked, no more are asked for")]
+    Unrevoked(usize),
     /// The session that asked for all of a window was told so.
     #[error("{0}")]
     Shared(Arc<LeaseError>),
@@ -219,7 +228,8 @@ impl Lessor {
         runtime: Handle,
     ) -> Result<Lessor, OpenBaoError> {
         let openbao = Arc::new(OpenBao::new(settings)?);
-        let revoker = Revoker::new(Arc::clone(&openbao), &runtime);
+        let revoker =
+            Revoker::new(Arc::clone(&openbao), settings.max_pending_revocations, &runtime);
         let source = match &settings.authority {
             Authority::Proxy(auth) => {
                 let identity = Arc::new(Identity::new(Arc::clone(&openbao), auth));
@@ -278,25 +288,34 @@ impl Lessor {
         Ok(Lease(held))
     }
 
-    /// Asks for a credential: `GET {mount}/creds/{role}`. Waiting in line is bounded by the
-    /// login's deadline; once the request is under way it is seen to its end, whoever waits.
+    /// Asks for a credential: `GET {mount}/creds/{role}`. Waiting in line and for the answer has
+    /// one bound; once the request is under way it is seen to its end, whoever waits.
     async fn ask_on(
         self,
         path: String,
         access: Access,
         token: Option<Secret>,
     ) -> Result<Held, LeaseError> {
-        let closed = |_| LeaseError::Abandoned;
-        let own = self.line_of(&path).acquire_owned().await.map_err(closed)?;
-        let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(closed)?;
-        let patience = self.patience;
+        if self.revoker.is_full() {
+            return Err(LeaseError::Unrevoked(self.revoker.pending()));
+        }
+        let deadline = Deadline::now() + self.patience;
+        let in_line = async {
+            let own = self.line_of(&path).acquire_owned().await?;
+            Ok((own, Arc::clone(&self.slots).acquire_owned().await?))
+        };
+        let places = match timeout_at(deadline, in_line).await {
+            Ok(Ok(places)) => places,
+            Ok(Err::<_, AcquireError>(_closed)) => return Err(LeaseError::Abandoned),
+            Err(_elapsed) => return Err(LeaseError::Crowded),
+        };
         let asking = self.runtime.clone().spawn(async move {
             let held = self.ask(&path, access, token).await;
-            // The slots come back when somebody owns the lease, or nobody and it is gone.
-            held.map(|held| (held, slot, own))
+            // The places come back when somebody owns the lease, or nobody and it is gone.
+            held.map(|held| (held, places))
         });
-        match timeout(patience, asking).await {
-            Ok(Ok(result)) => result.map(|(held, _slot, _own)| held),
+        match timeout_at(deadline, asking).await {
+            Ok(Ok(result)) => result.map(|(held, _places)| held),
             Ok(Err(_cancelled)) => Err(LeaseError::Abandoned),
             Err(_elapsed) => Err(LeaseError::Unavailable(OpenBaoError::Timeout)),
         }
@@ -333,13 +352,17 @@ impl Lessor {
         let (granted, login) = result?;
         metrics::counter!("pgsilo_leases_total").increment(1);
         let duration = granted.duration;
-        let end = LeaseEnd { at: asked + duration, duration, is_final: !granted.renewable };
+        let end = LeaseEnd {
+            at: asked + duration,
+            duration,
+            is_final: !granted.renewable,
+            failure: None,
+        };
         let (publish, end) = watch::channel(end);
         let keeper = Keeper {
             openbao: Arc::clone(&self.openbao),
             login: Arc::clone(&login),
             lease_id: granted.lease_id.clone(),
-            username: granted.username.clone(),
             end: publish,
         };
         let revocation = Revocation {
@@ -392,25 +415,24 @@ impl Lessor {
         }
     }
 
-    /// Waits until every lease that was handed back is revoked, then gives up pgsilo's own
-    /// logins, which revokes whatever is left. Each takes half of `patience` at most.
+    /// Waits until no request is under way, then gives up pgsilo's own logins: one request that
+    /// revokes every lease at once. Where there is none to give up, or OpenBAO does not take it,
+    /// waits until the leases that were handed back are revoked one by one. Each takes a third of
+    /// `patience` at most.
     pub(crate) async fn close(&self, patience: Duration) {
         if let Some(windows) = &self.windows {
             windows.forget();
         }
         let all = u32::try_from(self.slot_count).unwrap_or(u32::MAX);
-        let idle = async {
-            // No request is under way any more, and whatever was granted was handed back.
-            let _all = self.slots.acquire_many(all).await;
-            self.revoker.idle().await;
-        };
-        if timeout(patience / 2, idle).await.is_err() {
+        let _granted_and_handed_back = timeout(patience / 3, self.slots.acquire_many(all)).await;
+        if let Source::Proxy(identity) = &self.source
+            && timeout(patience / 3, identity.give_up()).await.is_err()
+        {
+            tracing::warn!("OpenBAO does not take pgsilo's token back: its leases end with it");
+        }
+        if timeout(patience / 3, self.revoker.idle()).await.is_err() {
             let pending = self.revoker.pending();
             tracing::warn!(pending, "stopping with leases that are not revoked one by one");
-        }
-        let Source::Proxy(identity) = &self.source else { return };
-        if timeout(patience / 2, identity.give_up()).await.is_err() {
-            tracing::warn!("OpenBAO does not take pgsilo's token back: its leases end with it");
         }
     }
 }

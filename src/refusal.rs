@@ -221,9 +221,11 @@ impl From<LeaseError> for Refusal {
             error => error,
         };
         let reason = match at_bottom {
-            LeaseError::Unavailable(_) | LeaseError::NotLoggedIn(_) | LeaseError::Abandoned => {
-                Reason::LeaseUnavailable
-            }
+            LeaseError::Unavailable(_)
+            | LeaseError::NotLoggedIn(_)
+            | LeaseError::Crowded
+            | LeaseError::Unrevoked(_)
+            | LeaseError::Abandoned => Reason::LeaseUnavailable,
             LeaseError::Denied(_) | LeaseError::NoRole(_) => Reason::LeaseDenied,
             LeaseError::Shared(_) => Reason::Internal,
         };

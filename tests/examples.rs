@@ -190,6 +190,8 @@ fn what_is_left_out_is_what_the_example_says() {
     assert_eq!(short.cores, full.cores);
     assert_eq!(short.openbao.timeout, full.openbao.timeout);
     assert_eq!(short.openbao.max_concurrent_requests, full.openbao.max_concurrent_requests);
+    // As its comment says; the default is made of another bound.
+    assert_eq!(short.openbao.max_pending_revocations, 20_000);
     assert_eq!(format!("{:?}", short.listeners[1]), format!("{:?}", full.listeners[1]));
     let settings = |config: &Config| {
         let text = format!("{:?}", config.verifier);
@@ -240,6 +242,7 @@ fn the_commented_alternatives_load_too() {
             ("# tls = { server_name", "tls = { server_name"),
             ("# auth = [\"scram", "auth = [\"scram"),
         ],
+        vec![("# max_pending_revocations", "max_pending_revocations")],
         vec![("mode = \"verify-full\", ca = \"db-ca.crt\"", "mode = \"disable\"")],
         vec![("https://127.0.0.1:8200", "http://[::1]:8200/")],
     ];

@@ -34,7 +34,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let verifier = build.verifier(raw.issuer)?;
     let grace = raw.lease.grace.0;
     let end_at_expiry = raw.lease.end_at_expiry;
-    let openbao = build.openbao(raw.openbao, raw.lease)?;
+    let openbao = build.openbao(raw.openbao, raw.lease, raw.limits.max_sessions)?;
     let limits = build.limits(&raw.limits)?;
     let regions = build.regions(raw.registry.regions)?;
     let cores = build.cores(&raw.runtime)?;

@@ -111,6 +111,7 @@ pub(super) struct RawOpenbao {
     pub(super) timeout: Text<Duration>,
     #[serde(default = "openbao_requests")]
     pub(super) max_concurrent_requests: usize,
+    pub(super) max_pending_revocations: Option<usize>,
 }
 
 fn openbao_timeout() -> Text<Duration> {

@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 use super::Auth;
+use super::backoff::Backoff;
 use super::login::{Login, Standing};
 use super::openbao::{BaoToken, FileStamp, OpenBao, OpenBaoError, stamp_of};
 use crate::clock::BootTime;
@@ -79,18 +80,17 @@ impl Identity {
 
     /// Keeps a login at hand for as long as the process runs.
     pub(super) async fn keep(self: Arc<Self>) {
-        let mut retry = FIRST_RETRY;
+        let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
         loop {
             let needed = match self.login() {
                 Ok(login) => self.successor_is_due(&login).await,
                 Err(_none) => Need::Another,
             };
             match self.log_in(&needed).await {
-                Ok(()) => retry = FIRST_RETRY,
+                Ok(()) => retry.reset(),
                 Err(error) => {
                     tracing::error!(%error, "cannot log in to OpenBAO: {}", advice(&error));
-                    sleep(retry).await;
-                    retry = (retry * 2).min(LAST_RETRY);
+                    sleep(retry.pause()).await;
                 }
             }
         }
@@ -209,7 +209,12 @@ impl Identity {
             all.iter().filter_map(Weak::upgrade).collect()
         };
         for login in all {
-            let _best_effort = self.openbao.revoke_self(login.secret()).await;
+            match self.openbao.revoke_self(login.secret()).await {
+                Ok(()) => login.declare_dead(),
+                Err(error) => {
+                    tracing::warn!(%error, "OpenBAO does not take a token of pgsilo back: its leases end with it");
+                }
+            }
         }
     }
 }

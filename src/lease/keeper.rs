@@ -6,10 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::rand;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use super::backoff::{Backoff, spread};
 use super::login::{Login, Standing};
 use super::openbao::{OpenBao, OpenBaoError};
 use crate::clock::BootTime;
@@ -18,13 +18,24 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(15);
 
 /// When a lease ends, as far as is known now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LeaseEnd {
     pub(crate) at: BootTime,
     /// Of the newest grant.
     pub(crate) duration: Duration,
     /// It will not be renewed any more.
     pub(crate) is_final: bool,
+    /// The newest attempt to renew it, if that failed.
+    pub(crate) failure: Option<RenewalFailure>,
+}
+
+/// An attempt to renew a lease that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RenewalFailure {
+    /// Which of the lease's failures it is, from 1.
+    pub(crate) number: u32,
+    /// For the log only.
+    pub(crate) cause: Arc<str>,
 }
 
 /// Renews one lease. Runs until that is not possible any more; dropped with the lease.
@@ -33,8 +44,6 @@ pub(super) struct Keeper {
     /// What asked for the lease: the lease ends with it.
     pub(super) login: Arc<Login>,
     pub(super) lease_id: String,
-    /// The leased role's name, for the log.
-    pub(super) username: String,
     pub(super) end: watch::Sender<LeaseEnd>,
 }
 
@@ -44,7 +53,7 @@ impl Keeper {
         let (mut granted, mut renewal) = (BootTime::now(), BootTime::now());
         loop {
             self.heed(*standing.borrow_and_update());
-            let end = *self.end.borrow();
+            let end = self.end.borrow().clone();
             if end.is_final {
                 // Its login may still end sooner.
                 if standing.changed().await.is_err() {
@@ -77,7 +86,7 @@ impl Keeper {
         self.end.send_if_modified(|end| {
             let sooner = login_ends < end.at;
             if sooner {
-                *end = LeaseEnd { at: login_ends, is_final: true, ..*end };
+                (end.at, end.is_final) = (login_ends, true);
             }
             sooner
         });
@@ -85,13 +94,13 @@ impl Keeper {
 
     /// Renews, and tries again until it works or the end has come.
     async fn renew(&self, end: LeaseEnd) {
-        let mut retry = FIRST_RETRY;
+        let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
         loop {
             let asked = BootTime::now();
             let error = match self.ask(end.duration).await {
                 Ok((duration, renewable)) => {
                     metrics::counter!("pgsilo_renewals_total").increment(1);
-                    self.end.send_replace(renewed(end, asked, duration, renewable));
+                    self.end.send_replace(renewed(&end, asked, duration, renewable));
                     return;
                 }
                 Err(error) => error,
@@ -99,17 +108,17 @@ impl Keeper {
             metrics::counter!("pgsilo_renewal_failures_total").increment(1);
             // 400: OpenBAO knows no such lease, or it is past its maximum.
             let hopeless = matches!(error, OpenBaoError::Said { status: 400, .. });
-            tracing::warn!(
-                target: "pgsilo::audit", event = "renewal_failed", role = self.username,
-                cause = %error, remaining_seconds = end.at.remaining().as_secs(), hopeless,
-                "a lease could not be renewed"
-            );
-            if hopeless || end.at.remaining() < retry {
-                self.end.send_replace(LeaseEnd { is_final: true, ..end });
+            let pause = retry.pause();
+            let is_final = hopeless || end.at.remaining() < pause;
+            self.end.send_modify(|end| {
+                let number = end.failure.as_ref().map_or(0, |failure| failure.number) + 1;
+                end.failure = Some(RenewalFailure { number, cause: error.to_string().into() });
+                end.is_final = is_final;
+            });
+            if is_final {
                 return;
             }
-            sleep(retry).await;
-            retry = (retry * 2).min(LAST_RETRY);
+            sleep(pause).await;
         }
     }
 
@@ -120,17 +129,15 @@ impl Keeper {
 
 /// A grant that is shorter than the one before, by more than rounding, has met the maximum:
 /// another renewal would only be shorter still.
-fn renewed(end: LeaseEnd, asked: BootTime, granted: Duration, renewable: bool) -> LeaseEnd {
+fn renewed(end: &LeaseEnd, asked: BootTime, granted: Duration, renewable: bool) -> LeaseEnd {
     let at = asked + granted;
     let capped = granted + Duration::from_secs(2) < end.duration || at <= end.at;
-    LeaseEnd { at, duration: end.duration, is_final: capped || !renewable }
+    LeaseEnd { at, duration: end.duration, is_final: capped || !renewable, failure: None }
 }
 
 /// Many leases of one moment are not renewed in one moment: 0.6 to 0.73.
 fn two_thirds_with_jitter() -> f64 {
-    let mut byte = [128; 1];
-    let _middle_then = rand::fill(&mut byte);
-    2.0 / 3.0 + (f64::from(byte[0]) - 127.5) / 255.0 * 0.13
+    2.0 / 3.0 + (spread() - 0.5) * 0.13
 }
 
 #[cfg(test)]
@@ -139,12 +146,12 @@ mod tests {
 
     fn end(duration: u64, left: u64) -> LeaseEnd {
         let at = BootTime::now() + Duration::from_secs(left);
-        LeaseEnd { at, duration: Duration::from_secs(duration), is_final: false }
+        LeaseEnd { at, duration: Duration::from_secs(duration), is_final: false, failure: None }
     }
 
     #[test]
     fn a_full_grant_is_renewed_again_and_a_shorter_one_is_the_last() {
-        let (old, now) = (end(3600, 1200), BootTime::now());
+        let (old, now) = (&end(3600, 1200), BootTime::now());
         let seconds = Duration::from_secs;
         assert!(!renewed(old, now, seconds(3600), true).is_final);
         assert!(renewed(old, now, seconds(3600), false).is_final);
@@ -152,7 +159,7 @@ mod tests {
         // An answer that took its time is no smaller grant.
         assert!(!renewed(old, now.earlier(seconds(4)), seconds(3600), true).is_final);
         // A lease of ten seconds that may live for ten: nothing is gained.
-        assert!(renewed(end(10, 4), now, seconds(3), true).is_final);
+        assert!(renewed(&end(10, 4), now, seconds(3), true).is_final);
     }
 
     #[test]

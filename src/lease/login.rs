@@ -8,8 +8,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::sleep;
 
+use super::backoff::Backoff;
 use super::openbao::{BaoToken, OpenBao, OpenBaoError};
 use crate::clock::BootTime;
 use crate::secret::Secret;
@@ -83,17 +83,19 @@ impl Login {
     }
 }
 
-/// Renews a token at two thirds of its time until it is not held, not renewable or dead.
+/// Renews a token until it is not held, not renewable or dead: from a quarter of its time on, so
+/// that an OpenBAO that is silent for half of it costs no session.
 async fn keep(
     login: Weak<Login>,
     mut standing: watch::Receiver<Standing>,
     ttl: Duration,
     openbao: Arc<OpenBao>,
 ) {
-    let mut retry = FIRST_RETRY;
+    let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY.min(ttl / 12));
+    let mut pause = Duration::ZERO;
     loop {
         let Standing::Kept(Some(ends)) = *standing.borrow_and_update() else { return };
-        let due = if retry == FIRST_RETRY { ends.earlier(ttl / 3) } else { BootTime::now() };
+        let due = ends.earlier(ttl * 3 / 4).max(BootTime::now() + pause);
         tokio::select! {
             () = due.arrives() => {}
             changed = standing.changed() => match changed {
@@ -105,9 +107,12 @@ async fn keep(
         let asked = BootTime::now();
         match openbao.renew_self(&held.secret).await {
             Ok(renewed) => {
-                retry = FIRST_RETRY;
-                let capped = renewed.ttl + Duration::from_secs(2) < ttl || !renewed.renewable;
+                retry.reset();
+                pause = Duration::ZERO;
                 let at = asked + renewed.ttl;
+                // Nothing gained, or less by more than rounding: it has met its maximum.
+                let shorter = renewed.ttl + Duration::from_secs(2) < ttl;
+                let capped = shorter || at <= ends || !renewed.renewable;
                 let standing = match capped {
                     true => Standing::Ends { at, successor_due: BootTime::now() },
                     false => Standing::Kept(Some(at)),
@@ -127,9 +132,7 @@ async fn keep(
                     held.standing.send_replace(Standing::Ends { at: ends, successor_due });
                     return;
                 }
-                drop(held);
-                sleep(retry).await;
-                retry = (retry * 2).min(LAST_RETRY);
+                pause = retry.pause();
             }
         }
     }

@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::sleep;
 
+use super::backoff::Backoff;
 use super::keeper::LeaseEnd;
 use super::login::{Login, Standing};
 use super::openbao::{OpenBao, OpenBaoError};
@@ -37,6 +38,7 @@ pub(super) struct Revoker(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     openbao: Arc<OpenBao>,
+    max_pending: usize,
     slots: Semaphore,
     pending: AtomicUsize,
     idle: Notify,
@@ -44,9 +46,10 @@ struct Shared {
 }
 
 impl Revoker {
-    pub(super) fn new(openbao: Arc<OpenBao>, runtime: &Handle) -> Revoker {
+    pub(super) fn new(openbao: Arc<OpenBao>, max_pending: usize, runtime: &Handle) -> Revoker {
         Revoker(Arc::new(Shared {
             openbao,
+            max_pending,
             slots: Semaphore::new(AT_ONCE),
             pending: AtomicUsize::new(0),
             idle: Notify::new(),
@@ -54,7 +57,8 @@ impl Revoker {
         }))
     }
 
-    /// Returns at once. There are never more of these than there were sessions.
+    /// Returns at once. No lease is ever turned away: the queue is bounded by asking for no more
+    /// leases while it [is full](Revoker::is_full).
     pub(super) fn revoke(&self, revocation: Revocation) {
         let shared = Arc::clone(&self.0);
         shared.pending.fetch_add(1, Ordering::Relaxed);
@@ -73,6 +77,11 @@ impl Revoker {
         self.0.pending.load(Ordering::Acquire)
     }
 
+    /// Whether so many wait that more leases would only add to what cannot be given back.
+    pub(super) fn is_full(&self) -> bool {
+        self.pending() >= self.0.max_pending
+    }
+
     /// Waits until there are none.
     pub(super) async fn idle(&self) {
         loop {
@@ -88,7 +97,8 @@ impl Revoker {
 impl Shared {
     async fn revoke(&self, revocation: &Revocation) {
         let lease_id = &revocation.lease_id;
-        let mut retry = FIRST_RETRY;
+        let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        let mut failed_before = false;
         while revocation.login.standing() != Standing::Dead {
             let error = match self.try_once(revocation).await {
                 Ok(()) => {
@@ -98,15 +108,16 @@ impl Shared {
                 Err(error) => error,
             };
             metrics::counter!("pgsilo_revocation_failures_total").increment(1);
-            if revocation.end.borrow().at.remaining() < retry {
+            let pause = retry.pause();
+            if revocation.end.borrow().at.remaining() < pause {
                 tracing::error!(%error, lease_id, "a lease was not revoked before its own end");
                 return;
             }
-            if retry == FIRST_RETRY {
+            if !failed_before {
                 tracing::warn!(%error, lease_id, "cannot revoke a lease yet; trying again");
             }
-            sleep(retry).await;
-            retry = (retry * 2).min(LAST_RETRY);
+            failed_before = true;
+            sleep(pause).await;
         }
         // OpenBAO revoked the lease with the token that asked for it.
     }

@@ -2,10 +2,12 @@
 //! that it must end, and by when; what says so more urgently than before is heard.
 
 use std::future::{Future, pending};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::audit::{self, Trail};
 use crate::clock::BootTime;
 use crate::ending::Ending;
 use crate::lease::LeaseEnd;
@@ -24,6 +26,10 @@ pub(super) struct Authority<'s> {
     pub(super) token_expires: BootTime,
     /// What was left of the token when the session began.
     pub(super) token_left: Duration,
+    pub(super) trail: &'s Trail,
+    /// The newest failure to renew the lease that an event has told of; 0: none since it was
+    /// last renewed.
+    pub(super) told: AtomicU32,
 }
 
 impl Orders for Authority<'_> {
@@ -68,7 +74,8 @@ impl Authority<'_> {
     async fn lease_ends(&self, than: Option<Order>) -> Order {
         let mut changes = self.lease_end.clone();
         loop {
-            let end = *changes.borrow_and_update();
+            let end = changes.borrow_and_update().clone();
+            self.tell_of_renewals(&end);
             let grace = self.proxy.config.lease.grace;
             let notice = grace.min(end.duration / if end.is_final { 3 } else { 6 });
             tokio::select! {
@@ -82,6 +89,20 @@ impl Authority<'_> {
                 }
                 () = changed(&mut changes) => {}
             }
+        }
+    }
+
+    /// One event for each renewal that failed, and one for the first that worked again.
+    fn tell_of_renewals(&self, end: &LeaseEnd) {
+        match &end.failure {
+            Some(failure) if failure.number != self.told.load(Ordering::Relaxed) => {
+                self.told.store(failure.number, Ordering::Relaxed);
+                audit::renewal_failed(self.trail, &failure.cause, end.at.remaining(), end.is_final);
+            }
+            None if self.told.swap(0, Ordering::Relaxed) > 0 => {
+                audit::renewed_again(self.trail, end.at.remaining());
+            }
+            Some(_) | None => {}
         }
     }
 

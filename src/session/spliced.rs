@@ -1,5 +1,7 @@
 //! Spliced: bytes both ways until the ending.
 
+use std::sync::atomic::AtomicU32;
+
 use super::attached::{Attached, Held};
 use super::authority::Authority;
 use super::client::Client;
@@ -40,6 +42,8 @@ impl<'c> Spliced<'c> {
             lease_end: held.lease.end(),
             token_expires: held.token_expires,
             token_left: held.token_expires.remaining(),
+            trail,
+            told: AtomicU32::new(0),
         };
         let ending = relay.run(&authority, proxy.limits().idle_timeout, trail.session).await;
         drop(active);

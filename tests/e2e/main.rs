@@ -25,3 +25,4 @@ mod outside;
 mod refusals;
 mod relay;
 mod support;
+mod unwell;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::{Raw, query};
+use crate::support::raw::Raw;
 use crate::support::world::{World, world};
 use crate::support::{eventually, mint};
 
@@ -271,7 +271,7 @@ async fn under_session_authority_even_a_proxy_that_asks_is_refused_another_tenan
 async fn under_session_authority_a_lease_is_renewed_with_its_own_login() {
     // The policy allows just the roles that there are, so it takes a world of its own to give
     // one of them another time.
-    let world = own_world().await;
+    let world = World::own().await;
     let (_status, role) = world.bao("GET", "database/roles/tenant-acme-rw", None).await;
     let mut role = role["data"].clone();
     role["default_ttl"] = "4s".into();
@@ -287,83 +287,4 @@ async fn under_session_authority_a_lease_is_renewed_with_its_own_login() {
     client.log_in(&token, "acme").await;
     proxy.metric_reaches("pgsilo_renewals_total", 2.0).await;
     assert_eq!(client.ask("SELECT 'alive'").await, "alive");
-}
-
-async fn own_world() -> World {
-    let world = tokio::task::spawn_blocking(|| World::start("own", &["--without-proxy"]));
-    world.await.expect("started")
-}
-
-/// An OpenBAO of its own for a test that makes it unwell, with the rest of a sandbox.
-async fn unwell() -> (World, Proxy) {
-    let world = own_world().await;
-    let settings = Settings {
-        openbao: format!(
-            "address = \"{}\"\ntimeout = \"1s\"\nauth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"{}\" }} }}\n",
-            world.var("BAO_ADDR"),
-            world.dir().join("secret-id").display()
-        ),
-        ..Settings::default()
-    };
-    let proxy = Proxy::of(&world, settings).await;
-    (world, proxy)
-}
-
-async fn refused(proxy: &Proxy, world: &World, sqlstate: &str, within: Duration) {
-    let began = Instant::now();
-    let error = proxy.connect(&mint::token_of(world, "acme"), "acme").await.expect_err("refused");
-    assert_eq!(error.code().map(|code| code.code()), Some(sqlstate));
-    assert!(began.elapsed() < within, "{:?}", began.elapsed());
-}
-
-#[tokio::test]
-async fn a_sealed_or_stopped_openbao_refuses_new_sessions_at_once_and_keeps_the_old() {
-    let (world, proxy) = unwell().await;
-    let token = mint::token_of(&world, "acme");
-    let mut client = Raw::unix(&proxy.socket()).await;
-    client.log_in(&token, "acme").await;
-
-    world.bao("PUT", "sys/seal", Some(json!({}))).await;
-    refused(&proxy, &world, "57P03", Duration::from_secs(5)).await;
-    assert_eq!(client.ask("SELECT 'alive'").await, "alive");
-    let key = json!({ "key": world.var("BAO_UNSEAL_KEY") });
-    world.bao("PUT", "sys/unseal", Some(key)).await;
-    eventually("sessions to be served again", async || proxy.connect(&token, "acme").await.ok())
-        .await;
-
-    // Stopped: it takes connections and answers nothing.
-    let pid = world.var("BAO_PID").parse().expect("a pid");
-    let bao = rustix::process::Pid::from_raw(pid).expect("a pid");
-    rustix::process::kill_process(bao, rustix::process::Signal::STOP).expect("stopped");
-    refused(&proxy, &world, "57P03", Duration::from_secs(5)).await;
-    assert_eq!(client.ask("SELECT 'alive'").await, "alive");
-    // A session that ends meanwhile is revoked afterwards.
-    let role = client.ask("SELECT session_user::text").await;
-    drop(client);
-    proxy.event("ended", |event| event["role"] == role.as_str()).await;
-    rustix::process::kill_process(bao, rustix::process::Signal::CONT).expect("continued");
-    let continued = Instant::now();
-    eventually("sessions to be served again", async || proxy.connect(&token, "acme").await.ok())
-        .await;
-    assert!(continued.elapsed() < Duration::from_secs(2), "{:?}", continued.elapsed());
-    let superuser = world.superuser("postgres").await;
-    eventually("the lease to be revoked", async || {
-        let query = "SELECT 1 FROM pg_roles WHERE rolname = $1";
-        superuser.query_opt(query, &[&role]).await.expect("asked").is_none().then_some(())
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_query_goes_on_while_openbao_is_stopped() {
-    let (world, proxy) = unwell().await;
-    let mut client = Raw::unix(&proxy.socket()).await;
-    client.log_in(&mint::token_of(&world, "acme"), "acme").await;
-    let pid = world.var("BAO_PID").parse().expect("a pid");
-    let bao = rustix::process::Pid::from_raw(pid).expect("a pid");
-    rustix::process::kill_process(bao, rustix::process::Signal::STOP).expect("stopped");
-    client.send(&query("SELECT pg_sleep(2), 'done'")).await;
-    let messages = client.until(b'Z').await;
-    assert!(messages.iter().all(|message| message.tag != b'E'), "{messages:?}");
-    rustix::process::kill_process(bao, rustix::process::Signal::CONT).expect("continued");
 }

@@ -2,31 +2,31 @@
 
 /// The whole error. It is one line.
 pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
-    ("[limits]", "[limits", "pgsilo.toml:78: unclosed table, expected `]`"),
+    ("[limits]", "[limits", "pgsilo.toml:79: unclosed table, expected `]`"),
     (
         "[limits]",
         "[limit]",
-        "pgsilo.toml:78: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, admin, log, runtime",
+        "pgsilo.toml:79: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, admin, log, runtime",
     ),
     (
         "[limits]",
         "[limits]\nmax_session = 1",
-        "pgsilo.toml:79: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, drain_timeout",
+        "pgsilo.toml:80: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, drain_timeout",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = \"10000\"",
-        "pgsilo.toml:81: limits.max_sessions: invalid type: string \"10000\", expected a whole number, 0 or more",
+        "pgsilo.toml:82: limits.max_sessions: invalid type: string \"10000\", expected a whole number, 0 or more",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = -1",
-        "pgsilo.toml:81: limits.max_sessions: invalid value: integer `-1`, expected a whole number, 0 or more",
+        "pgsilo.toml:82: limits.max_sessions: invalid value: integer `-1`, expected a whole number, 0 or more",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = 10000\nmax_sessions = 1",
-        "pgsilo.toml:82: duplicate key",
+        "pgsilo.toml:83: duplicate key",
     ),
     (
         "authority = \"proxy\"",
@@ -36,7 +36,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "authority = \"proxy\"",
         "authority = \"nobody\"",
-        "pgsilo.toml:63: lease.authority: \"nobody\" is not known here; use one of: proxy, session",
+        "pgsilo.toml:64: lease.authority: \"nobody\" is not known here; use one of: proxy, session",
     ),
     (
         "address = \"https://127.0.0.1:8200\"",
@@ -71,27 +71,27 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "login_timeout = \"10s\"",
         "login_timeout = \"10 s\"",
-        "pgsilo.toml:79: limits.login_timeout: \"10 s\" is not a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
+        "pgsilo.toml:80: limits.login_timeout: \"10 s\" is not a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
     ),
     (
         "login_timeout = \"10s\"",
         "login_timeout = 10",
-        "pgsilo.toml:79: limits.login_timeout: invalid type: integer `10`, expected a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
+        "pgsilo.toml:80: limits.login_timeout: invalid type: integer `10`, expected a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
     ),
     (
         "login_timeout = \"10s\"",
         "login_timeout = \"0s\"",
-        "pgsilo.toml:79: limits.login_timeout: zero; a login needs some time, such as \"10s\"",
+        "pgsilo.toml:80: limits.login_timeout: zero; a login needs some time, such as \"10s\"",
     ),
     (
         "format = \"json\"",
         "format = \"jsn\"",
-        "pgsilo.toml:94: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
+        "pgsilo.toml:95: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
     ),
     (
         "level = \"info\"",
         "level = \"loud\"",
-        "pgsilo.toml:95: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
+        "pgsilo.toml:96: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
     ),
     (
         "mode = \"0660\"",
@@ -349,24 +349,29 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "pgsilo.toml:55: openbao.max_concurrent_requests: zero; no lease could be asked for",
     ),
     (
+        "# max_pending_revocations = 20000",
+        "max_pending_revocations = 0",
+        "pgsilo.toml:56: openbao.max_pending_revocations: zero; no lease could be asked for",
+    ),
+    (
         "max_handshakes = 1000",
         "max_handshakes = 0",
-        "pgsilo.toml:80: limits.max_handshakes: zero; nobody could log in",
+        "pgsilo.toml:81: limits.max_handshakes: zero; nobody could log in",
     ),
     (
         "max_token_bytes = 16384",
         "max_token_bytes = 65537",
-        "pgsilo.toml:84: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
+        "pgsilo.toml:85: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
     ),
     (
         "cores = 0",
         "cores = 5000",
-        "pgsilo.toml:98: runtime.cores: 5000 is out of range; use 0 to 1024",
+        "pgsilo.toml:99: runtime.cores: 5000 is out of range; use 0 to 1024",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"9432\"",
-        "pgsilo.toml:91: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
+        "pgsilo.toml:92: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
     ),
     (
         "id = \"globex\"",
@@ -513,7 +518,7 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"0.0.0.0:9432\"",
-        "pgsilo.toml:91: admin.address: not a loopback address: anybody who reaches it can read the metrics",
+        "pgsilo.toml:92: admin.address: not a loopback address: anybody who reaches it can read the metrics",
     ),
     ("algorithms = [\"ES256\"]", "algorithms = [\"ES256\", \"RS256\"]", ""),
     (

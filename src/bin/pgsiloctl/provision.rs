@@ -173,17 +173,27 @@ fn lease_statements(tenant: &TenantId, connection: &str, works_as: &str) -> Valu
             format!("GRANT \"{{{{name}}}}\" TO \"{broker}\" WITH INHERIT TRUE, SET FALSE"),
             format!("ALTER ROLE \"{{{{name}}}}\" SET role = '{works_as}'"),
         ],
-        // All in one transaction. A session that took the leased role's own name on could have
-        // made things as it, and others that depend on them: they go too, or it could not be
-        // dropped. Who holds a lock on them does not hold OpenBAO up: it tries again.
-        "revocation_statements": [
-            "SET LOCAL lock_timeout = '3s'",
-            "ALTER ROLE \"{{name}}\" NOLOGIN",
-            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE usename = '{{name}}'",
-            "DROP OWNED BY \"{{name}}\" CASCADE",
-            "DROP ROLE IF EXISTS \"{{name}}\"",
-        ],
+        "revocation_statements": [revocation()],
     })
+}
+
+/// Unmakes a leased role, in one statement and so in one transaction. A role that is gone already
+/// is no failure: a lease whose revocation can never work would stay for ever. A session that
+/// took the leased role's own name on could have made things as it, and others that depend on
+/// them: they go too, or it could not be dropped. Who holds a lock on them does not hold OpenBAO
+/// up: it tries again.
+fn revocation() -> String {
+    let role = "{{name}}";
+    format!(
+        "DO $$ BEGIN \
+         IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{role}') THEN \
+         SET LOCAL lock_timeout = '3s'; \
+         ALTER ROLE \"{role}\" NOLOGIN; \
+         PERFORM pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE usename = '{role}'; \
+         DROP OWNED BY \"{role}\" CASCADE; \
+         DROP ROLE \"{role}\"; \
+         END IF; END $$"
+    )
 }
 
 async fn ensure_modern(cluster: &Client) -> Result<()> {

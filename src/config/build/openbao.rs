@@ -25,6 +25,7 @@ impl Build<'_> {
         &mut self,
         raw: RawOpenbao,
         lease: RawLease,
+        max_sessions: usize,
     ) -> Result<lease::Settings, FileError> {
         let (address, socket) = self.openbao_address(&raw.address)?;
         let ca = match raw.ca.map(|ca| self.file.resolve(&ca)) {
@@ -51,6 +52,10 @@ impl Build<'_> {
             return self
                 .wrong("openbao.max_concurrent_requests", "zero; no lease could be asked for");
         }
+        if raw.max_pending_revocations == Some(0) {
+            return self
+                .wrong("openbao.max_pending_revocations", "zero; no lease could be asked for");
+        }
         let window = self.window(&lease)?;
         let identity = self.client_certificate(raw.client_certificate)?;
         let shows_certificate = identity.is_some();
@@ -64,6 +69,10 @@ impl Build<'_> {
             window,
             timeout: raw.timeout.0,
             max_concurrent_requests: raw.max_concurrent_requests,
+            // All sessions may end at once, and as many come again before theirs are revoked.
+            max_pending_revocations: raw
+                .max_pending_revocations
+                .unwrap_or(max_sessions.saturating_mul(2)),
         })
     }
 

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// A running sandbox.
@@ -54,6 +55,31 @@ impl World {
         std::thread::spawn(move || lines.for_each(drop));
         let env = std::fs::read_to_string(dir.join("env")).expect("the sandbox wrote its env file");
         World { env: parse(&env), sandbox }
+    }
+
+    /// A sandbox of its own, without a proxy, for a test that makes a part of it unwell.
+    pub(crate) async fn own() -> World {
+        let world = tokio::task::spawn_blocking(|| World::start("own", &["--without-proxy"]));
+        world.await.expect("started")
+    }
+
+    /// Sends a signal to its OpenBAO.
+    pub(crate) fn signal_bao(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.var("BAO_PID").parse().expect("a pid")).expect("a pid");
+        kill_process(pid, signal).expect("OpenBAO lives");
+    }
+
+    /// Seals its OpenBAO, which then answers 503 to everything.
+    pub(crate) async fn seal(&self) {
+        let (status, answer) = self.bao("PUT", "sys/seal", Some(serde_json::json!({}))).await;
+        assert_eq!(status, 204, "{answer}");
+    }
+
+    /// Opens it again.
+    pub(crate) async fn unseal(&self) {
+        let key = serde_json::json!({ "key": self.var("BAO_UNSEAL_KEY") });
+        let (status, answer) = self.bao("PUT", "sys/unseal", Some(key)).await;
+        assert_eq!(status, 200, "{answer}");
     }
 
     /// A variable of the sandbox's `env` file.

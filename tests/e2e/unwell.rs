@@ -1,0 +1,227 @@
+//! When OpenBAO is unwell: sealed, stopped, or unwilling to take leases back. Running sessions
+//! live on, new ones are told in time, and nothing is forgotten when it is well again.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::support::proxy::{Proxy, Settings};
+use crate::support::raw::{Raw, query};
+use crate::support::world::World;
+use crate::support::{eventually, mint};
+
+/// A pgsilo in front of a sandbox of its own, with more keys of `[openbao]`.
+async fn in_front_of(world: &World, more: &str) -> Proxy {
+    let settings = Settings {
+        openbao: format!(
+            "address = \"{}\"\ntimeout = \"1s\"\n{more}auth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"{}\" }} }}\n",
+            world.var("BAO_ADDR"),
+            world.dir().join("secret-id").display()
+        ),
+        ..Settings::default()
+    };
+    Proxy::of(world, settings).await
+}
+
+async fn unwell() -> (World, Proxy) {
+    let world = World::own().await;
+    let proxy = in_front_of(&world, "").await;
+    (world, proxy)
+}
+
+async fn session(world: &World, proxy: &Proxy) -> Raw {
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.log_in(&mint::token_of(world, "acme"), "acme").await;
+    client
+}
+
+/// A new session is told no by OpenBAO's state, within its time-out and a little.
+async fn refused(proxy: &Proxy, world: &World) {
+    let began = Instant::now();
+    let error = proxy.connect(&mint::token_of(world, "acme"), "acme").await.expect_err("refused");
+    assert_eq!(error.code().map(|code| code.code()), Some("57P03"), "{error:?}");
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+}
+
+async fn served_again(proxy: &Proxy, world: &World) {
+    let token = mint::token_of(world, "acme");
+    eventually("sessions to be served again", async || proxy.connect(&token, "acme").await.ok())
+        .await;
+}
+
+async fn leased_roles(world: &World) -> i64 {
+    let superuser = world.superuser("postgres").await;
+    let query = "SELECT count(*) FROM pg_roles WHERE rolname ~ '^tenant-.*-[A-Za-z0-9]{20}$'";
+    superuser.query_one(query, &[]).await.expect("asked").get(0)
+}
+
+#[tokio::test]
+async fn a_sealed_or_stopped_openbao_refuses_new_sessions_at_once_and_keeps_the_old() {
+    let (world, proxy) = unwell().await;
+    let mut client = session(&world, &proxy).await;
+
+    world.seal().await;
+    refused(&proxy, &world).await;
+    assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+    world.unseal().await;
+    served_again(&proxy, &world).await;
+
+    // Stopped: it takes connections and answers nothing.
+    world.signal_bao(Signal::STOP);
+    refused(&proxy, &world).await;
+    assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+    // A session that ends meanwhile is revoked afterwards.
+    let role = client.ask("SELECT session_user::text").await;
+    drop(client);
+    proxy.event("ended", |event| event["role"] == role.as_str()).await;
+    world.signal_bao(Signal::CONT);
+    let continued = Instant::now();
+    served_again(&proxy, &world).await;
+    assert!(continued.elapsed() < Duration::from_secs(2), "{:?}", continued.elapsed());
+    let superuser = world.superuser("postgres").await;
+    eventually("the lease to be revoked", async || {
+        let query = "SELECT 1 FROM pg_roles WHERE rolname = $1";
+        superuser.query_opt(query, &[&role]).await.expect("asked").is_none().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_query_goes_on_while_openbao_is_stopped() {
+    let (world, proxy) = unwell().await;
+    let mut client = session(&world, &proxy).await;
+    world.signal_bao(Signal::STOP);
+    client.send(&query("SELECT pg_sleep(2), 'done'")).await;
+    let messages = client.until(b'Z').await;
+    assert!(messages.iter().all(|message| message.tag != b'E'), "{messages:?}");
+    world.signal_bao(Signal::CONT);
+}
+
+/// Half of the period of pgsilo's own token, in which that would have been renewed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn openbao_stopped_for_half_a_minute_under_load_costs_no_session_and_hangs_nothing() {
+    let (world, proxy) = unwell().await;
+    let token = mint::token_of(&world, "acme");
+    let (over, _) = watch::channel(false);
+    let mut busy = Vec::new();
+    for _ in 0..40 {
+        let client = proxy.connect(&token, "acme").await.expect("connected");
+        let over = over.subscribe();
+        busy.push(tokio::spawn(async move {
+            let mut served = 0;
+            while !*over.borrow() {
+                client.simple_query("SELECT 1").await.expect("no session is lost");
+                served += 1;
+            }
+            served
+        }));
+    }
+    world.signal_bao(Signal::STOP);
+    let stopped = Instant::now();
+    let mut newcomers = 0;
+    while stopped.elapsed() < Duration::from_secs(30) {
+        // More than may ask at once for one role: some wait in line, and are told in time too.
+        join_all((0..12).map(|_| refused(&proxy, &world))).await;
+        newcomers += 12;
+    }
+    world.signal_bao(Signal::CONT);
+    let continued = Instant::now();
+    served_again(&proxy, &world).await;
+    assert!(continued.elapsed() < Duration::from_secs(2), "{:?}", continued.elapsed());
+    assert!(proxy.metric("pgsilo_openbao_renew_failures_total").await >= 1.0, "it fell due");
+
+    over.send_replace(true);
+    for session in busy {
+        assert!(session.await.expect("no session is lost") > 0);
+    }
+    for event in proxy.events("refused") {
+        assert_eq!(event["reason"], "lease_unavailable", "{event}");
+    }
+    assert!(proxy.events("refused").len() >= newcomers);
+    // Credentials that were still asked for by nobody who waits are gone as well.
+    eventually("no role to be left", async || (leased_roles(&world).await == 0).then_some(()))
+        .await;
+    assert_eq!(proxy.metric("pgsilo_revocations_pending").await, 0.0);
+    for event in proxy.events("ended") {
+        assert_eq!(event["ending"], "client_left", "{event}");
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_that_fails_and_then_works_leaves_events_with_the_whole_trail() {
+    let world = World::own().await;
+    let (_status, role) = world.bao("GET", "database/roles/tenant-acme-rw", None).await;
+    let mut role = role["data"].clone();
+    role["default_ttl"] = "12s".into();
+    let (status, _) = world.bao("POST", "database/roles/tenant-acme-rw", Some(role)).await;
+    assert_eq!(status, 204);
+    let proxy = in_front_of(&world, "").await;
+    let mut client = session(&world, &proxy).await;
+
+    world.seal().await;
+    let failed = proxy.event("renewal_failed", |_| true).await;
+    world.unseal().await;
+    let renewed = proxy.event("renewed_again", |_| true).await;
+    let started = proxy.event("started", |_| true).await;
+    for event in [&failed, &renewed] {
+        for field in ["session", "address", "user", "subject", "token_id", "tenant", "role"] {
+            assert!(event[field].is_string() && event[field] == started[field], "{field}: {event}");
+        }
+    }
+    assert!(failed["cause"].as_str().expect("a cause").contains("503"), "{failed}");
+    assert_eq!(failed["is_final"], false);
+    assert!(renewed["remaining_seconds"].as_u64() > failed["remaining_seconds"].as_u64());
+    assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+}
+
+/// A policy that lets pgsilo lease and not give back would leave a role for each session, until
+/// the database has too many: it is noticed after a few.
+#[tokio::test]
+async fn when_leases_cannot_be_given_back_no_more_are_asked_for() {
+    let world = World::own().await;
+    let (_status, whole) = world.bao("GET", "sys/policies/acl/pgsilo", None).await;
+    let whole = whole["data"]["policy"].as_str().expect("a policy").to_owned();
+    let without = whole.replace("sys/leases/revoke", "sys/leases/revoke-not");
+    assert_ne!(without, whole);
+    let allow = async |policy: &str| {
+        let body = Some(json!({ "policy": policy }));
+        assert_eq!(world.bao("POST", "sys/policies/acl/pgsilo", body).await.0, 204);
+    };
+    allow(&without).await;
+    let proxy = in_front_of(&world, "max_pending_revocations = 3\n").await;
+    for ended in 1..=3 {
+        drop(session(&world, &proxy).await);
+        proxy.metric_reaches("pgsilo_revocations_pending", f64::from(ended)).await;
+    }
+    refused(&proxy, &world).await;
+    let event = proxy.event("refused", |_| true).await;
+    assert_eq!(event["reason"], "lease_unavailable");
+    assert_eq!(event["cause"], "OpenBAO: 3 leases wait to be revoked, no more are asked for");
+    assert_eq!(leased_roles(&world).await, 3);
+
+    allow(&whole).await;
+    proxy.metric_reaches("pgsilo_revocations_pending", 0.0).await;
+    eventually("the roles to be gone", async || (leased_roles(&world).await == 0).then_some(()))
+        .await;
+    session(&world, &proxy).await;
+}
+
+/// An operator who tidies up by hand must not leave leases that can never be revoked.
+#[tokio::test]
+async fn a_role_that_was_dropped_by_hand_leaves_no_lease_behind() {
+    let world = World::own().await;
+    let proxy = in_front_of(&world, "").await;
+    let mut client = session(&world, &proxy).await;
+    let role = client.ask("SELECT session_user::text").await;
+    let superuser = world.superuser("tenant_acme").await;
+    superuser.batch_execute(&format!("DROP ROLE \"{role}\"")).await.expect("dropped");
+    assert_eq!(world.leases("tenant-acme-rw").await.len(), 1);
+    drop(client);
+    eventually("the lease to be gone", async || {
+        world.leases("tenant-acme-rw").await.is_empty().then_some(())
+    })
+    .await;
+}
