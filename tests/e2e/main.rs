@@ -21,6 +21,7 @@ mod leases;
 mod limits;
 mod openbao;
 mod opening;
+mod orphans;
 mod outside;
 mod refusals;
 mod relay;

@@ -5,10 +5,12 @@
 //! never part of it. Loopback or private addresses only make sense without an HTTP proxy, so
 //! the environment's is not used.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use reqwest::Method;
+use anyhow::{Context, Result, ensure};
+use reqwest::header::HeaderMap;
+use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
 use crate::secret::Secret;
@@ -24,11 +26,31 @@ pub(crate) struct Bao {
 impl Bao {
     /// Nobody yet, at `address` (`http://127.0.0.1:8200`).
     pub(crate) fn at(address: &str) -> Result<Self> {
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(30))
-            .build()
-            .context("an HTTP client")?;
+        Self::trusting(address, None, None)
+    }
+
+    /// Nobody yet, at `address`, whose certificate must chain to one of `ca` (PEM; `None`: the
+    /// system's), in a namespace.
+    pub(crate) fn trusting(
+        address: &str,
+        ca: Option<&[u8]>,
+        namespace: Option<&str>,
+    ) -> Result<Self> {
+        ensure!(
+            is_private(address),
+            "{address:?} would show credentials to the network: use https, or http on loopback"
+        );
+        let mut builder = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30));
+        if let Some(pem) = ca {
+            let roots = reqwest::Certificate::from_pem_bundle(pem);
+            builder = builder.tls_certs_only(roots.context("OpenBAO's authorities")?);
+        }
+        if let Some(namespace) = namespace {
+            let mut headers = HeaderMap::new();
+            headers.insert("X-Vault-Namespace", namespace.parse().context("the namespace")?);
+            builder = builder.default_headers(headers);
+        }
+        let http = builder.build().context("an HTTP client")?;
         Ok(Self { http, address: address.trim_end_matches('/').to_owned(), token: None })
     }
 
@@ -45,6 +67,27 @@ impl Bao {
         self.call(Method::POST, path, Some(body)).await
     }
 
+    /// The keys below a path; none when OpenBAO knows none.
+    pub(crate) async fn list(&self, path: &str) -> Result<Vec<String>> {
+        let (status, answer) = self.ask(Method::GET, &format!("{path}?list=true"), None).await?;
+        if status == StatusCode::NOT_FOUND {
+            return Ok(Vec::new());
+        }
+        let answer = believed(&Method::GET, path, status, answer)?;
+        let keys = answer.pointer("/data/keys").and_then(Value::as_array);
+        let keys = keys.with_context(|| format!("OpenBAO's answer to {path} has no keys"))?;
+        Ok(keys.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect())
+    }
+
+    /// As [`Bao::write`], but `None` where OpenBAO says 400: it knows no such thing.
+    pub(crate) async fn write_if_known(&self, path: &str, body: Value) -> Result<Option<Value>> {
+        let (status, answer) = self.ask(Method::POST, path, Some(body)).await?;
+        if status == StatusCode::BAD_REQUEST {
+            return Ok(None);
+        }
+        believed(&Method::POST, path, status, answer).map(Some)
+    }
+
     /// The HTTP status of `sys/health`, whatever it says; an error when nobody answers.
     pub(crate) async fn health(&self) -> Result<u16> {
         let answer = self.http.get(format!("{}/v1/sys/health", self.address)).send().await?;
@@ -52,6 +95,16 @@ impl Bao {
     }
 
     async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
+        let (status, answer) = self.ask(method.clone(), path, body).await?;
+        believed(&method, path, status, answer)
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<(StatusCode, Value)> {
         let mut request = self.http.request(method.clone(), format!("{}/v1/{path}", self.address));
         if let Some(token) = &self.token {
             request = request.header("X-Vault-Token", token.expose());
@@ -62,12 +115,22 @@ impl Bao {
         let answer = request.send().await.with_context(|| format!("OpenBAO: {method} {path}"))?;
         let status = answer.status();
         let text = answer.text().await.with_context(|| format!("OpenBAO: {method} {path}"))?;
-        let value: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
-        if !status.is_success() {
-            bail!("OpenBAO: {method} {path}: {status}: {}", reasons(&value));
-        }
-        Ok(value)
+        Ok((status, serde_json::from_str(&text).unwrap_or(Value::Null)))
     }
+}
+
+/// Whether nobody on a network reads what is said there.
+fn is_private(address: &str) -> bool {
+    let Ok(url) = reqwest::Url::parse(address) else { return false };
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let loopback = host.parse::<IpAddr>().map_or(host == "localhost", |ip| ip.is_loopback());
+    url.scheme() == "https" || (url.scheme() == "http" && loopback)
+}
+
+/// An answer, if it is a good one.
+fn believed(method: &Method, path: &str, status: StatusCode, answer: Value) -> Result<Value> {
+    ensure!(status.is_success(), "OpenBAO: {method} {path}: {status}: {}", reasons(&answer));
+    Ok(answer)
 }
 
 /// OpenBAO's `errors`, on one line.
@@ -87,4 +150,22 @@ pub(crate) fn text<'a>(answer: &'a Value, pointer: &str) -> Result<&'a str> {
         .pointer(pointer)
         .and_then(Value::as_str)
         .with_context(|| format!("OpenBAO's answer has no {pointer}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_never_sent_over_a_network_in_clear() {
+        for good in
+            ["https://bao.example", "http://127.0.0.1:8200", "http://[::1]:1", "http://localhost"]
+        {
+            assert!(Bao::at(good).is_ok(), "{good}");
+        }
+        for bad in ["http://bao.example", "http://127.0.0.1.example", "ftp://127.0.0.1", "bao", ""]
+        {
+            assert!(Bao::at(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -182,7 +182,7 @@ fn lease_statements(tenant: &TenantId, connection: &str, works_as: &str) -> Valu
 /// took the leased role's own name on could have made things as it, and others that depend on
 /// them: they go too, or it could not be dropped. Who holds a lock on them does not hold OpenBAO
 /// up: it tries again.
-fn revocation() -> String {
+pub(crate) fn revocation() -> String {
     let role = "{{name}}";
     format!(
         "DO $$ BEGIN \

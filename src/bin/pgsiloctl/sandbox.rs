@@ -28,7 +28,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use crate::say;
+use crate::{duration, say};
 use issuer::{Issuer, Wish};
 
 /// Run a whole pgsilo on this machine: PostgreSQL, OpenBAO, two tenants, tokens, the proxy.
@@ -118,7 +118,7 @@ struct Token {
     #[arg(long, value_enum)]
     access: Option<Access>,
     /// How long it is valid: 90s, 15m, 2h, 1d.
-    #[arg(long, default_value = "15m", value_parser = issuer::parse_ttl)]
+    #[arg(long, default_value = "15m", value_parser = duration::parse)]
     ttl: Duration,
     /// A token that ended an hour ago.
     #[arg(long)]

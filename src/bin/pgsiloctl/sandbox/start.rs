@@ -252,6 +252,7 @@ impl Raised {
         }
         env.set("METRICS_URL", format!("http://{}/metrics", self.proxy.admin));
         env.set("PGSILO_CONFIG", path(&self.dir.join("pgsilo.toml")));
+        env.set("PGSILO_REGISTRY", path(&self.dir.join("tenants.toml")));
         env.set("PGSILO_SANDBOX_DIR", path(&self.dir));
         env.set("PGSILO_SANDBOX_PID", std::process::id().to_string());
         let proxy_pid = self.proxy.process.as_ref().map(|process| process.pid().to_string());

@@ -1,0 +1,292 @@
+//! `pgsiloctl leases audit`: it finds what pgsilo and OpenBAO lost, takes back just that, and
+//! leaves running sessions alone. It works with the provisioner's rights, as an operator would.
+
+use std::process::Output;
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::support::driver::output;
+use crate::support::proxy::{Proxy, Settings};
+use crate::support::raw::Raw;
+use crate::support::world::World;
+use crate::support::{eventually, mint};
+
+async fn world_and_proxy() -> (World, Proxy) {
+    let world = World::own().await;
+    let openbao = format!(
+        "address = \"{}\"\nauth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"{}\" }} }}\n",
+        world.var("BAO_ADDR"),
+        world.dir().join("secret-id").display()
+    );
+    let proxy = Proxy::of(&world, Settings { openbao, ..Settings::default() }).await;
+    (world, proxy)
+}
+
+fn command(world: &World, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pgsiloctl"));
+    command.args(["leases", "audit", "--settle", "1s"]).args(arguments);
+    for name in ["PGSILO_REGISTRY", "PROVISIONER_DSN", "PROVISIONER_BAO_TOKEN", "BAO_ADDR"] {
+        command.env(name, world.var(name));
+    }
+    command
+}
+
+/// Its exit code and findings.
+async fn audit(world: &World, arguments: &[&str]) -> (i32, Vec<Value>) {
+    let output = output(command(world, arguments).arg("--json")).await;
+    let findings: Vec<Value> = text(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a JSON object a line"))
+        .collect();
+    let said = text(&output.stderr);
+    assert!(said.contains(&format!("{} finding", findings.len())), "{said}");
+    (code(&output), findings)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().expect("it was not killed")
+}
+
+async fn session(world: &World, proxy: &Proxy) -> (Raw, String) {
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.log_in(&mint::token_of(world, "acme"), "acme").await;
+    let role = client.ask("SELECT session_user::text").await;
+    (client, role)
+}
+
+/// A credential that nobody uses, as an operator leases one by hand: its role and its lease.
+async fn lease_by_hand(world: &World) -> (String, String) {
+    let (status, answer) = world.bao("GET", "database/creds/tenant-acme-rw", None).await;
+    assert_eq!(status, 200);
+    let text = |pointer| answer.pointer(pointer).and_then(Value::as_str).expect("text").to_owned();
+    (text("/data/username"), text("/lease_id"))
+}
+
+async fn roles(world: &World) -> Vec<String> {
+    let superuser = world.superuser("postgres").await;
+    let query = "SELECT rolname::text FROM pg_roles WHERE rolname ~ '^tenant-.*-[A-Za-z0-9]{20}$'";
+    let rows = superuser.query(query, &[]).await.expect("asked");
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+#[tokio::test]
+async fn where_all_is_as_it_should_be_an_audit_finds_nothing() {
+    let (world, proxy) = world_and_proxy().await;
+    assert_eq!(audit(&world, &[]).await, (0, vec![]));
+    let mut sessions = Vec::new();
+    for _ in 0..12 {
+        sessions.push(session(&world, &proxy).await);
+    }
+    assert_eq!(audit(&world, &["--fix"]).await, (0, vec![]));
+    for (client, _role) in &mut sessions {
+        assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+    }
+}
+
+/// Makes OpenBAO forget leases and leave their roles, as one restored from a backup does.
+async fn forget_leases(world: &World) {
+    let role = "database/roles/tenant-acme-rw";
+    let (_status, answer) = world.bao("GET", role, None).await;
+    let statements = answer["data"]["revocation_statements"].clone();
+    let revoke_with = async |statements: Value| {
+        let mut changed = answer["data"].clone();
+        changed["revocation_statements"] = statements;
+        assert_eq!(world.bao("POST", role, Some(changed)).await.0, 204);
+    };
+    revoke_with(json!(["SELECT 1"])).await;
+    let all = "sys/leases/revoke-prefix/database/creds/tenant-acme-rw";
+    assert_eq!(world.bao("PUT", all, Some(json!({ "sync": true }))).await.0, 204);
+    revoke_with(statements).await;
+}
+
+#[tokio::test]
+async fn a_role_that_no_lease_explains_is_dropped_with_its_sessions_and_nothing_else() {
+    let (world, proxy) = world_and_proxy().await;
+    let (mut lost, role) = session(&world, &proxy).await;
+    lost.ask("CREATE TABLE kept AS SELECT 7 AS n; SELECT 'made'").await;
+    forget_leases(&world).await;
+    assert_eq!(lost.ask("SELECT 'alive'").await, "alive", "nothing has ended it");
+    // One of the same moment whose lease is in force.
+    let (mut kept, _) = session(&world, &proxy).await;
+
+    let (code, findings) = audit(&world, &["--tenant", "globex"]).await;
+    assert_eq!((code, findings), (0, vec![]), "another tenant's");
+    // Which of two in use has no lease cannot be told by their ends, so nothing is touched.
+    let (code, findings) = audit(&world, &["--fix"]).await;
+    assert_eq!(code, 3, "{findings:?}");
+    assert_eq!(
+        (&findings[0]["finding"], &findings[0]["unexplained"]),
+        (&json!("doubtful"), &json!(1))
+    );
+    assert_eq!(kept.ask("SELECT 'alive'").await, "alive");
+    let pid: u32 = kept.ask("SELECT pg_backend_pid()::text").await.parse().expect("a pid");
+    drop(kept);
+    proxy.event("ended", |event| event["backend_pid"] == pid).await;
+    eventually("its role to be gone", async || (roles(&world).await.len() == 1).then_some(()))
+        .await;
+
+    let (code, findings) = audit(&world, &["--fix"]).await;
+    let expected = json!({
+        "tenant": "acme", "finding": "orphan_role", "role": role, "sessions": 1,
+        "outcome": "mended",
+    });
+    assert_eq!((code, findings), (0, vec![expected]));
+    assert_eq!(lost.fatal().await.sqlstate(), "57P01");
+    assert_eq!(roles(&world).await, Vec::<String>::new());
+    let owner = "SELECT tableowner::text FROM pg_tables WHERE tablename = 'kept'";
+    let (mut after, _) = session(&world, &proxy).await;
+    assert_eq!(after.ask(owner).await, "tenant_acme_app");
+    // The provisioner is nobody's member afterwards.
+    let superuser = world.superuser("postgres").await;
+    let member = "SELECT count(*) FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member
+        WHERE r.rolname = 'pgsilo_provisioner' AND (m.set_option OR m.inherit_option)";
+    assert_eq!(superuser.query_one(member, &[]).await.expect("asked").get::<_, i64>(0), 0);
+}
+
+#[tokio::test]
+async fn a_lease_that_no_session_uses_is_found_and_revoked_with_its_role() {
+    let (world, _proxy) = world_and_proxy().await;
+    let (role, lease) = lease_by_hand(&world).await;
+    let (code, findings) = audit(&world, &[]).await;
+    assert_eq!(code, 3);
+    let expected = json!({
+        "tenant": "acme", "finding": "idle_role", "role": role, "leases": [lease], "exact": true,
+        "outcome": "left",
+    });
+    assert_eq!(findings, [expected]);
+    assert_eq!(roles(&world).await, [role], "an audit alone changes nothing");
+
+    let (code, findings) = audit(&world, &["--fix"]).await;
+    assert_eq!((code, &findings[0]["outcome"]), (0, &json!("mended")));
+    assert_eq!(roles(&world).await, Vec::<String>::new());
+    assert_eq!(world.leases("tenant-acme-rw").await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_unused_role_among_sessions_of_the_same_moment_goes_and_they_stay() {
+    let (world, proxy) = world_and_proxy().await;
+    let mut sessions = vec![session(&world, &proxy).await];
+    let (unused, _lease) = lease_by_hand(&world).await;
+    sessions.push(session(&world, &proxy).await);
+
+    let (code, findings) = audit(&world, &["--fix"]).await;
+    assert_eq!(code, 0, "{findings:?}");
+    assert_eq!((&findings[0]["role"], &findings[0]["exact"]), (&json!(unused), &json!(false)));
+    let mut left = roles(&world).await;
+    let mut used: Vec<_> = sessions.iter().map(|(_, role)| role.clone()).collect();
+    left.sort();
+    used.sort();
+    assert_eq!(left, used);
+    for (client, _role) in &mut sessions {
+        assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+    }
+    // Its lease is one of three: it is told, and not guessed.
+    let (code, findings) = audit(&world, &["--fix"]).await;
+    assert_eq!((code, &findings[0]["finding"]), (3, &json!("surplus")));
+    drop(sessions);
+    eventually("the sessions' leases to be gone", async || {
+        (world.leases("tenant-acme-rw").await.len() == 1).then_some(())
+    })
+    .await;
+    let (code, findings) = audit(&world, &["--fix"]).await;
+    assert_eq!((code, &findings[0]["finding"]), (0, &json!("roleless_lease")));
+    assert_eq!(world.leases("tenant-acme-rw").await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_cannot_be_looked_at_is_said_and_the_rest_is_looked_at() {
+    let (world, _proxy) = world_and_proxy().await;
+    lease_by_hand(&world).await;
+    // globex, the other one, is nowhere.
+    let registry = std::fs::read_to_string(world.var("PGSILO_REGISTRY")).expect("read");
+    let (acme, globex) = registry.split_once("id = \"globex\"").expect("both tenants");
+    let port = format!("port = {}", world.var("PG_PORT"));
+    let globex = globex.replace(&port, "port = 1");
+    let broken = world.dir().join("broken.toml");
+    std::fs::write(&broken, format!("{acme}id = \"globex\"{globex}")).expect("written");
+    let registry = broken.to_str().expect("UTF-8");
+    let outcome = output(&mut command(&world, &["--registry", registry])).await;
+    let (said, progress) = (text(&outcome.stdout), text(&outcome.stderr));
+    assert_eq!(code(&outcome), 1);
+    assert!(said.starts_with("acme  idle_role  tenant-acme-rw-"), "{said}");
+    assert!(
+        progress.contains("tenant globex: logging in to 127.0.0.1:1/tenant_globex"),
+        "{progress}"
+    );
+
+    // Each mistake has its line, and none shows a secret.
+    let password = world.var("PROVISIONER_DSN").split([':', '@']).nth(2).expect("a password");
+    let wrong: [(&[&str], &str); 5] = [
+        (&["--tenant", "nobody"], "no tenant \"nobody\""),
+        (&["--registry", "/nonexistent"], "/nonexistent"),
+        (&["--bao", "http://bao.example"], "use https"),
+        (&["--provisioner", "postgresql://pgsilo_provisioner@h"], "no password"),
+        (&["--bao-token-file", "/nonexistent"], "/nonexistent"),
+    ];
+    for (arguments, expected) in wrong {
+        let outcome = output(&mut command(&world, arguments)).await;
+        let progress = text(&outcome.stderr);
+        assert_eq!(code(&outcome), 1, "{arguments:?}");
+        assert!(progress.contains(expected), "{arguments:?}: {progress}");
+        assert!(!progress.contains(password), "{progress}");
+    }
+    let mut stranger = command(&world, &[]);
+    let outcome = output(stranger.env("PROVISIONER_BAO_TOKEN", "s.wrong")).await;
+    assert_eq!(code(&outcome), 1);
+    assert!(text(&outcome.stderr).contains("403"), "{}", text(&outcome.stderr));
+    assert!(!text(&outcome.stderr).contains("s.wrong"));
+}
+
+/// Roles and leases are told to belong together by VALID UNTIL. Without it all would be accused.
+#[tokio::test]
+async fn a_role_whose_statements_do_not_tell_its_end_is_not_judged() {
+    let (world, proxy) = world_and_proxy().await;
+    let (_status, answer) = world.bao("GET", "database/roles/tenant-acme-ro", None).await;
+    let mut changed = answer["data"].clone();
+    changed["renew_statements"] = json!(["SELECT 1"]);
+    world.bao("POST", "database/roles/tenant-acme-ro", Some(changed)).await;
+    let (mut client, _role) = session(&world, &proxy).await;
+    let outcome = output(&mut command(&world, &["--fix"])).await;
+    assert_eq!(code(&outcome), 1);
+    let said = text(&outcome.stderr);
+    assert!(said.contains("role tenant-acme-ro of OpenBAO cannot be audited"), "{said}");
+    assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+}
+
+#[tokio::test]
+async fn the_provisioner_may_take_tenants_leases_back_and_read_no_credential() {
+    let world = World::own().await;
+    let (_role, lease) = lease_by_hand(&world).await;
+    let ask = async |method: &str, path: &str, body: Option<Value>| {
+        let url = format!("{}/v1/{path}", world.var("BAO_ADDR"));
+        let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
+        let token = world.var("PROVISIONER_BAO_TOKEN");
+        let mut request =
+            reqwest::Client::new().request(method, url).header("X-Vault-Token", token);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        request.send().await.expect("answered").status().as_u16()
+    };
+    for (method, path, body) in [
+        ("GET", "database/creds/tenant-acme-rw", None),
+        ("PUT", "sys/leases/lookup", Some(json!({ "lease_id": "auth/approle/login/x" }))),
+        ("LIST", "sys/leases/lookup/auth/approle/login", None),
+        ("PUT", "sys/leases/revoke", Some(json!({ "lease_id": lease }))),
+        ("PUT", "sys/leases/revoke-prefix/database/creds/tenant-acme-rw", Some(json!({}))),
+        ("PUT", "sys/leases/revoke-force/database/creds/tenant-acme-rw", Some(json!({}))),
+        ("PUT", "sys/leases/revoke/auth/approle/login/x", Some(json!({}))),
+        ("LIST", "auth/token/accessors", None),
+    ] {
+        assert_eq!(ask(method, path, body).await, 403, "{method} {path}");
+    }
+    let lookup = Some(json!({ "lease_id": lease }));
+    assert_eq!(ask("PUT", "sys/leases/lookup", lookup).await, 200);
+    let revoke = format!("sys/leases/revoke/{lease}");
+    assert_eq!(ask("PUT", &revoke, Some(json!({ "sync": true }))).await, 204);
+}
