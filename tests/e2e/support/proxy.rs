@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::world::{World, world};
-use super::{PATIENCE, eventually, mint};
+use super::{PATIENCE, eventually};
 
 /// What a test wants of its pgsilo; the rest is as in the sandbox.
 #[derive(Debug, Clone)]
@@ -295,7 +295,7 @@ fn holds_token(text: &str) -> bool {
 
 #[test]
 fn a_token_in_a_log_is_noticed() {
-    assert!(holds_token(&format!("{{\"cause\":\"{}\"}}", mint::token("acme"))));
+    assert!(holds_token(&format!("{{\"cause\":\"{}\"}}", super::mint::token("acme"))));
     assert!(holds_token("eyJhbGciOiJub25lIn0."));
     assert!(!holds_token("{\"role\":\"tenant-acme-rw-eyJ4TNgtlvIZKMY0aB1\",\"x\":0.5}"));
 }

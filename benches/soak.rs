@@ -1,0 +1,207 @@
+//! `make soak`: many short sessions through one pgsilo, and what is left of them: no role, no
+//! lease, no descriptor, no memory.
+//!
+//! As an hour of a busy application goes: most clients work and say goodbye, some vanish in the
+//! middle of a query or of their login, some show a wrong token. It prints a table, writes it into
+//! `benches/runs/`, and fails where something is left. Nothing in it is timed to pass.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a run fails by panicking and prints what it measured, and so does what it shares with the tests"
+)]
+#![expect(clippy::needless_pass_by_value, reason = "`json!` makes values")]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use support::proxy::Proxy;
+use support::raw::{Raw, query, startup};
+use support::world::world;
+use support::{eventually, mint};
+use time::OffsetDateTime;
+
+#[path = "../tests/e2e"]
+mod e2e {
+    #[expect(dead_code, reason = "made for tests/e2e; the soak uses a part of it")]
+    pub(crate) mod support;
+}
+
+use e2e::support;
+
+/// Samples in a run.
+const SAMPLES: usize = 10;
+/// How much a process may have grown since the first sample: an allocator's slack.
+const SLACK_KIB: usize = 4096;
+
+/// Connections to OpenBAO are kept for the next request: as many as were needed at once.
+const KEPT: usize = 16;
+
+/// What a process holds at one moment.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    resident_kib: usize,
+    descriptors: usize,
+}
+
+fn main() {
+    let number = |name: &str, usual| {
+        std::env::var(name).map_or(usual, |text| text.parse().expect("a number"))
+    };
+    let (sessions, at_once) = (number("SESSIONS", 10_000), number("AT_ONCE", 50));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let report = runtime.block_on(soak(sessions, at_once));
+    println!("{report}");
+    let date = OffsetDateTime::now_utc().date();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("benches/runs/{date}-soak.txt"));
+    fs::write(&file, report).expect("written");
+}
+
+async fn soak(sessions: usize, at_once: usize) -> String {
+    let proxy = Arc::new(Proxy::start().await);
+    let mut report = format!(
+        "{sessions} short sessions, {at_once} at once; {} cores\n\n\
+         sessions  seconds  resident KiB  descriptors\n",
+        std::thread::available_parallelism().map_or(0, usize::from)
+    );
+    // One of each kind first: what is made once is not growth.
+    for kind in 0..20 {
+        one(&proxy, kind).await;
+    }
+    let began = Instant::now();
+    let mut samples = Vec::new();
+    for sample in 0..=SAMPLES {
+        if sample > 0 {
+            many(&proxy, sessions / SAMPLES, at_once).await;
+        }
+        settle(&proxy).await;
+        let held = held(proxy.pid());
+        let (done, took) = (sessions / SAMPLES * sample, began.elapsed().as_secs_f64());
+        let Held { resident_kib, descriptors } = held;
+        let _ = writeln!(report, "{done:8}  {took:7.1}  {resident_kib:12}  {descriptors:11}");
+        eprintln!("{done} sessions, {took:.1} s, {resident_kib} KiB, {descriptors} descriptors");
+        samples.push(held);
+    }
+    let _ = writeln!(report, "\n{}", left(&proxy).await);
+    let (first, last) = (samples[1], samples[SAMPLES]);
+    assert!(
+        last.resident_kib <= first.resident_kib + SLACK_KIB,
+        "it grew from {} to {} KiB:\n{report}",
+        first.resident_kib,
+        last.resident_kib
+    );
+    assert!(last.descriptors <= first.descriptors + KEPT, "descriptors are left:\n{report}");
+    report
+}
+
+async fn many(proxy: &Arc<Proxy>, sessions: usize, at_once: usize) {
+    let next = Arc::new(AtomicUsize::new(0));
+    let workers: Vec<_> = (0..at_once)
+        .map(|_| {
+            let (proxy, next) = (Arc::clone(proxy), Arc::clone(&next));
+            tokio::spawn(async move {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= sessions {
+                        return;
+                    }
+                    one(&proxy, number).await;
+                }
+            })
+        })
+        .collect();
+    for worker in workers {
+        worker.await.expect("no session went wrong");
+    }
+}
+
+/// One client. Of twenty, seventeen behave.
+async fn one(proxy: &Proxy, number: usize) {
+    let tenant = if number.is_multiple_of(3) { "acme" } else { "globex" };
+    match number % 20 {
+        17 => {
+            let error = proxy.connect("no token", tenant).await.expect_err("refused");
+            assert_eq!(error.code().map(|code| code.code()), Some("28P01"));
+        }
+        18 => {
+            let mut client = Raw::unix(&proxy.socket()).await;
+            client.log_in(&mint::token(tenant), tenant).await;
+            client.send(&query("SELECT repeat('x', 1000) FROM generate_series(1, 1000000)")).await;
+            // The database has begun to answer; the client is gone.
+            assert_eq!(client.message().await.tag, b'T');
+        }
+        19 => {
+            let mut client = Raw::unix(&proxy.socket()).await;
+            client.send(&startup(&[("user", "app"), ("database", tenant)])).await;
+            client.send_password(&mint::token(tenant)).await;
+        }
+        _ => {
+            let client = proxy.connect(&mint::token(tenant), tenant).await.expect("served");
+            let sql = "BEGIN; SELECT count(*) FROM customers; COMMIT";
+            client.simple_query(sql).await.expect("answered");
+        }
+    }
+}
+
+/// Waits until nothing is under way any more.
+async fn settle(proxy: &Proxy) {
+    for gauge in
+        ["pgsilo_handshakes_active", "pgsilo_sessions_active", "pgsilo_revocations_pending"]
+    {
+        proxy.metric_reaches(gauge, 0.0).await;
+    }
+    eventually("every lease to be given back", async || {
+        let leases = proxy.metric("pgsilo_leases_total").await;
+        (proxy.metric("pgsilo_revocations_total").await == leases).then_some(())
+    })
+    .await;
+}
+
+fn held(pid: u32) -> Held {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let resident = resident.and_then(|text| text.split_whitespace().next()).expect("VmRSS");
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors").count();
+    Held { resident_kib: resident.parse().expect("KiB"), descriptors }
+}
+
+/// What OpenBAO and PostgreSQL still have, once they had time to finish: nothing.
+async fn left(proxy: &Proxy) -> String {
+    let superuser = world().superuser("postgres").await;
+    eventually("no role to be left", async || {
+        let query = "SELECT count(*) FROM pg_roles WHERE rolname ~ '^tenant-.*-[A-Za-z0-9]{20}$'";
+        let left: i64 = superuser.query_one(query, &[]).await.expect("asked").get(0);
+        (left == 0).then_some(())
+    })
+    .await;
+    for role in ["tenant-acme-rw", "tenant-globex-rw"] {
+        eventually("no lease to be left", async || {
+            world().leases(role).await.is_empty().then_some(())
+        })
+        .await;
+    }
+    let mut report = "leased roles left: 0\nleases left: 0\n".to_owned();
+    for metric in [
+        "pgsilo_connections_total",
+        "pgsilo_sessions_total",
+        "pgsilo_leases_total",
+        "pgsilo_revocations_total",
+        "pgsilo_revocation_failures_total",
+        "pgsilo_renewal_failures_total",
+        "pgsilo_abandoned_total",
+        "pgsilo_refusals_total{reason=\"token_invalid\"}",
+    ] {
+        let _ = writeln!(report, "{metric} {}", proxy.metric(metric).await);
+    }
+    report
+}
