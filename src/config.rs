@@ -12,13 +12,11 @@ mod text;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
-
-use rustls::ServerConfig;
 
 use crate::lease;
 use crate::registry::Registry;
+use crate::tls;
 use crate::token::Verifier;
 pub use crate::toml_file::FileError;
 
@@ -51,18 +49,20 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
-/// Where clients connect.
-#[derive(Debug, Clone)]
-pub enum Listener {
-    /// A TCP address.
-    Tcp {
-        /// Port 0 lets the system choose.
-        address: SocketAddr,
-        /// `None` only where the file says `plaintext = true`.
-        tls: Option<Arc<ServerConfig>>,
-        /// Whether a client that stays in clear is refused; false without TLS.
-        require_tls: bool,
-    },
+/// Where clients connect, and what is asked of them there.
+#[derive(Debug)]
+pub struct Listener {
+    /// What to bind.
+    pub place: Place,
+    /// `None`: a Unix socket, or the file says `plaintext = true`.
+    pub tls: Option<ListenerTls>,
+}
+
+/// What a listener binds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A TCP address; port 0 lets the system choose.
+    Tcp(SocketAddr),
     /// A Unix socket.
     Unix {
         /// The socket's path.
@@ -70,6 +70,15 @@ pub enum Listener {
         /// The permissions of the socket file.
         mode: u32,
     },
+}
+
+/// TLS at a listener.
+#[derive(Debug)]
+pub struct ListenerTls {
+    /// Certificate, key and protocols.
+    pub server: tls::Server,
+    /// Whether a session in clear is refused.
+    pub required: bool,
 }
 
 /// How sessions end with their authority.

@@ -19,7 +19,7 @@
 //! backend, frontend        the one dial and the login; framed reads with bounds
 //! config                   the file, and the ready-made objects it becomes
 //! token | registry | lease three parts that never import each other: they meet in stages
-//! tenant, tls, stream, ending, limits, secret, toml_file, clock, wire
+//! tenant, tls, stream, ending, limits, secret, toml_file, stamp, clock, wire
 //! ```
 //!
 //! One exception is deliberate: `backend::dial` takes a [`session::Routed`], so that nothing
@@ -42,6 +42,7 @@ mod secret;
 pub mod server;
 pub mod session;
 mod splice;
+mod stamp;
 mod stream;
 pub mod tenant;
 pub mod tls;

@@ -6,12 +6,13 @@
 
 mod core;
 mod listen;
+mod tend;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
 use self::core::Cores;
@@ -67,6 +68,8 @@ async fn run(config: &'static Config) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Handle::current();
     let proxy =
         Proxy::start(config, runtime).map_err(|error| ServeError::Start(error.to_string()))?;
+    let (hangups, hung_up) = mpsc::channel(1);
+    tokio::spawn(tend::files(proxy, hung_up));
     let tasks = TaskTracker::new();
     let cores = Arc::new(Cores::start(config.cores).map_err(failed)?);
     if let Some(admin) = admin {
@@ -88,7 +91,7 @@ async fn run(config: &'static Config) -> Result<(), ServeError> {
         "pgsilo serves"
     );
 
-    signals.serve(proxy).await;
+    signals.serve(hangups).await;
     drain(proxy, &tasks, &mut signals).await;
     for accept in accepting {
         accept.abort();
@@ -132,12 +135,13 @@ impl Signals {
         })
     }
 
-    /// Reloads the registry at each SIGHUP; returns when it is time to stop.
-    async fn serve(&mut self, proxy: &'static Proxy) {
+    /// Has files read again at each SIGHUP; returns when it is time to stop.
+    async fn serve(&mut self, hangups: mpsc::Sender<()>) {
         loop {
             tokio::select! {
                 _ = self.hangup.recv() => {
-                    tokio::spawn(reload(proxy));
+                    // One that waits already reads what this one would.
+                    let _waits_already = hangups.try_send(());
                 }
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
@@ -151,24 +155,4 @@ impl Signals {
             _ = self.interrupt.recv() => {}
         }
     }
-}
-
-/// Reads the registry again. One that is not valid changes nothing, and is said loudly.
-async fn reload(proxy: &'static Proxy) {
-    let result = tokio::task::spawn_blocking(|| proxy.registry().reload()).await;
-    let outcome = match result {
-        Ok(Ok(tenants)) => {
-            tracing::info!(tenants, "registry reloaded");
-            "ok"
-        }
-        Ok(Err(error)) => {
-            tracing::error!(%error, "the registry is not valid; the one before stays in force");
-            "error"
-        }
-        Err(error) => {
-            tracing::error!(%error, "reloading the registry failed; the one before stays in force");
-            "error"
-        }
-    };
-    metrics::counter!("pgsilo_registry_reloads_total", "result" => outcome).increment(1);
 }

@@ -32,7 +32,7 @@ pub use client::Client;
 pub use identified::Identified;
 pub use leased::Leased;
 pub use routed::Routed;
-pub use secured::{Secured, Security};
+pub use secured::Secured;
 pub use spliced::Spliced;
 pub use started::{Opened, Started};
 

@@ -8,8 +8,9 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -22,6 +23,8 @@ use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::signature_algorithm::SignatureAlgorithm;
+
+use crate::stamp::Stamp;
 
 /// What PostgreSQL 17 registered; libpq's `sslnegotiation=direct` insists on it.
 const ALPN: &[u8] = b"postgresql";
@@ -121,9 +124,70 @@ fn crypto() -> Arc<CryptoProvider> {
     PROVIDER.get_or_init(|| Arc::new(provider::default_provider())).clone()
 }
 
+/// The files that a listener's TLS is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerFiles {
+    /// PEM, leaf first.
+    pub certificate: PathBuf,
+    /// PEM.
+    pub key: PathBuf,
+}
+
+/// A listener's TLS, made anew when a file of it changes: connections that are open keep what
+/// they have, those that come get the new one.
+#[derive(Debug)]
+pub struct Server {
+    files: ServerFiles,
+    current: ArcSwap<ServerConfig>,
+    read: Mutex<Vec<Stamp>>,
+}
+
+impl Server {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// When they are not a chain and its key.
+    pub fn open(files: ServerFiles) -> Result<Server, TlsError> {
+        let read = files.stamps();
+        let current = ArcSwap::new(files.server()?);
+        Ok(Server { files, current, read: Mutex::new(read) })
+    }
+
+    /// What a connection that comes now is shown.
+    pub fn config(&self) -> Arc<ServerConfig> {
+        self.current.load_full()
+    }
+
+    /// Reads the files again if one has changed, or in any case; whether that was so. After an
+    /// error the old ones stay in force, and it is not tried again before another change. Blocks.
+    ///
+    /// # Errors
+    /// When they are not a chain and its key, as while they are being replaced one by one.
+    pub fn reload(&self, in_any_case: bool) -> Result<bool, TlsError> {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.files.stamps();
+        if *read == now && !in_any_case {
+            return Ok(false);
+        }
+        *read = now;
+        self.current.store(self.files.server()?);
+        Ok(true)
+    }
+}
+
+impl ServerFiles {
+    fn stamps(&self) -> Vec<Stamp> {
+        [&self.certificate, &self.key].map(|path| Stamp::of(path)).into()
+    }
+
+    fn server(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        server(&self.certificate, &self.key)
+    }
+}
+
 /// What a listener shows: the chain (leaf first) and its key. Offers ALPN `postgresql`
 /// and accepts clients without ALPN; asks for no client certificate.
-pub fn server(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
+fn server(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = certificates(certificate, &read(certificate)?)?;
     let secret = private_key(key)?;
     let builder = ServerConfig::builder_with_provider(crypto())

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use edits::{MISTAKES, WARNINGS};
-use pgsilo::config::{Config, Listener, LogFormat};
+use pgsilo::config::{Config, LogFormat, Place};
 use pgsilo::lease::{Auth, Authority};
 use pgsilo::registry::{Host, PlacementTls, State};
 use pgsilo::tenant::{Access, TenantId};
@@ -124,9 +124,9 @@ fn the_examples_load_and_mean_what_they_say() {
     let folder = Folder::new();
     let config = folder.load().unwrap();
     assert_eq!(config.warnings, Vec::<String>::new());
-    let [Listener::Tcp { address, tls: Some(_), require_tls: true }, Listener::Unix { path, mode }] =
-        config.listeners.as_slice()
-    else {
+    let [tcp, unix] = config.listeners.as_slice() else { panic!("{:?}", config.listeners) };
+    assert!(tcp.tls.as_ref().unwrap().required && unix.tls.is_none());
+    let (Place::Tcp(address), Place::Unix { path, mode }) = (&tcp.place, &unix.place) else {
         panic!("{:?}", config.listeners);
     };
     assert_eq!(address.to_string(), "127.0.0.1:6432");

@@ -16,6 +16,9 @@ const SECONDS: [f64; 16] = [
     5.0, 10.0,
 ];
 
+/// What may be read again while pgsilo runs, but for the registry.
+const FILES: [&str; 1] = ["certificate"];
+
 const TIDY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Installs the recorder of the process.
@@ -37,6 +40,11 @@ pub(crate) fn install() -> Result<PrometheusHandle, String> {
     for result in ["ok", "error"] {
         counter!("pgsilo_openbao_logins_total", "result" => result).absolute(0);
         counter!("pgsilo_registry_reloads_total", "result" => result).absolute(0);
+    }
+    for file in FILES {
+        for result in ["ok", "error"] {
+            counter!("pgsilo_file_reloads_total", "file" => file, "result" => result).absolute(0);
+        }
     }
     for result in ["forwarded", "unknown_key", "failed"] {
         counter!("pgsilo_cancel_requests_total", "result" => result).absolute(0);
@@ -131,4 +139,8 @@ fn describe() {
         "Time since the registry could first not be reloaded; 0 while it is fresh"
     );
     describe_counter!("pgsilo_registry_reloads_total", "Reloads of the registry, by result");
+    describe_counter!(
+        "pgsilo_file_reloads_total",
+        "Files that changed while pgsilo runs, by file and result"
+    );
 }

@@ -14,9 +14,10 @@ use zeroize::Zeroizing;
 use super::Auth;
 use super::backoff::Backoff;
 use super::login::{Login, Standing};
-use super::openbao::{BaoToken, FileStamp, OpenBao, OpenBaoError, stamp_of};
+use super::openbao::{BaoToken, OpenBao, OpenBaoError};
 use crate::clock::BootTime;
 use crate::secret::Secret;
+use crate::stamp::Stamp;
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(10);
@@ -33,7 +34,7 @@ pub(super) struct Identity {
     /// Every login that may still hold leases.
     all: Lock<Vec<Weak<Login>>>,
     /// The method's file as it was for the newest login.
-    read: Lock<Option<Stamp>>,
+    read: Lock<Option<Stamps>>,
     /// A secret id that was unwrapped: its wrapping token works once.
     unwrapped: Mutex<Option<Unwrapped>>,
 }
@@ -116,8 +117,8 @@ impl Identity {
     }
 
     /// Changes when a file changes that a login reads.
-    fn stamp(&self) -> Option<Stamp> {
-        let own = self.auth.file().map(stamp_of);
+    fn stamp(&self) -> Option<Stamps> {
+        let own = self.auth.file().map(Stamp::of);
         Some((own.unwrap_or_default(), self.openbao.certificate_stamp()))
     }
 
@@ -220,7 +221,7 @@ impl Identity {
 }
 
 /// The files of a login: the method's own, and those of the client certificate.
-type Stamp = (FileStamp, Vec<FileStamp>);
+type Stamps = (Stamp, Vec<Stamp>);
 
 /// Which login is needed.
 enum Need {

@@ -6,9 +6,9 @@
 //! once, for a standby that names the active server, and never from https to http.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use reqwest::header::LOCATION;
@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 
 use super::Settings;
 use crate::secret::Secret;
+use crate::stamp::Stamp;
 
 /// How often the client certificate is looked at under session authority.
 const LOOK: Duration = Duration::from_secs(2);
@@ -157,9 +158,9 @@ impl OpenBao {
     }
 
     /// Changes when a file of the client certificate does.
-    pub(super) fn certificate_stamp(&self) -> Vec<FileStamp> {
+    pub(super) fn certificate_stamp(&self) -> Vec<Stamp> {
         let files = self.settings.identity.iter().flat_map(|own| [&own.certificate, &own.key]);
-        files.map(|path| stamp_of(path)).collect()
+        files.map(|path| Stamp::of(path)).collect()
     }
 
     /// Under session authority nobody logs in for pgsilo itself, so its certificate is looked
@@ -344,15 +345,6 @@ impl OpenBao {
         let safe = to.scheme() == "https" || stays_local;
         (response.status() == StatusCode::TEMPORARY_REDIRECT && safe).then(|| to.into())
     }
-}
-
-/// When a file was changed, and its length; nothing of one that is not there.
-pub(super) type FileStamp = Option<(SystemTime, u64)>;
-
-/// The stamp of a file.
-pub(super) fn stamp_of(path: &Path) -> FileStamp {
-    let file = std::fs::metadata(path).ok()?;
-    Some((file.modified().ok()?, file.len()))
 }
 
 /// Whether a host is this machine: by name only where the name cannot mean another.

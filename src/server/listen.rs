@@ -15,9 +15,9 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::core::Cores;
-use crate::config::Listener;
+use crate::config::{Listener, Place};
 use crate::proxy::Proxy;
-use crate::session::{self, Client, Security};
+use crate::session::{self, Client};
 use crate::stream::{Stream, out_of_resources, tune};
 
 /// Connections that the kernel may hold for us.
@@ -38,7 +38,7 @@ pub struct ListenError {
 #[derive(Debug)]
 pub(super) struct Bound {
     socket: Socket,
-    security: &'static Security,
+    listener: &'static Listener,
 }
 
 #[derive(Debug)]
@@ -52,7 +52,7 @@ enum Socket {
 pub(super) struct Arrival {
     socket: Raw,
     address: Option<SocketAddr>,
-    security: &'static Security,
+    listener: &'static Listener,
     proxy: &'static Proxy,
     handshake: Option<OwnedSemaphorePermit>,
     _refusal: Option<OwnedSemaphorePermit>,
@@ -77,7 +77,7 @@ impl Drop for SocketFile {
 }
 
 /// Binds every listener of the configuration, or none.
-pub(super) fn bind_all(listeners: &[Listener]) -> Result<Vec<Bound>, ListenError> {
+pub(super) fn bind_all(listeners: &'static [Listener]) -> Result<Vec<Bound>, ListenError> {
     listeners.iter().map(bind).collect()
 }
 
@@ -86,23 +86,18 @@ pub(super) async fn bind_admin(address: SocketAddr) -> Result<TcpListener, Liste
     TcpListener::bind(address).await.map_err(|error| refused(address.to_string(), error))
 }
 
-fn bind(listener: &Listener) -> Result<Bound, ListenError> {
-    match listener {
-        Listener::Tcp { address, tls, require_tls } => {
-            let socket = bind_tcp(*address).map_err(|error| refused(address.to_string(), error))?;
-            let security = match tls {
-                Some(tls) => Security::Tls { config: Arc::clone(tls), required: *require_tls },
-                None => Security::Plaintext,
-            };
-            Ok(Bound { socket: Socket::Tcp(socket), security: Box::leak(Box::new(security)) })
+fn bind(listener: &'static Listener) -> Result<Bound, ListenError> {
+    let socket = match &listener.place {
+        Place::Tcp(address) => {
+            Socket::Tcp(bind_tcp(*address).map_err(|error| refused(address.to_string(), error))?)
         }
-        Listener::Unix { path, mode } => {
+        Place::Unix { path, mode } => {
             let socket = bind_unix(path, *mode)
                 .map_err(|error| refused(path.display().to_string(), error))?;
-            let socket = Socket::Unix(socket, SocketFile(path.clone()));
-            Ok(Bound { socket, security: &Security::Plaintext })
+            Socket::Unix(socket, SocketFile(path.clone()))
         }
-    }
+    };
+    Ok(Bound { socket, listener })
 }
 
 fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
@@ -192,7 +187,7 @@ impl Bound {
             cores.hand_over(Arrival {
                 socket,
                 address,
-                security: self.security,
+                listener: self.listener,
                 proxy,
                 handshake,
                 _refusal: refusal,
@@ -219,14 +214,14 @@ impl Bound {
 impl Arrival {
     /// Serves the connection on the core that this runs on.
     pub(super) async fn serve(self) {
-        let Arrival { socket, address, security, proxy, handshake, _refusal, _tracked } = self;
+        let Arrival { socket, address, listener, proxy, handshake, _refusal, _tracked } = self;
         let stream = match socket {
             Raw::Tcp(tcp) => TcpStream::from_std(tcp).map(Stream::Tcp),
             Raw::Unix(unix) => UnixStream::from_std(unix).map(Stream::Unix),
         };
         match stream {
             Ok(stream) => {
-                session::serve(Client::new(stream, address, security, proxy, handshake)).await;
+                session::serve(Client::new(stream, address, listener, proxy, handshake)).await;
             }
             Err(error) => tracing::error!(%error, "a core cannot take a connection"),
         }

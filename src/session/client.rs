@@ -9,8 +9,8 @@ use std::time::Instant as Clock;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::secured::Security;
 use crate::audit::Trail;
+use crate::config::Listener;
 use crate::frontend::{Frontend, FrontendError};
 use crate::limits::network;
 use crate::proxy::Proxy;
@@ -23,7 +23,7 @@ pub struct Client {
     pub(crate) frontend: Frontend,
     pub(crate) proxy: &'static Proxy,
     pub(crate) trail: Trail,
-    pub(super) security: &'static Security,
+    pub(super) listener: &'static Listener,
     pub(super) address: Option<IpAddr>,
     pub(super) handshake: Option<OwnedSemaphorePermit>,
     stage_began: Clock,
@@ -46,7 +46,7 @@ impl Client {
     pub(crate) fn new(
         stream: Stream,
         address: Option<SocketAddr>,
-        security: &'static Security,
+        listener: &'static Listener,
         proxy: &'static Proxy,
         handshake: Option<OwnedSemaphorePermit>,
     ) -> Client {
@@ -55,7 +55,7 @@ impl Client {
             frontend: Frontend::new(stream),
             proxy,
             trail: Trail::new(address),
-            security,
+            listener,
             address: address.map(|address| network(address.ip())),
             handshake,
             stage_began: now,

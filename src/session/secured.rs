@@ -3,10 +3,9 @@
 //! Source: `ProcessStartupPacket` in `backend_startup.c`; protocol chapter, "SSL Session
 //! Encryption" and "GSSAPI Session Encryption".
 
-use std::sync::Arc;
-
 use super::accepted::Accepted;
 use super::client::{Client, Stop};
+use crate::config::ListenerTls;
 use crate::frontend::First;
 use crate::refusal::{Reason, Refusal};
 use crate::wire::startup::{CancelRequest, Opening, Startup};
@@ -30,7 +29,7 @@ impl<'c> Secured<'c> {
     /// Answers requests for encryption, each at most once, up to the packet behind them.
     pub(super) async fn secure(mut accepted: Accepted<'c>) -> Result<Secured<'c>, Stop> {
         let client = accepted.client();
-        let tls = client.security.tls();
+        let tls = client.listener.tls.as_ref();
         let (mut asked_tls, mut asked_gss) = (false, false);
         let request = loop {
             let may_begin_tls = tls.is_some() && !asked_tls && !client.frontend.stream.is_tls();
@@ -68,7 +67,10 @@ impl<'c> Secured<'c> {
         let client = accepted.client();
         client.trail.tls = client.frontend.stream.is_tls();
         let wants_session = matches!(request, Request::Startup(_));
-        if wants_session && !client.trail.tls && client.security.requires_tls() {
+        if wants_session
+            && !client.trail.tls
+            && client.listener.tls.as_ref().is_some_and(|tls| tls.required)
+        {
             return Err(Refusal::new(Reason::TlsRequired, "a session in clear")
                 .hint("Connect with sslmode=require or stricter.")
                 .into());
@@ -82,43 +84,13 @@ impl<'c> Secured<'c> {
     }
 }
 
-async fn handshake(
-    client: &mut Client,
-    tls: Option<&Arc<rustls::ServerConfig>>,
-) -> Result<(), Stop> {
+async fn handshake(client: &mut Client, tls: Option<&ListenerTls>) -> Result<(), Stop> {
     let Some(tls) = tls else {
         return Err(Stop::Left);
     };
-    client.frontend.accept_tls(Arc::clone(tls)).await.map_err(|error| {
+    client.frontend.accept_tls(tls.server.config()).await.map_err(|error| {
         metrics::counter!("pgsilo_tls_failures_total").increment(1);
         tracing::info!(address = client.trail.address, %error, "a client's TLS handshake failed");
         Stop::Left
     })
-}
-
-/// What a listener asks of its clients' connections.
-#[derive(Debug)]
-pub enum Security {
-    /// TLS is offered, and asked for if `required`.
-    Tls {
-        /// Certificate, key and protocols.
-        config: Arc<rustls::ServerConfig>,
-        /// Whether a session in clear is refused.
-        required: bool,
-    },
-    /// A Unix socket, or a listener that says `plaintext = true`.
-    Plaintext,
-}
-
-impl Security {
-    fn tls(&self) -> Option<&Arc<rustls::ServerConfig>> {
-        match self {
-            Security::Tls { config, .. } => Some(config),
-            Security::Plaintext => None,
-        }
-    }
-
-    fn requires_tls(&self) -> bool {
-        matches!(self, Security::Tls { required: true, .. })
-    }
 }

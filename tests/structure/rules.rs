@@ -30,12 +30,23 @@ const LAYERS: [&[&str]; 9] = [
     &["backend", "frontend"],
     &["config"],
     &["token", "registry", "lease"],
-    &["tenant", "tls", "stream", "ending", "limits", "secret", "toml_file", "clock", "wire"],
+    &[
+        "tenant",
+        "tls",
+        "stream",
+        "ending",
+        "limits",
+        "secret",
+        "toml_file",
+        "stamp",
+        "clock",
+        "wire",
+    ],
 ];
 
 /// In one row all the same.
-const NEIGHBOURS: [(&str, &str); 3] =
-    [("server", "admin"), ("audit", "refusal"), ("ending", "wire")];
+const NEIGHBOURS: [(&str, &str); 4] =
+    [("server", "admin"), ("audit", "refusal"), ("ending", "wire"), ("tls", "stamp")];
 
 /// Crates that are for the programs, or for what only programs do.
 const FOR_PROGRAMS: [&str; 5] = ["anyhow", "clap", "rcgen", "tokio_postgres", "tracing_subscriber"];
@@ -104,8 +115,8 @@ pub(crate) fn layers(sources: &[Source]) -> Vec<String> {
 }
 
 /// A stage proves what came before it and knows nothing of what comes. Three rooms stand beside
-/// the stages: `client`, which proves nothing, so every stage may name it and it names none
-/// (only what its listener asks of it, `secured::Security`); `cancelling`, the fork without a
+/// the stages: `client`, which proves nothing, so every stage may name it and it names none;
+/// `cancelling`, the fork without a
 /// token, which holds an `Accepted` and is made by `started` alone; and `authority`, what a
 /// spliced session's life hangs on, which names no stage and is for `spliced` alone.
 pub(crate) fn stages_in_order(sources: &[Source]) -> Vec<String> {
@@ -116,7 +127,6 @@ pub(crate) fn stages_in_order(sources: &[Source]) -> Vec<String> {
             "Client" => Some("client"),
             "Cancelling" => Some("cancelling"),
             "Opened" => Some("started"),
-            "Security" => Some("secured"),
             _ => stage.map(|(file, ..)| *file),
         }
     };
@@ -135,7 +145,6 @@ pub(crate) fn stages_in_order(sources: &[Source]) -> Vec<String> {
             let other = home(other).unwrap_or(other);
             let allowed = match (room, other) {
                 (room, other) if room == other => true,
-                ("client", "secured") => path.last().is_some_and(|name| name == "Security"),
                 ("client" | "authority", _) => false,
                 (_, "client") => true,
                 ("cancelling", other) => other == "accepted",

@@ -1,13 +1,11 @@
 //! Where clients connect: TLS, a Unix socket, or clear text said in so many words.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-
-use rustls::ServerConfig;
 
 use super::super::raw::{RawListener, RawListenerTls};
+use super::super::{ListenerTls, Place};
 use super::{Build, FileError, Listener};
-use crate::tls::{self, TlsError};
+use crate::tls::{self, ServerFiles, TlsError};
 
 /// What fits into `sockaddr_un` on Linux, its NUL included.
 const MAX_SOCKET_PATH: usize = 108;
@@ -30,11 +28,9 @@ impl Build<'_> {
                 (Some(_), None) => self.tcp(&at, raw)?,
                 (None, Some(_)) => self.unix(&at, raw)?,
             };
-            let (field, place, chosen) = match &listener {
-                Listener::Tcp { address, .. } => {
-                    ("address", address.to_string(), address.port() == 0)
-                }
-                Listener::Unix { path, .. } => ("socket", path.display().to_string(), false),
+            let (field, place, chosen) = match &listener.place {
+                Place::Tcp(address) => ("address", address.to_string(), address.port() == 0),
+                Place::Unix { path, .. } => ("socket", path.display().to_string(), false),
             };
             if !chosen && !places.insert(place) {
                 return self.wrong(format!("{at}.{field}"), "another listener has it already");
@@ -51,7 +47,7 @@ impl Build<'_> {
         let Some(address) = raw.address.map(|address| address.0) else {
             return self.wrong(at, "neither address nor socket; add one");
         };
-        let (tls, require_tls) = match (raw.tls, raw.plaintext) {
+        let tls = match (raw.tls, raw.plaintext) {
             (Some(_), true) => {
                 let what = "both tls and plaintext = true; keep one";
                 return self.wrong(format!("{at}.plaintext"), what);
@@ -65,29 +61,28 @@ impl Build<'_> {
                 let what = "there is no tls to require; remove it";
                 return self.wrong(format!("{at}.require_tls"), what);
             }
-            (None, true) => (None, false),
-            (Some(files), false) => {
-                (Some(self.listener_tls(at, &files)?), raw.require_tls.unwrap_or(true))
-            }
+            (None, true) => None,
+            (Some(files), false) => Some(ListenerTls {
+                server: self.listener_tls(at, &files)?,
+                required: raw.require_tls.unwrap_or(true),
+            }),
         };
-        if !require_tls && !address.ip().is_loopback() {
+        let in_clear = tls.as_ref().is_none_or(|tls| !tls.required);
+        if in_clear && !address.ip().is_loopback() {
             let field = if tls.is_some() { "require_tls" } else { "plaintext" };
             self.warn(
                 format!("{at}.{field}"),
                 "tokens may travel in clear over a network: anybody on the way can use them",
             );
         }
-        Ok(Listener::Tcp { address, tls, require_tls })
+        Ok(Listener { place: Place::Tcp(address), tls })
     }
 
-    fn listener_tls(
-        &mut self,
-        at: &str,
-        raw: &RawListenerTls,
-    ) -> Result<Arc<ServerConfig>, FileError> {
+    fn listener_tls(&mut self, at: &str, raw: &RawListenerTls) -> Result<tls::Server, FileError> {
         let certificate = self.file.resolve(&raw.certificate);
         let key = self.file.resolve(&raw.key);
-        let made = tls::server(&certificate, &key).or_else(|error| {
+        let files = ServerFiles { certificate: certificate.clone(), key: key.clone() };
+        let made = tls::Server::open(files).or_else(|error| {
             let of_the_key = match &error {
                 TlsError::NoKey { .. } | TlsError::BadKey { .. } | TlsError::KeyMismatch { .. } => {
                     true
@@ -120,6 +115,7 @@ impl Build<'_> {
                 format_args!("longer than a socket's path can be ({} bytes)", MAX_SOCKET_PATH - 1),
             );
         }
-        Ok(Listener::Unix { path, mode: raw.mode.map_or(0o660, |mode| mode.0.0) })
+        let mode = raw.mode.map_or(0o660, |mode| mode.0.0);
+        Ok(Listener { place: Place::Unix { path, mode }, tls: None })
     }
 }
