@@ -14,10 +14,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::lease;
-use crate::registry::Registry;
+use crate::registry::{Denied, Registry};
 use crate::tls;
-use crate::token::Verifier;
+use crate::token::{Source, Verifier};
 pub use crate::toml_file::FileError;
 
 /// Everything that the data plane is told.
@@ -29,6 +31,8 @@ pub struct Config {
     pub verifier: Verifier,
     /// Where tenants live.
     pub registry: Registry,
+    /// Whose tokens and certificates are refused before they expire.
+    pub denied: Option<Denied>,
     /// How long a registry that cannot be reloaded still serves; `None`: for ever.
     pub max_staleness: Option<Duration>,
     /// Regions that may be served; `None`: any.
@@ -56,6 +60,30 @@ pub struct Listener {
     pub place: Place,
     /// `None`: a Unix socket, or the file says `plaintext = true`.
     pub tls: Option<ListenerTls>,
+    /// How clients prove who they are.
+    pub proof: Proof,
+    /// Who may use a Unix socket, by user id; `None`: whoever may open its file.
+    pub uids: Option<BTreeSet<u32>>,
+    /// What follows a tenant's id in the host that a client names in TLS: `.db.example.com`.
+    pub sni_suffix: Option<String>,
+    /// Who says on whose behalf it connects (PROXY protocol).
+    pub balancers: Vec<IpNet>,
+}
+
+/// How clients of a listener prove who they are.
+#[derive(Debug)]
+pub enum Proof {
+    /// A token, sent as the password.
+    Password,
+    /// A token, sent as SASL OAUTHBEARER.
+    Bearer {
+        /// What a client without a good token is told: JSON of RFC 7628, 3.2.2.
+        challenge: Vec<u8>,
+    },
+    /// The client's certificate, bound to a tenant by the registry.
+    Certificate,
+    /// Nothing: pgsilo has the token itself.
+    Sidecar(Source),
 }
 
 /// What a listener binds.

@@ -51,6 +51,12 @@ endings! {
     /// The session token's time is over.
     TokenExpired, "token_expired", INFO,
         Some(("57P01", "terminating connection because its session token expired"));
+    /// The client certificate's time is over.
+    CertificateExpired, "certificate_expired", INFO,
+        Some(("57P01", "terminating connection because its client certificate expired"));
+    /// The token, its subject or the certificate was put on the list of those denied.
+    IdentityRevoked, "identity_revoked", WARN,
+        Some(("57P01", "terminating connection because its identity has been revoked"));
     /// The credential's time is over, and it cannot be renewed any more.
     LeaseEnded, "lease_ended", INFO,
         Some(("57P01", "terminating connection because its database credential expired"));

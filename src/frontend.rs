@@ -5,15 +5,18 @@
 //! behind the password wait for the splice in constant memory.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
 use crate::stream::Stream;
+use crate::wire::balancer::{self, NoHeader};
 use crate::wire::startup::{MAX_BODY, MIN_BODY, Opening, StartupError};
 
 /// How long a client may take to read a refusal before its socket is closed.
@@ -45,6 +48,8 @@ pub(crate) enum FrontendError {
     Io(#[from] io::Error),
     #[error(transparent)]
     Startup(#[from] StartupError),
+    #[error(transparent)]
+    Balancer(#[from] NoHeader),
     #[error("bytes were sent behind a request for encryption")]
     Smuggled,
     #[error("expected a password message, got {0:?}")]
@@ -56,6 +61,31 @@ pub(crate) enum FrontendError {
 impl Frontend {
     pub(crate) fn new(stream: Stream) -> Frontend {
         Frontend { stream }
+    }
+
+    /// Reads the header that a balancer sends first: the client's address, or `None` where the
+    /// balancer speaks for itself.
+    pub(crate) async fn read_balancer(&mut self) -> Result<Option<SocketAddr>, FrontendError> {
+        let mut header = vec![0; balancer::FIXED];
+        self.stream.read_exact(&mut header[..1]).await?;
+        match header[0] {
+            balancer::VERSION_1 => {
+                header.truncate(1);
+                while header.len() < balancer::MAX_LINE && !header.ends_with(b"\n") {
+                    header.push(self.stream.read_u8().await?);
+                }
+            }
+            balancer::VERSION_2 => {
+                let mut fixed = [0; balancer::FIXED];
+                fixed[0] = header[0];
+                self.stream.read_exact(&mut fixed[1..]).await?;
+                header.copy_from_slice(&fixed);
+                header.resize(balancer::FIXED + balancer::length_behind(&fixed)?, 0);
+                self.stream.read_exact(&mut header[balancer::FIXED..]).await?;
+            }
+            _ => return Err(NoHeader.into()),
+        }
+        Ok(balancer::parse(&header)?)
     }
 
     /// Reads one untagged packet. `tls` says whether a TLS record may come instead of one.
@@ -99,6 +129,30 @@ impl Frontend {
     pub(crate) fn alpn(&self) -> Option<&[u8]> {
         match &self.stream {
             Stream::Frontend(tls) => tls.get_ref().1.alpn_protocol(),
+            _ => None,
+        }
+    }
+
+    /// The certificate that the client showed in TLS, if any: its authorities are the listener's.
+    pub(crate) fn certificate(&self) -> Option<&CertificateDer<'static>> {
+        match &self.stream {
+            Stream::Frontend(tls) => tls.get_ref().1.peer_certificates()?.first(),
+            _ => None,
+        }
+    }
+
+    /// The host that the client named in TLS (SNI), in lower case.
+    pub(crate) fn server_name(&self) -> Option<&str> {
+        match &self.stream {
+            Stream::Frontend(tls) => tls.get_ref().1.server_name(),
+            _ => None,
+        }
+    }
+
+    /// Who is at the other end of a Unix socket.
+    pub(crate) fn peer_uid(&self) -> Option<u32> {
+        match &self.stream {
+            Stream::Unix(unix) => unix.peer_cred().ok().map(|peer| peer.uid()),
             _ => None,
         }
     }

@@ -18,6 +18,7 @@
 //! splice, cancel           the relay; cancel keys
 //! backend, frontend        the one dial and the login; framed reads with bounds
 //! config                   the file, and the ready-made objects it becomes
+//! identity                 who a session is, however that was proved
 //! token | registry | lease three parts that never import each other: they meet in stages
 //! tenant, tls, stream, ending, limits, secret, toml_file, stamp, clock, wire
 //! ```
@@ -33,6 +34,7 @@ mod clock;
 pub mod config;
 mod ending;
 mod frontend;
+mod identity;
 pub mod lease;
 mod limits;
 mod proxy;

@@ -12,7 +12,7 @@ use tracing::Level;
 
 use crate::backend::{BackendError, DialError};
 use crate::lease::LeaseError;
-use crate::token::{Rejected, TokenError};
+use crate::token::{Rejected, SourceError, TokenError};
 use crate::wire::message;
 use crate::wire::startup::StartupError;
 
@@ -67,12 +67,28 @@ reasons! {
     TooManyConnections, "53300", "too_many_connections", WARN, "too many connections{}";
     /// The one deadline from accept to login has passed.
     LoginTimeout, "57014", "login_timeout", INFO, "canceling authentication due to timeout";
+    /// The process at the other end of the Unix socket is not one that may be there.
+    PeerForbidden, "28000", "peer_forbidden", WARN, "peer authentication failed";
+    /// A listener that wants a certificate got none, or one that names nobody.
+    CertificateMissing, "28000", "certificate_missing", INFO,
+        "connection requires a valid client certificate";
+    /// The registry binds the certificate's holder to no tenant.
+    CertificateUnbound, "28000", "certificate_unbound", WARN,
+        "the client certificate is bound to no tenant";
+    /// A sidecar's token cannot be read.
+    TokenUnavailable, "57P03", "token_unavailable", ERROR,
+        "the session token is not available at the moment";
     /// The password is empty.
     TokenMissing, "28P01", "token_missing", INFO, "session token authentication failed";
     /// The password is not a token that verifies.
     TokenInvalid, "28P01", "token_invalid", WARN, "session token authentication failed";
     /// The token was good once.
     TokenExpired, "28P01", "token_expired", INFO, "session token has expired";
+    /// The token is for whoever holds a certificate, which this client did not show.
+    TokenUnbound, "28P01", "token_unbound", WARN,
+        "the session token is bound to another client certificate";
+    /// The token, its subject or the certificate is on the list of those denied.
+    IdentityRevoked, "28P01", "identity_revoked", WARN, "the identity shown has been revoked";
     /// No tenant claim, or several tenants and none chosen.
     TenantUnresolved, "28000", "tenant_unresolved", WARN,
         "the session token does not resolve to one tenant";
@@ -210,6 +226,18 @@ impl From<Rejected> for Refusal {
                 .detail(format_args!("The token expired {} s ago.", since.as_secs()))
                 .hint("Get a new token and connect again."),
             _ => refusal,
+        }
+    }
+}
+
+impl From<SourceError> for Refusal {
+    fn from(error: SourceError) -> Refusal {
+        match &error {
+            SourceError::File { .. }
+            | SourceError::Command { .. }
+            | SourceError::Failed { .. }
+            | SourceError::Late(_)
+            | SourceError::TooLong => Refusal::new(Reason::TokenUnavailable, error),
         }
     }
 }

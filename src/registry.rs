@@ -6,6 +6,7 @@
 //! has a default database. The configuration opens it, the Routed stage asks it, SIGHUP
 //! reloads it.
 
+mod denied;
 mod file;
 
 use std::collections::HashMap;
@@ -20,17 +21,35 @@ use tokio::sync::watch;
 
 use crate::tenant::{Access, TenantId};
 use crate::toml_file::FileError;
+pub use denied::Denied;
+pub(crate) use denied::Shown;
 
 /// Every tenant, at one moment.
 #[derive(Debug)]
 pub struct Snapshot {
     tenants: HashMap<TenantId, Arc<Tenant>>,
+    /// By the name of the certificate's holder.
+    bindings: HashMap<String, Binding>,
+}
+
+/// Which tenant a certificate's holder is for: its certificate does not say, and it is not asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// A tenant of the same registry.
+    pub tenant: TenantId,
+    /// How much its sessions may do.
+    pub access: Access,
 }
 
 impl Snapshot {
     /// The tenant of exactly this id.
     pub fn tenant(&self, id: &TenantId) -> Option<Arc<Tenant>> {
         self.tenants.get(id).cloned()
+    }
+
+    /// What a certificate's holder is bound to.
+    pub fn binding(&self, holder: &str) -> Option<&Binding> {
+        self.bindings.get(holder)
     }
 
     /// How many there are.

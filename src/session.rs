@@ -66,7 +66,7 @@ pub(crate) async fn serve(mut client: Client) {
 
 /// The login, as a specification.
 async fn login(client: &mut Client) -> Result<Admitted<'_>, Stop> {
-    let accepted = Accepted::accept(client)?;
+    let accepted = Accepted::accept(client).await?;
     let secured = Secured::secure(accepted).await?;
     let started = match Started::start(secured)? {
         Opened::Session(started) => started,

@@ -5,6 +5,8 @@
 //! Called by the configuration and the registry when they load; nothing here opens a
 //! connection.
 
+mod holder;
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,15 +17,21 @@ use aws_lc_rs::digest;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
     SignatureScheme,
 };
 use rustls_pki_types::pem::{self, PemObject};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime,
+};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::signature_algorithm::SignatureAlgorithm;
 
+pub(crate) use self::holder::is_plain;
+pub use self::holder::{Holder, HolderError, thumbprint};
 use crate::stamp::Stamp;
 
 /// What PostgreSQL 17 registered; libpq's `sslnegotiation=direct` insists on it.
@@ -71,6 +79,20 @@ pub enum TlsError {
         /// What rustls said.
         source: rustls::Error,
     },
+    /// PEM, but without a revocation list.
+    #[error("{path:?} holds no revocation list; it must be PEM with an X509 CRL section")]
+    NoRevocationList {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A revocation list that cannot be parsed or used.
+    #[error("{path:?}, or another list with it, cannot be used: {reason}")]
+    BadRevocationList {
+        /// The first file.
+        path: PathBuf,
+        /// What rustls said.
+        reason: String,
+    },
     /// PEM, but without a private key.
     #[error(
         "{path:?} holds no private key; it must be PEM with an unencrypted PRIVATE KEY section"
@@ -111,6 +133,8 @@ impl TlsError {
             | TlsError::NotPem { path }
             | TlsError::NoCertificate { path }
             | TlsError::BadCertificate { path, .. }
+            | TlsError::NoRevocationList { path }
+            | TlsError::BadRevocationList { path, .. }
             | TlsError::NoKey { path }
             | TlsError::BadKey { path, .. } => Some(path),
             TlsError::KeyMismatch { key, .. } => Some(key),
@@ -131,6 +155,20 @@ pub struct ServerFiles {
     pub certificate: PathBuf,
     /// PEM.
     pub key: PathBuf,
+    /// Whose certificates clients may show; `None`: they are not asked for any.
+    pub clients: Option<ClientAuthorities>,
+}
+
+/// Whose certificates are believed of clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientAuthorities {
+    /// PEM of the roots.
+    pub ca: PathBuf,
+    /// PEM, one for each authority that signs. With any, a certificate whose authority has none,
+    /// or one that is out of date, is not believed.
+    pub crls: Vec<PathBuf>,
+    /// Whether a client without a certificate is turned away in the handshake.
+    pub required: bool,
 }
 
 /// A listener's TLS, made anew when a file of it changes: connections that are open keep what
@@ -149,13 +187,18 @@ impl Server {
     /// When they are not a chain and its key.
     pub fn open(files: ServerFiles) -> Result<Server, TlsError> {
         let read = files.stamps();
-        let current = ArcSwap::new(files.server()?);
+        let current = ArcSwap::new(server(&files)?);
         Ok(Server { files, current, read: Mutex::new(read) })
     }
 
     /// What a connection that comes now is shown.
     pub fn config(&self) -> Arc<ServerConfig> {
         self.current.load_full()
+    }
+
+    /// Whether clients are asked for a certificate.
+    pub fn asks_clients(&self) -> bool {
+        self.files.clients.is_some()
     }
 
     /// Reads the files again if one has changed, or in any case; whether that was so. After an
@@ -170,40 +213,85 @@ impl Server {
             return Ok(false);
         }
         *read = now;
-        self.current.store(self.files.server()?);
+        self.current.store(server(&self.files)?);
         Ok(true)
     }
 }
 
 impl ServerFiles {
-    fn stamps(&self) -> Vec<Stamp> {
-        [&self.certificate, &self.key].map(|path| Stamp::of(path)).into()
+    /// Whether a file is one of those that clients' certificates are checked with.
+    pub fn is_of_clients(&self, file: &Path) -> bool {
+        let clients = self.clients.as_ref();
+        clients.is_some_and(|clients| clients.files().any(|own| own == file))
     }
 
-    fn server(&self) -> Result<Arc<ServerConfig>, TlsError> {
-        server(&self.certificate, &self.key)
+    fn stamps(&self) -> Vec<Stamp> {
+        let clients = self.clients.iter().flat_map(ClientAuthorities::files);
+        let own = [self.certificate.as_path(), self.key.as_path()].into_iter();
+        own.chain(clients).map(Stamp::of).collect()
+    }
+}
+
+impl ClientAuthorities {
+    fn files(&self) -> impl Iterator<Item = &Path> {
+        [self.ca.as_path()].into_iter().chain(self.crls.iter().map(PathBuf::as_path))
+    }
+
+    /// A chain is checked against the lists of all its authorities, up to the root; a list that is
+    /// out of date counts as none.
+    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+        let roots = roots(Some(&self.ca))?;
+        let mut crls = Vec::with_capacity(self.crls.len());
+        for path in &self.crls {
+            let pem = read(path)?;
+            let before = crls.len();
+            for crl in CertificateRevocationListDer::pem_slice_iter(&pem) {
+                crls.push(crl.map_err(|_| TlsError::NotPem { path: path.clone() })?);
+            }
+            if crls.len() == before {
+                return Err(TlsError::NoRevocationList { path: path.clone() });
+            }
+        }
+        let checks = !crls.is_empty();
+        let mut builder = WebPkiClientVerifier::builder_with_provider(roots, crypto());
+        if checks {
+            builder = builder.with_crls(crls).enforce_revocation_expiration();
+        }
+        if !self.required {
+            builder = builder.allow_unauthenticated();
+        }
+        builder.build().map_err(|error| match error {
+            VerifierBuilderError::InvalidCrl(_) if checks => TlsError::BadRevocationList {
+                path: self.crls[0].clone(),
+                reason: error.to_string(),
+            },
+            error => unsupported(error),
+        })
     }
 }
 
 /// What a listener shows: the chain (leaf first) and its key. Offers ALPN `postgresql`
-/// and accepts clients without ALPN; asks for no client certificate.
-fn server(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
+/// and accepts clients without ALPN.
+fn server(files: &ServerFiles) -> Result<Arc<ServerConfig>, TlsError> {
+    let ServerFiles { certificate, key, clients } = files;
     let chain = certificates(certificate, &read(certificate)?)?;
     let secret = private_key(key)?;
     let builder = ServerConfig::builder_with_provider(crypto())
         .with_safe_default_protocol_versions()
         .map_err(unsupported)?;
-    let mut config = builder.with_no_client_auth().with_single_cert(chain, secret).map_err(
-        |source| match source {
-            rustls::Error::InconsistentKeys(_) => {
-                TlsError::KeyMismatch { certificate: certificate.into(), key: key.into() }
-            }
-            rustls::Error::InvalidCertificate(_) => {
-                TlsError::BadCertificate { path: certificate.into(), source }
-            }
-            source => TlsError::BadKey { path: key.into(), source },
-        },
-    )?;
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(clients) => builder.with_client_cert_verifier(clients.verifier()?),
+    };
+    let mut config = builder.with_single_cert(chain, secret).map_err(|source| match source {
+        rustls::Error::InconsistentKeys(_) => {
+            TlsError::KeyMismatch { certificate: certificate.into(), key: key.into() }
+        }
+        rustls::Error::InvalidCertificate(_) => {
+            TlsError::BadCertificate { path: certificate.into(), source }
+        }
+        source => TlsError::BadKey { path: key.into(), source },
+    })?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config))
 }

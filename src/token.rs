@@ -9,6 +9,7 @@
 
 mod keys;
 mod rules;
+mod source;
 mod strict;
 
 use std::collections::HashMap;
@@ -21,6 +22,8 @@ use zeroize::Zeroizing;
 
 pub use self::keys::{Algorithm, AlgorithmError, Key, KeyError, KeySet};
 pub use self::rules::{ClaimPath, ClaimPathError};
+pub use self::source::Source;
+pub(crate) use self::source::SourceError;
 use crate::tenant::{Access, TenantId};
 
 /// No token is longer, whatever the configuration says.
@@ -58,7 +61,9 @@ pub struct Claims {
     token_id: Option<String>,
     tenants: Vec<TenantId>,
     access: Access,
+    issued_at: Option<SystemTime>,
     expires_at: SystemTime,
+    bound_to: Option<[u8; 32]>,
 }
 
 impl Claims {
@@ -85,6 +90,16 @@ impl Claims {
     /// How much the sessions of this token may do.
     pub fn access(&self) -> Access {
         self.access
+    }
+
+    /// `iat`.
+    pub fn issued_at(&self) -> Option<SystemTime> {
+        self.issued_at
+    }
+
+    /// The client certificate that alone may show this token: its SHA-256 (`cnf`, RFC 8705).
+    pub fn bound_to(&self) -> Option<&[u8; 32]> {
+        self.bound_to.as_ref()
     }
 
     /// From when on this token is refused: its `exp` plus the issuer's leeway. A session

@@ -5,6 +5,8 @@
 //! each piece can be fuzzed alone. Source: PostgreSQL's documentation, chapter "Frontend/
 //! Backend Protocol", and `src/backend/tcop/backend_startup.c`.
 
+pub mod balancer;
 pub mod frame;
 pub mod message;
+pub mod sasl;
 pub mod startup;

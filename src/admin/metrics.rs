@@ -17,7 +17,7 @@ const SECONDS: [f64; 16] = [
 ];
 
 /// What may be read again while pgsilo runs, but for the registry.
-const FILES: [&str; 1] = ["certificate"];
+const FILES: [&str; 2] = ["certificate", "denied"];
 
 const TIDY_INTERVAL: Duration = Duration::from_secs(5);
 

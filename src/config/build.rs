@@ -5,6 +5,7 @@
 mod issuers;
 mod listeners;
 mod openbao;
+mod proofs;
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -15,9 +16,10 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::raw::{Raw, RawFormat, RawLevel, RawLimits, RawLog, RawRuntime};
+use self::proofs::Known;
+use super::raw::{Raw, RawAuthority, RawFormat, RawLevel, RawLimits, RawLog, RawRuntime};
 use super::{Config, FileError, LeaseRules, Limits, Listener, Log, LogFormat};
-use crate::registry::Registry;
+use crate::registry::{Denied, Registry};
 use crate::token::MAX_TOKEN_BYTES;
 use crate::toml_file::TomlFile;
 
@@ -30,7 +32,11 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let file = TomlFile::read(path)?;
     let raw: Raw = file.parse()?;
     let mut build = Build { file: &file, warnings: Vec::new() };
-    let listeners = build.listeners(raw.listener)?;
+    let known = Known {
+        issuers: raw.issuer.iter().map(|issuer| issuer.issuer.clone()).collect(),
+        needs_tokens: raw.lease.authority == RawAuthority::Session,
+    };
+    let listeners = build.listeners(raw.listener, &known)?;
     let verifier = build.verifier(raw.issuer)?;
     let grace = raw.lease.grace.0;
     let end_at_expiry = raw.lease.end_at_expiry;
@@ -45,6 +51,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
             "not a loopback address: anybody who reaches it can read the metrics",
         );
     }
+    let denied = build.denied(raw.registry.denied)?;
     // Last: it is the file that can be large.
     let registry = Registry::open(&file.resolve(&raw.registry.file)).map_err(|error| {
         // A registry that cannot be read is this file's error; one with errors is its own.
@@ -57,6 +64,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
         listeners,
         verifier,
         registry,
+        denied,
         max_staleness: raw.registry.max_staleness.map(|staleness| staleness.0),
         regions,
         openbao,
@@ -104,6 +112,14 @@ impl Build<'_> {
     fn read(&self, field: &str, path: &Path) -> Result<Vec<u8>, FileError> {
         std::fs::read(path)
             .or_else(|error| self.wrong(field, format_args!("cannot read {path:?}: {error}")))
+    }
+
+    fn denied(&self, raw: Option<PathBuf>) -> Result<Option<Denied>, FileError> {
+        let Some(path) = raw.map(|path| self.file.resolve(&path)) else { return Ok(None) };
+        Denied::open(&path).map(Some).map_err(|error| match error.line() {
+            None => self.file.wrong("registry.denied", error),
+            Some(_) => error,
+        })
     }
 
     fn limits(&self, raw: &RawLimits) -> Result<Limits, FileError> {

@@ -40,6 +40,35 @@ pub(super) struct RawListener {
     pub(super) plaintext: bool,
     pub(super) socket: Option<PathBuf>,
     pub(super) mode: Option<Text<FileMode>>,
+    pub(super) allow_uids: Option<Vec<u32>>,
+    #[serde(default)]
+    pub(super) auth: RawProof,
+    pub(super) sni_suffix: Option<String>,
+    pub(super) proxy_protocol: Option<Vec<String>>,
+}
+
+/// How clients prove who they are.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum RawProof {
+    #[default]
+    Password,
+    Oauthbearer {
+        issuer: String,
+        #[serde(default)]
+        scope: String,
+    },
+    Certificate,
+    TokenFile(PathBuf),
+    Exec {
+        command: Vec<String>,
+        #[serde(default = "exec_refresh")]
+        refresh: Text<Duration>,
+    },
+}
+
+fn exec_refresh() -> Text<Duration> {
+    Text(Duration::from_secs(60))
 }
 
 #[derive(Deserialize)]
@@ -47,6 +76,18 @@ pub(super) struct RawListener {
 pub(super) struct RawListenerTls {
     pub(super) certificate: PathBuf,
     pub(super) key: PathBuf,
+    pub(super) client_ca: Option<PathBuf>,
+    #[serde(default)]
+    pub(super) client_crl: Vec<PathBuf>,
+    pub(super) client_certificate: Option<RawDemand>,
+}
+
+/// Whether clients must show a certificate.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawDemand {
+    Optional,
+    Required,
 }
 
 #[derive(Deserialize)]
@@ -95,6 +136,7 @@ pub(super) struct RawKey {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawRegistry {
     pub(super) file: PathBuf,
+    pub(super) denied: Option<PathBuf>,
     pub(super) max_staleness: Option<Text<Duration>>,
     pub(super) regions: Option<Vec<String>>,
 }

@@ -11,7 +11,9 @@ use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde::Deserialize;
 
-use super::{AuthMethods, Host, LeaseRoles, Placement, PlacementTls, Snapshot, State, Tenant};
+use super::{
+    AuthMethods, Binding, Host, LeaseRoles, Placement, PlacementTls, Snapshot, State, Tenant,
+};
 use crate::tenant::TenantId;
 use crate::tls;
 use crate::toml_file::{FileError, TomlFile};
@@ -21,6 +23,16 @@ use crate::toml_file::{FileError, TomlFile};
 struct RawRegistry {
     /// Not optional: an empty file is more likely a failed write than an empty registry.
     tenant: Vec<RawTenant>,
+    #[serde(default)]
+    binding: Vec<RawBinding>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBinding {
+    certificate: String,
+    tenant: String,
+    access: String,
 }
 
 #[derive(Deserialize)]
@@ -140,7 +152,42 @@ pub(super) fn load(path: &Path) -> Result<Snapshot, FileError> {
         }
         tenants.insert(tenant.id.clone(), Arc::new(tenant));
     }
-    Ok(Snapshot { tenants })
+    let bindings = bindings(&file, raw.binding, &tenants)?;
+    Ok(Snapshot { tenants, bindings })
+}
+
+/// Each holder has one tenant, which is there.
+fn bindings(
+    file: &TomlFile,
+    raw: Vec<RawBinding>,
+    tenants: &HashMap<TenantId, Arc<Tenant>>,
+) -> Result<HashMap<String, Binding>, FileError> {
+    let mut bindings = HashMap::with_capacity(raw.len());
+    for (index, RawBinding { certificate, tenant, access }) in raw.into_iter().enumerate() {
+        let wrong =
+            |field: &str, what: String| file.wrong(&format!("binding[{index}].{field}"), what);
+        if !tls::is_plain(&certificate) {
+            return Err(wrong(
+                "certificate",
+                format!("{certificate:?} is not a URI, nor \"dns:\" and a host"),
+            ));
+        }
+        let tenant =
+            TenantId::parse(&tenant).ok().filter(|id| tenants.contains_key(id)).ok_or_else(
+                || wrong("tenant", format!("{tenant:?} is not a tenant of this registry")),
+            )?;
+        let access = match access.parse() {
+            Ok(access) => access,
+            Err(error) => return Err(wrong("access", format!("{access:?} is not one: {error}"))),
+        };
+        if bindings.insert(certificate.clone(), Binding { tenant, access }).is_some() {
+            return Err(wrong(
+                "certificate",
+                format!("{certificate:?} is bound already; one certificate is for one tenant"),
+            ));
+        }
+    }
+    Ok(bindings)
 }
 
 /// DNS does not look at case or at a final dot.

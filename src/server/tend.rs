@@ -42,16 +42,22 @@ pub(super) async fn files(proxy: &'static Proxy, mut hangups: mpsc::Receiver<()>
     loop {
         let hangup = tokio::select! {
             _ = ticks.tick() => false,
-            hangup = hangups.recv() => hangup.is_some(),
+            // None comes after the last one: nobody listens to signals any more.
+            Some(()) = hangups.recv() => true,
         };
         let looked = tokio::task::spawn_blocking(move || {
             if hangup {
                 registry(proxy);
             }
-            certificates(proxy.config, hangup);
+            others(proxy.config, hangup);
         });
-        if let Err(error) = looked.await {
-            tracing::error!(%error, "reading files again failed; what was before stays in force");
+        match looked.await {
+            Ok(()) => {}
+            // The runtime is going down.
+            Err(error) if error.is_cancelled() => return,
+            Err(error) => {
+                tracing::error!(%error, "reading files again failed; what was before stays in force");
+            }
         }
     }
 }
@@ -70,7 +76,10 @@ fn registry(proxy: &Proxy) {
     metrics::counter!("pgsilo_registry_reloads_total", "result" => result).increment(1);
 }
 
-fn certificates(config: &Config, in_any_case: bool) {
+fn others(config: &Config, in_any_case: bool) {
+    if let Some(denied) = &config.denied {
+        tell("denied", denied.reload(in_any_case).into());
+    }
     for tls in config.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
         tell("certificate", tls.server.reload(in_any_case).into());
     }

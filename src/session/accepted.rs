@@ -13,8 +13,14 @@ pub struct Accepted<'c> {
 }
 
 impl<'c> Accepted<'c> {
-    /// Takes a connection in, if there is room for it.
-    pub(super) fn accept(client: &'c mut Client) -> Result<Accepted<'c>, Stop> {
+    /// Takes a connection in, if there is room for it, once it is known whose it is.
+    pub(super) async fn accept(client: &'c mut Client) -> Result<Accepted<'c>, Stop> {
+        if let Some(peer) = client.peer
+            && client.listener.balancers.iter().any(|trusted| trusted.contains(&peer))
+            && let Some(behind) = client.frontend.read_balancer().await?
+        {
+            client.comes_from(behind);
+        }
         if client.handshake.is_none() {
             let cause = "as many connections as [limits] max_handshakes are logging in";
             return Err(Refusal::new(Reason::TooManyConnections, cause).into());

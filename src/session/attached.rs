@@ -7,7 +7,7 @@ use super::client::{Client, Stop};
 use super::leased::Leased;
 use super::routed::{Admission, SessionPermits};
 use crate::cancel::CancelKey;
-use crate::clock::BootTime;
+use crate::identity::Identity;
 use crate::lease::Lease;
 use crate::limits::TallyPermit;
 use crate::refusal::{Reason, Refusal};
@@ -29,7 +29,7 @@ pub struct Attached<'c> {
 pub(super) struct Held {
     pub(super) cancel_key: CancelKey,
     pub(super) tenant: Arc<Tenant>,
-    pub(super) token_expires: BootTime,
+    pub(super) identity: Box<Identity>,
     pub(super) _permits: SessionPermits,
     pub(super) _address: Option<TallyPermit<IpAddr>>,
     pub(super) lease: Lease,
@@ -42,7 +42,7 @@ impl<'c> Attached<'c> {
         let login = connection.log_in(lease.credential(), routed.started().startup());
         let attachment = login.await.map_err(Refusal::from)?;
 
-        let Admission { started, tenant, token_expires, permits } = routed.into_parts();
+        let Admission { started, tenant, identity, permits } = routed.into_parts();
         let version = started.version();
         let (accepted, _startup) = started.into_parts();
         let (client, address) = accepted.into_parts();
@@ -59,7 +59,7 @@ impl<'c> Attached<'c> {
         client.handshake = None;
         client.reached("attached");
         let held =
-            Held { cancel_key, tenant, token_expires, _permits: permits, _address: address, lease };
+            Held { cancel_key, tenant, identity, _permits: permits, _address: address, lease };
         Ok(Attached { client, held, backend: attachment.stream })
     }
 

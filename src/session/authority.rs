@@ -1,4 +1,4 @@
-//! What a session's life hangs on: its lease, its token, its tenant, the process. Each may say
+//! What a session's life hangs on: its lease, its identity, its tenant, the process. Each may say
 //! that it must end, and by when; what says so more urgently than before is heard.
 
 use std::future::{Future, pending};
@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use crate::audit::{self, Trail};
 use crate::clock::BootTime;
 use crate::ending::Ending;
+use crate::identity::Identity;
 use crate::lease::LeaseEnd;
 use crate::proxy::Proxy;
 use crate::registry::{State, Tenant};
@@ -23,9 +24,11 @@ pub(super) struct Authority<'s> {
     pub(super) proxy: &'static Proxy,
     pub(super) tenant: &'s Tenant,
     pub(super) lease_end: watch::Receiver<LeaseEnd>,
-    pub(super) token_expires: BootTime,
-    /// What was left of the token when the session began.
-    pub(super) token_left: Duration,
+    pub(super) identity: &'s Identity,
+    /// When the token or the certificate ends.
+    pub(super) expires: BootTime,
+    /// What was left of that when the session began.
+    pub(super) left: Duration,
     pub(super) trail: &'s Trail,
     /// The newest failure to renew the lease that an event has told of; 0: none since it was
     /// last renewed.
@@ -39,7 +42,8 @@ impl Orders for Authority<'_> {
             order = only_if_sooner(self.drained(), than) => order,
             order = only_if_sooner(self.withdrawn(), than) => order,
             order = self.lease_ends(than) => order,
-            order = only_if_sooner(self.token_expires(), than) => order,
+            order = only_if_sooner(self.expires(), than) => order,
+            order = only_if_sooner(self.revoked(), than) => order,
         }
     }
 }
@@ -106,16 +110,29 @@ impl Authority<'_> {
         }
     }
 
-    async fn token_expires(&self) -> Order {
+    /// The identity was put on the list of those denied.
+    async fn revoked(&self) -> Order {
+        let Some(denied) = &self.proxy.config.denied else { return pending().await };
+        let mut changes = denied.subscribe();
+        loop {
+            if self.identity.is_denied(Some(denied)) {
+                return Order { ending: Ending::IdentityRevoked, by: BootTime::now() };
+            }
+            if changes.changed().await.is_err() {
+                return pending().await;
+            }
+        }
+    }
+
+    async fn expires(&self) -> Order {
         let rules = &self.proxy.config.lease;
         if !rules.end_at_expiry {
             return pending().await;
         }
         // A session that came with a token near its end still gets most of what is left.
-        let notice = rules.grace.min(self.token_left / 3);
-        self.token_expires.earlier(notice).arrives().await;
-        let by = last_words(self.token_expires, notice);
-        Order { ending: Ending::TokenExpired, by }
+        let notice = rules.grace.min(self.left / 3);
+        self.expires.earlier(notice).arrives().await;
+        Order { ending: self.identity.ending(), by: last_words(self.expires, notice) }
     }
 }
 

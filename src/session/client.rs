@@ -24,6 +24,9 @@ pub struct Client {
     pub(crate) proxy: &'static Proxy,
     pub(crate) trail: Trail,
     pub(super) listener: &'static Listener,
+    /// Who connected: a balancer, or the client itself.
+    pub(super) peer: Option<IpAddr>,
+    /// Whom bounds count: the client's network.
     pub(super) address: Option<IpAddr>,
     pub(super) handshake: Option<OwnedSemaphorePermit>,
     stage_began: Clock,
@@ -56,12 +59,19 @@ impl Client {
             proxy,
             trail: Trail::new(address),
             listener,
+            peer: address.map(|address| address.ip().to_canonical()),
             address: address.map(|address| network(address.ip())),
             handshake,
             stage_began: now,
             accepted: now,
             deadline: Instant::now() + proxy.limits().login_timeout,
         }
+    }
+
+    /// A balancer said who it is.
+    pub(super) fn comes_from(&mut self, address: SocketAddr) {
+        self.address = Some(network(address.ip()));
+        self.trail.address = address.to_string();
     }
 
     /// When the login must be over.
@@ -100,7 +110,9 @@ impl From<FrontendError> for Stop {
         match error {
             FrontendError::Io(_) => Stop::Left,
             FrontendError::Startup(error) => Refusal::from(error).into(),
-            FrontendError::Smuggled | FrontendError::NotAPassword(_) => {
+            FrontendError::Balancer(_)
+            | FrontendError::Smuggled
+            | FrontendError::NotAPassword(_) => {
                 Refusal::new(Reason::StartupMalformed, error).into()
             }
             FrontendError::TooLong(_) => Refusal::new(Reason::TokenInvalid, error)

@@ -1,51 +1,57 @@
-//! Identified: a token was shown and verified.
+//! Identified: a token was shown and verified, or a certificate was.
 //!
-//! The token travels as the password, over TLS or a Unix socket: every driver can do that.
+//! How that is done is the listener's to say: the token is the password, which every driver can
+//! send, or SASL OAUTHBEARER; the certificate is that of the TLS handshake; a sidecar's token is
+//! pgsilo's own to read. Either way it is over TLS, a Unix socket or loopback.
 
-use std::time::SystemTime;
+mod proofs;
 
 use super::client::{Client, Stop};
 use super::started::Started;
-use crate::refusal::Refusal;
+use crate::config::Proof;
+use crate::identity::Identity;
 use crate::secret::Secret;
-use crate::token::{Claims, Token};
 use crate::wire::message;
 
-/// Proves who asks: claims that an issuer signed, for this audience, for now.
+/// Proves who asks: what an issuer or an authority signed, for this service, for now.
 #[derive(Debug)]
 pub struct Identified<'c> {
     started: Started<'c>,
-    claims: Claims,
+    identity: Box<Identity>,
     /// Kept only where OpenBAO is to be shown it.
     token: Option<Secret>,
 }
 
 impl<'c> Identified<'c> {
-    /// Asks for the token and verifies it.
+    /// Has it proved who asks, in the listener's way.
     pub(super) async fn identify(mut started: Started<'c>) -> Result<Identified<'c>, Stop> {
-        let question = question(&started);
+        let mut greeting = negotiation(&started);
         let client = started.client();
-        client.frontend.send(&question).await.map_err(|_lost| Stop::Left)?;
-        // A token, and the NUL behind it.
-        let max = client.proxy.limits().max_token_bytes + 1;
-        let body = client.frontend.read_password(max).await?;
-        let password = password(&body)?;
-        let kept = client.proxy.lessor.needs_token().then(|| Secret::new(password.as_slice()));
-        let token = Token::new(password);
-        let claims = match client.proxy.verifier().verify(&token, SystemTime::now()) {
-            Ok(claims) => claims,
-            Err(rejected) => {
-                client.trail.learn_rejected(&rejected);
-                return Err(Refusal::from(rejected).into());
+        proofs::peer(client)?;
+        let proved = match &client.listener.proof {
+            Proof::Password => {
+                message::ask_password(&mut greeting);
+                proofs::password(client, &greeting).await?
+            }
+            Proof::Bearer { challenge } => {
+                message::ask_bearer(&mut greeting);
+                proofs::bearer(client, &greeting, challenge).await?
+            }
+            Proof::Certificate => {
+                client.frontend.send(&greeting).await.map_err(|_lost| Stop::Left)?;
+                proofs::certificate(client)?
+            }
+            Proof::Sidecar(source) => {
+                client.frontend.send(&greeting).await.map_err(|_lost| Stop::Left)?;
+                proofs::sidecar(client, source).await?
             }
         };
-        client.trail.learn_claims(&claims);
         client.reached("identified");
-        Ok(Identified { started, claims, token: kept })
+        Ok(Identified { started, identity: Box::new(proved.identity), token: proved.token })
     }
 
-    pub(super) fn claims(&self) -> &Claims {
-        &self.claims
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     pub(super) fn started(&self) -> &Started<'c> {
@@ -56,27 +62,18 @@ impl<'c> Identified<'c> {
         self.started.client()
     }
 
-    pub(super) fn into_parts(self) -> (Started<'c>, Claims, Option<Secret>) {
-        (self.started, self.claims, self.token)
+    pub(super) fn into_parts(self) -> (Started<'c>, Box<Identity>, Option<Secret>) {
+        (self.started, self.identity, self.token)
     }
 }
 
-/// What the client is sent: which protocol this is, if it did not ask for just that, and the
-/// request for a password.
-fn question(started: &Started<'_>) -> Vec<u8> {
-    let mut question = Vec::new();
+/// Which protocol this is, if the client did not ask for just that.
+fn negotiation(started: &Started<'_>) -> Vec<u8> {
+    let mut greeting = Vec::new();
     let startup = started.startup();
     let served = started.version();
     if startup.version != served || startup.extensions().next().is_some() {
-        message::negotiate(&mut question, served, startup.extensions());
+        message::negotiate(&mut greeting, served, startup.extensions());
     }
-    message::ask_password(&mut question);
-    question
-}
-
-fn password(body: &[u8]) -> Result<Vec<u8>, Stop> {
-    match message::parse_password(body) {
-        Some(password) => Ok(password.to_vec()),
-        None => Err(Refusal::from(crate::wire::startup::StartupError::Layout).into()),
-    }
+    greeting
 }

@@ -4,14 +4,13 @@
 //! token, or choose among the memberships that the token holds.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::client::{Client, Stop};
 use super::identified::Identified;
 use super::started::Started;
-use crate::clock::BootTime;
+use crate::identity::Identity;
 use crate::lease::Request;
 use crate::limits::TallyPermit;
 use crate::proxy::Proxy;
@@ -19,7 +18,6 @@ use crate::refusal::{Reason, Refusal};
 use crate::registry::{Snapshot, State, Tenant};
 use crate::secret::Secret;
 use crate::tenant::{Access, TenantId};
-use crate::token::Claims;
 
 /// Proves that this identity may reach this tenant now, and holds its place there.
 #[derive(Debug)]
@@ -29,8 +27,8 @@ pub struct Routed<'c> {
     /// OpenBAO's role for the tenant and the access that the claims grant.
     role: String,
     access: Access,
+    identity: Box<Identity>,
     token: Option<Secret>,
-    token_expires: BootTime,
     permits: SessionPermits,
 }
 
@@ -38,7 +36,7 @@ pub struct Routed<'c> {
 pub(super) struct Admission<'c> {
     pub(super) started: Started<'c>,
     pub(super) tenant: Arc<Tenant>,
-    pub(super) token_expires: BootTime,
+    pub(super) identity: Box<Identity>,
     pub(super) permits: SessionPermits,
 }
 
@@ -54,24 +52,27 @@ impl<'c> Routed<'c> {
     pub(super) fn route(mut identified: Identified<'c>) -> Result<Routed<'c>, Stop> {
         let proxy = identified.client().proxy;
         refuse_if_stale(proxy)?;
+        if identified.identity().is_denied(proxy.config.denied.as_ref()) {
+            let cause = "the identity is on the list of those denied";
+            return Err(Refusal::new(Reason::IdentityRevoked, cause).into());
+        }
         let snapshot = proxy.registry().snapshot();
-        let id = choose(&identified, &snapshot)?;
+        let (id, access) = resolve(&mut identified, &snapshot)?;
+        identified.client().trail.access = access.as_str();
         identified.client().trail.tenant = id.to_string();
         let tenant = snapshot
             .tenant(&id)
             .ok_or_else(|| Refusal::new(Reason::TenantUnknown, "not in the registry").about(&id))?;
         refuse_unless_served(&tenant, proxy)?;
-        let role = role(&tenant, identified.claims())?;
+        let role = role(&tenant, access)?;
         let permits = take_permits(&id, proxy)?;
 
-        let (mut started, claims, token) = identified.into_parts();
-        let access = claims.access();
-        let token_expires = expiry(&claims);
+        let (mut started, identity, token) = identified.into_parts();
         let client = started.client();
         client.trail.placement = tenant.placement().to_string();
         client.trail.role.clone_from(&role);
         client.reached("routed");
-        Ok(Routed { started, tenant, access, role, token, token_expires, permits })
+        Ok(Routed { started, tenant, access, role, identity, token, permits })
     }
 
     /// The tenant. Whoever can show a `Routed` may dial its placement.
@@ -99,16 +100,9 @@ impl<'c> Routed<'c> {
     }
 
     pub(super) fn into_parts(self) -> Admission<'c> {
-        let Routed { started, tenant, token_expires, permits, .. } = self;
-        Admission { started, tenant, token_expires, permits }
+        let Routed { started, tenant, identity, permits, .. } = self;
+        Admission { started, tenant, identity, permits }
     }
-}
-
-/// The token's end on the clock that authority is measured in: a clock that is set later
-/// neither lengthens nor shortens the session.
-fn expiry(claims: &Claims) -> BootTime {
-    let left = claims.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
-    BootTime::now() + left
 }
 
 fn refuse_if_stale(proxy: &Proxy) -> Result<(), Refusal> {
@@ -123,28 +117,87 @@ fn refuse_if_stale(proxy: &Proxy) -> Result<(), Refusal> {
     Err(Refusal::new(Reason::RegistryStale, cause))
 }
 
-/// Which of the token's tenants is meant.
-fn choose(identified: &Identified<'_>, registry: &Snapshot) -> Result<TenantId, Refusal> {
+/// Which tenant it is for, and how much it may do there.
+fn resolve(
+    identified: &mut Identified<'_>,
+    registry: &Snapshot,
+) -> Result<(TenantId, Access), Refusal> {
+    let by_host = named_by_host(identified.client())?;
     let startup = identified.started().startup();
-    let named = startup.database().and_then(|name| std::str::from_utf8(name).ok());
-    let named_id = named.and_then(|name| TenantId::parse(name).ok());
-    match (identified.claims().tenants(), named_id) {
+    let named = Named {
+        database: startup.database().and_then(|name| std::str::from_utf8(name).ok()),
+        user: startup.user(),
+        by_host,
+    };
+    match identified.identity() {
+        Identity::Token(claims) => {
+            Ok((choose(claims.tenants(), &named, registry)?, claims.access()))
+        }
+        Identity::Certificate(holder) => {
+            let binding = registry.binding(holder.name()).ok_or_else(|| {
+                let cause = format!("the registry binds {:?} to no tenant", holder.name());
+                Refusal::new(Reason::CertificateUnbound, cause)
+            })?;
+            let only = std::slice::from_ref(&binding.tenant);
+            Ok((choose(only, &named, registry)?, binding.access))
+        }
+    }
+}
+
+/// What a client named. None of it selects a tenant by itself.
+struct Named<'a> {
+    database: Option<&'a str>,
+    user: &'a [u8],
+    /// By the host in its TLS handshake, where the listener has a suffix for that.
+    by_host: Option<TenantId>,
+}
+
+/// The tenant that the client named by its host. A host of the suffix that is no tenant's id is a
+/// mistake; any other host names nobody.
+fn named_by_host(client: &Client) -> Result<Option<TenantId>, Refusal> {
+    let Some(suffix) = &client.listener.sni_suffix else { return Ok(None) };
+    let host = client.frontend.server_name().map(str::to_ascii_lowercase);
+    let Some(label) = host.as_deref().and_then(|host| host.strip_suffix(suffix.as_str())) else {
+        return Ok(None);
+    };
+    TenantId::parse(label).map(Some).map_err(|_error| {
+        Refusal::new(Reason::TenantForbidden, "the host named in TLS is no tenant's")
+    })
+}
+
+/// Which of the tenants that may be reached is meant.
+fn choose(
+    tenants: &[TenantId],
+    named: &Named<'_>,
+    registry: &Snapshot,
+) -> Result<TenantId, Refusal> {
+    let Named { database, user, by_host } = named;
+    let named_id = database.and_then(|name| TenantId::parse(name).ok());
+    let forbidden = |cause: &str| Err(Refusal::new(Reason::TenantForbidden, cause));
+    if let Some(host) = by_host {
+        let contradicts = named_id.as_ref().is_some_and(|database| {
+            database != host && (tenants.contains(database) || registry.tenant(database).is_some())
+        });
+        return match tenants.contains(host) && !contradicts {
+            true => Ok(host.clone()),
+            false => forbidden("the host named in TLS is another tenant's"),
+        };
+    }
+    match (tenants, named_id) {
         ([], _) => Err(Refusal::new(Reason::TenantUnresolved, "no tenant in the token")),
         // The token pins the tenant. Another name is only a name, as an application may keep
         // the one that it has always used, unless it names another tenant: that is a
         // disagreement, and one of the two is wrong.
         ([only], Some(named)) if *only != named && registry.tenant(&named).is_some() => {
-            Err(Refusal::new(Reason::TenantForbidden, "the database named is another tenant's"))
+            forbidden("the database named is another tenant's")
         }
         ([only], _) => Ok(only.clone()),
         (several, Some(named)) if several.contains(&named) => Ok(named),
         (several, named_id) => {
-            let defaulted = named.is_none_or(|name| name.as_bytes() == startup.user());
+            let defaulted = database.is_none_or(|name| name.as_bytes() == *user);
             let cause = format!("the token names {} tenants", several.len());
             match named_id.is_some() && !defaulted {
-                true => {
-                    Err(Refusal::new(Reason::TenantForbidden, format!("{cause}, not this one")))
-                }
+                true => forbidden(&format!("{cause}, not this one")),
                 false => {
                     Err(Refusal::new(Reason::TenantUnresolved, format!("{cause}, none chosen"))
                         .hint("Name the tenant as the database."))
@@ -171,8 +224,7 @@ fn refuse_unless_served(tenant: &Tenant, proxy: &Proxy) -> Result<(), Refusal> {
     }
 }
 
-fn role(tenant: &Tenant, claims: &Claims) -> Result<String, Refusal> {
-    let access = claims.access();
+fn role(tenant: &Tenant, access: Access) -> Result<String, Refusal> {
     tenant.lease().role(access).map(str::to_owned).ok_or_else(|| {
         let cause = format!("the registry has no role for {access} access");
         Refusal::new(Reason::TenantForbidden, cause)

@@ -1,11 +1,13 @@
 //! Spliced: bytes both ways until the ending.
 
 use std::sync::atomic::AtomicU32;
+use std::time::SystemTime;
 
 use super::attached::{Attached, Held};
 use super::authority::Authority;
 use super::client::Client;
 use crate::audit;
+use crate::clock::BootTime;
 use crate::proxy::Proxy;
 use crate::splice::Relay;
 use crate::stream::Stream;
@@ -36,12 +38,16 @@ impl<'c> Spliced<'c> {
         metrics::counter!("pgsilo_sessions_total").increment(1);
         let active = Active::begin();
         let relay = Relay::new(frontend, backend, held.cancel_key.process().clone());
+        // On the clock that authority is measured in: one that is set later neither lengthens nor
+        // shortens the session.
+        let left = held.identity.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
         let authority = Authority {
             proxy,
             tenant: &held.tenant,
             lease_end: held.lease.end(),
-            token_expires: held.token_expires,
-            token_left: held.token_expires.remaining(),
+            identity: &held.identity,
+            expires: BootTime::now() + left,
+            left,
             trail,
             told: AtomicU32::new(0),
         };

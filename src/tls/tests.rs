@@ -89,11 +89,15 @@ fn shake(
     outcome.map(|()| agreed)
 }
 
+fn shown(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
+    server(&ServerFiles { certificate: certificate.into(), key: key.into(), clients: None })
+}
+
 #[test]
 fn each_mode_checks_what_it_says() {
     let pki = pki();
     let stranger = self::pki();
-    let server = server(&pki.certificate, &pki.key).unwrap();
+    let server = shown(&pki.certificate, &pki.key).unwrap();
     let cases = [
         (Mode::VerifyFull, &pki.ca, "db.example", true),
         (Mode::VerifyFull, &pki.ca, "other.example", false),
@@ -113,7 +117,7 @@ fn each_mode_checks_what_it_says() {
 #[test]
 fn alpn_is_offered_and_not_required() {
     let pki = pki();
-    let server = server(&pki.certificate, &pki.key).unwrap();
+    let server = shown(&pki.certificate, &pki.key).unwrap();
     let plain = client(Mode::VerifyFull, Some(&pki.ca)).unwrap();
     assert_eq!(shake(&server, &plain, "db.example").unwrap(), None);
     let mut direct = (*plain).clone();
@@ -133,16 +137,16 @@ fn errors_name_the_file() {
         pki.folder.write("broken", "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n");
     let absent = pki.folder.0.join("absent");
     let show = |error: TlsError| error.to_string().replace(pki.folder.0.to_str().unwrap(), "");
-    assert!(matches!(server(&pki.certificate, &other.key), Err(TlsError::KeyMismatch { .. })));
+    assert!(matches!(shown(&pki.certificate, &other.key), Err(TlsError::KeyMismatch { .. })));
     assert_eq!(
-        show(server(&absent, &pki.key).unwrap_err()),
+        show(shown(&absent, &pki.key).unwrap_err()),
         "cannot read \"/absent\": No such file or directory (os error 2)"
     );
-    assert!(matches!(server(&empty, &pki.key), Err(TlsError::NoCertificate { .. })));
-    assert!(matches!(server(&pki.key, &pki.key), Err(TlsError::NoCertificate { .. })));
-    assert!(matches!(server(&pki.certificate, &empty), Err(TlsError::NoKey { .. })));
-    assert!(matches!(server(&pki.certificate, &pki.certificate), Err(TlsError::NoKey { .. })));
-    assert!(matches!(server(&broken, &pki.key), Err(TlsError::NotPem { .. })));
+    assert!(matches!(shown(&empty, &pki.key), Err(TlsError::NoCertificate { .. })));
+    assert!(matches!(shown(&pki.key, &pki.key), Err(TlsError::NoCertificate { .. })));
+    assert!(matches!(shown(&pki.certificate, &empty), Err(TlsError::NoKey { .. })));
+    assert!(matches!(shown(&pki.certificate, &pki.certificate), Err(TlsError::NoKey { .. })));
+    assert!(matches!(shown(&broken, &pki.key), Err(TlsError::NotPem { .. })));
     assert!(matches!(client(Mode::VerifyCa, Some(&empty)), Err(TlsError::NoCertificate { .. })));
     assert!(matches!(client(Mode::VerifyCa, Some(&absent)), Err(TlsError::Unreadable { .. })));
 }

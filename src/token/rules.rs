@@ -7,6 +7,8 @@
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 
 use super::{Claims, Issuer, TokenError};
@@ -57,6 +59,8 @@ pub(super) fn judge(
     let subject = name(payload, "sub")?.ok_or(TokenError::ClaimInvalid { claim: "sub" })?;
     let token_id = name(payload, "jti")?;
     let expires_at = in_time(payload, issuer.leeway, now)?;
+    let issued_at = date(payload, "iat")?.map(|since| UNIX_EPOCH + since);
+    let bound_to = confirmation(payload)?;
     let access = match issuer.access_claim.find(payload) {
         None => issuer.default_access,
         Some(Value::String(text)) => {
@@ -71,8 +75,21 @@ pub(super) fn judge(
         token_id: token_id.map(str::to_owned),
         tenants,
         access,
+        issued_at,
         expires_at,
+        bound_to,
     })
+}
+
+/// `cnf` (RFC 7800): who alone may show the token. Only a certificate's hash (RFC 8705) can be
+/// checked here; a token that asks for anything else would be taken from anybody.
+fn confirmation(payload: &Value) -> Result<Option<[u8; 32]>, TokenError> {
+    const INVALID: TokenError = TokenError::ClaimInvalid { claim: "cnf" };
+    let Some(confirmation) = payload.get("cnf") else { return Ok(None) };
+    let members = confirmation.as_object().filter(|members| members.len() == 1).ok_or(INVALID)?;
+    let hash = members.get("x5t#S256").and_then(Value::as_str).ok_or(INVALID)?;
+    let hash = URL_SAFE_NO_PAD.decode(hash).map_err(|_| INVALID)?;
+    hash.try_into().map(Some).map_err(|_| INVALID)
 }
 
 /// `sub` or `jti` if it may be written to a log.

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use super::sasl::OAUTHBEARER;
 use super::startup::Version;
 
 /// ErrorResponse, severity FATAL: the one message that a refusal or an ending consists of.
@@ -36,6 +37,23 @@ pub fn fatal(sqlstate: &str, text: &str, detail: Option<&str>, hint: Option<&str
 pub fn ask_password(out: &mut Vec<u8>) {
     append(out, b'R', |body| {
         body.extend_from_slice(&3u32.to_be_bytes());
+    });
+}
+
+/// AuthenticationSASL, with the one mechanism that there is.
+pub fn ask_bearer(out: &mut Vec<u8>) {
+    append(out, b'R', |body| {
+        body.extend_from_slice(&10u32.to_be_bytes());
+        body.extend_from_slice(OAUTHBEARER);
+        body.extend_from_slice(&[0, 0]);
+    });
+}
+
+/// AuthenticationSASLContinue: a challenge, or what OAUTHBEARER has to say of an error.
+pub fn sasl_continue(out: &mut Vec<u8>, challenge: &[u8]) {
+    append(out, b'R', |body| {
+        body.extend_from_slice(&11u32.to_be_bytes());
+        body.extend_from_slice(challenge);
     });
 }
 

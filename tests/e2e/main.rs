@@ -15,15 +15,20 @@
 
 mod authority;
 mod bad_input;
+mod bearer;
+mod certificates;
+mod denied;
 mod drivers;
 mod isolation;
 mod leases;
 mod limits;
+mod listeners;
 mod openbao;
 mod opening;
 mod orphans;
 mod outside;
 mod refusals;
 mod relay;
+mod sidecar;
 mod support;
 mod unwell;

@@ -10,6 +10,7 @@ use crate::support::proxy::{Proxy, Settings};
 use crate::support::raw::{Message, Raw, startup, startup_of, tagged};
 use crate::support::world::world;
 use crate::support::{eventually, fake, mint};
+use crate::{certificates, denied, sidecar};
 
 /// What the client is to read.
 struct Told {
@@ -80,6 +81,49 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
             client.send(&[0, 0]).await;
             let message = client.fatal().await;
             (proxy, message, told("canceling authentication due to timeout"))
+        }
+        Reason::PeerForbidden => {
+            let proxy =
+                sidecar::with_file(&mint::token("acme"), "allow_uids = [4294967294]\n").await;
+            let mut client = Raw::unix(&proxy.socket()).await;
+            client.send(&startup(&[("user", "app")])).await;
+            let message = client.fatal().await;
+            (proxy, message, told("peer authentication failed"))
+        }
+        Reason::CertificateMissing => {
+            let (proxy, _authority) = certificates::by_certificate().await;
+            let mut client = Raw::tls(proxy.address()).await;
+            client.send(&startup(&[("user", "app"), ("database", "acme")])).await;
+            let message = client.fatal().await;
+            (proxy, message, told("connection requires a valid client certificate"))
+        }
+        Reason::CertificateUnbound => {
+            let (proxy, authority) = certificates::by_certificate().await;
+            let own = authority.client("spiffe://example.org/nobody", 7);
+            let message = certificates::connect(&proxy, &own, "acme").await.fatal().await;
+            (proxy, message, told("the client certificate is bound to no tenant"))
+        }
+        Reason::TokenUnavailable => {
+            let proxy = sidecar::with_file("to be removed", "").await;
+            std::fs::remove_file(proxy.dir().join("token")).expect("removed");
+            let mut client = Raw::unix(&proxy.socket()).await;
+            client.send(&startup(&[("user", "app")])).await;
+            let message = client.fatal().await;
+            (proxy, message, told("the session token is not available at the moment"))
+        }
+        Reason::TokenUnbound => {
+            let proxy = Proxy::start().await;
+            let hash = "A".repeat(43);
+            let token = mint::token_with("acme", json!({ "cnf": { "x5t#S256": hash } }));
+            let message = refused_token(&proxy, &token, "acme").await;
+            let hint = Some("Connect with the client certificate that the token was issued for.");
+            let text = "the session token is bound to another client certificate";
+            (proxy, message, Told { hint, ..told(text) })
+        }
+        Reason::IdentityRevoked => {
+            let proxy = denied::with_list("[[denied]]\nsubject = \"tester\"\n").await;
+            let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
+            (proxy, message, told("the identity shown has been revoked"))
         }
         Reason::TokenMissing => {
             let proxy = Proxy::start().await;
@@ -355,6 +399,12 @@ refusals! {
     a_stopping_proxy: ShuttingDown;
     one_session_too_many: TooManyConnections;
     a_login_that_takes_too_long: LoginTimeout;
+    a_peer_that_may_not_be_there: PeerForbidden;
+    no_client_certificate: CertificateMissing;
+    a_client_certificate_of_nobody: CertificateUnbound;
+    a_sidecar_without_its_token: TokenUnavailable;
+    a_token_of_another_certificate: TokenUnbound;
+    a_token_on_the_list: IdentityRevoked;
     an_empty_password: TokenMissing;
     a_broken_signature: TokenInvalid;
     an_expired_token: TokenExpired;

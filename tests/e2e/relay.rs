@@ -257,6 +257,12 @@ fn every_ending_has_a_test() {
                 crate::limits::an_idle_session_is_ended_and_a_busy_one_is_not
             }
             pgsilo::Ending::TokenExpired => crate::authority::a_session_ends_with_its_token,
+            pgsilo::Ending::CertificateExpired => {
+                crate::certificates::a_session_ends_with_its_certificate
+            }
+            pgsilo::Ending::IdentityRevoked => {
+                crate::denied::who_is_denied_is_refused_and_loses_running_sessions_within_a_second
+            }
             pgsilo::Ending::LeaseEnded => {
                 crate::authority::an_idle_session_ends_in_the_grace_before_its_lease_does
             }

@@ -1,5 +1,6 @@
 //! What the tests stand on: the sandbox, a pgsilo under test, raw clients, tokens.
 
+pub(crate) mod authority;
 pub(crate) mod driver;
 pub(crate) mod fake;
 pub(crate) mod mint;

@@ -1,17 +1,23 @@
 //! Where clients connect: TLS, a Unix socket, or clear text said in so many words.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
-use super::super::raw::{RawListener, RawListenerTls};
-use super::super::{ListenerTls, Place};
+use super::super::raw::{RawDemand, RawListener, RawListenerTls};
+use super::super::{ListenerTls, Place, Proof};
+use super::proofs::{Door, Known};
 use super::{Build, FileError, Listener};
-use crate::tls::{self, ServerFiles, TlsError};
+use crate::tls::{self, ClientAuthorities, ServerFiles, TlsError};
 
 /// What fits into `sockaddr_un` on Linux, its NUL included.
 const MAX_SOCKET_PATH: usize = 108;
 
 impl Build<'_> {
-    pub(super) fn listeners(&mut self, raw: Vec<RawListener>) -> Result<Vec<Listener>, FileError> {
+    /// `known` says what of the rest of the file listeners depend on.
+    pub(super) fn listeners(
+        &mut self,
+        raw: Vec<RawListener>,
+        known: &Known,
+    ) -> Result<Vec<Listener>, FileError> {
         if raw.is_empty() {
             return self.wrong("listener", "there is none; add a [[listener]] table");
         }
@@ -25,8 +31,8 @@ impl Build<'_> {
                         .wrong(at, "both address and socket; give each its own [[listener]]");
                 }
                 (None, None) => return self.wrong(at, "neither address nor socket; add one"),
-                (Some(_), None) => self.tcp(&at, raw)?,
-                (None, Some(_)) => self.unix(&at, raw)?,
+                (Some(_), None) => self.tcp(&at, raw, known)?,
+                (None, Some(_)) => self.unix(&at, raw, known)?,
             };
             let (field, place, chosen) = match &listener.place {
                 Place::Tcp(address) => ("address", address.to_string(), address.port() == 0),
@@ -40,9 +46,13 @@ impl Build<'_> {
         Ok(listeners)
     }
 
-    fn tcp(&mut self, at: &str, raw: RawListener) -> Result<Listener, FileError> {
+    fn tcp(&mut self, at: &str, raw: RawListener, known: &Known) -> Result<Listener, FileError> {
         if raw.mode.is_some() {
             return self.wrong(format!("{at}.mode"), "only a Unix socket has a mode; remove it");
+        }
+        if raw.allow_uids.is_some() {
+            let what = "only a Unix socket knows its peer's user; remove it";
+            return self.wrong(format!("{at}.allow_uids"), what);
         }
         let Some(address) = raw.address.map(|address| address.0) else {
             return self.wrong(at, "neither address nor socket; add one");
@@ -75,14 +85,34 @@ impl Build<'_> {
                 "tokens may travel in clear over a network: anybody on the way can use them",
             );
         }
-        Ok(Listener { place: Place::Tcp(address), tls })
+        let sni_suffix = self.sni_suffix(at, raw.sni_suffix, tls.is_some())?;
+        let balancers = self.balancers(at, raw.proxy_protocol)?;
+        let place = Place::Tcp(address);
+        let proof = self.proof(at, raw.auth, &Door { place: &place, tls: tls.as_ref() }, known)?;
+        Ok(Listener { place, tls, proof, uids: None, sni_suffix, balancers })
     }
 
     fn listener_tls(&mut self, at: &str, raw: &RawListenerTls) -> Result<tls::Server, FileError> {
         let certificate = self.file.resolve(&raw.certificate);
         let key = self.file.resolve(&raw.key);
-        let files = ServerFiles { certificate: certificate.clone(), key: key.clone() };
-        let made = tls::Server::open(files).or_else(|error| {
+        if raw.client_ca.is_none() {
+            let field = match (raw.client_certificate, raw.client_crl.is_empty()) {
+                (None, true) => None,
+                (Some(_), _) => Some("client_certificate"),
+                (None, false) => Some("client_crl"),
+            };
+            if let Some(field) = field {
+                let what = "needs client_ca, the authorities of clients' certificates";
+                return self.wrong(format!("{at}.tls.{field}"), what);
+            }
+        }
+        let clients = raw.client_ca.as_ref().map(|ca| ClientAuthorities {
+            ca: self.file.resolve(ca),
+            crls: raw.client_crl.iter().map(|path| self.file.resolve(path)).collect(),
+            required: raw.client_certificate == Some(RawDemand::Required),
+        });
+        let files = ServerFiles { certificate: certificate.clone(), key: key.clone(), clients };
+        let made = tls::Server::open(files.clone()).or_else(|error| {
             let of_the_key = match &error {
                 TlsError::NoKey { .. } | TlsError::BadKey { .. } | TlsError::KeyMismatch { .. } => {
                     true
@@ -91,18 +121,25 @@ impl Build<'_> {
                 // The certificate is read first.
                 error => error.file() != Some(&certificate),
             };
-            let field = if of_the_key { "key" } else { "certificate" };
+            let of_clients = error.file().is_some_and(|file| files.is_of_clients(file));
+            let field = match (of_clients, of_the_key) {
+                (true, _) => "client_ca",
+                (false, true) => "key",
+                (false, false) => "certificate",
+            };
             self.wrong(format!("{at}.tls.{field}"), error)
         })?;
         self.mind_readers(&format!("{at}.tls.key"), &key);
         Ok(made)
     }
 
-    fn unix(&mut self, at: &str, raw: RawListener) -> Result<Listener, FileError> {
+    fn unix(&mut self, at: &str, raw: RawListener, known: &Known) -> Result<Listener, FileError> {
         for (present, key) in [
             (raw.tls.is_some(), "tls"),
             (raw.require_tls.is_some(), "require_tls"),
             (raw.plaintext, "plaintext"),
+            (raw.sni_suffix.is_some(), "sni_suffix"),
+            (raw.proxy_protocol.is_some(), "proxy_protocol"),
         ] {
             if present {
                 return self.wrong(format!("{at}.{key}"), "only a TCP listener has it; remove it");
@@ -116,6 +153,19 @@ impl Build<'_> {
             );
         }
         let mode = raw.mode.map_or(0o660, |mode| mode.0.0);
-        Ok(Listener { place: Place::Unix { path, mode }, tls: None })
+        if raw.allow_uids.as_ref().is_some_and(Vec::is_empty) {
+            return self.wrong(format!("{at}.allow_uids"), "empty; nobody could connect");
+        }
+        let uids = raw.allow_uids.map(BTreeSet::from_iter);
+        let place = Place::Unix { path, mode };
+        let proof = self.proof(at, raw.auth, &Door { place: &place, tls: None }, known)?;
+        let lets_all_in = matches!(proof, Proof::Sidecar(_)) && uids.is_none() && mode & 0o006 != 0;
+        if lets_all_in {
+            self.warn(
+                format!("{at}.mode"),
+                "every user of this machine is let in as the token's; use \"0660\" or allow_uids",
+            );
+        }
+        Ok(Listener { place, tls: None, proof, uids, sni_suffix: None, balancers: Vec::new() })
     }
 }

@@ -44,6 +44,13 @@ pub(crate) fn token_with(tenant: &str, changes: Value) -> String {
     sign(world(), &claims)
 }
 
+/// A good token but for one claim, which is `null`.
+pub(crate) fn token_with_null(tenant: &str, claim: &str) -> String {
+    let mut claims = claims(tenant);
+    claims[claim] = Value::Null;
+    sign(world(), &claims)
+}
+
 /// A token of another sandbox's issuer, with these claims over those of a good one.
 pub(crate) fn signed_by(world: &World, changes: Value) -> String {
     let mut claims = claims("acme");

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -34,6 +35,8 @@ pub(crate) struct Settings {
     pub(crate) lease: String,
     /// Keys of `[[issuer]]` beside the sandbox's.
     pub(crate) issuer: String,
+    /// Files beside its configuration: name and text.
+    pub(crate) files: Vec<(&'static str, String)>,
     /// The tenants' file, as a change to the sandbox's.
     pub(crate) tenants: fn(&str) -> String,
     /// A shell that runs before pgsilo, in its process: `ulimit -n 64`.
@@ -49,6 +52,7 @@ impl Default for Settings {
             openbao: String::new(),
             lease: String::new(),
             issuer: String::new(),
+            files: Vec::new(),
             tenants: str::to_owned,
             before: String::new(),
         }
@@ -318,6 +322,11 @@ fn write_files_of(world: &World, dir: &Path, settings: &Settings) {
     let sandbox = world.dir();
     for name in ["server.crt", "server.key", "ca.crt", "jwks.json", "secret-id"] {
         fs::copy(sandbox.join(name), dir.join(name)).expect("copied");
+    }
+    for (name, text) in &settings.files {
+        fs::write(dir.join(name), text).expect("written");
+        let private = fs::Permissions::from_mode(0o600);
+        fs::set_permissions(dir.join(name), private).expect("made private");
     }
     let tenants = fs::read_to_string(sandbox.join("tenants.toml")).expect("read");
     fs::write(dir.join("tenants.toml"), (settings.tenants)(&tenants)).expect("written");

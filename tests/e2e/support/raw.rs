@@ -11,6 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::PATIENCE;
+use super::authority::Pair;
 use super::world::world;
 
 pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -110,19 +111,48 @@ impl Raw {
     }
 
     pub(crate) async fn handshake(tcp: TcpStream, alpn: &[&[u8]]) -> std::io::Result<Raw> {
+        let tls = Raw::shake_hands(tcp, alpn, "localhost", None, &[]).await?;
+        Ok(Raw(Box::new(tls)))
+    }
+
+    /// TLS from the first byte, showing a certificate.
+    pub(crate) async fn certified(address: SocketAddr, own: &Pair) -> std::io::Result<Raw> {
+        let tcp = TcpStream::connect(address).await.expect("connected");
+        let tls = Raw::shake_hands(tcp, &[b"postgresql"], "localhost", Some(own), &[]).await?;
+        Ok(Raw(Box::new(tls)))
+    }
+
+    /// TLS from the first byte to a host of that name, with more authorities than the sandbox's.
+    pub(crate) async fn named(address: SocketAddr, host: &str, ca: &[u8]) -> std::io::Result<Raw> {
+        let tcp = TcpStream::connect(address).await.expect("connected");
+        Ok(Raw(Box::new(Raw::shake_hands(tcp, &[b"postgresql"], host, None, ca).await?)))
+    }
+
+    pub(crate) async fn shake_hands(
+        tcp: TcpStream,
+        alpn: &[&[u8]],
+        host: &str,
+        own: Option<&Pair>,
+        more_roots: &[u8],
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
         let mut roots = rustls::RootCertStore::empty();
         let ca = CertificateDer::from_pem_file(world().dir().join("ca.crt")).expect("a CA");
         roots.add(ca).expect("a good CA");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        for ca in CertificateDer::pem_slice_iter(more_roots) {
+            roots.add(ca.expect("PEM")).expect("a good CA");
+        }
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let mut config = match own.map(Pair::der) {
+            None => builder.with_no_client_auth(),
+            Some((leaf, key)) => builder.with_client_auth_cert(vec![leaf], key).expect("a pair"),
+        };
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        let name = ServerName::try_from("localhost").expect("a name");
-        let tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
-        Ok(Raw(Box::new(tls)))
+        let name = ServerName::try_from(host.to_owned()).expect("a name");
+        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await
     }
 
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
@@ -143,6 +173,11 @@ impl Raw {
 
     pub(crate) async fn byte(&mut self) -> u8 {
         timeout(PATIENCE, self.0.read_u8()).await.expect("in time").expect("a byte")
+    }
+
+    /// The first byte that is said, or why there is none.
+    pub(crate) async fn first_byte(&mut self) -> std::io::Result<u8> {
+        timeout(PATIENCE, self.0.read_u8()).await.expect("in time")
     }
 
     /// The next message; `None` at a clean end between messages. Anything else fails.

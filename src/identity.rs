@@ -1,0 +1,54 @@
+//! Who a session is, however that was proved: by a token or by a certificate.
+//!
+//! Made by the Identified stage from what was verified; the Routed stage finds the tenant for it,
+//! and a running session is ended when it ends or is withdrawn.
+
+use std::time::SystemTime;
+
+use crate::ending::Ending;
+use crate::registry::{Denied, Shown};
+use crate::tls::Holder;
+use crate::token::Claims;
+
+/// Who a session is.
+#[derive(Debug)]
+pub(crate) enum Identity {
+    /// What an issuer signed.
+    Token(Claims),
+    /// Whom a listener's authority certified.
+    Certificate(Holder),
+}
+
+impl Identity {
+    /// From when on it is nobody.
+    pub(crate) fn expires_at(&self) -> SystemTime {
+        match self {
+            Identity::Token(claims) => claims.expires_at(),
+            Identity::Certificate(holder) => holder.expires_at(),
+        }
+    }
+
+    /// What a session ends with then.
+    pub(crate) fn ending(&self) -> Ending {
+        match self {
+            Identity::Token(_) => Ending::TokenExpired,
+            Identity::Certificate(_) => Ending::CertificateExpired,
+        }
+    }
+
+    /// Whether it is on the list of those withdrawn, where there is one.
+    pub(crate) fn is_denied(&self, denied: Option<&Denied>) -> bool {
+        let shown = match self {
+            Identity::Token(claims) => Shown {
+                issuer: Some(claims.issuer()),
+                subject: claims.subject(),
+                token_id: claims.token_id(),
+                issued_at: claims.issued_at(),
+            },
+            Identity::Certificate(holder) => {
+                Shown { issuer: None, subject: holder.name(), token_id: None, issued_at: None }
+            }
+        };
+        denied.is_some_and(|denied| denied.denies(shown))
+    }
+}

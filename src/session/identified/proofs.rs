@@ -1,0 +1,139 @@
+//! The ways to prove who asks, one function each. Whatever a token came by, it is verified in one
+//! place; and whoever showed a certificate cannot use a token that is bound to another.
+
+use std::time::SystemTime;
+
+use super::super::client::{Client, Stop};
+use crate::identity::Identity;
+use crate::refusal::{Reason, Refusal};
+use crate::secret::Secret;
+use crate::tls::{Holder, thumbprint};
+use crate::token::{Source, Token};
+use crate::wire::message;
+use crate::wire::sasl::{self, InitialResponse, KVSEP, OAUTHBEARER};
+use crate::wire::startup::StartupError;
+
+/// What was proved, and the token it was proved with, where OpenBAO is to be shown that.
+pub(super) struct Proved {
+    pub(super) identity: Identity,
+    pub(super) token: Option<Secret>,
+}
+
+/// Whether the process at the other end of a Unix socket may be there.
+pub(super) fn peer(client: &Client) -> Result<(), Refusal> {
+    let Some(uids) = &client.listener.uids else { return Ok(()) };
+    match client.frontend.peer_uid() {
+        Some(uid) if uids.contains(&uid) => Ok(()),
+        Some(uid) => {
+            Err(Refusal::new(Reason::PeerForbidden, format!("user id {uid} is not in allow_uids")))
+        }
+        None => {
+            Err(Refusal::new(Reason::PeerForbidden, "the system does not tell the peer's user"))
+        }
+    }
+}
+
+/// The token travels as the password.
+pub(super) async fn password(client: &mut Client, greeting: &[u8]) -> Result<Proved, Stop> {
+    client.frontend.send(greeting).await.map_err(|_lost| Stop::Left)?;
+    // A token, and the NUL behind it.
+    let max = client.proxy.limits().max_token_bytes + 1;
+    let body = client.frontend.read_password(max).await?;
+    let Some(password) = message::parse_password(&body) else {
+        return Err(Refusal::from(StartupError::Layout).into());
+    };
+    Ok(verify(client, password).await?)
+}
+
+/// The token travels as SASL OAUTHBEARER. Who has none, or none that is good, is told where to get
+/// one, and has to answer before it is refused (RFC 7628, 3.2.3).
+pub(super) async fn bearer(
+    client: &mut Client,
+    greeting: &[u8],
+    challenge: &[u8],
+) -> Result<Proved, Stop> {
+    let malformed = |cause: &dyn std::fmt::Display| {
+        Stop::from(Refusal::new(Reason::StartupMalformed, cause.to_string()))
+    };
+    client.frontend.send(greeting).await.map_err(|_lost| Stop::Left)?;
+    let max = client.proxy.limits().max_token_bytes + sasl::MAX_AROUND_TOKEN;
+    let mut body = client.frontend.read_password(max).await?;
+    let initial = InitialResponse::parse(&body)
+        .ok_or_else(|| malformed(&"a SASL response whose lengths do not fit"))?;
+    if initial.mechanism != OAUTHBEARER {
+        return Err(malformed(&"a SASL mechanism that was not offered"));
+    }
+    let said = match initial.response {
+        Some(said) => said,
+        None => {
+            // It wants to be asked first.
+            let mut empty = Vec::new();
+            message::sasl_continue(&mut empty, b"");
+            client.frontend.send(&empty).await.map_err(|_lost| Stop::Left)?;
+            body = client.frontend.read_password(max).await?;
+            &body
+        }
+    };
+    let token = sasl::bearer(said).map_err(|error| malformed(&error))?;
+    let refusal = match verify(client, token).await {
+        Ok(proved) => return Ok(proved),
+        Err(refusal) => refusal,
+    };
+    let mut told = Vec::new();
+    message::sasl_continue(&mut told, challenge);
+    client.frontend.send(&told).await.map_err(|_lost| Stop::Left)?;
+    let answer = client.frontend.read_password(max).await?;
+    match *answer == [KVSEP] {
+        true => Err(refusal.into()),
+        false => Err(malformed(&"an error of OAUTHBEARER was not answered with one separator")),
+    }
+}
+
+/// The certificate of the handshake. Its authorities are the listener's, and were asked there.
+pub(super) fn certificate(client: &mut Client) -> Result<Proved, Refusal> {
+    let Some(leaf) = client.frontend.certificate() else {
+        let cause = "no certificate was shown in the TLS handshake";
+        return Err(Refusal::new(Reason::CertificateMissing, cause));
+    };
+    let holder =
+        Holder::of(leaf).map_err(|error| Refusal::new(Reason::CertificateMissing, error))?;
+    client.trail.subject = holder.name().to_owned();
+    // A resumed session is not verified again.
+    if holder.expires_at() <= SystemTime::now() {
+        let cause = "the certificate has expired since its handshake";
+        return Err(Refusal::new(Reason::CertificateMissing, cause));
+    }
+    Ok(Proved { identity: Identity::Certificate(holder), token: None })
+}
+
+/// pgsilo has the token itself.
+pub(super) async fn sidecar(client: &mut Client, source: &Source) -> Result<Proved, Refusal> {
+    let token = source.token().await.map_err(Refusal::from)?;
+    let verified = verify(client, &token).await;
+    if verified.is_err() {
+        source.forget().await;
+    }
+    verified
+}
+
+async fn verify(client: &mut Client, token: &[u8]) -> Result<Proved, Refusal> {
+    let kept = client.proxy.lessor.needs_token().then(|| Secret::new(token));
+    let token = Token::new(token.to_vec());
+    let claims = match client.proxy.verifier().verify(&token, SystemTime::now()) {
+        Ok(claims) => claims,
+        Err(rejected) => {
+            client.trail.learn_rejected(&rejected);
+            return Err(Refusal::from(rejected));
+        }
+    };
+    client.trail.learn_claims(&claims);
+    if let Some(bound) = claims.bound_to() {
+        let shown = client.frontend.certificate().map(thumbprint);
+        if shown.as_ref() != Some(bound) {
+            let cause = "the token is bound to a certificate that was not shown (RFC 8705)";
+            return Err(Refusal::new(Reason::TokenUnbound, cause)
+                .hint("Connect with the client certificate that the token was issued for."));
+        }
+    }
+    Ok(Proved { identity: Identity::Token(claims), token: kept })
+}

@@ -1,0 +1,213 @@
+//! Client certificates: as who a session is, and as what a token is bound to.
+
+use std::fs;
+
+use serde_json::json;
+use time::{Duration, OffsetDateTime};
+
+use crate::support::authority::{Authority, Pair};
+use crate::support::proxy::{Proxy, Settings};
+use crate::support::raw::{Raw, query, startup};
+use crate::support::{eventually, mint};
+
+const BILLING: &str = "spiffe://example.org/ns/app/sa/billing";
+const REPORTS: &str = "spiffe://example.org/ns/app/sa/reports";
+
+const ASKS: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\n\
+    tls = { certificate = \"server.crt\", key = \"server.key\", client_ca = \"clients.crt\" }\n";
+
+/// A listener that asks for certificates, with more keys of its table.
+async fn asking(authority: &Authority, more: &str, tenants: fn(&str) -> String) -> Proxy {
+    let (dir, name) = (std::env::temp_dir(), format!("pgsilo-e2e-ca-{}", std::process::id()));
+    let path = dir.join(name);
+    authority.write(&path);
+    let ca = fs::read_to_string(&path).expect("read");
+    let files = vec![("clients.crt", ca), ("clients.crl", authority.revoked(&[]))];
+    let listeners = format!("{ASKS}{more}");
+    Proxy::with(Settings { listeners, files, tenants, ..Settings::default() }).await
+}
+
+/// By its certificate alone: no password is asked for.
+pub(crate) async fn by_certificate() -> (Proxy, Authority) {
+    let authority = Authority::new();
+    let bound = |tenants: &str| {
+        format!(
+            "{tenants}\n[[binding]]\ncertificate = \"{BILLING}\"\ntenant = \"acme\"\n\
+             access = \"read-write\"\n[[binding]]\ncertificate = \"{REPORTS}\"\n\
+             tenant = \"globex\"\naccess = \"read-only\"\n"
+        )
+    };
+    let proxy = asking(&authority, "auth = \"certificate\"\n", bound).await;
+    (proxy, authority)
+}
+
+pub(crate) async fn connect(proxy: &Proxy, own: &Pair, dbname: &str) -> Raw {
+    let mut client = Raw::certified(proxy.address(), own).await.expect("TLS");
+    client.send_anyway(&startup(&[("user", "app"), ("database", dbname)])).await;
+    client
+}
+
+#[tokio::test]
+async fn a_certificate_leads_to_the_tenant_that_it_is_bound_to_and_to_no_other() {
+    let (proxy, authority) = by_certificate().await;
+    for (uri, tenant, role) in [(BILLING, "acme", "rw"), (REPORTS, "globex", "ro")] {
+        let mut client = connect(&proxy, &authority.client(uri, 7), "app").await;
+        assert_eq!(client.message().await.body, [0; 4], "let in without a password");
+        client.until(b'Z').await;
+        assert_eq!(client.ask("SELECT current_database()").await, format!("tenant_{tenant}"));
+        let session_role = client.ask("SELECT session_user::text").await;
+        assert!(session_role.starts_with(&format!("tenant-{tenant}-{role}-")), "{session_role}");
+        let started = proxy.event("started", |event| event["subject"] == uri).await;
+        assert_eq!((&started["tenant"], &started["issuer"]), (&json!(tenant), &json!("")));
+    }
+    // The client never chooses.
+    let mut client = connect(&proxy, &authority.client(BILLING, 7), "globex").await;
+    assert_eq!(client.fatal().await.sqlstate(), "28000");
+    assert_eq!(proxy.event("refused", |_| true).await["reason"], "tenant_forbidden");
+}
+
+#[tokio::test]
+async fn a_certificate_that_names_nobody_or_somebody_elses_is_refused() {
+    let (proxy, authority) = by_certificate().await;
+    let stranger = "spiffe://example.org/ns/app/sa/billing/x";
+    let mut client = connect(&proxy, &authority.client(stranger, 7), "acme").await;
+    assert_eq!(client.fatal().await.sqlstate(), "28000");
+    let event = proxy.event("refused", |_| true).await;
+    assert_eq!(
+        (&event["reason"], &event["subject"]),
+        (&json!("certificate_unbound"), &json!(stranger))
+    );
+    // Another authority's, of the right name.
+    let mut client = connect(&proxy, &Authority::new().client(BILLING, 7), "acme").await;
+    assert!(broken(&mut client).await, "turned away in the handshake");
+    // Expired, and of the right authority.
+    let past = OffsetDateTime::now_utc() - Duration::minutes(1);
+    let mut client = connect(&proxy, &authority.client_until(BILLING, 7, past), "acme").await;
+    assert!(broken(&mut client).await, "turned away in the handshake");
+    assert_eq!(proxy.events("started").len(), 0);
+}
+
+/// Whether TLS itself ended it: nothing of PostgreSQL's protocol was said.
+async fn broken(client: &mut Raw) -> bool {
+    client.first_byte().await.is_err()
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_turned_away_without_a_restart() {
+    let authority = Authority::new();
+    let bound = |tenants: &str| {
+        format!(
+            "{tenants}\n[[binding]]\ncertificate = \"{BILLING}\"\ntenant = \"acme\"\naccess = \"read-write\"\n"
+        )
+    };
+    let path = std::env::temp_dir().join(format!("pgsilo-e2e-crl-{}", std::process::id()));
+    authority.write(&path);
+    let ca = fs::read_to_string(&path).expect("read");
+    let listeners = ASKS
+        .replace("clients.crt\" }", "clients.crt\", client_crl = [\"clients.crl\"] }")
+        + "auth = \"certificate\"\n";
+    let files = vec![("clients.crt", ca), ("clients.crl", authority.revoked(&[1]))];
+    let settings = Settings { listeners, files, tenants: bound, ..Settings::default() };
+    let proxy = Proxy::with(settings).await;
+    let (good, bad) = (authority.client(BILLING, 2), authority.client(BILLING, 1));
+    assert!(broken(&mut connect(&proxy, &bad, "acme").await).await);
+    let mut client = connect(&proxy, &good, "acme").await;
+    client.until(b'Z').await;
+
+    fs::write(proxy.dir().join("clients.crl"), authority.revoked(&[1, 2])).expect("written");
+    proxy
+        .metric_reaches("pgsilo_file_reloads_total{file=\"certificate\",result=\"ok\"}", 1.0)
+        .await;
+    assert!(broken(&mut connect(&proxy, &good, "acme").await).await);
+    assert_eq!(client.ask("SELECT 'alive'").await, "alive", "a running session is not ended");
+
+    // A list that is none changes nothing.
+    fs::write(proxy.dir().join("clients.crl"), "garbage").expect("written");
+    let failed = "pgsilo_file_reloads_total{file=\"certificate\",result=\"error\"}";
+    proxy.metric_reaches(failed, 1.0).await;
+    assert!(broken(&mut connect(&proxy, &good, "acme").await).await);
+    assert!(!broken(&mut connect(&proxy, &authority.client(BILLING, 3), "acme").await).await);
+}
+
+#[tokio::test]
+pub(crate) async fn a_session_ends_with_its_certificate() {
+    let authority = Authority::new();
+    let bound = |tenants: &str| {
+        format!(
+            "{tenants}\n[[binding]]\ncertificate = \"{BILLING}\"\ntenant = \"acme\"\naccess = \"read-write\"\n"
+        )
+    };
+    let proxy = asking(&authority, "auth = \"certificate\"\n", bound).await;
+    let end = OffsetDateTime::now_utc() + Duration::seconds(4);
+    let own = authority.client_until(BILLING, 7, end);
+    let mut idle = connect(&proxy, &own, "acme").await;
+    idle.until(b'Z').await;
+    let mut busy = connect(&proxy, &own, "acme").await;
+    busy.until(b'Z').await;
+    busy.send(&query("SELECT pg_sleep(600)")).await;
+    assert_eq!(busy.message().await.tag, b'T');
+    assert_eq!(busy.message().await.sqlstate(), "57014");
+    assert_eq!(busy.message().await.tag, b'Z');
+    for client in [&mut idle, &mut busy] {
+        let told = client.fatal().await;
+        assert_eq!(
+            told.field(b'M').as_deref(),
+            Some("terminating connection because its client certificate expired")
+        );
+    }
+    assert!(OffsetDateTime::now_utc() <= end);
+    proxy.metric_reaches("pgsilo_endings_total{ending=\"certificate_expired\"}", 2.0).await;
+}
+
+#[tokio::test]
+async fn a_bound_token_works_over_its_own_certificate_only() {
+    let authority = Authority::new();
+    let proxy = asking(&authority, "", str::to_owned).await;
+    let (own, other) = (authority.client(BILLING, 1), authority.client(BILLING, 2));
+    let bound = mint::token_with("acme", json!({ "cnf": { "x5t#S256": own.thumbprint() } }));
+    let mut client = Raw::certified(proxy.address(), &own).await.expect("TLS");
+    client.log_in(&bound, "acme").await;
+    assert_eq!(client.ask("SELECT current_database()").await, "tenant_acme");
+    // A token that is not bound is good over any, or none.
+    let mut client = Raw::certified(proxy.address(), &other).await.expect("TLS");
+    client.log_in(&mint::token("acme"), "acme").await;
+
+    let mut stolen = Raw::certified(proxy.address(), &other).await.expect("TLS");
+    refused(&mut stolen, &bound, "28P01").await;
+    refused(&mut Raw::tls(proxy.address()).await, &bound, "28P01").await;
+    eventually("both events", async || (proxy.events("refused").len() == 2).then_some(())).await;
+    for event in proxy.events("refused") {
+        assert_eq!(
+            (&event["reason"], &event["subject"]),
+            (&json!("token_unbound"), &json!("tester"))
+        );
+    }
+    // What cannot be checked here is not passed over.
+    let hash = own.thumbprint();
+    for cnf in [
+        json!({}),
+        json!({ "jkt": hash }),
+        json!({ "x5t#S256": hash, "jkt": hash }),
+        json!({ "x5t#S256": "AAAA" }),
+        json!({ "x5t#S256": format!("{hash}=") }),
+        json!({ "x5t#S256": 7 }),
+        json!("x5t#S256"),
+        json!(null),
+    ] {
+        let changes = json!({ "cnf": cnf });
+        // `null` takes the claim away in `token_with`: it is written by itself.
+        let token = if cnf.is_null() {
+            mint::token_with_null("acme", "cnf")
+        } else {
+            mint::token_with("acme", changes)
+        };
+        let mut client = Raw::certified(proxy.address(), &own).await.expect("TLS");
+        refused(&mut client, &token, "28P01").await;
+    }
+}
+
+async fn refused(client: &mut Raw, token: &str, sqlstate: &str) {
+    client.send(&startup(&[("user", "app"), ("database", "acme")])).await;
+    client.send_password(token).await;
+    assert_eq!(client.fatal().await.sqlstate(), sqlstate);
+}

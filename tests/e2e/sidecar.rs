@@ -1,0 +1,103 @@
+//! A sidecar: the application shows nothing, pgsilo has the token itself.
+
+use std::fs;
+
+use serde_json::json;
+use tokio_postgres::NoTls;
+
+use crate::support::proxy::{Proxy, Settings};
+use crate::support::raw::{Raw, startup};
+use crate::support::{eventually, mint};
+
+/// A socket whose sessions are those of a token in a file.
+pub(crate) async fn with_file(token: &str, more: &str) -> Proxy {
+    let listeners = format!(
+        "[[listener]]\nsocket = \"{{dir}}/.s.PGSQL.6432\"\nauth = {{ token_file = \"token\" }}\n{more}"
+    );
+    let files = vec![("token", token.to_owned())];
+    Proxy::with(Settings { listeners, files, ..Settings::default() }).await
+}
+
+/// Connects as an application without any password does.
+async fn connect(proxy: &Proxy) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+    let mut config = tokio_postgres::Config::new();
+    config.host_path(proxy.dir()).port(6432).user("app").dbname("whatever");
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+async fn database(client: &tokio_postgres::Client) -> String {
+    client.query_one("SELECT current_database()", &[]).await.expect("a row").get(0)
+}
+
+fn state(error: &tokio_postgres::Error) -> &str {
+    error.code().map_or("", |code| code.code())
+}
+
+#[tokio::test]
+async fn an_application_needs_no_password_and_a_token_that_is_renewed_no_restart() {
+    let proxy = with_file(&format!("{}\n", mint::token("acme")), "").await;
+    let first = connect(&proxy).await.expect("connected");
+    assert_eq!(database(&first).await, "tenant_acme");
+    // As Kubernetes does it: a new file, renamed over.
+    let renewed = proxy.dir().join("renewed");
+    fs::write(&renewed, mint::token("globex")).expect("written");
+    fs::rename(&renewed, proxy.dir().join("token")).expect("renamed");
+    assert_eq!(database(&connect(&proxy).await.expect("connected")).await, "tenant_globex");
+    assert_eq!(database(&first).await, "tenant_acme");
+    // It is verified like any other.
+    let old =
+        json!({ "exp": mint::now() - 3600, "nbf": mint::now() - 7200, "iat": mint::now() - 7200 });
+    fs::write(proxy.dir().join("token"), mint::token_with("acme", old)).expect("written");
+    assert_eq!(state(&connect(&proxy).await.expect_err("expired")), "28P01");
+    fs::remove_file(proxy.dir().join("token")).expect("removed");
+    assert_eq!(state(&connect(&proxy).await.expect_err("not there")), "57P03");
+    let event = proxy.event("refused", |event| event["reason"] == "token_unavailable").await;
+    assert!(event["cause"].as_str().expect("a cause").starts_with("cannot read the token file"));
+}
+
+#[tokio::test]
+async fn a_command_prints_the_token_and_is_run_again_when_it_was_refused() {
+    let dir = std::env::temp_dir().join(format!("pgsilo-e2e-exec-{}", std::process::id()));
+    fs::create_dir_all(&dir).expect("a folder");
+    let (token, runs) = (dir.join("token"), dir.join("runs"));
+    fs::write(&token, mint::token("acme")).expect("written");
+    let listeners = format!(
+        "[[listener]]\nsocket = \"{{dir}}/.s.PGSQL.6432\"\n\
+         auth = {{ exec = {{ command = [\"sh\", \"-c\", \"echo run >> {}; cat {}\"], refresh = \"1h\" }} }}\n",
+        runs.display(),
+        token.display()
+    );
+    let proxy = Proxy::with(Settings { listeners, ..Settings::default() }).await;
+    for _ in 0..3 {
+        assert_eq!(database(&connect(&proxy).await.expect("connected")).await, "tenant_acme");
+    }
+    let lines = || fs::read_to_string(&runs).expect("read").lines().count();
+    assert_eq!(lines(), 1, "once for all of them");
+    // What it printed is withdrawn: the next login runs it again.
+    let signer = json!({ "aud": "somebody else" });
+    fs::write(&token, mint::token_with("acme", signer)).expect("written");
+    fs::remove_dir_all(&dir).expect("removed");
+    drop(proxy);
+}
+
+#[tokio::test]
+async fn only_the_users_that_may_be_there_are_let_in() {
+    let me = rustix::process::getuid().as_raw();
+    let token = mint::token("acme");
+    let proxy = with_file(&token, &format!("allow_uids = [{me}]\n")).await;
+    assert_eq!(database(&connect(&proxy).await.expect("connected")).await, "tenant_acme");
+    let proxy = with_file(&token, &format!("allow_uids = [{}]\n", me + 1)).await;
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.send(&startup(&[("user", "app")])).await;
+    let refused = client.fatal().await;
+    assert_eq!(refused.field(b'M').as_deref(), Some("peer authentication failed"));
+    let event = proxy.event("refused", |_| true).await;
+    assert_eq!(event["reason"], "peer_forbidden");
+    assert_eq!(event["cause"], format!("user id {me} is not in allow_uids"));
+    eventually("nothing to be leased", async || {
+        (proxy.metric("pgsilo_leases_total").await == 0.0).then_some(())
+    })
+    .await;
+}
