@@ -18,11 +18,7 @@ const ASKS: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\n\
 
 /// A listener that asks for certificates, with more keys of its table.
 async fn asking(authority: &Authority, more: &str, tenants: fn(&str) -> String) -> Proxy {
-    let (dir, name) = (std::env::temp_dir(), format!("pgsilo-e2e-ca-{}", std::process::id()));
-    let path = dir.join(name);
-    authority.write(&path);
-    let ca = fs::read_to_string(&path).expect("read");
-    let files = vec![("clients.crt", ca), ("clients.crl", authority.revoked(&[]))];
+    let files = vec![("clients.crt", authority.pem())];
     let listeners = format!("{ASKS}{more}");
     Proxy::with(Settings { listeners, files, tenants, ..Settings::default() }).await
 }
@@ -100,13 +96,10 @@ async fn a_revoked_certificate_is_turned_away_without_a_restart() {
             "{tenants}\n[[binding]]\ncertificate = \"{BILLING}\"\ntenant = \"acme\"\naccess = \"read-write\"\n"
         )
     };
-    let path = std::env::temp_dir().join(format!("pgsilo-e2e-crl-{}", std::process::id()));
-    authority.write(&path);
-    let ca = fs::read_to_string(&path).expect("read");
     let listeners = ASKS
         .replace("clients.crt\" }", "clients.crt\", client_crl = [\"clients.crl\"] }")
         + "auth = \"certificate\"\n";
-    let files = vec![("clients.crt", ca), ("clients.crl", authority.revoked(&[1]))];
+    let files = vec![("clients.crt", authority.pem()), ("clients.crl", authority.revoked(&[1]))];
     let settings = Settings { listeners, files, tenants: bound, ..Settings::default() };
     let proxy = Proxy::with(settings).await;
     let (good, bad) = (authority.client(BILLING, 2), authority.client(BILLING, 1));

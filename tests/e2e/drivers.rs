@@ -20,7 +20,7 @@ use crate::support::driver::{Transport, all_left, output, passes, script, told};
 use crate::support::proxy::Proxy;
 use crate::support::raw::{Io, Raw};
 use crate::support::world::world;
-use crate::support::{eventually, mint};
+use crate::support::{eventually, mint, ways};
 
 // --- psql and pgbench --------------------------------------------------------------------
 
@@ -213,6 +213,19 @@ async fn asyncpg_over_tls() {
 #[tokio::test]
 async fn asyncpg_over_the_socket() {
     python("asyncpg_checks.py", Transport::Socket).await;
+}
+
+#[tokio::test]
+async fn psycopg_and_asyncpg_in_every_way_that_needs_no_password() {
+    let (proxy, own) = ways::proxy().await;
+    let Ok(python) = std::env::var("PGSILO_PYTHON") else {
+        panic!("PGSILO_PYTHON is not set: `make clients`, then `. .tools/env`");
+    };
+    let mut command = Command::new(python);
+    command.arg("-B").arg(script("tests/e2e/drivers/ways.py"));
+    ways::told(&mut command, &proxy, &own);
+    passes(&mut command).await;
+    all_left(&proxy).await;
 }
 
 // --- tokio-postgres ----------------------------------------------------------------------

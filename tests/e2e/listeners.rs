@@ -31,9 +31,7 @@ async fn a_renewed_certificate_is_shown_without_a_restart_and_sessions_go_on() {
     let before = shown(address, b"").await;
 
     let authority = Authority::new();
-    let ca_file = proxy.dir().join("new-ca.crt");
-    authority.write(&ca_file);
-    let ca = fs::read(&ca_file).expect("read");
+    let ca = authority.pem().into_bytes();
     let renewed = authority.server();
     // In between, certificate and key are no pair: said, and nothing is changed.
     fs::write(proxy.dir().join("server.crt"), &renewed.certificate).expect("written");
@@ -103,9 +101,7 @@ async fn a_host_may_name_the_tenant_and_must_agree_with_the_token() {
     let authority = Authority::new();
     let names = ["*.db.example", "*.x.db.example", "localhost"].map(str::to_owned);
     let pair = authority.server_of(&names);
-    let path = std::env::temp_dir().join(format!("pgsilo-e2e-sni-{}", std::process::id()));
-    authority.write(&path);
-    let ca = fs::read(&path).expect("read");
+    let ca = authority.pem().into_bytes();
     let listeners = TLS.replace("server.", "sni.") + "sni_suffix = \"DB.example\"\n";
     let files = vec![("sni.crt", pair.certificate), ("sni.key", pair.key)];
     let proxy = Proxy::with(Settings { listeners, files, ..Settings::default() }).await;

@@ -6,6 +6,7 @@ pub(crate) mod fake;
 pub(crate) mod mint;
 pub(crate) mod proxy;
 pub(crate) mod raw;
+pub(crate) mod ways;
 pub(crate) mod world;
 
 use std::time::{Duration, Instant};

@@ -332,7 +332,7 @@ pub(crate) fn called_once(sources: &[Source]) -> Vec<String> {
         (".verify(", &["src/session/identified/proofs.rs"]),
         ("Credential{", &["src/lease.rs"]),
         ("authentication_ok(", &["src/session/attached.rs"]),
-        ("ask_password(", &["src/session/identified/proofs.rs"]),
+        ("ask_password(", &["src/session/identified.rs"]),
         (".send_last(", &["src/session.rs", "src/splice.rs"]),
     ];
     // Declarations, and what is called the same: pgsilo's own login to OpenBAO.

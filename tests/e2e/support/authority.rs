@@ -1,9 +1,6 @@
 //! A certificate authority of a test's own: certificates for clients, and which of them are
 //! revoked.
 
-use std::fs;
-use std::path::Path;
-
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
@@ -49,8 +46,9 @@ impl Authority {
         Authority(CertifiedIssuer::self_signed(params, key).expect("signed"))
     }
 
-    pub(crate) fn write(&self, path: &Path) {
-        fs::write(path, self.0.pem()).expect("written");
+    /// Its own certificate.
+    pub(crate) fn pem(&self) -> String {
+        self.0.pem()
     }
 
     /// A client's certificate for a URI; `serial` is what a revocation names.

@@ -136,6 +136,11 @@ impl Proxy {
         *self.addresses.first().expect("a TCP listener")
     }
 
+    /// The addresses of its TCP listeners, in their order.
+    pub(crate) fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
     /// The folder of its files and its Unix socket.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
