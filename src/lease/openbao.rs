@@ -52,8 +52,8 @@ pub(crate) enum OpenBaoError {
     /// A file of the login method.
     #[error("cannot read {path:?}: {error}")]
     File { path: PathBuf, error: std::io::Error },
-    /// The HTTP client cannot be made.
-    #[error("the HTTP client cannot be set up: {0}")]
+    /// The HTTP client cannot be made, or what is configured would not do.
+    #[error("it cannot be asked as configured: {0}")]
     Client(String),
 }
 
@@ -307,6 +307,7 @@ impl OpenBao {
             Some(active) => self.send(patience, &method, &active, token, body).await?,
             None => response,
         };
+        refuse_cached(&response)?;
         read(response).await
     }
 
@@ -387,6 +388,18 @@ fn client(settings: &Settings) -> Result<Client, OpenBaoError> {
         builder = builder.identity(Identity::from_pem(&pem).map_err(failed)?);
     }
     builder.build().map_err(failed)
+}
+
+/// An agent with a cache gives the answer to one session's request to the next one's, too: two
+/// sessions would have one lease, and it would be gone for both when the first of them ends.
+fn refuse_cached(response: &Response) -> Result<(), OpenBaoError> {
+    let cache = response.headers().get("x-cache").and_then(|cache| cache.to_str().ok());
+    match cache.is_some_and(|cache| cache.trim_start().to_ascii_uppercase().starts_with("HIT")) {
+        true => Err(OpenBaoError::Client(
+            "the agent at [openbao] address answers from its cache; turn that off".into(),
+        )),
+        false => Ok(()),
+    }
 }
 
 async fn read(mut response: Response) -> Result<Zeroizing<Vec<u8>>, OpenBaoError> {
