@@ -5,12 +5,13 @@
 //! or prints a body that could hold a secret: only OpenBAO's `errors`. A redirect is followed
 //! once, for a standby that names the active server, and never from https to http.
 
+mod shown;
+
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
 use reqwest::header::LOCATION;
 use reqwest::{Certificate, Client, Identity, Method, Response, StatusCode, redirect};
 use serde::Deserialize;
@@ -21,6 +22,7 @@ use zeroize::Zeroizing;
 
 use super::Settings;
 use crate::secret::Secret;
+use shown::Shown;
 
 /// How often the client certificate is looked at under session authority.
 const LOOK: Duration = Duration::from_secs(2);
@@ -77,7 +79,7 @@ pub(super) struct Granted {
 
 #[derive(Debug)]
 pub(super) struct OpenBao {
-    http: ArcSwap<Client>,
+    http: Shown<Client>,
     settings: &'static Settings,
 }
 
@@ -144,7 +146,7 @@ struct Errors {
 
 impl OpenBao {
     pub(super) fn new(settings: &'static Settings) -> Result<OpenBao, OpenBaoError> {
-        Ok(OpenBao { http: ArcSwap::from_pointee(client(settings)?), settings })
+        Ok(OpenBao { http: Shown::new(client(settings)?), settings })
     }
 
     /// Reads the client certificate again, if one is shown.
@@ -152,7 +154,7 @@ impl OpenBao {
         if self.settings.identity.is_none() {
             return Ok(());
         }
-        self.http.store(Arc::new(client(self.settings)?));
+        self.http.replace(client(self.settings)?);
         Ok(())
     }
 
@@ -241,7 +243,10 @@ impl OpenBao {
         mount: &str,
         role: Option<&str>,
     ) -> Result<BaoToken, OpenBaoError> {
-        self.log_in(mount, &json!({ "name": role })).await
+        let http = self.http.newest();
+        let made = self.log_in(mount, &json!({ "name": role })).await?;
+        self.http.keep_for(&made.secret, made.ttl, http);
+        Ok(made)
     }
 
     async fn log_in(
@@ -265,7 +270,9 @@ impl OpenBao {
     pub(super) async fn renew_self(&self, token: &Secret) -> Result<BaoToken, OpenBaoError> {
         let path = "auth/token/renew-self";
         let body = self.request(Method::POST, path, Some(token), Some(&json!({}))).await?;
-        Ok(parse::<AuthAnswer>(&body)?.auth.into())
+        let renewed = BaoToken::from(parse::<AuthAnswer>(&body)?.auth);
+        self.http.prolong(token, renewed.ttl);
+        Ok(renewed)
     }
 
     /// `GET auth/token/lookup-self`: how long a token of a file still lives.
@@ -319,7 +326,7 @@ impl OpenBao {
         token: Option<&Secret>,
         body: Option<&serde_json::Value>,
     ) -> Result<Response, OpenBaoError> {
-        let mut request = self.http.load().request(method.clone(), url);
+        let mut request = self.http.of(token).request(method.clone(), url);
         request = request.header("X-Vault-Request", "true");
         if let Some(patience) = patience {
             request = request.timeout(patience);
