@@ -125,6 +125,8 @@ struct LookupAnswer {
 #[derive(Deserialize)]
 struct LookupData {
     ttl: u64,
+    /// Nothing: it never expires. Its `ttl` is 0 as in the last second of one that does.
+    expire_time: Option<String>,
     #[serde(default)]
     renewable: bool,
 }
@@ -279,8 +281,9 @@ impl OpenBao {
     pub(super) async fn look_up_self(&self, token: Secret) -> Result<BaoToken, OpenBaoError> {
         let path = "auth/token/lookup-self";
         let body = self.request(Method::GET, path, Some(&token), None).await?;
-        let LookupData { ttl, renewable } = parse::<LookupAnswer>(&body)?.data;
-        Ok(BaoToken { secret: token, ttl: Duration::from_secs(ttl), renewable })
+        let LookupData { ttl, expire_time, renewable } = parse::<LookupAnswer>(&body)?.data;
+        let least = u64::from(expire_time.is_some());
+        Ok(BaoToken { secret: token, ttl: Duration::from_secs(ttl.max(least)), renewable })
     }
 
     /// `POST auth/token/revoke-self`.
