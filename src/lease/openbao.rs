@@ -313,7 +313,7 @@ impl OpenBao {
     ) -> Result<Zeroizing<Vec<u8>>, OpenBaoError> {
         let url = format!("{}/v1/{path}", self.settings.address);
         let response = self.send(patience, &method, &url, token, body).await?;
-        let response = match self.redirect(&response, &url) {
+        let response = match self.redirect(&response, &url)? {
             Some(active) => self.send(patience, &method, &active, token, body).await?,
             None => response,
         };
@@ -348,12 +348,22 @@ impl OpenBao {
 
     /// Where a standby says that the active server is. The same request goes there, its token
     /// with it, so only TLS will do, or loopback for who is on loopback already.
-    fn redirect(&self, response: &Response, from: &str) -> Option<String> {
-        let to = reqwest::Url::parse(response.headers().get(LOCATION)?.to_str().ok()?).ok()?;
-        let stays_local =
-            from.starts_with("http:") && to.scheme() == "http" && is_loopback(to.host_str()?);
-        let safe = to.scheme() == "https" || stays_local;
-        (response.status() == StatusCode::TEMPORARY_REDIRECT && safe).then(|| to.into())
+    fn redirect(&self, response: &Response, from: &str) -> Result<Option<String>, OpenBaoError> {
+        let location = response.headers().get(LOCATION).and_then(|to| to.to_str().ok());
+        let (StatusCode::TEMPORARY_REDIRECT, Some(Ok(to))) =
+            (response.status(), location.map(reqwest::Url::parse))
+        else {
+            return Ok(None);
+        };
+        let stays_local = from.starts_with("http:") && to.host_str().is_some_and(is_loopback);
+        match to.scheme() {
+            "https" => Ok(Some(to.into())),
+            "http" if stays_local => Ok(Some(to.into())),
+            scheme => Err(OpenBaoError::Said {
+                status: StatusCode::TEMPORARY_REDIRECT.as_u16(),
+                words: format!("a redirect to {scheme} is not followed; mend its api_addr"),
+            }),
+        }
     }
 }
 
