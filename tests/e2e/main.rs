@@ -15,12 +15,14 @@
 
 mod authority;
 mod bad_input;
+mod deployments;
 mod drivers;
 mod isolation;
 mod leases;
 mod limits;
 mod openbao;
 mod opening;
+mod outages;
 mod outside;
 mod refusals;
 mod relay;
