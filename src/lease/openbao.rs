@@ -5,12 +5,13 @@
 //! or prints a body that could hold a secret: only OpenBAO's `errors`. A redirect is followed
 //! once, for a standby that names the active server, and never from https to http.
 
+mod shown;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use reqwest::header::LOCATION;
 use reqwest::{Certificate, Client, Identity, Method, Response, StatusCode, redirect};
 use serde::Deserialize;
@@ -22,6 +23,7 @@ use zeroize::Zeroizing;
 use super::Settings;
 use crate::secret::Secret;
 use crate::stamp::Stamp;
+use shown::Shown;
 
 /// How often the client certificate is looked at under session authority.
 const LOOK: Duration = Duration::from_secs(2);
@@ -53,8 +55,8 @@ pub(crate) enum OpenBaoError {
     /// A file of the login method.
     #[error("cannot read {path:?}: {error}")]
     File { path: PathBuf, error: std::io::Error },
-    /// The HTTP client cannot be made.
-    #[error("the HTTP client cannot be set up: {0}")]
+    /// The HTTP client cannot be made, or what is configured would not do.
+    #[error("it cannot be asked as configured: {0}")]
     Client(String),
 }
 
@@ -78,7 +80,7 @@ pub(super) struct Granted {
 
 #[derive(Debug)]
 pub(super) struct OpenBao {
-    http: ArcSwap<Client>,
+    http: Shown<Client>,
     settings: &'static Settings,
 }
 
@@ -124,6 +126,8 @@ struct LookupAnswer {
 #[derive(Deserialize)]
 struct LookupData {
     ttl: u64,
+    /// Nothing: it never expires. Its `ttl` is 0 as in the last second of one that does.
+    expire_time: Option<String>,
     #[serde(default)]
     renewable: bool,
 }
@@ -145,7 +149,7 @@ struct Errors {
 
 impl OpenBao {
     pub(super) fn new(settings: &'static Settings) -> Result<OpenBao, OpenBaoError> {
-        Ok(OpenBao { http: ArcSwap::from_pointee(client(settings)?), settings })
+        Ok(OpenBao { http: Shown::new(client(settings)?), settings })
     }
 
     /// Reads the client certificate again, if one is shown.
@@ -153,7 +157,7 @@ impl OpenBao {
         if self.settings.identity.is_none() {
             return Ok(());
         }
-        self.http.store(Arc::new(client(self.settings)?));
+        self.http.replace(client(self.settings)?);
         Ok(())
     }
 
@@ -242,7 +246,10 @@ impl OpenBao {
         mount: &str,
         role: Option<&str>,
     ) -> Result<BaoToken, OpenBaoError> {
-        self.log_in(mount, &json!({ "name": role })).await
+        let http = self.http.newest();
+        let made = self.log_in(mount, &json!({ "name": role })).await?;
+        self.http.keep_for(&made.secret, made.ttl, http);
+        Ok(made)
     }
 
     async fn log_in(
@@ -266,15 +273,18 @@ impl OpenBao {
     pub(super) async fn renew_self(&self, token: &Secret) -> Result<BaoToken, OpenBaoError> {
         let path = "auth/token/renew-self";
         let body = self.request(Method::POST, path, Some(token), Some(&json!({}))).await?;
-        Ok(parse::<AuthAnswer>(&body)?.auth.into())
+        let renewed = BaoToken::from(parse::<AuthAnswer>(&body)?.auth);
+        self.http.prolong(token, renewed.ttl);
+        Ok(renewed)
     }
 
     /// `GET auth/token/lookup-self`: how long a token of a file still lives.
     pub(super) async fn look_up_self(&self, token: Secret) -> Result<BaoToken, OpenBaoError> {
         let path = "auth/token/lookup-self";
         let body = self.request(Method::GET, path, Some(&token), None).await?;
-        let LookupData { ttl, renewable } = parse::<LookupAnswer>(&body)?.data;
-        Ok(BaoToken { secret: token, ttl: Duration::from_secs(ttl), renewable })
+        let LookupData { ttl, expire_time, renewable } = parse::<LookupAnswer>(&body)?.data;
+        let least = u64::from(expire_time.is_some());
+        Ok(BaoToken { secret: token, ttl: Duration::from_secs(ttl.max(least)), renewable })
     }
 
     /// `POST auth/token/revoke-self`.
@@ -304,10 +314,11 @@ impl OpenBao {
     ) -> Result<Zeroizing<Vec<u8>>, OpenBaoError> {
         let url = format!("{}/v1/{path}", self.settings.address);
         let response = self.send(patience, &method, &url, token, body).await?;
-        let response = match self.redirect(&response, &url) {
+        let response = match self.redirect(&response, &url)? {
             Some(active) => self.send(patience, &method, &active, token, body).await?,
             None => response,
         };
+        refuse_cached(&response)?;
         read(response).await
     }
 
@@ -319,7 +330,7 @@ impl OpenBao {
         token: Option<&Secret>,
         body: Option<&serde_json::Value>,
     ) -> Result<Response, OpenBaoError> {
-        let mut request = self.http.load().request(method.clone(), url);
+        let mut request = self.http.of(token).request(method.clone(), url);
         request = request.header("X-Vault-Request", "true");
         if let Some(patience) = patience {
             request = request.timeout(patience);
@@ -338,12 +349,22 @@ impl OpenBao {
 
     /// Where a standby says that the active server is. The same request goes there, its token
     /// with it, so only TLS will do, or loopback for who is on loopback already.
-    fn redirect(&self, response: &Response, from: &str) -> Option<String> {
-        let to = reqwest::Url::parse(response.headers().get(LOCATION)?.to_str().ok()?).ok()?;
-        let stays_local =
-            from.starts_with("http:") && to.scheme() == "http" && is_loopback(to.host_str()?);
-        let safe = to.scheme() == "https" || stays_local;
-        (response.status() == StatusCode::TEMPORARY_REDIRECT && safe).then(|| to.into())
+    fn redirect(&self, response: &Response, from: &str) -> Result<Option<String>, OpenBaoError> {
+        let location = response.headers().get(LOCATION).and_then(|to| to.to_str().ok());
+        let (StatusCode::TEMPORARY_REDIRECT, Some(Ok(to))) =
+            (response.status(), location.map(reqwest::Url::parse))
+        else {
+            return Ok(None);
+        };
+        let stays_local = from.starts_with("http:") && to.host_str().is_some_and(is_loopback);
+        match to.scheme() {
+            "https" => Ok(Some(to.into())),
+            "http" if stays_local => Ok(Some(to.into())),
+            scheme => Err(OpenBaoError::Said {
+                status: StatusCode::TEMPORARY_REDIRECT.as_u16(),
+                words: format!("a redirect to {scheme} is not followed; mend its api_addr"),
+            }),
+        }
     }
 }
 
@@ -379,6 +400,18 @@ fn client(settings: &Settings) -> Result<Client, OpenBaoError> {
         builder = builder.identity(Identity::from_pem(&pem).map_err(failed)?);
     }
     builder.build().map_err(failed)
+}
+
+/// An agent with a cache gives the answer to one session's request to the next one's, too: two
+/// sessions would have one lease, and it would be gone for both when the first of them ends.
+fn refuse_cached(response: &Response) -> Result<(), OpenBaoError> {
+    let cache = response.headers().get("x-cache").and_then(|cache| cache.to_str().ok());
+    match cache.is_some_and(|cache| cache.trim_start().to_ascii_uppercase().starts_with("HIT")) {
+        true => Err(OpenBaoError::Client(
+            "the agent at [openbao] address answers from its cache; turn that off".into(),
+        )),
+        false => Ok(()),
+    }
 }
 
 async fn read(mut response: Response) -> Result<Zeroizing<Vec<u8>>, OpenBaoError> {

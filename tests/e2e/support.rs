@@ -1,6 +1,10 @@
 //! What the tests stand on: the sandbox, a pgsilo under test, raw clients, tokens.
 
+pub(crate) mod acme;
+pub(crate) mod agent;
 pub(crate) mod authority;
+pub(crate) mod bao;
+pub(crate) mod certificates;
 pub(crate) mod driver;
 pub(crate) mod fake;
 pub(crate) mod mint;

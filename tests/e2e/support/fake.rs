@@ -41,3 +41,36 @@ where
     });
     address
 }
+
+/// An OpenBAO that gives out logins, and treats each request for a credential as told.
+pub(crate) async fn openbao<F>(treat: impl Fn(TcpStream) -> F + Send + Sync + 'static) -> SocketAddr
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    const LOGIN: &str =
+        r#"{"auth":{"client_token":"s.stand-in","lease_duration":3600,"renewable":true}}"#;
+    let treat = Arc::new(treat);
+    serves(move |mut tcp| {
+        let treat = Arc::clone(&treat);
+        async move {
+            let mut asked = Vec::new();
+            while !asked.windows(4).any(|end| end == b"\r\n\r\n") {
+                if !matches!(tcp.read_buf(&mut asked).await, Ok(1..)) {
+                    return;
+                }
+            }
+            if asked.starts_with(b"GET /v1/database/creds/") {
+                return treat(tcp).await;
+            }
+            let length = LOGIN.len();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{LOGIN}"
+            );
+            let _said = tcp.write_all(answer.as_bytes()).await;
+            // To close with bytes unread would be a reset.
+            let _closed = tcp.shutdown().await;
+            while matches!(tcp.read_buf(&mut asked).await, Ok(1..)) {}
+        }
+    })
+    .await
+}

@@ -1,0 +1,278 @@
+//! OpenBAO on its bad days, with real servers: standbys, a leader that is killed, a server that
+//! is killed and started again, a database or a quota that says no. And what no real server can
+//! be made to do: answers that break off or never end. Sessions live on, new ones are told in
+//! time.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use socket2::SockRef;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::support::acme::{
+    is_given_back, is_not_logged_in, lives, refused, served_again, session, turned_away,
+};
+use crate::support::bao::{Folder, Server, Shape, free_port};
+use crate::support::certificates::{Authority, Signed};
+use crate::support::proxy::{Proxy, Settings};
+use crate::support::world::world;
+use crate::support::{eventually, fake};
+
+/// What a refusal may take where a request may take a second.
+const IN_TIME: Duration = Duration::from_millis(2500);
+
+/// A pgsilo that asks the server at an address, with the login of another's making.
+fn asking(address: &str, auth: &str) -> Settings {
+    let openbao = format!("address = \"{address}\"\ntimeout = \"1s\"\n{auth}");
+    // A busy machine has its time to renew before a session is told of its end.
+    Settings { openbao, lease: "grace = \"300ms\"\n".to_owned(), ..Settings::default() }
+}
+
+fn kept() -> Shape<'static> {
+    Shape { kept: true, ..Shape::default() }
+}
+
+fn periodic() -> Value {
+    json!({ "token_period": "60s" })
+}
+
+#[tokio::test]
+async fn a_leader_that_is_killed_costs_no_session_and_no_lease() {
+    let (dir, mut leader) = (Folder::new(), Server::start(kept()).await);
+    // A node that joins has a vote at once, not after ten seconds.
+    let soon = json!({ "server_stabilization_time": "100ms" });
+    leader.write("sys/storage/raft/autopilot/configuration", soon).await;
+    let (standby, _third) = tokio::join!(leader.join(kept()), leader.join(kept()));
+    leader.has_voters(3).await;
+    leader.lend("15s").await;
+    let auth = leader.app_role(&dir, periodic()).await;
+    // A standby forwards what only the leader does.
+    let proxy = Proxy::with(asking(standby.address(), &auth)).await;
+    let (mut lasting, lasting_role) = session(&proxy).await;
+    let (mut leaving, leaving_role) = session(&proxy).await;
+
+    leader.kill();
+    lives(&mut lasting).await;
+    lives(&mut leaving).await;
+    drop(leaving);
+    served_again(&proxy).await;
+    is_given_back(&proxy, &leaving_role).await;
+    let renewals = proxy.metric("pgsilo_renewals_total").await;
+    proxy.metric_reaches("pgsilo_renewals_total", renewals + 1.0).await;
+    lives(&mut lasting).await;
+    drop(lasting);
+    is_given_back(&proxy, &lasting_role).await;
+    assert_eq!(proxy.metric("pgsilo_openbao_logins_total{result=\"ok\"}").await, 1.0);
+}
+
+/// A leader, and a standby that cannot reach the leader's cluster port: it redirects.
+async fn redirecting(tls: Option<(&Authority, &Signed)>, api_addr: Option<String>) -> [Server; 2] {
+    let ca = tls.map(|(authority, _)| authority.pem());
+    let shape = || Shape { tls: tls.map(|(_, shown)| shown), ca: ca.as_deref(), ..kept() };
+    let cluster_addr = Some(format!("https://127.0.0.1:{}", free_port()));
+    let leader = Server::start(Shape { api_addr, cluster_addr, ..shape() }).await;
+    let standby = leader.join(shape()).await;
+    leader.lend("9s").await;
+    // What it may answer itself it answers from what it has heard so far.
+    eventually("the standby to hear of it and to redirect", async || {
+        let (status, _) = standby.ask("GET", "database/creds/tenant-acme-rw", None).await;
+        (status == 307).then_some(())
+    })
+    .await;
+    [leader, standby]
+}
+
+/// pgsilo is told of the standby alone.
+async fn is_followed([leader, standby]: [Server; 2], dir: &Folder, ca: &str) {
+    let auth = leader.app_role(dir, periodic()).await;
+    let proxy = Proxy::with(asking(standby.address(), &format!("{ca}{auth}"))).await;
+    let (mut client, role) = session(&proxy).await;
+    proxy.metric_reaches("pgsilo_renewals_total", 1.0).await;
+    lives(&mut client).await;
+    drop(client);
+    is_given_back(&proxy, &role).await;
+}
+
+#[tokio::test]
+async fn a_standby_that_redirects_is_followed_to_the_leader_of_the_same_machine() {
+    is_followed(redirecting(None, None).await, &Folder::new(), "").await;
+}
+
+#[tokio::test]
+async fn a_standby_that_redirects_is_followed_to_the_leader_over_tls() {
+    let (dir, authority) = (Folder::new(), Authority::new("OpenBAO's"));
+    let shown = authority.sign(&dir, "server");
+    let ca = format!("ca = \"{}\"\n", authority.write(dir.join("ca.crt")).display());
+    is_followed(redirecting(Some((&authority, &shown)), None).await, &dir, &ca).await;
+}
+
+#[tokio::test]
+async fn a_redirect_from_tls_to_clear_is_not_followed() {
+    let (dir, authority) = (Folder::new(), Authority::new("OpenBAO's"));
+    let shown = authority.sign(&dir, "server");
+    let ca = authority.write(dir.join("ca.crt"));
+    let came = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&came);
+    let clear = fake::serves(move |_tcp| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        std::future::ready(())
+    })
+    .await;
+    let tls = Some((&authority, &shown));
+    let [leader, standby] = redirecting(tls, Some(format!("http://{clear}"))).await;
+    let auth = leader.app_role(&dir, periodic()).await;
+    let openbao = format!("address = \"{}\"\nca = \"{}\"\n{auth}", standby.address(), ca.display());
+    is_not_logged_in(openbao, "a redirect to http is not followed").await;
+    assert_eq!(came.load(Ordering::Relaxed), 0, "not even a connection");
+}
+
+#[tokio::test]
+async fn an_openbao_that_is_killed_and_started_again_finds_its_leases_kept() {
+    let (dir, mut server) = (Folder::new(), Server::start(kept()).await);
+    server.lend("9s").await;
+    let auth = server.app_role(&dir, periodic()).await;
+    let proxy = Proxy::with(asking(server.address(), &auth)).await;
+    let (mut lasting, lasting_role) = session(&proxy).await;
+    let (leaving, leaving_role) = session(&proxy).await;
+
+    server.kill();
+    // Nobody listens: there is nothing to wait for.
+    let event = refused(&proxy, "57P03", Duration::from_secs(1)).await;
+    assert_eq!(event["reason"], "lease_unavailable");
+    drop(leaving);
+    proxy.event("ended", |event| event["role"] == leaving_role.as_str()).await;
+    proxy.metric_reaches("pgsilo_revocation_failures_total", 1.0).await;
+    lives(&mut lasting).await;
+
+    server.restart().await;
+    served_again(&proxy).await;
+    is_given_back(&proxy, &leaving_role).await;
+    let renewals = proxy.metric("pgsilo_renewals_total").await;
+    proxy.metric_reaches("pgsilo_renewals_total", renewals + 1.0).await;
+    lives(&mut lasting).await;
+    drop(lasting);
+    is_given_back(&proxy, &lasting_role).await;
+    assert_eq!(proxy.metric("pgsilo_openbao_logins_total{result=\"ok\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_database_that_openbao_cannot_reach_is_a_matter_of_time() {
+    let (dir, server) = (Folder::new(), Server::start(Shape::default()).await);
+    server.lend("1h").await;
+    let auth = server.app_role(&dir, periodic()).await;
+    let proxy = Proxy::with(asking(server.address(), &auth)).await;
+    server.connect_to(&free_port().to_string()).await;
+    let event = refused(&proxy, "57P03", IN_TIME).await;
+    assert_eq!(event["reason"], "lease_unavailable");
+    assert!(event["cause"].as_str().expect("a cause").contains("it answered 500"), "{event}");
+    server.connect_to(world().var("PG_PORT")).await;
+    session(&proxy).await;
+}
+
+#[tokio::test]
+async fn a_quota_that_is_used_up_is_a_matter_of_time() {
+    let (dir, server) = (Folder::new(), Server::start(Shape::default()).await);
+    server.lend("1h").await;
+    let auth = server.app_role(&dir, periodic()).await;
+    let proxy = Proxy::with(asking(server.address(), &auth)).await;
+    let quota = json!({ "path": "database/", "rate": 1, "interval": "1h" });
+    server.write("sys/quotas/rate-limit/few", quota).await;
+    let (mut client, _role) = session(&proxy).await;
+    let event = refused(&proxy, "57P03", IN_TIME).await;
+    assert_eq!(event["reason"], "lease_unavailable");
+    assert!(event["cause"].as_str().expect("a cause").contains("it answered 429"), "{event}");
+    lives(&mut client).await;
+    server.ask("DELETE", "sys/quotas/rate-limit/few", None).await;
+    session(&proxy).await;
+}
+
+/// What a request for a credential gets.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Reset,
+    CutOff,
+    SlowHead,
+    SlowBody,
+    EndlessHead,
+    HugeBody,
+}
+
+impl Fault {
+    async fn commit(self, mut tcp: TcpStream) {
+        const OK: &str = "HTTP/1.1 200 OK\r\n";
+        let (said, again, pause) = match self {
+            Fault::Reset => {
+                SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).expect("set");
+                return;
+            }
+            Fault::CutOff => ("Content-Length: 400\r\n\r\n{\"lease_id\":\"data", String::new(), 0),
+            Fault::SlowHead => ("X-Slow: ", "x".to_owned(), 20),
+            Fault::SlowBody => ("Content-Length: 99999999\r\n\r\n{", " ".to_owned(), 20),
+            Fault::EndlessHead => ("", format!("X-More: {}\r\n", "x".repeat(4000)), 0),
+            Fault::HugeBody => ("Content-Length: 99999999\r\n\r\n{", " ".repeat(65536), 0),
+        };
+        let mut sent = tcp.write_all(format!("{OK}{said}").as_bytes()).await;
+        while sent.is_ok() && !again.is_empty() {
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            sent = tcp.write_all(again.as_bytes()).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_or_is_too_long_is_refused_at_once() {
+    is_outlasted(Fault::Reset, "Connection reset by peer", 20).await;
+    is_outlasted(Fault::CutOff, "end of file", 20).await;
+    is_outlasted(Fault::EndlessHead, "message head is too large", 20).await;
+    is_outlasted(Fault::HugeBody, "longer than 256 KiB", 20).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_never_ends_costs_its_time_out_and_nothing_more() {
+    // An eighth of max_concurrent_requests is asked for at once, the others wait for those.
+    let late = "it did not answer in time";
+    tokio::join!(is_outlasted(Fault::SlowHead, late, 8), is_outlasted(Fault::SlowBody, late, 8));
+}
+
+/// Twenty sessions at once are told in time, so many of them for a cause, and nothing is kept.
+async fn is_outlasted(fault: Fault, cause: &str, count: usize) {
+    let dir = Folder::new();
+    fs::write(dir.join("secret-id"), "a secret id").expect("written");
+    let auth = format!(
+        "auth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"{}\" }} }}\n",
+        dir.join("secret-id").display()
+    );
+    let stand_in = fake::openbao(move |tcp| fault.commit(tcp)).await;
+    let proxy = Proxy::with(asking(&format!("http://{stand_in}"), &auth)).await;
+    let (memory, open) = (resident(&proxy), descriptors(&proxy));
+    join_all((0..20).map(|_| turned_away(&proxy, "57P03", IN_TIME))).await;
+    let grown = resident(&proxy).saturating_sub(memory);
+    assert!(grown < 8 << 10, "{fault:?}: grew by {grown} KiB");
+    let events = eventually("every event", async || {
+        Some(proxy.events("refused")).filter(|events| events.len() == 20)
+    })
+    .await;
+    assert!(events.iter().all(|event| event["reason"] == "lease_unavailable"), "{fault:?}");
+    let says = |event: &&Value| event["cause"].as_str().is_some_and(|text| text.contains(cause));
+    assert_eq!(events.iter().filter(says).count(), count, "{fault:?}: {events:#?}");
+    eventually("every connection to be closed", async || {
+        (descriptors(&proxy) <= open + 1).then_some(())
+    })
+    .await;
+}
+
+/// In KiB.
+fn resident(proxy: &Proxy) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid())).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+fn descriptors(proxy: &Proxy) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", proxy.pid())).expect("it runs").count()
+}
