@@ -327,7 +327,80 @@ FRAMES = {
     "empty": b"",
 }
 
+# --- SASL OAUTHBEARER: the body of a `p` message, or what is in it -------------------------
+
+
+def initial(response, mechanism=b"OAUTHBEARER", length=None):
+    length = len(response) if length is None else length
+    return mechanism + b"\0" + struct.pack(">i", length) + response
+
+
+KV = b"\1"
+GOOD_BEARER = b"n,," + KV + b"auth=Bearer a.b-c_d" + KV + KV
+SASL = {
+    "good": initial(GOOD_BEARER),
+    "good_message": GOOD_BEARER,
+    "with_host_and_port": initial(b"n,," + KV + b"host=h" + KV + b"port=1" + KV + b"auth=bearer x" + KV + KV),
+    "y_flag": initial(b"y,," + GOOD_BEARER[3:]),
+    "question": initial(b"n,," + KV + b"auth=" + KV + KV),
+    "padded_token": initial(b"n,," + KV + b"auth=Bearer YQ==" + KV + KV),
+    "basic": initial(b"n,," + KV + b"auth=Basic YTpi" + KV + KV),
+    "channel_binding": initial(b"p=tls-server-end-point,," + GOOD_BEARER[3:]),
+    "authorization_identity": initial(b"n,a=root," + GOOD_BEARER[3:]),
+    "no_auth": initial(b"n,," + KV + b"host=h" + KV + KV),
+    "no_pairs": initial(b"n,," + KV + KV),
+    "two_auths": initial(b"n,," + KV + b"auth=Bearer a" + KV + b"auth=Bearer b" + KV + KV),
+    "no_terminator": initial(GOOD_BEARER[:-1]),
+    "more_behind": initial(GOOD_BEARER + b"x"),
+    "empty_response": initial(b""),
+    "no_response": initial(b"", length=-1),
+    "length_too_long": initial(b"ab", length=3),
+    "length_negative": initial(b"", length=-2),
+    "other_mechanism": initial(b"n,,n=,r=x", mechanism=b"SCRAM-SHA-256"),
+    "answer_to_an_error": KV,
+    "not_utf8": initial(b"n,," + KV + b"auth=Bearer \xff" + KV + KV),
+    "empty": b"",
+}
+
+# --- PROXY protocol ------------------------------------------------------------------------
+
+SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+
+
+def proxy_2(behind, command=0x21, family=0x11, length=None):
+    length = len(behind) if length is None else length
+    return SIGNATURE + struct.pack(">BBH", command, family, length) + behind
+
+
+V4 = bytes([192, 0, 2, 7, 127, 0, 0, 1]) + struct.pack(">HH", 56324, 6432)
+V6 = bytes(15) + b"\7" + bytes(15) + b"\1" + struct.pack(">HH", 56324, 6432)
+BALANCER = {
+    "v1_tcp4": b"PROXY TCP4 192.0.2.7 127.0.0.1 56324 6432\r\n",
+    "v1_tcp6": b"PROXY TCP6 2001:db8::7 ::1 56324 6432\r\n",
+    "v1_unknown": b"PROXY UNKNOWN\r\n",
+    "v1_unknown_with_addresses": b"PROXY UNKNOWN ffff:f:f:f:f:f:f:f ffff::1 65535 65535\r\n",
+    "v1_no_cr": b"PROXY TCP4 192.0.2.7 127.0.0.1 56324 6432\n",
+    "v1_no_port": b"PROXY TCP4 192.0.2.7 127.0.0.1 56324\r\n",
+    "v1_port_too_large": b"PROXY TCP4 192.0.2.7 127.0.0.1 65536 6432\r\n",
+    "v1_long": b"PROXY " + b"x" * 200,
+    "v2_tcp4": proxy_2(V4),
+    "v2_tcp6": proxy_2(V6, family=0x21),
+    "v2_local": proxy_2(b"", command=0x20, family=0),
+    "v2_local_with_addresses": proxy_2(V4, command=0x20),
+    "v2_with_tlvs": proxy_2(V4 + b"\4\0\2ab" + b"\x20\0\5\1\0\0\0\0"),
+    "v2_tlv_cut": proxy_2(V4 + b"\4\0\x7fab"),
+    "v2_udp": proxy_2(V4, family=0x12),
+    "v2_unix": proxy_2(bytes(216), family=0x31),
+    "v2_length_too_short": proxy_2(V4, length=4),
+    "v2_length_too_long": proxy_2(V4, length=500),
+    "v2_version_1": proxy_2(V4, command=0x11),
+    "startup_packet": packet(V3_0, *PSQL),
+    "empty": b"",
+}
+
 write("startup", STARTUP)
+write("sasl", SASL)
+write("balancer", BALANCER)
 write("backend_messages", BACKEND)
 write("token", tokens())
 write("frame_counter", FRAMES)

@@ -9,8 +9,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 use pgsilo::tenant::Access;
 use pgsilo::token::{Algorithm, ClaimPath, Issuer, KeySet, Token, TokenError, Verifier};
+use pgsilo::wire::balancer;
 use pgsilo::wire::frame::{FrameCounter, Status};
 use pgsilo::wire::message::{self, Authentication, ErrorFields};
+use pgsilo::wire::sasl::{self, InitialResponse};
 use pgsilo::wire::startup::{self, CancelRequest, MAX_BODY, Opening, Startup, Version};
 
 /// The issuer's public keys; `fuzz/seeds.py` makes them, and tokens that they verify.
@@ -190,4 +192,32 @@ fn frames(stream: &[u8], cut: usize) -> Frames {
         });
     }
     Frames { tags, lengths, statuses, passed: counter.passed(), at_boundary: counter.at_boundary() }
+}
+
+/// The body of a client's `p` message where the listener speaks OAUTHBEARER.
+pub(crate) fn sasl(data: &[u8]) {
+    if let Some(initial) = InitialResponse::parse(data) {
+        assert!(initial.mechanism.len() < data.len());
+        initial.response.map(bearer);
+    }
+    bearer(data);
+}
+
+fn bearer(message: &[u8]) {
+    let Ok(token) = sasl::bearer(message) else { return };
+    // Whatever is taken for a token has the characters of one, and stood in the message.
+    assert!(token.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(byte)));
+    assert!(token.is_empty() || message.windows(token.len()).any(|part| part == token));
+}
+
+/// What a balancer sends first.
+pub(crate) fn balancer(data: &[u8]) {
+    if let Some(fixed) = data.first_chunk() {
+        let _ = balancer::length_behind(fixed);
+    }
+    if balancer::parse(data).is_ok() {
+        // A header is just one header.
+        let more = [data, b"x"].concat();
+        assert!(balancer::parse(&more).is_err());
+    }
 }

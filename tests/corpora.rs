@@ -49,6 +49,16 @@ fn every_stream_of_the_corpus_is_counted_the_same_however_it_is_cut() {
     replay("frame_counter", targets::frame_counter);
 }
 
+#[test]
+fn every_response_of_the_corpus_is_read_or_refused() {
+    replay("sasl", targets::sasl);
+}
+
+#[test]
+fn every_header_of_the_corpus_is_read_or_refused() {
+    replay("balancer", targets::balancer);
+}
+
 /// The seeds named for what is good are good: the corpus tries more than the refusals.
 #[test]
 fn the_good_tokens_of_the_corpus_are_verified_and_the_others_are_not() {
