@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What `make test` leaves out because a fresh machine cannot run it: node-postgres, JDBC, and
-# databases that speak TLS. Installs Debian packages (as root or by sudo) and npm packages
+# What `make test` leaves out because a fresh machine cannot run it: node-postgres, JDBC, the pools
+# of both and of Go's pgx, and databases that speak TLS. Installs Debian packages (as root or by sudo) and npm packages
 # (pinned, into the tools' folder), then runs tests/more. Arguments go to cargo test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,6 +16,10 @@ has_jdk() { command -v java >/dev/null && java --list-modules 2>/dev/null | grep
 wanted=()
 has_jdk || wanted+=(default-jdk-headless)
 [ -e /usr/share/java/postgresql.jar ] || wanted+=(libpostgresql-jdbc-java)
+[ -e /usr/share/java/HikariCP.jar ] || wanted+=(libhikaricp-java)
+[ -e /usr/share/java/slf4j-api.jar ] || wanted+=(libslf4j-java)
+command -v go >/dev/null || wanted+=(golang-go)
+[ -e /usr/share/gocode/src/github.com/jackc/pgx/v4/pgxpool ] || wanted+=(golang-github-jackc-pgx-v4-dev)
 command -v node >/dev/null || wanted+=(nodejs)
 command -v npm >/dev/null || wanted+=(npm)
 if [ ${#wanted[@]} -gt 0 ]; then
@@ -45,8 +49,14 @@ if [ ! -e "$node/complete" ]; then
     touch "$node/complete"
 fi
 
+# --- Go, from what Debian has of it, without modules and without a network --------------------
+pgx_pool=$(realpath -m "$tools/pgx-pool")
+GO111MODULE=off GOFLAGS="" GOPATH=/usr/share/gocode GOCACHE=$(realpath -m "$tools/go-cache") \
+    go build -o "$pgx_pool" tests/more/go/pool.go
+
 export NODE_PATH="$node/node_modules"
-export PGSILO_JDBC=/usr/share/java/postgresql.jar
+export PGSILO_JDBC=/usr/share/java/postgresql.jar:/usr/share/java/HikariCP.jar:/usr/share/java/slf4j-api.jar
+export PGSILO_PGX_POOL="$pgx_pool"
 export PGSILO_POSTGRES_TLS="$node/node_modules/postgres-18/native"
 export PGSILO_POSTGRES_15="$node/node_modules/postgres-15/native"
 exec cargo test --test more "$@"

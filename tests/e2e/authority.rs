@@ -5,17 +5,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::support::pool::{LEASE_TEXT, TOKEN_TEXT};
 use crate::support::proxy::{Proxy, Settings};
 use crate::support::raw::{Raw, query};
-use crate::support::world::world;
 use crate::support::{eventually, mint};
 
-async fn with_role(role: &'static str, default_ttl: &str, max_ttl: &str, lease: &str) -> Proxy {
-    world().role_like_acme(role, default_ttl, max_ttl).await;
-    let proxy = Proxy::with(Settings { lease: lease.to_owned(), ..Settings::default() }).await;
-    proxy.reload(&proxy.tenants().replacen("tenant-acme-rw", role, 1));
-    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
-    proxy
+async fn with_role(role: &str, default_ttl: &str, max_ttl: &str, lease: &str) -> Proxy {
+    let settings = Settings { lease: lease.to_owned(), ..Settings::default() };
+    Proxy::with_role(role, default_ttl, max_ttl, settings).await
 }
 
 async fn session(proxy: &Proxy) -> Raw {
@@ -23,9 +20,6 @@ async fn session(proxy: &Proxy) -> Raw {
     client.log_in(&mint::token("acme"), "acme").await;
     client
 }
-
-const LEASE_TEXT: &str = "terminating connection because its database credential expired";
-const TOKEN_TEXT: &str = "terminating connection because its session token expired";
 
 #[tokio::test]
 async fn a_lease_is_renewed_for_as_long_as_its_session_lives() {

@@ -16,7 +16,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls, SimpleQueryMessage};
 
-use crate::support::driver::{Transport, all_left, output, passes, script, told};
+use crate::support::driver::{Transport, all_left, output, passes, python, told};
 use crate::support::proxy::Proxy;
 use crate::support::raw::{Io, Raw};
 use crate::support::world::world;
@@ -183,13 +183,9 @@ async fn pgbench_fails_no_transaction_in_any_mode() {
 
 // --- Python ------------------------------------------------------------------------------
 
-async fn python(name: &str, transport: Transport) {
-    let Ok(python) = std::env::var("PGSILO_PYTHON") else {
-        panic!("PGSILO_PYTHON is not set: `make clients`, then `. .tools/env`");
-    };
+async fn python_passes(name: &str, transport: Transport) {
     let proxy = Proxy::start().await;
-    let mut command = Command::new(python);
-    command.arg("-B").arg(script("tests/e2e/drivers").join(name));
+    let mut command = python(name);
     told(&mut command, &proxy, transport);
     passes(&mut command).await;
     all_left(&proxy).await;
@@ -197,22 +193,22 @@ async fn python(name: &str, transport: Transport) {
 
 #[tokio::test]
 async fn psycopg_over_tls() {
-    python("psycopg_checks.py", Transport::Tls).await;
+    python_passes("psycopg_checks.py", Transport::Tls).await;
 }
 
 #[tokio::test]
 async fn psycopg_over_the_socket() {
-    python("psycopg_checks.py", Transport::Socket).await;
+    python_passes("psycopg_checks.py", Transport::Socket).await;
 }
 
 #[tokio::test]
 async fn asyncpg_over_tls() {
-    python("asyncpg_checks.py", Transport::Tls).await;
+    python_passes("asyncpg_checks.py", Transport::Tls).await;
 }
 
 #[tokio::test]
 async fn asyncpg_over_the_socket() {
-    python("asyncpg_checks.py", Transport::Socket).await;
+    python_passes("asyncpg_checks.py", Transport::Socket).await;
 }
 
 #[tokio::test]

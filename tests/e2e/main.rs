@@ -29,6 +29,7 @@ mod opening;
 mod orphans;
 mod outages;
 mod outside;
+mod pools;
 mod refusals;
 mod relay;
 mod sidecar;

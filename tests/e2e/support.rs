@@ -8,6 +8,7 @@ pub(crate) mod certificates;
 pub(crate) mod driver;
 pub(crate) mod fake;
 pub(crate) mod mint;
+pub(crate) mod pool;
 pub(crate) mod proxy;
 pub(crate) mod raw;
 pub(crate) mod ways;

@@ -4,7 +4,7 @@ use tokio::process::Command;
 
 use crate::support::driver::{Transport, all_left, passes, script, told};
 use crate::support::proxy::Proxy;
-use crate::var;
+use crate::{java, var};
 
 async fn node(transport: Transport) {
     let proxy = Proxy::start().await;
@@ -28,11 +28,7 @@ async fn node_postgres_over_the_socket() {
 #[tokio::test]
 async fn jdbc_over_tls() {
     let proxy = Proxy::start().await;
-    let mut command = Command::new("java");
-    command.arg("-classpath").arg(var("PGSILO_JDBC"));
-    // Java does not trust the locale of a bare container with anything but ASCII.
-    command.args(["-Dfile.encoding=UTF-8", "--source", "17"]);
-    command.arg(script("tests/more/jdbc/Checks.java"));
+    let mut command = java("Checks.java");
     told(&mut command, &proxy, Transport::Tls);
     passes(&mut command).await;
     all_left(&proxy).await;

@@ -1,5 +1,5 @@
-//! End-to-end tests that need more than a fresh machine has: node-postgres, JDBC, and databases
-//! that speak TLS. `make test-all` installs that and runs them; plain `cargo test` does not.
+//! End-to-end tests that need more than a fresh machine has: node-postgres, JDBC, pgx, and
+//! databases that speak TLS. `make test-all` installs that and runs them; plain `cargo test` does not.
 //!
 //! They stand on the same support as tests/e2e, and as there nothing is skipped: what is
 //! missing fails.
@@ -17,6 +17,7 @@ mod backends;
 mod cluster;
 mod drivers;
 mod middle;
+mod pools;
 
 #[path = "../e2e"]
 mod e2e {
@@ -25,6 +26,17 @@ mod e2e {
 }
 
 use e2e::support;
+use tokio::process::Command;
+
+/// A Java program of one file.
+fn java(name: &str) -> Command {
+    let mut command = Command::new("java");
+    command.arg("-classpath").arg(var("PGSILO_JDBC"));
+    // Java does not trust the locale of a bare container with anything but ASCII.
+    command.args(["-Dfile.encoding=UTF-8", "--source", "17"]);
+    command.arg(support::driver::script("tests/more/jdbc").join(name));
+    command
+}
 
 /// A variable that scripts/test-all.sh sets.
 fn var(name: &str) -> std::path::PathBuf {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::process::Command;
 
 use super::mint;
@@ -26,6 +27,16 @@ const PATIENCE: Duration = Duration::from_secs(240);
 /// A file beside the tests of drivers.
 pub(crate) fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// The Python that has clients, with one of their scripts.
+pub(crate) fn python(name: &str) -> Command {
+    let Ok(python) = std::env::var("PGSILO_PYTHON") else {
+        panic!("PGSILO_PYTHON is not set: `make clients`, then `. .tools/env`");
+    };
+    let mut command = Command::new(python);
+    command.arg("-B").arg(script("tests/e2e/drivers").join(name));
+    command
 }
 
 /// The variables that a client's script reads, with a token for acme.
@@ -74,14 +85,19 @@ pub(crate) async fn passes(command: &mut Command) {
     println!("{said}");
 }
 
-/// Whether the proxy saw every session to its end, none of them by force, once that is true.
-pub(crate) async fn all_left(proxy: &Proxy) {
+/// Waits until the proxy has seen every session to its end; how each ended.
+pub(crate) async fn all_ended(proxy: &Proxy) -> Vec<Value> {
     super::eventually("all sessions to have ended", async || {
         (proxy.events("started").len() == proxy.events("ended").len()).then_some(())
     })
     .await;
     assert!(!proxy.events("started").is_empty());
-    for event in proxy.events("ended") {
+    proxy.events("ended")
+}
+
+/// Whether the proxy saw every session to its end, none of them by force, once that is true.
+pub(crate) async fn all_left(proxy: &Proxy) {
+    for event in all_ended(proxy).await {
         assert_eq!(event["ending"], "client_left", "{event}");
     }
 }

@@ -88,6 +88,21 @@ impl Proxy {
         Proxy::of(world(), settings).await
     }
 
+    /// Starts one whose leases for acme come from a role of its own, which is made like acme's
+    /// read-write one but for its times.
+    pub(crate) async fn with_role(
+        role: &str,
+        default_ttl: &str,
+        max_ttl: &str,
+        settings: Settings,
+    ) -> Proxy {
+        world().role_like_acme(role, default_ttl, max_ttl).await;
+        let proxy = Proxy::with(settings).await;
+        proxy.reload(&proxy.tenants().replacen("tenant-acme-rw", role, 1));
+        proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+        proxy
+    }
+
     /// Starts one in front of another sandbox and waits until it is ready to serve.
     pub(crate) async fn of(world: &World, settings: Settings) -> Proxy {
         let proxy = Proxy::begin(world, settings).await;

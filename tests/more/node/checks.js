@@ -1,19 +1,15 @@
 // node-postgres, unchanged: simple and prepared queries, a pool, cursors, COPY, LISTEN, cancel.
-// Each check throws where something is wrong; the last line says that all have run.
 'use strict';
 
 const assert = require('node:assert/strict');
-const fs = require('node:fs');
 const { pipeline } = require('node:stream/promises');
 const { Readable, Writable } = require('node:stream');
 const { Client, Pool } = require('pg');
 const Cursor = require('pg-cursor');
 const { from: copyFrom, to: copyTo } = require('pg-copy-streams');
+const { base, run, until } = require('./support');
 
-const { PGSILO_HOST, PGSILO_PORT, PGSILO_TOKEN, PGSILO_CA, PG_SUPERUSER_DSN } = process.env;
-const base = { host: PGSILO_HOST, port: Number(PGSILO_PORT), user: 'app', password: PGSILO_TOKEN, database: 'acme' };
-// Checked against the authority and, as the host is an address, against the certificate's own.
-if (PGSILO_CA) base.ssl = { ca: fs.readFileSync(PGSILO_CA, 'utf8'), rejectUnauthorized: true };
+const { PGSILO_CA, PG_SUPERUSER_DSN } = process.env;
 
 async function withClient(work, changes = {}) {
   const client = new Client({ ...base, ...changes });
@@ -26,14 +22,6 @@ async function withClient(work, changes = {}) {
 }
 
 const one = async (client, ...query) => Object.values((await client.query(...query)).rows[0])[0];
-
-async function until(ask, what) {
-  const began = Date.now();
-  while (!(await ask())) {
-    assert.ok(Date.now() - began < 30000, 'waited in vain for ' + what);
-    await new Promise((resolve) => setTimeout(resolve, 10));
-  }
-}
 
 const checks = {
   simpleAndExtendedQueries: () => withClient(async (client) => {
@@ -145,15 +133,4 @@ const checks = {
   },
 };
 
-(async () => {
-  const names = Object.keys(checks);
-  for (const name of names) {
-    const began = Date.now();
-    await checks[name]();
-    console.log(`ok ${name} (${Date.now() - began} ms)`);
-  }
-  console.log(`${names.length} of ${names.length} passed`);
-})().catch((error) => {
-  console.error(error);
-  process.exit(1);
-});
+run(checks);
