@@ -2,11 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::support::driver::{output, script};
+use crate::support::driver::{output, python};
 use crate::support::mint;
 use crate::support::proxy::{Proxy, Settings, TLS};
 use crate::support::raw::{Raw, startup, startup_of, tagged};
-use tokio::process::Command;
 
 const AUTH: &str = "auth = { oauthbearer = { issuer = \"https://issuer.sandbox.invalid\", scope = \"openid\" } }\n";
 
@@ -147,9 +146,7 @@ async fn a_newer_client_is_told_the_version_first() {
 #[tokio::test]
 async fn libpq_logs_in_with_a_token_from_its_hook() {
     let proxy = proxy().await;
-    let python = std::env::var("PGSILO_PYTHON").expect("PGSILO_PYTHON: run `make test`");
-    let mut command = Command::new(python);
-    command.arg(script("tests/e2e/drivers/libpq_bearer.py"));
+    let mut command = python("libpq_bearer.py");
     command.env("PGSILO_TOKEN", mint::token("acme"));
     command.env(
         "PGSILO_CONNINFO",

@@ -214,11 +214,7 @@ async fn asyncpg_over_the_socket() {
 #[tokio::test]
 async fn psycopg_and_asyncpg_in_every_way_that_needs_no_password() {
     let (proxy, own) = ways::proxy().await;
-    let Ok(python) = std::env::var("PGSILO_PYTHON") else {
-        panic!("PGSILO_PYTHON is not set: `make clients`, then `. .tools/env`");
-    };
-    let mut command = Command::new(python);
-    command.arg("-B").arg(script("tests/e2e/drivers/ways.py"));
+    let mut command = python("ways.py");
     ways::told(&mut command, &proxy, &own);
     passes(&mut command).await;
     all_left(&proxy).await;

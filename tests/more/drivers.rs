@@ -4,6 +4,7 @@ use tokio::process::Command;
 
 use crate::support::driver::{Transport, all_left, passes, script, told};
 use crate::support::proxy::Proxy;
+use crate::support::ways;
 use crate::{java, var};
 
 async fn node(transport: Transport) {
@@ -30,6 +31,25 @@ async fn jdbc_over_tls() {
     let proxy = Proxy::start().await;
     let mut command = java("Checks.java");
     told(&mut command, &proxy, Transport::Tls);
+    passes(&mut command).await;
+    all_left(&proxy).await;
+}
+
+#[tokio::test]
+async fn node_postgres_in_every_way_that_needs_no_password() {
+    let (proxy, own) = ways::proxy().await;
+    let mut command = Command::new("node");
+    command.env("NODE_PATH", var("NODE_PATH")).arg(script("tests/more/node/ways.js"));
+    ways::told(&mut command, &proxy, &own);
+    passes(&mut command).await;
+    all_left(&proxy).await;
+}
+
+#[tokio::test]
+async fn jdbc_in_every_way_that_needs_no_password() {
+    let (proxy, own) = ways::proxy().await;
+    let mut command = java("Ways.java");
+    ways::told(&mut command, &proxy, &own);
     passes(&mut command).await;
     all_left(&proxy).await;
 }
