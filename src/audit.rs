@@ -1,9 +1,9 @@
 //! The audit trail: what is known of a connection, and the events that tell of it.
 //!
 //! Every connection that gets past the probes leaves events with `target: "pgsilo::audit"`:
-//! one `refused`, or one `started` and one `ended`. They carry the full context; no event ever
-//! carries a token, a password or a cancel key. What a client sent (its user, its database) is
-//! escaped and cut before it is written.
+//! one `refused`, or one `started` and one `ended`, and between those what its lease went through.
+//! They carry the full context; no event ever carries a token, a password or a cancel key. What a
+//! client sent (its user, its database) is escaped and cut before it is written.
 
 use std::fmt;
 use std::net::SocketAddr;

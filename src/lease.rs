@@ -449,7 +449,9 @@ impl From<OpenBaoError> for LeaseError {
             | OpenBaoError::Timeout
             | OpenBaoError::NotJson
             | OpenBaoError::TooLong => LeaseError::Unavailable(error),
-            OpenBaoError::File { .. } | OpenBaoError::Client(_) => LeaseError::Denied(error),
+            OpenBaoError::File { .. } | OpenBaoError::SameToken | OpenBaoError::Client(_) => {
+                LeaseError::Denied(error)
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! Logging in is single-flight: however many sessions find the login dead, one asks.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as Lock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub(super) struct Identity {
     /// The login for new leases, or why there is none.
     current: RwLock<Result<Arc<Login>, String>>,
     logging_in: Mutex<()>,
+    /// Nobody is to log in any more: pgsilo is stopping.
+    closing: AtomicBool,
     /// Every login that may still hold leases.
     all: Lock<Vec<Weak<Login>>>,
     /// The method's file as it was for the newest login.
@@ -52,6 +55,7 @@ impl Identity {
             auth,
             current: RwLock::new(Err("the first login is under way".to_owned())),
             logging_in: Mutex::new(()),
+            closing: AtomicBool::new(false),
             all: Lock::default(),
             read: Lock::default(),
             unwrapped: Mutex::default(),
@@ -82,7 +86,7 @@ impl Identity {
     /// Keeps a login at hand for as long as the process runs.
     pub(super) async fn keep(self: Arc<Self>) {
         let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
-        loop {
+        while !self.is_closing() {
             let needed = match self.login() {
                 Ok(login) => self.successor_is_due(&login).await,
                 Err(_none) => Need::Another,
@@ -125,6 +129,9 @@ impl Identity {
     /// Logs in, unless somebody else has done so since `needed` was found.
     async fn log_in(&self, needed: &Need) -> Result<(), OpenBaoError> {
         let _one_at_a_time = self.logging_in.lock().await;
+        if self.is_closing() {
+            return Ok(());
+        }
         match (self.login(), needed) {
             (Ok(_), Need::Another) => return Ok(()),
             (Ok(now), Need::After(then)) if !Arc::ptr_eq(&now, then) => return Ok(()),
@@ -135,6 +142,16 @@ impl Identity {
             Ok(()) => self.authenticate().await,
             Err(error) => Err(error),
         };
+        // Only a file gives the same token twice: it was touched, or nobody renews it.
+        if let (Ok(token), Need::After(then)) = (&token, needed)
+            && token.secret.expose() == then.secret().expose()
+        {
+            *self.read.lock().unwrap_or_else(PoisonError::into_inner) = stamp;
+            return match then.standing() {
+                Standing::Kept(_) => Ok(()),
+                Standing::Ends { .. } | Standing::Dead => Err(OpenBaoError::SameToken),
+            };
+        }
         let result = if token.is_ok() { "ok" } else { "error" };
         metrics::counter!("pgsilo_openbao_logins_total", "result" => result).increment(1);
         match token {
@@ -200,8 +217,16 @@ impl Identity {
         self.log_in(&Need::Another).await.is_ok()
     }
 
-    /// Revokes every token that pgsilo logged in for itself, and every lease with it.
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Revokes every token that pgsilo logged in for itself, and every lease with it. No other
+    /// login follows.
     pub(super) async fn give_up(&self) {
+        self.closing.store(true, Ordering::Release);
+        // One that is under way is waited for, to be given up as well.
+        drop(self.logging_in.lock().await);
         if matches!(self.auth, Auth::TokenFile(_)) {
             return;
         }
@@ -263,6 +288,7 @@ fn advice(error: &OpenBaoError) -> &'static str {
         }
         OpenBaoError::NotJson | OpenBaoError::TooLong => "is [openbao] address an OpenBAO server?",
         OpenBaoError::File { .. } => "check the file that [openbao] auth names",
+        OpenBaoError::SameToken => "have [openbao] auth token_file renewed, or its sessions end",
         OpenBaoError::Client(_) => "check [openbao] ca and auth",
     }
 }

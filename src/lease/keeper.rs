@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::sync::watch::error::RecvError;
 use tokio::time::sleep;
 
 use super::backoff::{Backoff, spread};
@@ -21,7 +22,7 @@ const LAST_RETRY: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LeaseEnd {
     pub(crate) at: BootTime,
-    /// Of the newest grant.
+    /// Of the first grant; where its login ends sooner, what was left when that became known.
     pub(crate) duration: Duration,
     /// It will not be renewed any more.
     pub(crate) is_final: bool,
@@ -56,7 +57,7 @@ impl Keeper {
             let end = self.end.borrow().clone();
             if end.is_final {
                 // Its login may still end sooner.
-                if standing.changed().await.is_err() {
+                if threatened(&mut standing).await.is_err() {
                     return;
                 }
                 continue;
@@ -71,7 +72,7 @@ impl Keeper {
                     renewal.arrives().await;
                     self.renew(end).await;
                 } => {}
-                _ = standing.changed() => {}
+                _ = threatened(&mut standing) => {}
             }
         }
     }
@@ -86,7 +87,8 @@ impl Keeper {
         self.end.send_if_modified(|end| {
             let sooner = login_ends < end.at;
             if sooner {
-                (end.at, end.is_final) = (login_ends, true);
+                let left = login_ends.remaining();
+                (end.at, end.is_final, end.duration) = (login_ends, true, end.duration.min(left));
             }
             sooner
         });
@@ -108,8 +110,8 @@ impl Keeper {
             metrics::counter!("pgsilo_renewal_failures_total").increment(1);
             // 400: OpenBAO knows no such lease, or it is past its maximum.
             let hopeless = matches!(error, OpenBaoError::Said { status: 400, .. });
-            let pause = retry.pause();
-            let is_final = hopeless || end.at.remaining() < pause;
+            let left = end.at.remaining();
+            let is_final = hopeless || left.is_zero();
             self.end.send_modify(|end| {
                 let number = end.failure.as_ref().map_or(0, |failure| failure.number) + 1;
                 end.failure = Some(RenewalFailure { number, cause: error.to_string().into() });
@@ -118,12 +120,23 @@ impl Keeper {
             if is_final {
                 return;
             }
-            sleep(pause).await;
+            sleep(retry.pause().min(left)).await;
         }
     }
 
     async fn ask(&self, increment: Duration) -> Result<(Duration, bool), OpenBaoError> {
         self.openbao.renew(self.login.secret(), &self.lease_id, increment).await
+    }
+}
+
+/// Waits until the login ends sooner than was known. That it was renewed changes nothing here, and
+/// must not cut a renewal of the lease short.
+async fn threatened(standing: &mut watch::Receiver<Standing>) -> Result<(), RecvError> {
+    loop {
+        standing.changed().await?;
+        if !matches!(*standing.borrow(), Standing::Kept(_)) {
+            return Ok(());
+        }
     }
 }
 

@@ -88,7 +88,7 @@ impl Login {
 async fn keep(
     login: Weak<Login>,
     mut standing: watch::Receiver<Standing>,
-    ttl: Duration,
+    mut ttl: Duration,
     openbao: Arc<OpenBao>,
 ) {
     let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY.min(ttl / 12));
@@ -113,6 +113,11 @@ async fn keep(
                 // Nothing gained, or less by more than rounding: it has met its maximum.
                 let shorter = renewed.ttl + Duration::from_secs(2) < ttl;
                 let capped = shorter || at <= ends || !renewed.renewable;
+                // A token of a file may have been near its end when it was read.
+                if renewed.ttl > ttl {
+                    ttl = renewed.ttl;
+                    retry = Backoff::new(FIRST_RETRY, LAST_RETRY.min(ttl / 12));
+                }
                 let standing = match capped {
                     true => Standing::Ends { at, successor_due: BootTime::now() },
                     false => Standing::Kept(Some(at)),
@@ -120,8 +125,20 @@ async fn keep(
                 held.standing.send_replace(standing);
             }
             Err(OpenBaoError::Said { status: 403, words }) => {
-                tracing::warn!(words, "OpenBAO no longer knows a token of pgsilo");
-                held.declare_dead();
+                // Dead, or not allowed to renew itself: then it lives until its end.
+                let looked_up = openbao.look_up_self(held.secret.clone()).await;
+                if matches!(looked_up, Err(OpenBaoError::Said { status: 403, .. })) {
+                    tracing::warn!(words, "OpenBAO no longer knows a token of pgsilo");
+                    held.declare_dead();
+                } else {
+                    tracing::error!(
+                        words,
+                        "OpenBAO does not let a token of pgsilo renew itself: allow auth/token/renew-self"
+                    );
+                    let successor_due = BootTime::now();
+                    held.standing.send_replace(Standing::Ends { at: ends, successor_due });
+                }
+                return;
             }
             Err(error) => {
                 metrics::counter!("pgsilo_openbao_renew_failures_total").increment(1);

@@ -55,6 +55,9 @@ pub(crate) enum OpenBaoError {
     /// A file of the login method.
     #[error("cannot read {path:?}: {error}")]
     File { path: PathBuf, error: std::io::Error },
+    /// A token is to be followed, and its file has no other.
+    #[error("the token file still holds the token that ends soon")]
+    SameToken,
     /// The HTTP client cannot be made, or what is configured would not do.
     #[error("it cannot be asked as configured: {0}")]
     Client(String),

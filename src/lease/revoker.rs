@@ -98,6 +98,7 @@ impl Shared {
     async fn revoke(&self, revocation: &Revocation) {
         let lease_id = &revocation.lease_id;
         let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        let mut standing = revocation.login.watch();
         let mut failed_before = false;
         while revocation.login.standing() != Standing::Dead {
             let error = match self.try_once(revocation).await {
@@ -108,8 +109,8 @@ impl Shared {
                 Err(error) => error,
             };
             metrics::counter!("pgsilo_revocation_failures_total").increment(1);
-            let pause = retry.pause();
-            if revocation.end.borrow().at.remaining() < pause {
+            let left = revocation.end.borrow().at.remaining();
+            if left.is_zero() {
                 tracing::error!(%error, lease_id, "a lease was not revoked before its own end");
                 return;
             }
@@ -117,7 +118,11 @@ impl Shared {
                 tracing::warn!(%error, lease_id, "cannot revoke a lease yet; trying again");
             }
             failed_before = true;
-            sleep(pause).await;
+            let dead = |standing: &Standing| *standing == Standing::Dead;
+            tokio::select! {
+                () = sleep(retry.pause().min(left)) => {}
+                _ = standing.wait_for(dead) => {}
+            }
         }
         // OpenBAO revoked the lease with the token that asked for it.
     }

@@ -149,7 +149,7 @@ async fn a_client_certificate_of_another_authority_may_follow() {
 async fn sessions_of_a_certificate_that_has_expired_are_told_in_time() {
     let authority = Authority::new("the clients'");
     let Certified { server: _server, openbao, dir, .. } = certified(&authority, "").await;
-    authority.sign_for(&dir, "pgsilo", Some(Duration::from_secs(5)));
+    authority.sign_for(&dir, "pgsilo", Some(Duration::from_secs(12)));
     let proxy = Proxy::with(settings(openbao)).await;
     let (mut old, _role) = session(&proxy).await;
     authority.sign(&dir, "pgsilo");

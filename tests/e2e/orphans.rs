@@ -40,7 +40,7 @@ async fn audit(world: &World, arguments: &[&str]) -> (i32, Vec<Value>) {
         .map(|line| serde_json::from_str(line).expect("a JSON object a line"))
         .collect();
     let said = text(&output.stderr);
-    assert!(said.contains(&format!("{} finding", findings.len())), "{said}");
+    assert!(said.contains(&format!(": {} finding", findings.len())), "{said}");
     (code(&output), findings)
 }
 
@@ -155,8 +155,8 @@ async fn a_lease_that_no_session_uses_is_found_and_revoked_with_its_role() {
     let (code, findings) = audit(&world, &[]).await;
     assert_eq!(code, 3);
     let expected = json!({
-        "tenant": "acme", "finding": "idle_role", "role": role, "leases": [lease], "exact": true,
-        "outcome": "left",
+        "tenant": "acme", "finding": "idle_roles", "roles": [role], "leases": [lease],
+        "exact": true, "outcome": "left",
     });
     assert_eq!(findings, [expected]);
     assert_eq!(roles(&world).await, [role], "an audit alone changes nothing");
@@ -176,7 +176,7 @@ async fn an_unused_role_among_sessions_of_the_same_moment_goes_and_they_stay() {
 
     let (code, findings) = audit(&world, &["--fix"]).await;
     assert_eq!(code, 0, "{findings:?}");
-    assert_eq!((&findings[0]["role"], &findings[0]["exact"]), (&json!(unused), &json!(false)));
+    assert_eq!((&findings[0]["roles"], &findings[0]["exact"]), (&json!([unused]), &json!(false)));
     let mut left = roles(&world).await;
     let mut used: Vec<_> = sessions.iter().map(|(_, role)| role.clone()).collect();
     left.sort();
@@ -213,7 +213,7 @@ async fn what_cannot_be_looked_at_is_said_and_the_rest_is_looked_at() {
     let outcome = output(&mut command(&world, &["--registry", registry])).await;
     let (said, progress) = (text(&outcome.stdout), text(&outcome.stderr));
     assert_eq!(code(&outcome), 1);
-    assert!(said.starts_with("acme  idle_role  tenant-acme-rw-"), "{said}");
+    assert!(said.starts_with("acme  idle_roles  tenant-acme-rw-"), "{said}");
     assert!(
         progress.contains("tenant globex: logging in to 127.0.0.1:1/tenant_globex"),
         "{progress}"
@@ -289,4 +289,97 @@ async fn the_provisioner_may_take_tenants_leases_back_and_read_no_credential() {
     assert_eq!(ask("PUT", "sys/leases/lookup", lookup).await, 200);
     let revoke = format!("sys/leases/revoke/{lease}");
     assert_eq!(ask("PUT", &revoke, Some(json!({ "sync": true }))).await, 204);
+}
+
+/// OpenBAO is at it, and tries again: that is neither an orphan nor a lease without a role.
+#[tokio::test]
+async fn what_openbao_is_just_revoking_is_no_finding() {
+    let (world, proxy) = world_and_proxy().await;
+    let (mut client, role) = session(&world, &proxy).await;
+    // As its own name it makes what somebody else then holds a lock on.
+    client.ask("CREATE SCHEMA stuck; GRANT ALL ON SCHEMA stuck TO public; SELECT 'made'").await;
+    client.ask("SET ROLE NONE; CREATE TABLE stuck.t (n int); SELECT 'made'").await;
+    let holder = world.superuser("tenant_acme").await;
+    holder.batch_execute("BEGIN; LOCK TABLE stuck.t").await.expect("locked");
+    drop(client);
+    proxy.event("ended", |event| event["role"] == role.as_str()).await;
+    proxy.metric_reaches("pgsilo_revocations_pending", 0.0).await;
+    assert_eq!(roles(&world).await, [role.as_str()], "it waits for the lock");
+    assert_eq!(audit(&world, &["--fix"]).await, (0, vec![]));
+    assert_eq!(roles(&world).await, [role.as_str()]);
+    holder.batch_execute("ROLLBACK").await.expect("let go");
+    eventually("OpenBAO to have revoked it", async || roles(&world).await.is_empty().then_some(()))
+        .await;
+}
+
+/// Renewals and logins go on while it looks.
+#[tokio::test]
+async fn sessions_that_begin_end_and_renew_meanwhile_are_never_accused() {
+    let world = World::own().await;
+    let (_status, answer) = world.bao("GET", "database/roles/tenant-acme-rw", None).await;
+    let mut changed = answer["data"].clone();
+    changed["default_ttl"] = "4s".into();
+    changed["max_ttl"] = "1h".into();
+    assert_eq!(world.bao("POST", "database/roles/tenant-acme-rw", Some(changed)).await.0, 204);
+    let openbao = format!(
+        "address = \"{}\"\nauth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"{}\" }} }}\n",
+        world.var("BAO_ADDR"),
+        world.dir().join("secret-id").display()
+    );
+    let lease = "scope = \"window\"\nwindow = \"1s\"\n".to_owned();
+    let settings = Settings { openbao, lease, ..Settings::default() };
+    let proxy = Proxy::of(&world, settings).await;
+    let mut long = Vec::new();
+    for _ in 0..4 {
+        long.push(session(&world, &proxy).await);
+    }
+    let audits = async {
+        for _ in 0..6 {
+            assert_eq!(audit(&world, &["--fix"]).await, (0, vec![]));
+        }
+    };
+    let churn = async {
+        loop {
+            drop(session(&world, &proxy).await);
+        }
+    };
+    tokio::select! {
+        () = audits => {}
+        () = churn => {}
+    }
+    proxy.metric_reaches("pgsilo_renewals_total", 4.0).await;
+    for (client, _role) in &mut long {
+        assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+    }
+}
+
+#[tokio::test]
+async fn names_that_openbao_makes_otherwise_are_not_judged() {
+    let (world, proxy) = world_and_proxy().await;
+    let (mut client, _role) = session(&world, &proxy).await;
+    let other = json!({
+        "username_template": "{{ .RoleName }}-{{ random 12 }}", "verify_connection": false,
+    });
+    let (status, answer) = world.bao("POST", "database/config/tenant-acme", Some(other)).await;
+    assert!((200..300).contains(&status), "{answer}");
+    let outcome = output(&mut command(&world, &["--fix"])).await;
+    assert_eq!(code(&outcome), 1);
+    let said = text(&outcome.stderr);
+    assert!(said.contains("username_template of its database is not"), "{said}");
+    assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+}
+
+/// A server that was taken over asks for the provisioner's password itself.
+#[tokio::test]
+async fn the_provisioners_password_is_not_given_to_a_server_over_a_network() {
+    let (world, _proxy) = world_and_proxy().await;
+    let registry = std::fs::read_to_string(world.var("PGSILO_REGISTRY")).expect("read");
+    let elsewhere = registry.replace("host = \"127.0.0.1\"", "host = \"192.0.2.1\"");
+    assert_ne!(elsewhere, registry);
+    let file = world.dir().join("elsewhere.toml");
+    std::fs::write(&file, elsewhere).expect("written");
+    let registry = file.to_str().expect("UTF-8");
+    let outcome = output(&mut command(&world, &["--registry", registry])).await;
+    assert_eq!(code(&outcome), 1);
+    assert!(text(&outcome.stderr).contains("its placement has no TLS"));
 }

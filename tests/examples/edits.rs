@@ -344,6 +344,11 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "pgsilo.toml:54: openbao.timeout: zero; a request needs some time, such as \"5s\"",
     ),
     (
+        "timeout = \"5s\"",
+        "timeout = \"21s\"",
+        "pgsilo.toml:54: openbao.timeout: too long; at most 20s",
+    ),
+    (
         "max_concurrent_requests = 64",
         "max_concurrent_requests = 0",
         "pgsilo.toml:55: openbao.max_concurrent_requests: zero; no lease could be asked for",

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use reqwest::header::HeaderMap;
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, StatusCode, redirect};
 use serde_json::Value;
 
 use crate::secret::Secret;
@@ -40,7 +40,10 @@ impl Bao {
             is_private(address),
             "{address:?} would show credentials to the network: use https, or http on loopback"
         );
-        let mut builder = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30));
+        let mut builder = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(30))
+            .redirect(redirect::Policy::custom(follow));
         if let Some(pem) = ca {
             let roots = reqwest::Certificate::from_pem_bundle(pem);
             builder = builder.tls_certs_only(roots.context("OpenBAO's authorities")?);
@@ -116,6 +119,17 @@ impl Bao {
         let status = answer.status();
         let text = answer.text().await.with_context(|| format!("OpenBAO: {method} {path}"))?;
         Ok((status, serde_json::from_str(&text).unwrap_or(Value::Null)))
+    }
+}
+
+/// A standby names the active server, once. The token goes there too, so it must be as private.
+fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
+    let from_tls = attempt.previous().iter().any(|url| url.scheme() == "https");
+    let to_tls = attempt.url().scheme() == "https";
+    let private = is_private(attempt.url().as_str()) && (to_tls || !from_tls);
+    match attempt.previous().len() {
+        1 if private => attempt.follow(),
+        _ => attempt.stop(),
     }
 }
 

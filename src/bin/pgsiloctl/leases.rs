@@ -25,8 +25,8 @@ use serde_json::{Value, json};
 use crate::bao::Bao;
 use crate::postgres::Identity;
 use crate::secret::Secret;
-use crate::{duration, say};
-use verdict::Finding;
+use crate::{duration, say, secret};
+use verdict::{Finding, Lease, Role};
 
 /// Tenants looked at at once.
 const AT_ONCE: usize = 8;
@@ -45,14 +45,16 @@ pub(crate) enum Command {
 /// reports what is wrong both times, one line each:
 ///
 ///   orphan_role     no lease explains the role: nothing will ever drop it
-///   idle_role       a lease explains it, but nobody is logged in as it
+///   idle_roles      leases explain them, but nobody is logged in as them
 ///   roleless_lease  the role that the lease made is gone
 ///   overdue_lease   OpenBAO should have revoked it a minute ago and could not
 ///   doubtful        more roles in use than leases that can be theirs; which, is not known
 ///   surplus         more leases than roles in use that can be theirs; which, is not known
 ///
-/// --fix ends the sessions of orphaned roles, drops them, and revokes leases. It never touches what
-/// is doubtful or surplus: leases that nobody renews end by themselves, and then it is known.
+/// --fix looks once more, ends the sessions of orphaned roles, drops roles, and revokes leases. It
+/// never touches what is doubtful or surplus: leases that nobody renews end by themselves, and then
+/// it is known. The registry must name the servers where all sessions are, and each cluster's leased
+/// roles must come from this OpenBAO.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Audit {
@@ -67,9 +69,16 @@ pub(crate) struct Audit {
     /// Look at this tenant only; may be repeated.
     #[arg(long = "tenant", value_name = "ID")]
     tenants: Vec<String>,
-    /// The provisioner's user and password, as a libpq DSN; hosts and databases are the registry's.
-    #[arg(long, value_name = "DSN", env = "PROVISIONER_DSN", hide_env_values = true)]
-    provisioner: String,
+    /// The provisioner's user, and its password if this comes from the environment (a command line
+    /// can be read by others), as a libpq DSN; hosts and databases are the registry's.
+    #[arg(
+        long,
+        value_name = "DSN",
+        env = "PROVISIONER_DSN",
+        hide_env_values = true,
+        value_parser = secret::parse
+    )]
+    provisioner: Secret,
     /// A file that holds the provisioner's password, if the DSN does not.
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
@@ -86,7 +95,7 @@ pub(crate) struct Audit {
     #[arg(long, value_name = "NAME", env = "BAO_NAMESPACE")]
     bao_namespace: Option<String>,
     /// Between the two looks: longer than pgsilo's login_timeout and its lease window.
-    #[arg(long, default_value = "15s", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = settle)]
     settle: Duration,
     /// Take back what was found.
     #[arg(long)]
@@ -94,6 +103,15 @@ pub(crate) struct Audit {
     /// Print JSON objects, one a line.
     #[arg(long)]
     json: bool,
+}
+
+fn settle(text: &str) -> Result<Duration, String> {
+    match duration::parse(text)? {
+        Duration::ZERO => {
+            Err("two looks at one moment see the same; wait a second at least".into())
+        }
+        settle => Ok(settle),
+    }
 }
 
 /// Runs the command to its end.
@@ -118,12 +136,8 @@ impl Audit {
                 self.settle.as_secs()
             ));
             tokio::time::sleep(self.settle).await;
-            let again: Vec<_> = suspects.iter().map(|one| Arc::clone(&one.tenant)).collect();
-            for mut confirmed in auditor.look(&again, &mut report).await {
-                let before = suspects.iter().find(|one| one.tenant.id() == confirmed.tenant.id());
-                let before: BTreeSet<_> = before.iter().flat_map(|one| one.keys()).collect();
-                confirmed.findings.retain(|finding| before.contains(&key(finding)));
-                auditor.settle(confirmed, self.fix, self.json, &mut report).await;
+            for suspect in auditor.look_again(suspects, &mut report).await {
+                auditor.settle(suspect, self.fix, self.json, &mut report).await;
             }
         }
         Ok(report.conclude(tenants.len()))
@@ -153,7 +167,7 @@ impl Audit {
             Ok::<_, anyhow::Error>(Secret::new(text.trim().to_owned()))
         };
         // The parser's error may hold what it could not parse.
-        let dsn: tokio_postgres::Config = match self.provisioner.parse() {
+        let dsn: tokio_postgres::Config = match self.provisioner.expose().parse() {
             Ok(dsn) => dsn,
             Err(_) => bail!("--provisioner is not a DSN; write it like postgresql://user@host"),
         };
@@ -196,12 +210,6 @@ struct Suspect {
     findings: Vec<Finding>,
 }
 
-impl Suspect {
-    fn keys(&self) -> impl Iterator<Item = (&'static str, Vec<&str>)> {
-        self.findings.iter().map(key)
-    }
-}
-
 impl Auditor {
     /// Looks at each tenant once; gives back those with findings.
     async fn look(&self, tenants: &[Arc<Tenant>], report: &mut Report) -> Vec<Suspect> {
@@ -221,36 +229,51 @@ impl Auditor {
         suspects
     }
 
+    /// Looks at the suspects once more; gives back those with findings that are still the same.
+    async fn look_again(&self, suspects: Vec<Suspect>, report: &mut Report) -> Vec<Suspect> {
+        let tenants: Vec<_> = suspects.iter().map(|one| Arc::clone(&one.tenant)).collect();
+        let mut confirmed = self.look(&tenants, report).await;
+        for now in &mut confirmed {
+            let before = suspects.iter().find(|one| one.tenant.id() == now.tenant.id());
+            let before = before.map(|one| &one.findings[..]).unwrap_or_default();
+            now.findings = verdict::confirmed(before, std::mem::take(&mut now.findings));
+        }
+        confirmed.retain(|one| !one.findings.is_empty());
+        confirmed
+    }
+
     async fn judge(&self, tenant: &Tenant) -> Result<Vec<Finding>> {
         let database = self.provisioner.connect(tenant.placement()).await?;
         let groups = census::take(tenant, &database, &self.bao).await?;
-        Ok(groups.into_iter().flat_map(|group| verdict::judge(group.roles, group.leases)).collect())
+        let mut findings = Vec::new();
+        for group in groups {
+            findings.extend(verdict::judge(group.roles, group.leases)?);
+        }
+        Ok(findings)
     }
 
-    /// Reports what was confirmed, and mends it if that is wanted.
+    /// Reports what was confirmed; mends what still is so, if that is wanted: other tenants may
+    /// have taken their time since.
     async fn settle(&self, confirmed: Suspect, fix: bool, as_json: bool, report: &mut Report) {
-        if confirmed.findings.is_empty() {
+        if !fix {
+            for finding in &confirmed.findings {
+                report.tell(&confirmed.tenant, finding, &Outcome::Left, as_json);
+            }
             return;
         }
-        let tenant = &confirmed.tenant;
+        let tenant = Arc::clone(&confirmed.tenant);
+        let Some(confirmed) = self.look_again(vec![confirmed], report).await.pop() else { return };
         let database = match self.provisioner.connect(tenant.placement()).await {
             Ok(database) => database,
-            Err(error) => return report.fail(tenant, &error),
+            Err(error) => return report.fail(&tenant, &error),
         };
         for finding in &confirmed.findings {
-            let outcome = match fix {
-                false => Outcome::Left,
-                true => match mend::mend(finding, &database, &self.bao).await {
-                    Ok(true) => Outcome::Mended,
-                    Ok(false) => Outcome::Left,
-                    Err(error) => Outcome::Failed(format!("{error:#}")),
-                },
+            let outcome = match mend::mend(finding, &database, &self.bao).await {
+                Ok(true) => Outcome::Mended,
+                Ok(false) => Outcome::Left,
+                Err(error) => Outcome::Failed(format!("{error:#}")),
             };
-            report.count(&outcome);
-            say::result(&match as_json {
-                true => as_object(tenant, finding, &outcome).to_string(),
-                false => as_line(tenant, finding, &outcome),
-            });
+            report.tell(&tenant, finding, &outcome, as_json);
         }
     }
 }
@@ -281,12 +304,16 @@ impl Report {
         }
     }
 
-    fn count(&mut self, outcome: &Outcome) {
+    fn tell(&mut self, tenant: &Tenant, finding: &Finding, outcome: &Outcome, as_json: bool) {
         match outcome {
             Outcome::Mended => self.mended += 1,
             Outcome::Left => self.left += 1,
             Outcome::Failed(_) => self.failed += 1,
         }
+        say::result(&match as_json {
+            true => as_object(tenant, finding, outcome).to_string(),
+            false => as_line(tenant, finding, outcome),
+        });
     }
 
     fn conclude(&self, tenants: usize) -> ExitCode {
@@ -309,33 +336,43 @@ impl Report {
     }
 }
 
-/// What makes a finding the same one at a second look, however many are logged in by then.
-fn key(finding: &Finding) -> (&'static str, Vec<&str>) {
+fn kind(finding: &Finding) -> &'static str {
     match finding {
-        Finding::OrphanRole { role, .. } => ("orphan_role", vec![role]),
-        Finding::IdleRole { role, .. } => ("idle_role", vec![role]),
-        Finding::RolelessLease(lease) => ("roleless_lease", vec![lease]),
-        Finding::OverdueLease(lease) => ("overdue_lease", vec![lease]),
-        Finding::Doubtful { roles, .. } => ("doubtful", roles.iter().map(String::as_str).collect()),
-        Finding::Surplus { leases, .. } => ("surplus", leases.iter().map(String::as_str).collect()),
+        Finding::OrphanRole(_) => "orphan_role",
+        Finding::IdleRoles { .. } => "idle_roles",
+        Finding::RolelessLease(_) => "roleless_lease",
+        Finding::OverdueLease(_) => "overdue_lease",
+        Finding::Doubtful { .. } => "doubtful",
+        Finding::Surplus { .. } => "surplus",
     }
 }
 
+fn names(roles: &[Role]) -> Vec<&str> {
+    roles.iter().map(|role| role.name.as_str()).collect()
+}
+
+fn ids(leases: &[Lease]) -> Vec<&str> {
+    leases.iter().map(|lease| lease.id.as_str()).collect()
+}
+
 fn as_object(tenant: &Tenant, finding: &Finding, outcome: &Outcome) -> Value {
-    let (kind, _) = key(finding);
     let mut object = match finding {
-        Finding::OrphanRole { role, sessions } => json!({ "role": role, "sessions": sessions }),
-        Finding::IdleRole { role, leases, exact } => {
-            json!({ "role": role, "leases": leases, "exact": exact })
+        Finding::OrphanRole(role) => json!({ "role": role.name, "sessions": role.sessions }),
+        Finding::IdleRoles { roles, leases, exact } => {
+            json!({ "roles": names(roles), "leases": ids(leases), "exact": exact })
         }
-        Finding::RolelessLease(lease) | Finding::OverdueLease(lease) => json!({ "lease": lease }),
+        Finding::RolelessLease(lease) | Finding::OverdueLease(lease) => {
+            json!({ "lease": lease.id })
+        }
         Finding::Doubtful { roles, unexplained } => {
-            json!({ "roles": roles, "unexplained": unexplained })
+            json!({ "roles": names(roles), "unexplained": unexplained })
         }
-        Finding::Surplus { leases, roleless } => json!({ "leases": leases, "roleless": roleless }),
+        Finding::Surplus { leases, roleless } => {
+            json!({ "leases": ids(leases), "roleless": roleless })
+        }
     };
     object["tenant"] = tenant.id().as_str().into();
-    object["finding"] = kind.into();
+    object["finding"] = kind(finding).into();
     object["outcome"] = match outcome {
         Outcome::Mended => "mended".into(),
         Outcome::Left => "left".into(),
@@ -345,27 +382,23 @@ fn as_object(tenant: &Tenant, finding: &Finding, outcome: &Outcome) -> Value {
 }
 
 fn as_line(tenant: &Tenant, finding: &Finding, outcome: &Outcome) -> String {
-    let (kind, _) = key(finding);
     let what = match finding {
-        Finding::OrphanRole { role, sessions } => {
-            format!(
-                "{role}: no lease explains it; {}",
-                count(usize::try_from(*sessions).unwrap_or(0), "session")
-            )
+        Finding::OrphanRole(role) => {
+            let sessions = count(usize::try_from(role.sessions).unwrap_or(0), "session");
+            format!("{}: no lease explains it; {sessions}", role.name)
         }
-        Finding::IdleRole { role, leases, exact: true } => {
-            format!("{role}: nobody is logged in as it; its lease is {}", leases.join(" or "))
+        Finding::IdleRoles { roles, leases, exact } => {
+            let whose = if *exact { "" } else { ", some of them of others" };
+            let (roles, leases) = (names(roles).join(" "), count(leases.len(), "lease"));
+            format!("{roles}: nobody is logged in; {leases}{whose}")
         }
-        Finding::IdleRole { role, leases, exact: false } => {
-            format!("{role}: nobody is logged in as it; its lease is one of {}", leases.len())
-        }
-        Finding::RolelessLease(lease) => format!("{lease}: its role is gone"),
-        Finding::OverdueLease(lease) => format!("{lease}: it has ended, and is not revoked"),
+        Finding::RolelessLease(lease) => format!("{}: its role is gone", lease.id),
+        Finding::OverdueLease(lease) => format!("{}: it has ended, and is not revoked", lease.id),
         Finding::Doubtful { roles, unexplained } => {
-            format!("{unexplained} of these have no lease: {}", roles.join(" "))
+            format!("{unexplained} of these have no lease: {}", names(roles).join(" "))
         }
         Finding::Surplus { leases, roleless } => {
-            format!("{roleless} of these have no role: {}", leases.join(" "))
+            format!("{roleless} of these have no role: {}", ids(leases).join(" "))
         }
     };
     let outcome = match outcome {
@@ -373,7 +406,7 @@ fn as_line(tenant: &Tenant, finding: &Finding, outcome: &Outcome) -> String {
         Outcome::Left => String::new(),
         Outcome::Failed(error) => format!("; NOT MENDED: {error}"),
     };
-    format!("{}  {kind}  {what}{outcome}", tenant.id())
+    format!("{}  {}  {what}{outcome}", tenant.id(), kind(finding))
 }
 
 fn count(number: usize, what: &str) -> String {

@@ -1,26 +1,32 @@
 //! Connections to the databases that a registry names, protected as their placements say.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use futures_util::future::BoxFuture;
 use pgsilo::registry::{Host, Placement, PlacementTls};
 use pgsilo::tls::server_end_point;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_postgres::config::SslMode;
-use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
+use tokio::time::timeout;
+use tokio_postgres::config::{ChannelBinding, SslMode};
+use tokio_postgres::tls::{self, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_rustls::TlsConnector;
 
 use crate::secret::Secret;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// From the dial to the end of the login.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// A session works inside databases where tenants may make things, some of it as their brokers:
+/// nothing of theirs is found by an unqualified name, and nothing is waited for without end.
+const SETTINGS: &str = "-c search_path=pg_catalog,pg_temp -c statement_timeout=30s";
 
 /// A role that logs in by password, whatever the server.
 #[derive(Debug, Clone)]
@@ -38,24 +44,51 @@ impl Identity {
             .password(self.password.expose())
             .dbname(&placement.dbname)
             .application_name("pgsiloctl")
-            .connect_timeout(CONNECT_TIMEOUT);
+            .options(SETTINGS);
         locate(&mut config, &placement.host);
-        let connected = match &placement.tls {
-            PlacementTls::Disable => config.ssl_mode(SslMode::Disable).connect(NoTls).await.map(
-                |(client, connection)| {
-                    tokio::spawn(connection);
-                    client
-                },
-            ),
-            PlacementTls::Enabled { config: tls, server_name } => {
-                let tls = Tls { config: Arc::clone(tls), server_name: server_name.clone() };
-                config.ssl_mode(SslMode::Require).connect(tls).await.map(|(client, connection)| {
-                    tokio::spawn(connection);
-                    client
-                })
-            }
+        let connecting = connect(config, placement);
+        let connected = match timeout(PATIENCE, connecting).await {
+            Ok(connected) => connected,
+            Err(_elapsed) => Err(anyhow!("no answer after {} s", PATIENCE.as_secs())),
         };
         connected.with_context(|| format!("logging in to {placement} as {}", self.user))
+    }
+}
+
+async fn connect(mut config: Config, placement: &Placement) -> Result<Client> {
+    match &placement.tls {
+        PlacementTls::Disable => {
+            ensure!(
+                is_local(&placement.host),
+                "its placement has no TLS, and this identity is not for a network to read"
+            );
+            config.ssl_mode(SslMode::Disable);
+            let (client, connection) = config.connect(NoTls).await?;
+            tokio::spawn(connection);
+            Ok(client)
+        }
+        PlacementTls::Enabled { config: tls, server_name } => {
+            // A server that has been taken over would ask for the password itself: bound to the
+            // channel it is SCRAM or nothing.
+            if !placement.auth.password && !placement.auth.md5 {
+                config.channel_binding(ChannelBinding::Require);
+            }
+            config.ssl_mode(SslMode::Require);
+            let tls = Tls { config: Arc::clone(tls), server_name: server_name.clone() };
+            let (client, connection) = config.connect(tls).await?;
+            tokio::spawn(connection);
+            Ok(client)
+        }
+    }
+}
+
+/// Whether nothing but this machine is on the way.
+fn is_local(host: &Host) -> bool {
+    match host {
+        Host::Unix(_) => true,
+        Host::Tcp { host, .. } => {
+            host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        }
     }
 }
 
@@ -111,12 +144,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsConnect<S> for TlsWi
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Secured<S> {
-    fn channel_binding(&self) -> ChannelBinding {
+    fn channel_binding(&self) -> tls::ChannelBinding {
         let (_, connection) = self.0.get_ref();
         let leaf = connection.peer_certificates().and_then(|chain| chain.first());
         match leaf.and_then(server_end_point) {
-            Some(hash) => ChannelBinding::tls_server_end_point(hash),
-            None => ChannelBinding::none(),
+            Some(hash) => tls::ChannelBinding::tls_server_end_point(hash),
+            None => tls::ChannelBinding::none(),
         }
     }
 }

@@ -25,6 +25,10 @@ use crate::secret::Secret;
 /// The mount of OpenBAO's database secrets engine.
 const MOUNT: &str = "database";
 
+/// How OpenBAO names leased roles: after its own role, with 20 random characters behind it.
+pub(crate) const USERNAME_TEMPLATE: &str =
+    r#"{{ printf "%s-%s" (.RoleName | truncate 42) (random 20) }}"#;
+
 /// `max_identifier_length` less `tenant_` and the longest suffix, `_broker`.
 const LONGEST_ID: usize = 63 - 14;
 
@@ -133,7 +137,7 @@ impl Provisioner {
             // so it cannot reach the server's log.
             "password_authentication": "scram-sha-256",
             "allowed_roles": roles,
-            "username_template": "{{ printf \"%s-%s\" (.RoleName | truncate 42) (random 20) }}",
+            "username_template": USERNAME_TEMPLATE,
             "max_open_connections": 4,
         });
         let config = format!("{MOUNT}/config/{connection}");

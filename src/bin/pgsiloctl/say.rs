@@ -9,12 +9,19 @@ use std::time::Duration;
 /// One result, on stdout.
 pub(crate) fn result(text: &str) {
     let mut stdout = std::io::stdout().lock();
-    let _ = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    let _ = writeln!(stdout, "{}", plain(text)).and_then(|()| stdout.flush());
 }
 
 /// One line of progress, on stderr.
 pub(crate) fn progress(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", plain(text));
+}
+
+/// Without what would move a terminal's cursor or change its colours: texts of servers are among
+/// it, and servers are not trusted.
+fn plain(text: &str) -> String {
+    let shown = |c: char| !c.is_control() || c == '\n' || c == '\t';
+    text.chars().map(|c| if shown(c) { c } else { '\u{fffd}' }).collect()
 }
 
 /// A step that is done, and how long it took.

@@ -33,6 +33,14 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// Takes an argument for a secret.
+///
+/// # Errors
+/// None.
+pub(crate) fn parse(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text.to_owned()))
+}
+
 /// `BYTES` random bytes as hexadecimal digits.
 pub(crate) fn random_hex<const BYTES: usize>() -> Result<String> {
     let mut bytes = [0_u8; BYTES];

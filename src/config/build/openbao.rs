@@ -17,6 +17,9 @@ const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/tok
 
 /// More at once than any OpenBAO answers.
 const MAX_REQUESTS: usize = 10_000;
+/// Of one request; a credential's answer is waited for six times as long. Longer, and an audit
+/// could not tell any more which lease made which role.
+const MAX_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longer, and a credential would be shared by sessions that have nothing to do with each other.
 const MAX_WINDOW: Duration = Duration::from_secs(60);
 
@@ -41,6 +44,9 @@ impl Build<'_> {
         if raw.timeout.0.is_zero() {
             return self
                 .wrong("openbao.timeout", "zero; a request needs some time, such as \"5s\"");
+        }
+        if raw.timeout.0 > MAX_TIMEOUT {
+            return self.wrong("openbao.timeout", "too long; at most 20s");
         }
         if raw.max_concurrent_requests > MAX_REQUESTS {
             return self.wrong(

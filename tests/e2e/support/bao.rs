@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use reqwest::redirect;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
+use tokio_postgres::error::SqlState;
 
 use super::certificates::Signed;
 use super::world::world;
@@ -395,15 +396,21 @@ async fn broker_password() -> &'static str {
     let make = async || {
         let password = format!("broker-{}", std::process::id());
         let superuser = world().superuser("postgres").await;
-        superuser
-            .batch_execute(&format!(
-                "CREATE ROLE {BROKER} LOGIN CREATEROLE PASSWORD '{password}';
-                 ALTER ROLE {BROKER} SET search_path = pg_catalog, pg_temp;
-                 GRANT tenant_acme_app TO {BROKER} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
-                 GRANT tenant_acme_login TO {BROKER} WITH ADMIN TRUE, INHERIT TRUE, SET FALSE"
-            ))
-            .await
-            .expect("the broker is made");
+        let statements = format!(
+            "CREATE ROLE {BROKER} LOGIN CREATEROLE PASSWORD '{password}';
+             ALTER ROLE {BROKER} SET search_path = pg_catalog, pg_temp;
+             GRANT tenant_acme_app TO {BROKER} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
+             GRANT tenant_acme_login TO {BROKER} WITH ADMIN TRUE, INHERIT TRUE, SET FALSE"
+        );
+        // Others make and drop roles of acme meanwhile: one of two that wait for each other fails.
+        eventually("the broker to be made", async || {
+            match superuser.batch_execute(&statements).await {
+                Ok(()) => Some(()),
+                Err(error) if error.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED) => None,
+                Err(error) => panic!("the broker cannot be made: {error:?}"),
+            }
+        })
+        .await;
         password
     };
     MADE.get_or_init(make).await

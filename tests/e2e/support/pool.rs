@@ -44,7 +44,7 @@ pub(crate) async fn lives_on(name: &str, mut command: Command, transport: Transp
         issuer: "leeway = \"0s\"\n".to_owned(),
         // A pool logs in with all its connections at once: on a busy machine that takes a while.
         openbao: format!(
-            "address = \"{}\"\ntimeout = \"30s\"\n\
+            "address = \"{}\"\ntimeout = \"20s\"\n\
              auth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"secret-id\" }} }}\n",
             world().var("BAO_ADDR")
         ),

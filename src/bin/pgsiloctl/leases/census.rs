@@ -14,51 +14,72 @@ use tokio_postgres::Client;
 
 use super::verdict::{Lease, Role};
 use crate::bao::{Bao, text};
+use crate::provision::USERNAME_TEMPLATE;
 
-/// Random characters at the end of a leased role's name, as the documented `username_template`
-/// makes them.
+/// Random characters at the end of a leased role's name, as [`USERNAME_TEMPLATE`] has it.
 const RANDOM: usize = 20;
-/// How much of OpenBAO's role name that template keeps.
+/// How much of OpenBAO's role name that keeps.
 const KEPT: usize = 42;
 /// Leases looked up at once.
 const AT_ONCE: usize = 8;
 
-/// The leased roles and the leases that go by one name: what of OpenBAO's role stands in front of
-/// the random characters.
+/// The leased roles and the leases that go by one name.
 #[derive(Debug, Default)]
 pub(super) struct Group {
     pub(super) roles: Vec<Role>,
     pub(super) leases: Vec<Lease>,
 }
 
+/// What tells a tenant's leased roles from all others of the cluster: the part of OpenBAO's role
+/// in front of the random characters, which tenants of long names may share, and who made them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Made {
+    kept: String,
+    broker: String,
+}
+
 /// Counts a tenant's roles and leases. Roles first: a role is made before its lease.
 pub(super) async fn take(tenant: &Tenant, database: &Client, bao: &Bao) -> Result<Vec<Group>> {
+    ensure_primary(database).await?;
     let mount = &tenant.lease().mount;
-    let names: Vec<&str> =
+    let mut names: Vec<&str> =
         Access::ALL.iter().filter_map(|access| tenant.lease().role(*access)).collect();
-    let mut groups = BTreeMap::<&str, Group>::new();
+    // Two kinds of access may lease from one role.
+    names.sort_unstable();
+    names.dedup();
+    let mut made = Vec::with_capacity(names.len());
+    let mut groups = BTreeMap::<Made, Group>::new();
     for name in &names {
-        let kept = kept(name);
-        if !groups.contains_key(kept) {
-            ensure_timed(bao, mount, name).await?;
-            let roles = leased_roles(database, kept).await?;
-            groups.insert(kept, Group { roles, leases: Vec::new() });
+        let how = how_made(bao, mount, name).await?;
+        if !groups.contains_key(&how) {
+            let roles = leased_roles(database, &how).await?;
+            groups.insert(how.clone(), Group { roles, leases: Vec::new() });
         }
+        made.push(how);
     }
-    for name in &names {
+    for (name, how) in names.iter().zip(made) {
         let leases = leases(bao, &format!("{mount}/creds/{name}")).await?;
-        groups.entry(kept(name)).or_default().leases.extend(leases);
+        groups.entry(how).or_default().leases.extend(leases);
     }
     Ok(groups.into_values().collect())
+}
+
+/// On a standby nobody is seen who works on the primary, and every role would look idle.
+async fn ensure_primary(database: &Client) -> Result<()> {
+    let row = database.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await?;
+    let standby: bool = row.try_get(0)?;
+    ensure!(!standby, "the placement is a standby: sessions on its primary cannot be seen there");
+    Ok(())
 }
 
 fn kept(name: &str) -> &str {
     name.char_indices().nth(KEPT).map_or(name, |(end, _)| &name[..end])
 }
 
-/// Roles and leases are told to belong together by VALID UNTIL. Without it every role would look
-/// like one that no lease explains.
-async fn ensure_timed(bao: &Bao, mount: &str, name: &str) -> Result<()> {
+/// Reads how OpenBAO makes a role's credentials. Roles and leases are told to belong together by
+/// the roles' names and VALID UNTIL: where those are not as they should be, every lease would look
+/// like one whose role is gone.
+async fn how_made(bao: &Bao, mount: &str, name: &str) -> Result<Made> {
     let role = bao.read(&format!("{mount}/roles/{name}")).await?;
     let statements = |key: &str| {
         let all = role["data"][key].as_array().into_iter().flatten();
@@ -69,18 +90,29 @@ async fn ensure_timed(bao: &Bao, mount: &str, name: &str) -> Result<()> {
         creation.contains("VALID UNTIL") && (renewal.is_empty() || renewal.contains("VALID UNTIL")),
         "role {name} of OpenBAO cannot be audited: its statements do not set VALID UNTIL '{{{{expiration}}}}'"
     );
-    Ok(())
+    let config = bao.read(&format!("{mount}/config/{}", text(&role, "/data/db_name")?)).await?;
+    let template = config.pointer("/data/connection_details/username_template");
+    ensure!(
+        template.and_then(Value::as_str) == Some(USERNAME_TEMPLATE),
+        "role {name} of OpenBAO cannot be audited: the username_template of its database is not {USERNAME_TEMPLATE:?}"
+    );
+    let broker = text(&config, "/data/connection_details/username")?.to_owned();
+    Ok(Made { kept: kept(name).to_owned(), broker })
 }
 
-async fn leased_roles(database: &Client, kept: &str) -> Result<Vec<Role>> {
+async fn leased_roles(database: &Client, how: &Made) -> Result<Vec<Role>> {
     let query = "SELECT r.rolname::text,
                extract(epoch FROM r.rolvaliduntil)::float8,
                (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.usesysid = r.oid)
         FROM pg_catalog.pg_roles r
-        WHERE pg_catalog.starts_with(r.rolname::text, $1) AND r.rolvaliduntil IS NOT NULL";
-    let rows = database.query(query, &[&format!("{kept}-")]).await.context("reading the roles")?;
+        WHERE pg_catalog.starts_with(r.rolname::text, $1) AND r.rolvaliduntil IS NOT NULL
+          AND EXISTS (SELECT FROM pg_catalog.pg_auth_members am
+              JOIN pg_catalog.pg_roles m ON m.oid = am.member
+              WHERE am.roleid = r.oid AND am.admin_option AND m.rolname = $2)";
+    let Made { kept, broker } = how;
+    let rows = database.query(query, &[&format!("{kept}-"), broker]).await;
     let mut roles = Vec::new();
-    for row in rows {
+    for row in rows.context("reading the roles")? {
         let name: String = row.try_get(0)?;
         if is_leased(&name, kept) {
             roles.push(Role { name, valid_until: row.try_get(1)?, sessions: row.try_get(2)? });

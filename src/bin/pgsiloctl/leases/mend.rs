@@ -9,22 +9,35 @@ use super::verdict::Finding;
 use crate::bao::Bao;
 use crate::provision::revocation;
 
-/// Mends one finding. What is doubtful is left alone.
+/// Mends one finding; whether there was anything to be done. What is doubtful is left alone.
 pub(super) async fn mend(finding: &Finding, database: &Client, bao: &Bao) -> Result<bool> {
     match finding {
-        Finding::OrphanRole { role, .. } | Finding::IdleRole { role, exact: false, .. } => {
-            drop_role(database, role).await?;
-        }
-        Finding::IdleRole { role, leases, exact: true } => {
-            for lease in leases {
-                revoke(bao, lease).await?;
+        Finding::OrphanRole(role) => drop_role(database, &role.name, Sessions::End).await?,
+        Finding::IdleRoles { roles, leases, exact } => {
+            if *exact {
+                for lease in leases {
+                    revoke(bao, &lease.id).await?;
+                }
             }
-            drop_role(database, role).await?;
+            for role in roles {
+                drop_role(database, &role.name, Sessions::Spare).await?;
+            }
         }
-        Finding::RolelessLease(lease) | Finding::OverdueLease(lease) => revoke(bao, lease).await?,
+        Finding::RolelessLease(lease) | Finding::OverdueLease(lease) => {
+            revoke(bao, &lease.id).await?;
+        }
         Finding::Doubtful { .. } | Finding::Surplus { .. } => return Ok(false),
     }
     Ok(true)
+}
+
+/// What becomes of those who are logged in as a role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sessions {
+    /// They have no lease: they end.
+    End,
+    /// There were none: if there are now, the role stays.
+    Spare,
 }
 
 /// OpenBAO's word that it is gone, or why it is not. One that is gone already is no failure.
@@ -39,7 +52,7 @@ async fn revoke(bao: &Bao, lease: &str) -> Result<()> {
 
 /// Ends the role's sessions and drops it, with all that was made as it. Only who made a role may
 /// drop it, and that is the tenant's broker: the provisioner becomes that for one transaction.
-async fn drop_role(database: &Client, role: &str) -> Result<()> {
+async fn drop_role(database: &Client, role: &str, sessions: Sessions) -> Result<()> {
     // It goes into statements as it stands.
     ensure!(
         role.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)),
@@ -54,10 +67,18 @@ async fn drop_role(database: &Client, role: &str) -> Result<()> {
     let Some(row) = rows.first() else {
         let still = "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = $1";
         let gone = database.query_opt(still, &[&role]).await?.is_none();
-        ensure!(gone, "nobody may drop it but a superuser");
+        ensure!(
+            gone,
+            "nobody but a superuser may drop {role}: before PostgreSQL 16 its maker may not"
+        );
         return Ok(());
     };
     let maker: String = row.try_get(0)?;
+    let in_use = "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE usename = $1";
+    if sessions == Sessions::Spare {
+        let in_use: i64 = database.query_one(in_use, &[&role]).await?.try_get(0)?;
+        ensure!(in_use == 0, "somebody has logged in as {role}");
+    }
     let drop = revocation().replace("{{name}}", role);
     let statements = format!(
         "BEGIN;
