@@ -19,7 +19,7 @@
 //! backend, frontend        the one dial and the login; framed reads with bounds
 //! config                   the file, and the ready-made objects it becomes
 //! token | registry | lease three parts that never import each other: they meet in stages
-//! tenant, tls, stream, ending, limits, secret, toml_file, stamp, clock, wire
+//! tenant, tls, stream, ending, limits, secret, toml_file, stamp, backoff, host, clock, wire
 //! ```
 //!
 //! One exception is deliberate: `backend::dial` takes a [`session::Routed`], so that nothing
@@ -28,11 +28,13 @@
 mod admin;
 mod audit;
 mod backend;
+mod backoff;
 mod cancel;
 mod clock;
 pub mod config;
 mod ending;
 mod frontend;
+mod host;
 pub mod lease;
 mod limits;
 mod proxy;

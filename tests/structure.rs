@@ -77,6 +77,7 @@ fn each_part_imports_only_what_stands_below_it() {
             ("src/token/keys.rs", "use crate::registry::Tenant;"),
             ("src/registry/file.rs", "use crate::lease::Lessor;"),
             ("src/lease/openbao.rs", "use crate::token::Token;"),
+            ("src/backoff.rs", "use crate::lease::Lessor;"),
             ("src/tenant.rs", "use crate::config::Config;"),
             ("src/stream.rs", "fn f() { crate::backend::dial; }"),
             ("src/config/build.rs", "use super::super::server::serve;"),

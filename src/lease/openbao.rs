@@ -5,7 +5,6 @@
 //! or prints a body that could hold a secret: only OpenBAO's `errors`. A redirect is followed
 //! once, for a standby that names the active server, and never from https to http.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +19,7 @@ use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 use super::Settings;
+use crate::host::is_loopback;
 use crate::secret::Secret;
 use crate::stamp::Stamp;
 
@@ -345,12 +345,6 @@ impl OpenBao {
         let safe = to.scheme() == "https" || stays_local;
         (response.status() == StatusCode::TEMPORARY_REDIRECT && safe).then(|| to.into())
     }
-}
-
-/// Whether a host is this machine: by name only where the name cannot mean another.
-pub(crate) fn is_loopback(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn client(settings: &Settings) -> Result<Client, OpenBaoError> {

@@ -39,6 +39,8 @@ const LAYERS: [&[&str]; 9] = [
         "secret",
         "toml_file",
         "stamp",
+        "backoff",
+        "host",
         "clock",
         "wire",
     ],
