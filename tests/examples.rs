@@ -44,6 +44,7 @@ fn made() -> &'static [(&'static str, String)] {
             ("other.key", KeyPair::generate().unwrap().serialize_pem()),
             ("db-ca.crt", ca.pem()),
             ("openbao-ca.crt", ca.pem()),
+            ("issuer-ca.crt", ca.pem()),
             ("secret-id", "e2c1\n".into()),
             ("bao-token", "s.token\n".into()),
             ("issuer.pem", signer.public_key_pem()),
@@ -211,6 +212,19 @@ fn the_commented_alternatives_load_too() {
             ("# keys = [", "keys = ["),
             ("tenant_claim = \"tenant\"", "tenant_claim = \"/app/tenants\""),
         ],
+        vec![
+            ("jwks = \"jwks.json\"", ""),
+            ("# jwks_url", "jwks_url"),
+            ("# refresh", "refresh"),
+            ("# max_stale = ", "max_stale = "),
+            ("# ca = \"issuer", "ca = \"issuer"),
+        ],
+        vec![("jwks = \"jwks.json\"", ""), ("# discovery", "discovery")],
+        vec![("# access_values", "access_values")],
+        vec![
+            ("jwks = \"jwks.json\"", "jwks_url = \"http://127.0.0.1:8080/keys\"\nrefresh = \"1s\""),
+            ("# max_stale = \"24h\"", "max_stale = \"2s\""),
+        ],
         vec![("# max_staleness", "max_staleness"), ("# regions", "regions")],
         vec![("# ca = \"openbao", "ca = \"openbao")],
         vec![
@@ -299,7 +313,7 @@ fn a_secret_that_everybody_can_read_is_said() {
         said,
         [
             "pgsilo.toml:13: listener[0].tls.key: \"server.key\" can be read by every user; use chmod 600",
-            "pgsilo.toml:48: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
+            "pgsilo.toml:54: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
         ]
     );
 }

@@ -1,5 +1,6 @@
-//! Files that change while pgsilo runs: looked at twice a second, read again when they have
-//! changed, and in any case at SIGHUP. What is not valid changes nothing, and is said loudly.
+//! Files that change while pgsilo runs: looked at twice a second, and when a token names a key
+//! that its issuer's file did not have; read again when they have changed, and in any case at
+//! SIGHUP. What is not valid changes nothing, and is said loudly.
 //!
 //! Reading blocks, so it is done on a thread that may; and one reading at a time, so that the
 //! newest wins.
@@ -42,13 +43,18 @@ pub(super) async fn files(proxy: &'static Proxy, mut hangups: mpsc::Receiver<()>
     loop {
         let hangup = tokio::select! {
             _ = ticks.tick() => false,
-            hangup = hangups.recv() => hangup.is_some(),
+            () = proxy.verifier().files_asked() => false,
+            // While pgsilo stops, none comes any more.
+            Some(()) = hangups.recv() => true,
         };
         let looked = tokio::task::spawn_blocking(move || {
             if hangup {
                 registry(proxy);
             }
             certificates(proxy.config, hangup);
+            for outcome in proxy.verifier().reload_files(hangup) {
+                tell("keys", outcome.into());
+            }
         });
         if let Err(error) = looked.await {
             tracing::error!(%error, "reading files again failed; what was before stays in force");

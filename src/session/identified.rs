@@ -2,8 +2,6 @@
 //!
 //! The token travels as the password, over TLS or a Unix socket: every driver can do that.
 
-use std::time::SystemTime;
-
 use super::client::{Client, Stop};
 use super::started::Started;
 use crate::refusal::Refusal;
@@ -32,7 +30,7 @@ impl<'c> Identified<'c> {
         let password = password(&body)?;
         let kept = client.proxy.lessor.needs_token().then(|| Secret::new(password.as_slice()));
         let token = Token::new(password);
-        let claims = match client.proxy.verifier().verify(&token, SystemTime::now()) {
+        let claims = match client.proxy.verifier().identify(&token).await {
             Ok(claims) => claims,
             Err(rejected) => {
                 client.trail.learn_rejected(&rejected);

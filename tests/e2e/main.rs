@@ -17,6 +17,7 @@ mod authority;
 mod bad_input;
 mod drivers;
 mod isolation;
+mod keys;
 mod leases;
 mod limits;
 mod openbao;

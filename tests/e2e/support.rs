@@ -2,6 +2,7 @@
 
 pub(crate) mod driver;
 pub(crate) mod fake;
+pub(crate) mod issuer;
 pub(crate) mod mint;
 pub(crate) mod proxy;
 pub(crate) mod raw;

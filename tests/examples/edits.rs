@@ -2,61 +2,61 @@
 
 /// The whole error. It is one line.
 pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
-    ("[limits]", "[limits", "pgsilo.toml:79: unclosed table, expected `]`"),
+    ("[limits]", "[limits", "pgsilo.toml:85: unclosed table, expected `]`"),
     (
         "[limits]",
         "[limit]",
-        "pgsilo.toml:79: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, admin, log, runtime",
+        "pgsilo.toml:85: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, admin, log, runtime",
     ),
     (
         "[limits]",
         "[limits]\nmax_session = 1",
-        "pgsilo.toml:80: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, drain_timeout",
+        "pgsilo.toml:86: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, drain_timeout",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = \"10000\"",
-        "pgsilo.toml:82: limits.max_sessions: invalid type: string \"10000\", expected a whole number, 0 or more",
+        "pgsilo.toml:88: limits.max_sessions: invalid type: string \"10000\", expected a whole number, 0 or more",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = -1",
-        "pgsilo.toml:82: limits.max_sessions: invalid value: integer `-1`, expected a whole number, 0 or more",
+        "pgsilo.toml:88: limits.max_sessions: invalid value: integer `-1`, expected a whole number, 0 or more",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = 10000\nmax_sessions = 1",
-        "pgsilo.toml:83: duplicate key",
+        "pgsilo.toml:89: duplicate key",
     ),
     (
         "authority = \"proxy\"",
         "authority = \"session\"",
-        "pgsilo.toml:48: openbao.auth: remove it: with authority = \"session\" pgsilo is nobody to OpenBAO",
+        "pgsilo.toml:54: openbao.auth: remove it: with authority = \"session\" pgsilo is nobody to OpenBAO",
     ),
     (
         "authority = \"proxy\"",
         "authority = \"nobody\"",
-        "pgsilo.toml:64: lease.authority: \"nobody\" is not known here; use one of: proxy, session",
+        "pgsilo.toml:70: lease.authority: \"nobody\" is not known here; use one of: proxy, session",
     ),
     (
         "address = \"https://127.0.0.1:8200\"",
         "address = \"unix:bao.sock\"",
-        "pgsilo.toml:43: openbao.address: not an absolute path; write it like \"unix:/run/bao.sock\"",
+        "pgsilo.toml:49: openbao.address: not an absolute path; write it like \"unix:/run/bao.sock\"",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = { certificate = { role = \"pgsilo\" } }",
-        "pgsilo.toml:48: openbao.auth.certificate: needs openbao.client_certificate, the certificate to show",
+        "pgsilo.toml:54: openbao.auth.certificate: needs openbao.client_certificate, the certificate to show",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = { jwt = { role = \"pgsilo\" } }",
-        "pgsilo.toml:48: openbao.auth.jwt.token_file: missing; name the file of the JWT",
+        "pgsilo.toml:54: openbao.auth.jwt.token_file: missing; name the file of the JWT",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = { approle = { mount = \"../sys\", role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
-        "pgsilo.toml:48: openbao.auth.approle.mount: \"../sys\" is not a mount; write it like \"approle\"",
+        "pgsilo.toml:54: openbao.auth.approle.mount: \"../sys\" is not a mount; write it like \"approle\"",
     ),
     (
         "address = \"127.0.0.1:6432\"",
@@ -71,27 +71,27 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "login_timeout = \"10s\"",
         "login_timeout = \"10 s\"",
-        "pgsilo.toml:80: limits.login_timeout: \"10 s\" is not a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
+        "pgsilo.toml:86: limits.login_timeout: \"10 s\" is not a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
     ),
     (
         "login_timeout = \"10s\"",
         "login_timeout = 10",
-        "pgsilo.toml:80: limits.login_timeout: invalid type: integer `10`, expected a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
+        "pgsilo.toml:86: limits.login_timeout: invalid type: integer `10`, expected a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
     ),
     (
         "login_timeout = \"10s\"",
         "login_timeout = \"0s\"",
-        "pgsilo.toml:80: limits.login_timeout: zero; a login needs some time, such as \"10s\"",
+        "pgsilo.toml:86: limits.login_timeout: zero; a login needs some time, such as \"10s\"",
     ),
     (
         "format = \"json\"",
         "format = \"jsn\"",
-        "pgsilo.toml:95: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
+        "pgsilo.toml:101: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
     ),
     (
         "level = \"info\"",
         "level = \"loud\"",
-        "pgsilo.toml:96: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
+        "pgsilo.toml:102: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
     ),
     (
         "mode = \"0660\"",
@@ -101,12 +101,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "role_id = \"pgsilo\", ",
         "",
-        "pgsilo.toml:48: openbao.auth.approle: the key \"role_id\" is missing; add it",
+        "pgsilo.toml:54: openbao.auth.approle: the key \"role_id\" is missing; add it",
     ),
     (
         "file = \"tenants.toml\"",
         "",
-        "pgsilo.toml:35: registry: the key \"file\" is missing; add it",
+        "pgsilo.toml:41: registry: the key \"file\" is missing; add it",
     ),
     (
         "tls = { certificate = \"server.crt\", key = \"server.key\" }",
@@ -236,12 +236,102 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "jwks = \"jwks.json\"",
         "",
-        "pgsilo.toml:22: issuer[0]: no keys; add jwks = FILE, or keys = [...]",
+        "pgsilo.toml:22: issuer[0]: no keys; add jwks = FILE, keys = [...], jwks_url = URL or discovery = true",
     ),
     (
         "jwks = \"jwks.json\"",
         "jwks = \"jwks.json\"\nkeys = []",
-        "pgsilo.toml:27: issuer[0].keys: both jwks and keys; keep one",
+        "pgsilo.toml:22: issuer[0]: several sources of keys; keep one of jwks, keys, jwks_url, discovery",
+    ),
+    (
+        "# discovery = true",
+        "discovery = true",
+        "pgsilo.toml:22: issuer[0]: several sources of keys; keep one of jwks, keys, jwks_url, discovery",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "jwks = \"jwks.json\"\njwks_url = \"https://issuer.example\"",
+        "pgsilo.toml:22: issuer[0]: several sources of keys; keep one of jwks, keys, jwks_url, discovery",
+    ),
+    (
+        "# refresh = \"5m\"",
+        "refresh = \"5m\"",
+        "pgsilo.toml:30: issuer[0].refresh: only with jwks_url or discovery; remove it",
+    ),
+    (
+        "# max_stale = \"24h\"",
+        "max_stale = \"24h\"",
+        "pgsilo.toml:31: issuer[0].max_stale: only with jwks_url or discovery; remove it",
+    ),
+    (
+        "# ca = \"issuer-ca.crt\"",
+        "ca = \"issuer-ca.crt\"",
+        "pgsilo.toml:32: issuer[0].ca: only with jwks_url or discovery; remove it",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "jwks_url = \"http://issuer.example/jwks\"",
+        "pgsilo.toml:26: issuer[0].jwks_url: http to \"issuer.example\" would let the network choose the keys; use https",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "jwks_url = \"issuer.example/jwks\"",
+        "pgsilo.toml:26: issuer[0].jwks_url: not a URL; write it like \"https://issuer.example/jwks.json\"",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "jwks_url = \"https://user:hunter2@issuer.example/jwks\"",
+        "pgsilo.toml:26: issuer[0].jwks_url: a URL with a user or a password; remove them",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "jwks_url = \"https://issuer.example/jwks#a\"",
+        "pgsilo.toml:26: issuer[0].jwks_url: a URL with a fragment; end it before the #",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "jwks_url = \"file:///jwks.json\"",
+        "pgsilo.toml:26: issuer[0].jwks_url: the scheme \"file\" is not supported; use https",
+    ),
+    (
+        "issuer = \"https://issuer.example\"       # must equal the token's `iss`\naudience = [\"pgsilo\"]                   # one of them must be in the token's `aud`\nalgorithms = [\"ES256\"]                  # RS256 RS384 RS512 PS256 PS384 PS512 ES256 ES384 EdDSA\njwks = \"jwks.json\"",
+        "issuer = \"accounts\"\naudience = [\"pgsilo\"]\nalgorithms = [\"ES256\"]\ndiscovery = true",
+        "pgsilo.toml:26: issuer[0].discovery: `issuer` is no place to ask: not a URL; write it like \"https://issuer.example/jwks.json\"",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "discovery = true\nrefresh = \"999ms\"",
+        "pgsilo.toml:27: issuer[0].refresh: out of range; use \"1s\" to \"24h\"",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "discovery = true\nmax_stale = \"599s\"",
+        "pgsilo.toml:27: issuer[0].max_stale: less than twice `refresh`: one failed fetch would end every login",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "discovery = true\nca = \"empty\"",
+        "pgsilo.toml:27: issuer[0].ca: \"empty\" holds no certificate; it must be PEM with a CERTIFICATE section",
+    ),
+    (
+        "jwks = \"jwks.json\"",
+        "jwks_url = \"http://localhost/jwks\"\nca = \"issuer-ca.crt\"",
+        "pgsilo.toml:27: issuer[0].ca: http has no certificates; remove it or use https",
+    ),
+    (
+        "# access_values = { admin = \"read-write\", viewer = \"read-only\" }",
+        "access_values = { admin = \"root\" }",
+        "pgsilo.toml:36: issuer[0].access_values.admin: \"root\" is not one: an access level is \"read-write\", \"read-only\" or \"migrate\"",
+    ),
+    (
+        "# access_values = { admin = \"read-write\", viewer = \"read-only\" }",
+        "access_values = {}",
+        "pgsilo.toml:36: issuer[0].access_values: empty; write it like { admin = \"read-write\" }",
+    ),
+    (
+        "# access_values = { admin = \"read-write\", viewer = \"read-only\" }",
+        "access_values = { \"\" = \"read-only\" }",
+        "pgsilo.toml:36: issuer[0].access_values: empty; write it like { admin = \"read-write\" }",
     ),
     (
         "jwks = \"jwks.json\"",
@@ -256,22 +346,22 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "tenant_claim = \"tenant\"",
         "tenant_claim = \"\"",
-        "pgsilo.toml:28: issuer[0].tenant_claim: \"\" is not a claim's name, nor a JSON pointer such as \"/app/tenants\"",
+        "pgsilo.toml:33: issuer[0].tenant_claim: \"\" is not a claim's name, nor a JSON pointer such as \"/app/tenants\"",
     ),
     (
         "default_access = \"read-write\"",
         "default_access = \"admin\"",
-        "pgsilo.toml:30: issuer[0].default_access: \"admin\" is not one: an access level is \"read-write\", \"read-only\" or \"migrate\"",
+        "pgsilo.toml:35: issuer[0].default_access: \"admin\" is not one: an access level is \"read-write\", \"read-only\" or \"migrate\"",
     ),
     (
         "leeway = \"30s\"",
         "leeway = \"10m\"",
-        "pgsilo.toml:31: issuer[0].leeway: too long; at most 5m",
+        "pgsilo.toml:37: issuer[0].leeway: too long; at most 5m",
     ),
     (
         "file = \"tenants.toml\"",
         "file = \"absent.toml\"",
-        "pgsilo.toml:36: registry.file: absent.toml: cannot read the file: No such file or directory (os error 2)",
+        "pgsilo.toml:42: registry.file: absent.toml: cannot read the file: No such file or directory (os error 2)",
     ),
     (
         "file = \"tenants.toml\"",
@@ -281,97 +371,97 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "# regions = [\"eu-central\"]",
         "regions = []",
-        "pgsilo.toml:38: registry.regions: empty; name each region, or leave the key out for any",
+        "pgsilo.toml:44: registry.regions: empty; name each region, or leave the key out for any",
     ),
     (
         "https://127.0.0.1:8200",
         "http://bao.example:8200",
-        "pgsilo.toml:43: openbao.address: http to \"bao.example\" would show credentials to the network; use https",
+        "pgsilo.toml:49: openbao.address: http to \"bao.example\" would show credentials to the network; use https",
     ),
     (
         "https://127.0.0.1:8200",
         "http+unix:///run/bao.sock",
-        "pgsilo.toml:43: openbao.address: the scheme \"http+unix\" is not supported; use https",
+        "pgsilo.toml:49: openbao.address: the scheme \"http+unix\" is not supported; use https",
     ),
     (
         "https://127.0.0.1:8200",
         "127.0.0.1:8200",
-        "pgsilo.toml:43: openbao.address: \"127.0.0.1:8200\" is not a URL; write it like \"https://127.0.0.1:8200\"",
+        "pgsilo.toml:49: openbao.address: \"127.0.0.1:8200\" is not a URL; write it like \"https://127.0.0.1:8200\"",
     ),
     (
         "https://127.0.0.1:8200",
         "https://user:hunter2@bao.example",
-        "pgsilo.toml:43: openbao.address: a URL with a user or a password; remove them and use openbao.auth",
+        "pgsilo.toml:49: openbao.address: a URL with a user or a password; remove them and use openbao.auth",
     ),
     (
         "https://127.0.0.1:8200",
         "https://bao.example/?a=b",
-        "pgsilo.toml:43: openbao.address: \"https://bao.example/?a=b\" has a query or a fragment; end it after the port",
+        "pgsilo.toml:49: openbao.address: \"https://bao.example/?a=b\" has a query or a fragment; end it after the port",
     ),
     (
         "# ca = \"openbao-ca.crt\"",
         "ca = \"empty\"",
-        "pgsilo.toml:44: openbao.ca: \"empty\" holds no certificate; it must be PEM with a CERTIFICATE section",
+        "pgsilo.toml:50: openbao.ca: \"empty\" holds no certificate; it must be PEM with a CERTIFICATE section",
     ),
     (
         "# ca = \"openbao-ca.crt\"",
         "ca = \"absent.crt\"",
-        "pgsilo.toml:44: openbao.ca: cannot read \"absent.crt\": No such file or directory (os error 2)",
+        "pgsilo.toml:50: openbao.ca: cannot read \"absent.crt\": No such file or directory (os error 2)",
     ),
     (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"absent\" } }",
-        "pgsilo.toml:48: openbao.auth.approle.secret_id_file: cannot read \"absent\": No such file or directory (os error 2)",
+        "pgsilo.toml:54: openbao.auth.approle.secret_id_file: cannot read \"absent\": No such file or directory (os error 2)",
     ),
     (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"empty\" } }",
-        "pgsilo.toml:48: openbao.auth.approle.secret_id_file: \"empty\" is empty; it must hold the secret",
+        "pgsilo.toml:54: openbao.auth.approle.secret_id_file: \"empty\" is empty; it must hold the secret",
     ),
     (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"secret-id\" }, token_file = \"bao-token\" }",
-        "pgsilo.toml:48: openbao.auth: several methods; keep one of approle, kubernetes, jwt, certificate, token_file",
+        "pgsilo.toml:54: openbao.auth: several methods; keep one of approle, kubernetes, jwt, certificate, token_file",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = {}",
-        "pgsilo.toml:48: openbao.auth: empty; add one of approle, kubernetes, jwt, certificate, token_file",
+        "pgsilo.toml:54: openbao.auth: empty; add one of approle, kubernetes, jwt, certificate, token_file",
     ),
     (
         "timeout = \"5s\"",
         "timeout = \"0ms\"",
-        "pgsilo.toml:54: openbao.timeout: zero; a request needs some time, such as \"5s\"",
+        "pgsilo.toml:60: openbao.timeout: zero; a request needs some time, such as \"5s\"",
     ),
     (
         "max_concurrent_requests = 64",
         "max_concurrent_requests = 0",
-        "pgsilo.toml:55: openbao.max_concurrent_requests: zero; no lease could be asked for",
+        "pgsilo.toml:61: openbao.max_concurrent_requests: zero; no lease could be asked for",
     ),
     (
         "# max_pending_revocations = 20000",
         "max_pending_revocations = 0",
-        "pgsilo.toml:56: openbao.max_pending_revocations: zero; no lease could be asked for",
+        "pgsilo.toml:62: openbao.max_pending_revocations: zero; no lease could be asked for",
     ),
     (
         "max_handshakes = 1000",
         "max_handshakes = 0",
-        "pgsilo.toml:81: limits.max_handshakes: zero; nobody could log in",
+        "pgsilo.toml:87: limits.max_handshakes: zero; nobody could log in",
     ),
     (
         "max_token_bytes = 16384",
         "max_token_bytes = 65537",
-        "pgsilo.toml:85: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
+        "pgsilo.toml:91: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
     ),
     (
         "cores = 0",
         "cores = 5000",
-        "pgsilo.toml:99: runtime.cores: 5000 is out of range; use 0 to 1024",
+        "pgsilo.toml:105: runtime.cores: 5000 is out of range; use 0 to 1024",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"9432\"",
-        "pgsilo.toml:92: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
+        "pgsilo.toml:98: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
     ),
     (
         "id = \"globex\"",
@@ -518,7 +608,7 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"0.0.0.0:9432\"",
-        "pgsilo.toml:92: admin.address: not a loopback address: anybody who reaches it can read the metrics",
+        "pgsilo.toml:98: admin.address: not a loopback address: anybody who reaches it can read the metrics",
     ),
     ("algorithms = [\"ES256\"]", "algorithms = [\"ES256\", \"RS256\"]", ""),
     (
