@@ -17,6 +17,7 @@ use serde_json::json;
 use super::*;
 
 mod forged;
+mod hostile;
 mod keyset;
 mod rotation;
 mod unfit;
