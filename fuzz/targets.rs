@@ -8,7 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use pgsilo::tenant::Access;
-use pgsilo::token::{Algorithm, ClaimPath, Issuer, KeySet, Token, TokenError, Verifier};
+use pgsilo::token::{Algorithm, ClaimPath, Issuer, KeySet, Keyring, Token, TokenError, Verifier};
 use pgsilo::wire::balancer;
 use pgsilo::wire::frame::{FrameCounter, Status};
 use pgsilo::wire::message::{self, Authentication, ErrorFields};
@@ -139,9 +139,10 @@ fn verifier() -> &'static Verifier {
             issuer: "https://issuer.example".into(),
             audience: vec!["pgsilo".into()],
             algorithms: vec![Algorithm::Rs256],
-            keys: KeySet::from_jwks(JWKS).expect("a key set").keys,
+            keys: Keyring::listed(KeySet::from_jwks(JWKS).expect("a key set").keys),
             tenant_claim: claim("tenant"),
             access_claim: claim("/app/access"),
+            access_values: None,
             default_access: Access::ReadWrite,
             leeway: Duration::from_secs(30),
         };

@@ -95,6 +95,8 @@ fn unready(proxy: &Proxy) -> Option<&'static str> {
         Some("stopping\n")
     } else if !proxy.lessor.is_ready() {
         Some("not logged in to OpenBAO\n")
+    } else if !proxy.verifier().has_usable_keys() {
+        Some("no issuer's keys are usable\n")
     } else if stale.zip(proxy.config.max_staleness).is_some_and(|(age, max)| age > max) {
         Some("the registry is stale\n")
     } else {

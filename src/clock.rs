@@ -29,6 +29,11 @@ impl BootTime {
         self.0.saturating_sub(BootTime::now().0)
     }
 
+    /// How long ago that was; zero if it is still to come.
+    pub(crate) fn elapsed(self) -> Duration {
+        BootTime::now().0.saturating_sub(self.0)
+    }
+
     /// This much earlier.
     pub(crate) fn earlier(self, by: Duration) -> BootTime {
         BootTime(self.0.saturating_sub(by))

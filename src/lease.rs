@@ -5,7 +5,6 @@
 //! session in between: the request runs on a task of its own, so a session that ends while it is
 //! under way leaves no lease behind. Only the session's `Leased` stage asks for one.
 
-mod backoff;
 mod identity;
 mod keeper;
 mod login;
@@ -25,7 +24,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant as Deadline, timeout, timeout_at};
 
 pub(crate) use keeper::LeaseEnd;
-pub(crate) use openbao::{OpenBaoError, is_loopback};
+pub(crate) use openbao::OpenBaoError;
 
 use crate::clock::BootTime;
 use crate::secret::Secret;

@@ -30,9 +30,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve until SIGTERM or SIGINT; SIGHUP reloads the registry.
+    /// Serve until SIGTERM or SIGINT; SIGHUP reads the registry, certificates and keys again.
     Serve(Place),
-    /// Read the configuration and every file it names, say what is wrong, start nothing.
+    /// Read the configuration and every file it names, say what is wrong, start nothing. URLs are
+    /// read, and nothing is fetched.
     Check(Place),
 }
 

@@ -42,6 +42,7 @@ impl Proxy {
         runtime: Handle,
     ) -> Result<&'static Proxy, OpenBaoError> {
         let limits = &config.limits;
+        config.verifier.keep_keys(&runtime);
         let proxy = Proxy {
             lessor: Lessor::start(&config.openbao, runtime)?,
             cancel_keys: CancelKeys::new(),

@@ -84,6 +84,10 @@ reasons! {
     TokenInvalid, "28P01", "token_invalid", WARN, "session token authentication failed";
     /// The token was good once.
     TokenExpired, "28P01", "token_expired", INFO, "session token has expired";
+    /// The keys of the issuer that the token names were not fetched, or too long ago: another
+    /// attempt may succeed.
+    KeysUnavailable, "57P03", "keys_unavailable", ERROR,
+        "session tokens cannot be verified at the moment";
     /// The token is for whoever holds a certificate, which this client did not show.
     TokenUnbound, "28P01", "token_unbound", WARN,
         "the session token is bound to another client certificate";
@@ -208,6 +212,7 @@ impl From<Rejected> for Refusal {
         let reason = match &error {
             TokenError::Missing => Reason::TokenMissing,
             TokenError::Expired { .. } => Reason::TokenExpired,
+            TokenError::KeysUnavailable => Reason::KeysUnavailable,
             TokenError::TenantAbsent | TokenError::TenantMalformed => Reason::TenantUnresolved,
             TokenError::Malformed
             | TokenError::HeaderRefused { .. }

@@ -159,6 +159,15 @@ pub struct ServerFiles {
     pub clients: Option<ClientAuthorities>,
 }
 
+/// What a file of [`ClientAuthorities`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OfClients {
+    /// Roots.
+    Authorities,
+    /// What of theirs is revoked.
+    RevocationList,
+}
+
 /// Whose certificates are believed of clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientAuthorities {
@@ -219,10 +228,15 @@ impl Server {
 }
 
 impl ServerFiles {
-    /// Whether a file is one of those that clients' certificates are checked with.
-    pub fn is_of_clients(&self, file: &Path) -> bool {
-        let clients = self.clients.as_ref();
-        clients.is_some_and(|clients| clients.files().any(|own| own == file))
+    /// Which of those that clients' certificates are checked with a file is, if it is one: the
+    /// authorities, or a revocation list.
+    pub fn of_clients(&self, file: &Path) -> Option<OfClients> {
+        let clients = self.clients.as_ref()?;
+        match (clients.ca == file, clients.crls.iter().any(|crl| crl == file)) {
+            (true, _) => Some(OfClients::Authorities),
+            (false, true) => Some(OfClients::RevocationList),
+            (false, false) => None,
+        }
     }
 
     fn stamps(&self) -> Vec<Stamp> {

@@ -7,19 +7,28 @@
 //! a token's content unless its signature verified ([`Rejected::verified`]).
 //! The configuration makes the verifier; the Identified stage asks it.
 
+mod fetch;
+mod keyring;
 mod keys;
+mod looks;
 mod rules;
 mod source;
 mod strict;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::select_all;
 use serde::de::IgnoredAny;
 use serde_json::Value;
+use tokio::runtime::Handle;
 use zeroize::Zeroizing;
 
+pub use self::fetch::{FetchError, Fetcher, KeysAt, KeysUrl, KeysUrlError};
+pub use self::keyring::{KeyFile, KeyFileError, Keyring};
+pub(crate) use self::keys::idle;
 pub use self::keys::{Algorithm, AlgorithmError, Key, KeyError, KeySet};
 pub use self::rules::{ClaimPath, ClaimPathError};
 pub use self::source::Source;
@@ -130,6 +139,10 @@ pub enum TokenError {
     /// `iss` is absent or not configured.
     #[error("unknown issuer")]
     IssuerUnknown,
+    /// The issuer's keys were never fetched, or too long ago. Said of any token that names the
+    /// issuer, whatever else is in it.
+    #[error("the issuer's keys are not available")]
+    KeysUnavailable,
     /// `kid` is absent where there are several keys, or the issuer has no such key.
     #[error("unknown key")]
     KeyUnknown,
@@ -195,12 +208,14 @@ pub struct Issuer {
     pub audience: Vec<String>,
     /// The algorithms in use; a key's own are narrowed to these.
     pub algorithms: Vec<Algorithm>,
-    /// The keys; see [`KeySet`].
-    pub keys: Vec<Key>,
+    /// The keys, and where they come from.
+    pub keys: Keyring,
     /// Where the tenant, or a list of them, is.
     pub tenant_claim: ClaimPath,
     /// Where the access level is.
     pub access_claim: ClaimPath,
+    /// What the claim's texts mean; `None`: they are the levels' own names.
+    pub access_values: Option<BTreeMap<String, Access>>,
     /// For a token without that claim.
     pub default_access: Access,
     /// For clocks that differ; at most [`MAX_LEEWAY`].
@@ -243,7 +258,7 @@ pub enum IssuerFault {
     Leeway,
 }
 
-/// Verifies tokens; immutable, shared by every session.
+/// Verifies tokens; shared by every session. Only the issuers' keys change.
 #[derive(Debug)]
 pub struct Verifier {
     issuers: HashMap<String, Issuer>,
@@ -269,7 +284,61 @@ impl Verifier {
         self.issuers.is_empty()
     }
 
-    /// The one way from a token to claims. `now` is the only clock.
+    /// Verifies a token now. If it names a key that its issuer does not have, the issuer's source
+    /// is looked at once more, unless that was done lately, and the token verified again: so a new
+    /// key works from its first token on. Strangers can ask for that; see `looks.rs`.
+    pub async fn identify(&self, token: &Token) -> Result<Claims, Rejected> {
+        match self.verify(token, SystemTime::now()) {
+            Err(Rejected { error: TokenError::KeyUnknown, .. }) => {}
+            verdict => return verdict,
+        }
+        if let Some(looks) = self.named_keyring(token).and_then(Keyring::looks) {
+            looks.again().await;
+        }
+        self.verify(token, SystemTime::now())
+    }
+
+    /// Whose key a token names, if it names one.
+    fn named_keyring(&self, token: &Token) -> Option<&Keyring> {
+        let parts = strict::read(&token.0).ok()?;
+        strict::header(&parts.header).ok()?.key_id?;
+        let issuer = parts.payload.get("iss").and_then(Value::as_str)?;
+        self.issuers.get(issuer).map(|issuer| &issuer.keys)
+    }
+
+    /// Has keys that are fetched be fetched, from now on and in the background.
+    pub(crate) fn keep_keys(&'static self, runtime: &Handle) {
+        for issuer in self.issuers.values() {
+            runtime.spawn(issuer.keys.keep(&issuer.issuer));
+        }
+    }
+
+    /// Reads the files of keys again that have changed, or all of them; what came of each. Blocks.
+    pub(crate) fn reload_files(&self, in_any_case: bool) -> Vec<Result<bool, KeyFileError>> {
+        let issuers = self.issuers.values();
+        issuers.filter_map(|issuer| issuer.keys.reload(&issuer.issuer, in_any_case)).collect()
+    }
+
+    /// Resolves when a token names a key that its issuer's file did not have.
+    pub(crate) async fn files_asked(&self) {
+        let asked = self.issuers.values().map(|issuer| Box::pin(issuer.keys.file_asked()));
+        let never = Box::pin(std::future::pending()) as Pin<Box<dyn Future<Output = ()> + Send>>;
+        select_all(asked.map(|asked| asked as _).chain([never])).await;
+    }
+
+    /// Whether anybody's tokens can be verified.
+    pub(crate) fn has_usable_keys(&self) -> bool {
+        self.issuers.values().any(|issuer| issuer.keys.in_force().is_some())
+    }
+
+    /// For each issuer whose keys may change, how long they have not been known to be its own.
+    pub(crate) fn ages(&self) -> impl Iterator<Item = (&str, Duration)> {
+        self.issuers
+            .values()
+            .filter_map(|issuer| Some((issuer.issuer.as_str(), issuer.keys.age()?)))
+    }
+
+    /// The one way from a token to claims. `now` is the only clock for what the token says.
     pub fn verify(&self, token: &Token, now: SystemTime) -> Result<Claims, Rejected> {
         if token.is_empty() {
             return Err(TokenError::Missing.into());
@@ -281,7 +350,8 @@ impl Verifier {
         let issuer = parts.payload.get("iss").and_then(Value::as_str);
         let issuer = issuer.and_then(|iss| self.issuers.get(iss));
         let issuer = issuer.ok_or(TokenError::IssuerUnknown)?;
-        let key = issuer.key(header.key_id).ok_or(TokenError::KeyUnknown)?;
+        let keys = issuer.keys.in_force().ok_or(TokenError::KeysUnavailable)?;
+        let key = keys.key(header.key_id).ok_or(TokenError::KeyUnknown)?;
         if !key.algorithms().contains(&header.algorithm) {
             return Err(TokenError::AlgorithmRefused.into());
         }
@@ -311,21 +381,7 @@ impl Issuer {
         if self.leeway > MAX_LEEWAY {
             return Err(IssuerFault::Leeway);
         }
-        keys::unique(&self.keys).map_err(IssuerFault::DuplicateKey)?;
-        for key in &mut self.keys {
-            key.narrow(&self.algorithms);
-        }
-        self.keys.retain(|key| !key.algorithms().is_empty());
-        if self.keys.is_empty() { Err(IssuerFault::NoKey) } else { Ok(()) }
-    }
-
-    /// A token without `kid` is only taken where there is no choice to make.
-    fn key(&self, id: Option<&str>) -> Option<&Key> {
-        match (id, self.keys.as_slice()) {
-            (None, [only]) => Some(only),
-            (None, _) => None,
-            (Some(id), keys) => keys.iter().find(|key| key.id() == Some(id)),
-        }
+        self.keys.settle(&self.algorithms)
     }
 
     /// jsonwebtoken verifies, and then applies its own rules as a second net: `Ok(false)`

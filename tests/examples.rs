@@ -20,7 +20,10 @@ use pgsilo::config::{Config, LogFormat, Place};
 use pgsilo::lease::{Auth, Authority};
 use pgsilo::registry::{Host, PlacementTls, State};
 use pgsilo::tenant::{Access, TenantId};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, IsCa,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, SerialNumber,
+};
 
 /// A folder that holds the examples and what they name; removed at the end.
 struct Folder(PathBuf);
@@ -31,6 +34,7 @@ fn made() -> &'static [(&'static str, String)] {
     MADE.get_or_init(|| {
         let mut ca = CertificateParams::new(Vec::new()).unwrap();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
         let key = KeyPair::generate().unwrap();
         let leaf = CertificateParams::new(vec!["localhost".into()]).unwrap();
@@ -39,11 +43,18 @@ fn made() -> &'static [(&'static str, String)] {
         vec![
             ("pgsilo.toml", include_str!("../config/pgsilo.toml").into()),
             ("tenants.toml", include_str!("../config/tenants.toml").into()),
+            ("denied.toml", include_str!("../config/denied.toml").into()),
+            ("clients-ca.crt", ca.pem()),
+            ("clients.crl", crl(&ca)),
+            ("token", "e30.e30.e30\n".into()),
             ("server.crt", leaf.pem() + &ca.pem()),
             ("server.key", key.serialize_pem()),
+            ("mutual.crt", leaf.pem() + &ca.pem()),
+            ("mutual.key", key.serialize_pem()),
             ("other.key", KeyPair::generate().unwrap().serialize_pem()),
             ("db-ca.crt", ca.pem()),
             ("openbao-ca.crt", ca.pem()),
+            ("issuer-ca.crt", ca.pem()),
             ("secret-id", "e2c1\n".into()),
             ("bao-token", "s.token\n".into()),
             ("issuer.pem", signer.public_key_pem()),
@@ -54,6 +65,19 @@ fn made() -> &'static [(&'static str, String)] {
             ("empty", String::new()),
         ]
     })
+}
+
+/// A revocation list that revokes nothing.
+fn crl(ca: &CertifiedIssuer<'_, KeyPair>) -> String {
+    let list = CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2020, 1, 1),
+        next_update: rcgen::date_time_ymd(2099, 1, 1),
+        crl_number: SerialNumber::from(1u64),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    list.signed_by(ca).unwrap().pem().unwrap()
 }
 
 fn jwk(key: &KeyPair, kid: &str, more: &str) -> String {
@@ -211,11 +235,24 @@ fn the_commented_alternatives_load_too() {
             ("# keys = [", "keys = ["),
             ("tenant_claim = \"tenant\"", "tenant_claim = \"/app/tenants\""),
         ],
+        vec![
+            ("jwks = \"jwks.json\"", ""),
+            ("# jwks_url", "jwks_url"),
+            ("# refresh", "refresh"),
+            ("# max_stale = ", "max_stale = "),
+            ("# ca = \"issuer", "ca = \"issuer"),
+        ],
+        vec![("jwks = \"jwks.json\"", ""), ("# discovery", "discovery")],
+        vec![("# access_values", "access_values")],
+        vec![
+            ("jwks = \"jwks.json\"", "jwks_url = \"http://127.0.0.1:8080/keys\"\nrefresh = \"1s\""),
+            ("# max_stale = \"24h\"", "max_stale = \"2s\""),
+        ],
         vec![("# max_staleness", "max_staleness"), ("# regions", "regions")],
         vec![("# ca = \"openbao", "ca = \"openbao")],
         vec![
             ("auth = { approle", "# auth = { approle"),
-            ("# auth = { token_file", "auth = { token_file"),
+            ("# auth = { token_file = \"bao", "auth = { token_file = \"bao"),
         ],
         vec![
             ("auth = { approle", "# auth = { approle"),
@@ -243,6 +280,22 @@ fn the_commented_alternatives_load_too() {
             ("# auth = [\"scram", "auth = [\"scram"),
         ],
         vec![("# max_pending_revocations", "max_pending_revocations")],
+        vec![
+            ("tls = { certificate = \"server.crt\"", "# "),
+            ("# tls = { key = \"mutual.key\"", "tls = { key = \"mutual.key\""),
+            ("auth = \"password\" ", "# "),
+            ("# auth = \"certificate\"", "auth = \"certificate\""),
+            ("# sni_suffix", "sni_suffix"),
+            ("# proxy_protocol", "proxy_protocol"),
+        ],
+        vec![
+            ("auth = \"password\" ", "# "),
+            ("# auth = { oauthbearer", "auth = { oauthbearer"),
+            ("# allow_uids", "allow_uids"),
+            ("# auth = { token_file = \"token\"", "auth = { token_file = \"token\""),
+            ("# denied", "denied"),
+        ],
+        vec![("# auth = { exec", "auth = { exec")],
         vec![("mode = \"verify-full\", ca = \"db-ca.crt\"", "mode = \"disable\"")],
         vec![("https://127.0.0.1:8200", "http://[::1]:8200/")],
     ];
@@ -299,7 +352,7 @@ fn a_secret_that_everybody_can_read_is_said() {
         said,
         [
             "pgsilo.toml:13: listener[0].tls.key: \"server.key\" can be read by every user; use chmod 600",
-            "pgsilo.toml:48: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
+            "pgsilo.toml:67: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
         ]
     );
 }

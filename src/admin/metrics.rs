@@ -17,7 +17,7 @@ const SECONDS: [f64; 16] = [
 ];
 
 /// What may be read again while pgsilo runs, but for the registry.
-const FILES: [&str; 2] = ["certificate", "denied"];
+const FILES: [&str; 3] = ["certificate", "keys", "denied"];
 
 const TIDY_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -85,6 +85,9 @@ pub(crate) fn observe(proxy: &Proxy) {
     gauge!("pgsilo_registry_stale_seconds").set(stale.map_or(0.0, |age| age.as_secs_f64()));
     gauge!("pgsilo_registry_tenants").set(proxy.registry().snapshot().len() as f64);
     gauge!("pgsilo_openbao_logged_in").set(if proxy.lessor.is_ready() { 1.0 } else { 0.0 });
+    for (issuer, age) in proxy.verifier().ages() {
+        gauge!("pgsilo_keys_age_seconds", "issuer" => issuer.to_owned()).set(age.as_secs_f64());
+    }
     let free = proxy.handshakes.available_permits();
     gauge!("pgsilo_handshakes_active").set((proxy.limits().max_handshakes - free) as f64);
 }
@@ -142,5 +145,14 @@ fn describe() {
     describe_counter!(
         "pgsilo_file_reloads_total",
         "Files that changed while pgsilo runs, by file and result"
+    );
+    describe_gauge!(
+        "pgsilo_keys_age_seconds",
+        Unit::Seconds,
+        "Time since an issuer's keys were last fetched, or its file could first not be read; 0 while that is good"
+    );
+    describe_counter!(
+        "pgsilo_keys_fetches_total",
+        "Fetches of an issuer's keys, by issuer and result"
     );
 }

@@ -98,12 +98,19 @@ pub(super) struct RawIssuer {
     pub(super) algorithms: Vec<String>,
     pub(super) jwks: Option<PathBuf>,
     pub(super) keys: Option<Vec<RawKey>>,
+    pub(super) jwks_url: Option<String>,
+    #[serde(default)]
+    pub(super) discovery: bool,
+    pub(super) refresh: Option<Text<Duration>>,
+    pub(super) max_stale: Option<Text<Duration>>,
+    pub(super) ca: Option<PathBuf>,
     #[serde(default = "tenant_claim")]
     pub(super) tenant_claim: String,
     #[serde(default = "access_claim")]
     pub(super) access_claim: String,
     #[serde(default = "default_access")]
     pub(super) default_access: String,
+    pub(super) access_values: Option<BTreeMap<String, String>>,
     #[serde(default = "leeway")]
     pub(super) leeway: Text<Duration>,
 }

@@ -13,9 +13,9 @@ use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 use super::Auth;
-use super::backoff::Backoff;
 use super::login::{Login, Standing};
 use super::openbao::{BaoToken, OpenBao, OpenBaoError};
+use crate::backoff::Backoff;
 use crate::clock::BootTime;
 use crate::secret::Secret;
 use crate::stamp::Stamp;

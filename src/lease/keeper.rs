@@ -10,9 +10,9 @@ use tokio::sync::watch;
 use tokio::sync::watch::error::RecvError;
 use tokio::time::sleep;
 
-use super::backoff::{Backoff, spread};
 use super::login::{Login, Standing};
 use super::openbao::{OpenBao, OpenBaoError};
+use crate::backoff::{Backoff, spread};
 use crate::clock::BootTime;
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);

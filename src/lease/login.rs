@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::backoff::Backoff;
 use super::openbao::{BaoToken, OpenBao, OpenBaoError};
+use crate::backoff::Backoff;
 use crate::clock::BootTime;
 use crate::secret::Secret;
 

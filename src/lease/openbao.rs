@@ -7,7 +7,6 @@
 
 mod shown;
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +20,7 @@ use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 use super::Settings;
+use crate::host::is_loopback;
 use crate::secret::Secret;
 use crate::stamp::Stamp;
 use shown::Shown;
@@ -369,12 +369,6 @@ impl OpenBao {
             }),
         }
     }
-}
-
-/// Whether a host is this machine: by name only where the name cannot mean another.
-pub(crate) fn is_loopback(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn client(settings: &Settings) -> Result<Client, OpenBaoError> {

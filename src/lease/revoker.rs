@@ -12,10 +12,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::sleep;
 
-use super::backoff::Backoff;
 use super::keeper::LeaseEnd;
 use super::login::{Login, Standing};
 use super::openbao::{OpenBao, OpenBaoError};
+use crate::backoff::Backoff;
 
 const AT_ONCE: usize = 16;
 const FIRST_RETRY: Duration = Duration::from_millis(100);

@@ -1,5 +1,6 @@
-//! Files that change while pgsilo runs: looked at twice a second, read again when they have
-//! changed, and in any case at SIGHUP. What is not valid changes nothing, and is said loudly.
+//! Files that change while pgsilo runs: looked at twice a second, and when a token names a key
+//! that its issuer's file did not have; read again when they have changed, and in any case at
+//! SIGHUP. What is not valid changes nothing, and is said loudly.
 //!
 //! Reading blocks, so it is done on a thread that may; and one reading at a time, so that the
 //! newest wins.
@@ -42,6 +43,7 @@ pub(super) async fn files(proxy: &'static Proxy, mut hangups: mpsc::Receiver<()>
     loop {
         let hangup = tokio::select! {
             _ = ticks.tick() => false,
+            () = proxy.verifier().files_asked() => false,
             // None comes after the last one: nobody listens to signals any more.
             Some(()) = hangups.recv() => true,
         };
@@ -50,6 +52,9 @@ pub(super) async fn files(proxy: &'static Proxy, mut hangups: mpsc::Receiver<()>
                 registry(proxy);
             }
             others(proxy.config, hangup);
+            for outcome in proxy.verifier().reload_files(hangup) {
+                tell("keys", outcome.into());
+            }
         });
         match looked.await {
             Ok(()) => {}

@@ -26,6 +26,9 @@ use super::strict::strict_json;
 /// RFC 7518 demands 2048; aws-lc stops at 8192.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
+/// Members that only a private key has (RFC 7518, and the AKP keys of newer algorithms).
+const PRIVATE: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "priv"];
+
 /// The asymmetric signature algorithms. There is no `none` and no HMAC to be confused by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "the names are RFC 7518's")]
@@ -118,6 +121,9 @@ pub enum KeyError {
     /// Nothing of the set can verify a signature.
     #[error("no usable key in it; {0}")]
     NoKey(String),
+    /// Usable keys, none of them for the issuer's algorithms.
+    #[error("no key in it fits the issuer's `algorithms`")]
+    NoneFits,
     /// Two usable keys of one id.
     #[error("two keys have the kid {0:?}; a kid must be unique")]
     DuplicateKey(String),
@@ -166,7 +172,7 @@ impl KeySet {
         for (index, jwk) in listed.iter().enumerate() {
             let jwk = jwk.as_object();
             let jwk = jwk.ok_or(KeyError::NotJwks(format!("key {index} is not an object")))?;
-            if jwk.contains_key("d") {
+            if PRIVATE.iter().any(|member| jwk.contains_key(*member)) {
                 return Err(KeyError::Private(index));
             }
             match Key::from_jwk(jwk) {
@@ -193,6 +199,30 @@ pub(super) fn unique(keys: &[Key]) -> Result<(), String> {
         Some(id) => Err(id.to_owned()),
         None => Ok(()),
     }
+}
+
+/// The keys that can be used, with nothing but the algorithms that are allowed.
+pub(super) fn narrow(mut keys: Vec<Key>, allowed: &[Algorithm]) -> Vec<Key> {
+    for key in &mut keys {
+        key.algorithms.retain(|algorithm| allowed.contains(algorithm));
+    }
+    keys.retain(|key| !key.algorithms.is_empty());
+    keys
+}
+
+/// One line for each key that no token can choose, or that none may use.
+pub(crate) fn idle(keys: &[Key], allowed: &[Algorithm]) -> Vec<String> {
+    let idle = keys.iter().filter_map(|key| match key.id() {
+        None if keys.len() > 1 => {
+            Some("a key without kid beside others is never chosen".to_owned())
+        }
+        id if !key.algorithms.iter().any(|algorithm| allowed.contains(algorithm)) => {
+            let id = id.unwrap_or_default();
+            Some(format!("the key with the kid {id:?} fits none of `algorithms` and is never used"))
+        }
+        _usable => None,
+    });
+    idle.collect()
 }
 
 impl Key {
@@ -272,10 +302,6 @@ impl Key {
     /// What it may verify. More than one only for an RSA key that does not say.
     pub fn algorithms(&self) -> &[Algorithm] {
         &self.algorithms
-    }
-
-    pub(super) fn narrow(&mut self, allowed: &[Algorithm]) {
-        self.algorithms.retain(|algorithm| allowed.contains(algorithm));
     }
 
     pub(super) fn decoding(&self) -> &DecodingKey {

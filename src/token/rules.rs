@@ -64,7 +64,11 @@ pub(super) fn judge(
     let access = match issuer.access_claim.find(payload) {
         None => issuer.default_access,
         Some(Value::String(text)) => {
-            text.parse::<Access>().map_err(|_| TokenError::AccessUnknown)?
+            let access = match &issuer.access_values {
+                None => text.parse::<Access>().ok(),
+                Some(values) => values.get(text).copied(),
+            };
+            access.ok_or(TokenError::AccessUnknown)?
         }
         Some(_) => return Err(TokenError::AccessUnknown),
     };

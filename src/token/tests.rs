@@ -17,7 +17,9 @@ use serde_json::json;
 use super::*;
 
 mod forged;
+mod hostile;
 mod keyset;
+mod rotation;
 mod unfit;
 
 const NOW: u64 = 1_800_000_000;
@@ -69,9 +71,10 @@ fn issuer(name: &str, keys: Vec<Key>) -> Issuer {
         issuer: name.into(),
         audience: vec!["pgsilo".into(), "pgsilo-eu".into()],
         algorithms: keys.iter().flat_map(Key::algorithms).copied().collect(),
-        keys,
+        keys: Keyring::listed(keys),
         tenant_claim: ClaimPath::parse("tenant").unwrap(),
         access_claim: ClaimPath::parse("access").unwrap(),
+        access_values: None,
         default_access: Access::ReadWrite,
         leeway: Duration::from_secs(30),
     }
@@ -284,10 +287,13 @@ fn issuers_must_make_sense() {
     assert_eq!(fault(|i| i.audience.push(String::new())), IssuerFault::NoAudience);
     assert_eq!(fault(|i| i.algorithms.clear()), IssuerFault::NoAlgorithms);
     assert_eq!(fault(|i| i.algorithms = vec![Algorithm::Rs256]), IssuerFault::NoKey);
-    assert_eq!(fault(|i| i.keys.clear()), IssuerFault::NoKey);
+    assert_eq!(fault(|i| i.keys = Keyring::listed(Vec::new())), IssuerFault::NoKey);
     assert_eq!(fault(|i| i.leeway = Duration::from_secs(301)), IssuerFault::Leeway);
     assert_eq!(
-        fault(|i| i.keys.push(key("k1", Algorithm::Es256))),
+        fault(|i| {
+            let twice = vec![key("k1", Algorithm::Es256), key("k1", Algorithm::Es256)];
+            i.keys = Keyring::listed(twice);
+        }),
         IssuerFault::DuplicateKey("k1".into())
     );
     let nobody = Verifier::new(Vec::new()).unwrap();

@@ -21,6 +21,7 @@ mod denied;
 mod deployments;
 mod drivers;
 mod isolation;
+mod keys;
 mod leases;
 mod limits;
 mod listeners;

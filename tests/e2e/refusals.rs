@@ -6,6 +6,7 @@ use pgsilo::Reason;
 use rustix::process::Signal;
 use serde_json::json;
 
+use crate::support::issuer::Issuer;
 use crate::support::proxy::{Proxy, Settings};
 use crate::support::raw::{Message, Raw, startup, startup_of, tagged};
 use crate::support::world::world;
@@ -148,6 +149,15 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
             let message = refused_token(&proxy, &token, "acme").await;
             assert!(message.field(b'D').expect("a DETAIL").starts_with("The token expired 36"));
             (proxy, message, Told { hint, ..told("session token has expired") })
+        }
+        Reason::KeysUnavailable => {
+            let mut issuer = Issuer::start().await;
+            issuer.publish("a");
+            issuer.stop().await;
+            let issuers = issuer.with_discovery("");
+            let proxy = Proxy::unready(Settings { issuers, ..Settings::default() }).await;
+            let message = refused_token(&proxy, &issuer.token("a"), "acme").await;
+            (proxy, message, told("session tokens cannot be verified at the moment"))
         }
         Reason::TenantUnresolved => {
             let proxy = Proxy::start().await;
@@ -408,6 +418,7 @@ refusals! {
     an_empty_password: TokenMissing;
     a_broken_signature: TokenInvalid;
     an_expired_token: TokenExpired;
+    an_issuer_whose_keys_were_never_fetched: KeysUnavailable;
     a_token_without_a_tenant: TenantUnresolved;
     a_database_of_another_tenant: TenantForbidden;
     a_tenant_that_nobody_knows: TenantUnknown;

@@ -40,6 +40,8 @@ const LAYERS: [&[&str]; 10] = [
         "secret",
         "toml_file",
         "stamp",
+        "backoff",
+        "host",
         "clock",
         "wire",
     ],
@@ -220,10 +222,11 @@ pub(crate) fn no_programs(sources: &[Source]) -> Vec<String> {
 }
 
 /// Nothing can be dialled but the placement of a routed session: so there is one place that
-/// dials. `server/listen.rs` may ask its own socket's file whether somebody lives there, and
-/// `lease/openbao.rs` has the HTTP client (`config/build/openbao.rs` reads a URL with it).
+/// dials. `server/listen.rs` may ask its own socket's file whether somebody lives there, and there
+/// are two HTTP clients: `lease/openbao.rs` asks OpenBAO (`config/build/openbao.rs` reads a URL with
+/// the library), `token/fetch.rs` asks issuers for their keys.
 pub(crate) fn sockets(sources: &[Source]) -> Vec<String> {
-    const ALLOWED: [(&str, &str); 11] = [
+    const ALLOWED: [(&str, &str); 12] = [
         ("src/backend.rs", "TcpStream::connect("),
         ("src/backend.rs", "UnixStream::connect("),
         ("src/server/listen.rs", "UnixStream::connect("),
@@ -234,6 +237,7 @@ pub(crate) fn sockets(sources: &[Source]) -> Vec<String> {
         ("src/server/listen.rs", "socket.bind("),
         ("src/server/listen.rs", "socket.listen("),
         ("src/lease/openbao.rs", "use reqwest::"),
+        ("src/token/fetch.rs", "use reqwest::"),
         ("src/config/build/openbao.rs", "reqwest::Url::parse("),
     ];
     let mut complaints = Vec::new();
@@ -265,7 +269,7 @@ pub(crate) fn sockets(sources: &[Source]) -> Vec<String> {
                 complaints.push(format!("{}: {text}", source.path));
             }
         }
-        let http = ["src/lease/openbao.rs", "src/config/build/openbao.rs"];
+        let http = ["src/lease/openbao.rs", "src/config/build/openbao.rs", "src/token/fetch.rs"];
         if squeezed.contains("reqwest") && !http.contains(&source.path.as_str()) {
             complaints.push(format!("{} has an HTTP client", source.path));
         }
@@ -325,11 +329,13 @@ pub(crate) fn no_unsafe(sources: &[Source]) -> Vec<String> {
 /// One place dials, one leases, one logs in, one verifies, one welcomes: what stands before it
 /// in the chain then stands before every session.
 pub(crate) fn called_once(sources: &[Source]) -> Vec<String> {
-    const CALLS: [(&str, &[&str]); 8] = [
+    const CALLS: [(&str, &[&str]); 9] = [
         ("backend::dial(", &["src/session/leased.rs"]),
         ("lessor.lease(", &["src/session/leased.rs"]),
         (".log_in(", &["src/session/attached.rs"]),
-        (".verify(", &["src/session/identified/proofs.rs"]),
+        (".identify(", &["src/session/identified/proofs.rs"]),
+        // Once more when the issuer's keys were looked at again.
+        (".verify(", &["src/token.rs", "src/token.rs"]),
         ("Credential{", &["src/lease.rs"]),
         ("authentication_ok(", &["src/session/attached.rs"]),
         ("ask_password(", &["src/session/identified.rs"]),

@@ -1,8 +1,23 @@
 //! Whose tokens are believed: their names, rules and keys.
 
-use super::super::raw::RawIssuer;
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::time::Duration;
+
+use super::super::raw::{RawIssuer, RawKey};
 use super::{Build, FileError};
-use crate::token::{Algorithm, ClaimPath, Issuer, IssuerFault, Key, KeySet, Verifier};
+use crate::tenant::Access;
+use crate::tls;
+use crate::token::{
+    self, Algorithm, ClaimPath, Fetcher, Issuer, IssuerFault, Key, KeyFile, Keyring, KeysAt,
+    KeysUrl, Verifier,
+};
+
+const REFRESH: Duration = Duration::from_secs(5 * 60);
+/// More often than any issuer changes keys, or so rarely that a removed one works on and on.
+const REFRESHES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
+const MAX_STALE: Duration = Duration::from_secs(86_400);
 
 impl Build<'_> {
     pub(super) fn verifier(&mut self, raw: Vec<RawIssuer>) -> Result<Verifier, FileError> {
@@ -32,24 +47,7 @@ impl Build<'_> {
         for (index, name) in raw.algorithms.iter().enumerate() {
             algorithms.push(self.algorithm(&format!("{at}.algorithms[{index}]"), name)?);
         }
-        let keys = self.keys(at, &raw)?;
-        let source = if raw.jwks.is_some() { "jwks" } else { "keys" };
-        for key in &keys {
-            let id = key.id().unwrap_or_default();
-            if key.id().is_none() && keys.len() > 1 {
-                self.warn(
-                    format!("{at}.{source}"),
-                    "a key without kid beside others is never chosen",
-                );
-            } else if !key.algorithms().iter().any(|algorithm| algorithms.contains(algorithm)) {
-                self.warn(
-                    format!("{at}.{source}"),
-                    format_args!(
-                        "the key with the kid {id:?} fits none of `algorithms` and is never used"
-                    ),
-                );
-            }
-        }
+        let keys = self.keyring(at, &raw, &algorithms)?;
         let claim = |key: &str, text: &str| {
             let wrong = |error| {
                 self.file.wrong(&format!("{at}.{key}"), format_args!("{text:?} is {error}"))
@@ -59,6 +57,7 @@ impl Build<'_> {
         Ok(Issuer {
             tenant_claim: claim("tenant_claim", &raw.tenant_claim)?,
             access_claim: claim("access_claim", &raw.access_claim)?,
+            access_values: self.access_values(at, raw.access_values)?,
             default_access: raw.default_access.parse().or_else(|error| {
                 self.wrong(
                     format!("{at}.default_access"),
@@ -77,41 +76,144 @@ impl Build<'_> {
         name.parse().or_else(|error| self.wrong(field, format_args!("{name:?} is {error}")))
     }
 
-    fn keys(&mut self, at: &str, raw: &RawIssuer) -> Result<Vec<Key>, FileError> {
-        match (&raw.jwks, &raw.keys) {
-            (Some(_), Some(_)) => self.wrong(format!("{at}.keys"), "both jwks and keys; keep one"),
-            (None, None) => self.wrong(at, "no keys; add jwks = FILE, or keys = [...]"),
-            (Some(path), None) => {
-                let field = format!("{at}.jwks");
-                let path = self.file.resolve(path);
-                let set = KeySet::from_jwks(&self.read(&field, &path)?)
-                    .or_else(|error| self.wrong(&field, format_args!("{path:?}: {error}")))?;
-                for warning in set.warnings {
-                    self.warn(&field, format_args!("{path:?}: {warning}"));
+    fn access_values(
+        &self,
+        at: &str,
+        raw: Option<BTreeMap<String, String>>,
+    ) -> Result<Option<BTreeMap<String, Access>>, FileError> {
+        let Some(raw) = raw else { return Ok(None) };
+        let field = format!("{at}.access_values");
+        if raw.is_empty() || raw.contains_key("") {
+            return self.wrong(field, "empty; write it like { admin = \"read-write\" }");
+        }
+        let level = |(value, level): (String, String)| {
+            let level = level.parse().or_else(|error| {
+                let field = format!("{field}.{value}");
+                self.wrong(field, format_args!("{level:?} is not one: {error}"))
+            })?;
+            Ok((value, level))
+        };
+        raw.into_iter().map(level).collect::<Result<_, _>>().map(Some)
+    }
+
+    fn keyring(
+        &mut self,
+        at: &str,
+        raw: &RawIssuer,
+        algorithms: &[Algorithm],
+    ) -> Result<Keyring, FileError> {
+        let (listed, file) = (raw.keys.as_deref(), raw.jwks.as_deref());
+        match (listed, file, raw.jwks_url.as_deref(), raw.discovery) {
+            (Some(listed), None, None, false) => {
+                self.not_fetched(at, raw)?;
+                let keys = self.listed_keys(at, listed)?;
+                for warning in token::idle(&keys, algorithms) {
+                    self.warn(format!("{at}.keys"), warning);
                 }
-                Ok(set.keys)
+                Ok(Keyring::listed(keys))
             }
-            (None, Some(listed)) if listed.is_empty() => {
-                self.wrong(format!("{at}.keys"), "empty; list at least one key")
+            (None, Some(path), None, false) => {
+                self.not_fetched(at, raw)?;
+                self.key_file(&format!("{at}.jwks"), path, algorithms)
             }
-            (None, Some(listed)) => {
-                let mut keys = Vec::with_capacity(listed.len());
-                for (index, key) in listed.iter().enumerate() {
-                    let at = format!("{at}.keys[{index}]");
-                    if key.kid.is_empty() {
-                        return self
-                            .wrong(format!("{at}.kid"), "empty; it must equal the token's `kid`");
-                    }
-                    let algorithm = self.algorithm(&format!("{at}.algorithm"), &key.algorithm)?;
-                    let path = self.file.resolve(&key.pem);
-                    let pem = self.read(&format!("{at}.pem"), &path)?;
-                    let key = Key::from_pem(&key.kid, algorithm, &pem);
-                    keys.push(key.or_else(|error| {
-                        self.wrong(format!("{at}.pem"), format_args!("{path:?}: {error}"))
-                    })?);
-                }
-                Ok(keys)
+            (None, None, Some(url), false) => {
+                let field = format!("{at}.jwks_url");
+                let url = KeysUrl::parse(url).or_else(|error| self.wrong(&field, error))?;
+                self.fetched_keys(at, raw, KeysAt::Jwks(url))
+            }
+            (None, None, None, true) => {
+                let keys = KeysAt::discovery(&raw.issuer);
+                let keys = keys.or_else(|error| {
+                    let field = format!("{at}.discovery");
+                    self.wrong(field, format_args!("`issuer` is no place to ask: {error}"))
+                })?;
+                self.fetched_keys(at, raw, keys)
+            }
+            (None, None, None, false) => self.wrong(
+                at,
+                "no keys; add jwks = FILE, keys = [...], jwks_url = URL or discovery = true",
+            ),
+            _several => self
+                .wrong(at, "several sources of keys; keep one of jwks, keys, jwks_url, discovery"),
+        }
+    }
+
+    /// What says how to fetch makes no sense where nothing is.
+    fn not_fetched(&self, at: &str, raw: &RawIssuer) -> Result<(), FileError> {
+        for (key, is_there) in [
+            ("refresh", raw.refresh.is_some()),
+            ("max_stale", raw.max_stale.is_some()),
+            ("ca", raw.ca.is_some()),
+        ] {
+            if is_there {
+                let what = "only with jwks_url or discovery; remove it";
+                return self.wrong(format!("{at}.{key}"), what);
             }
         }
+        Ok(())
+    }
+
+    fn listed_keys(&self, at: &str, listed: &[RawKey]) -> Result<Vec<Key>, FileError> {
+        if listed.is_empty() {
+            return self.wrong(format!("{at}.keys"), "empty; list at least one key");
+        }
+        let mut keys = Vec::with_capacity(listed.len());
+        for (index, key) in listed.iter().enumerate() {
+            let at = format!("{at}.keys[{index}]");
+            if key.kid.is_empty() {
+                return self.wrong(format!("{at}.kid"), "empty; it must equal the token's `kid`");
+            }
+            let algorithm = self.algorithm(&format!("{at}.algorithm"), &key.algorithm)?;
+            let path = self.file.resolve(&key.pem);
+            let pem = self.read(&format!("{at}.pem"), &path)?;
+            let key = Key::from_pem(&key.kid, algorithm, &pem);
+            keys.push(key.or_else(|error| {
+                self.wrong(format!("{at}.pem"), format_args!("{path:?}: {error}"))
+            })?);
+        }
+        Ok(keys)
+    }
+
+    fn key_file(
+        &mut self,
+        field: &str,
+        path: &Path,
+        algorithms: &[Algorithm],
+    ) -> Result<Keyring, FileError> {
+        let path = self.file.resolve(path);
+        let (file, set) = KeyFile::open(path.clone()).or_else(|error| self.wrong(field, error))?;
+        for warning in set.warnings {
+            self.warn(field, format_args!("{path:?}: {warning}"));
+        }
+        for warning in token::idle(&set.keys, algorithms) {
+            self.warn(field, warning);
+        }
+        Ok(Keyring::file(file, set.keys))
+    }
+
+    /// Nothing is fetched here: what can be wrong without that, is said.
+    fn fetched_keys(&self, at: &str, raw: &RawIssuer, keys: KeysAt) -> Result<Keyring, FileError> {
+        let refresh = raw.refresh.map_or(REFRESH, |refresh| refresh.0);
+        if !REFRESHES.contains(&refresh) {
+            return self.wrong(format!("{at}.refresh"), "out of range; use \"1s\" to \"24h\"");
+        }
+        let max_stale = raw.max_stale.map_or(MAX_STALE, |max_stale| max_stale.0);
+        if max_stale < refresh * 2 {
+            let what = "less than twice `refresh`: one failed fetch would end every login";
+            return self.wrong(format!("{at}.max_stale"), what);
+        }
+        let field = format!("{at}.ca");
+        let ca = match &raw.ca {
+            Some(_) if !keys.url().is_https() => {
+                return self.wrong(field, "http has no certificates; remove it or use https");
+            }
+            Some(path) => {
+                let pem = tls::roots_pem(&self.file.resolve(path));
+                Some(pem.or_else(|error| self.wrong(&field, error))?)
+            }
+            None => None,
+        };
+        let fetcher = Fetcher::new(keys, ca.as_deref(), refresh, max_stale);
+        Ok(Keyring::fetched(fetcher.or_else(|error| self.wrong(at, error))?))
     }
 }

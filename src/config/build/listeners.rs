@@ -6,7 +6,7 @@ use super::super::raw::{RawDemand, RawListener, RawListenerTls};
 use super::super::{ListenerTls, Place, Proof};
 use super::proofs::{Door, Known};
 use super::{Build, FileError, Listener};
-use crate::tls::{self, ClientAuthorities, ServerFiles, TlsError};
+use crate::tls::{self, ClientAuthorities, OfClients, ServerFiles, TlsError};
 
 /// What fits into `sockaddr_un` on Linux, its NUL included.
 const MAX_SOCKET_PATH: usize = 108;
@@ -121,11 +121,11 @@ impl Build<'_> {
                 // The certificate is read first.
                 error => error.file() != Some(&certificate),
             };
-            let of_clients = error.file().is_some_and(|file| files.is_of_clients(file));
-            let field = match (of_clients, of_the_key) {
-                (true, _) => "client_ca",
-                (false, true) => "key",
-                (false, false) => "certificate",
+            let field = match error.file().and_then(|file| files.of_clients(file)) {
+                Some(OfClients::Authorities) => "client_ca",
+                Some(OfClients::RevocationList) => "client_crl",
+                None if of_the_key => "key",
+                None => "certificate",
             };
             self.wrong(format!("{at}.tls.{field}"), error)
         })?;

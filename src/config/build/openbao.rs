@@ -9,6 +9,7 @@ use super::super::raw::{
     RawScope, RawSession,
 };
 use super::{Build, FileError};
+use crate::host::is_loopback;
 use crate::tenant::Access;
 use crate::{lease, tls};
 
@@ -204,7 +205,7 @@ impl Build<'_> {
         let host = url.host_str().unwrap_or_default();
         match url.scheme() {
             "https" => {}
-            "http" if lease::is_loopback(host) => {}
+            "http" if is_loopback(host) => {}
             "http" => {
                 return self.wrong(
                     FIELD,

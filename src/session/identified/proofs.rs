@@ -119,7 +119,7 @@ pub(super) async fn sidecar(client: &mut Client, source: &Source) -> Result<Prov
 async fn verify(client: &mut Client, token: &[u8]) -> Result<Proved, Refusal> {
     let kept = client.proxy.lessor.needs_token().then(|| Secret::new(token));
     let token = Token::new(token.to_vec());
-    let claims = match client.proxy.verifier().verify(&token, SystemTime::now()) {
+    let claims = match client.proxy.verifier().identify(&token).await {
         Ok(claims) => claims,
         Err(rejected) => {
             client.trail.learn_rejected(&rejected);

@@ -37,6 +37,8 @@ pub(crate) struct Settings {
     pub(crate) issuer: String,
     /// Files beside its configuration: name and text.
     pub(crate) files: Vec<(&'static str, String)>,
+    /// Replaces the issuers: `[[issuer]]` tables.
+    pub(crate) issuers: String,
     /// The tenants' file, as a change to the sandbox's.
     pub(crate) tenants: fn(&str) -> String,
     /// A shell that runs before pgsilo, in its process: `ulimit -n 64`.
@@ -53,6 +55,7 @@ impl Default for Settings {
             lease: String::new(),
             issuer: String::new(),
             files: Vec::new(),
+            issuers: String::new(),
             tenants: str::to_owned,
             before: String::new(),
         }
@@ -357,14 +360,20 @@ fn write_files_of(world: &World, dir: &Path, settings: &Settings) {
         ),
         false => settings.openbao.clone(),
     };
+    let issuers = match settings.issuers.is_empty() {
+        true => format!(
+            "[[issuer]]\nissuer = \"https://issuer.sandbox.invalid\"\naudience = [\"pgsilo\"]\n\
+             algorithms = [\"ES256\"]\njwks = \"jwks.json\"\ntenant_claim = \"tenant\"\naccess_claim = \"access\"\n{}\n",
+            settings.issuer
+        ),
+        false => settings.issuers.clone(),
+    };
     let mut config = settings.listeners.replace("{dir}", &dir.display().to_string());
     write!(
         config,
-        "[[issuer]]\nissuer = \"https://issuer.sandbox.invalid\"\naudience = [\"pgsilo\"]\n\
-         algorithms = [\"ES256\"]\njwks = \"jwks.json\"\ntenant_claim = \"tenant\"\naccess_claim = \"access\"\n{}\n\
-         [registry]\nfile = \"tenants.toml\"\n{}\n[openbao]\n{openbao}\n[lease]\n{}\n[limits]\n{}\n\
+        "{issuers}[registry]\nfile = \"tenants.toml\"\n{}\n[openbao]\n{openbao}\n[lease]\n{}\n[limits]\n{}\n\
          [admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"debug\"\n",
-        settings.issuer, settings.registry, settings.lease, settings.limits
+        settings.registry, settings.lease, settings.limits
     )
     .expect("formatted");
     fs::write(dir.join("pgsilo.toml"), config).expect("written");

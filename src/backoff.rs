@@ -7,7 +7,7 @@ use aws_lc_rs::rand;
 
 /// The pauses of one series of attempts.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     first: Duration,
     last: Duration,
     next: Duration,
@@ -15,26 +15,26 @@ pub(super) struct Backoff {
 
 impl Backoff {
     /// Pauses of about `first` to about `last`.
-    pub(super) fn new(first: Duration, last: Duration) -> Backoff {
+    pub(crate) fn new(first: Duration, last: Duration) -> Backoff {
         let first = first.min(last);
         Backoff { first, last, next: first }
     }
 
     /// The pause before the next attempt: half to all of what it may be.
-    pub(super) fn pause(&mut self) -> Duration {
+    pub(crate) fn pause(&mut self) -> Duration {
         let pause = self.next.mul_f64(0.5 + spread() / 2.0);
         self.next = (self.next * 2).min(self.last);
         pause
     }
 
     /// An attempt has worked.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.next = self.first;
     }
 }
 
 /// A random number of 0 to 1; the middle where there is no randomness.
-pub(super) fn spread() -> f64 {
+pub(crate) fn spread() -> f64 {
     let mut byte = [128];
     let _middle_then = rand::fill(&mut byte);
     f64::from(byte[0]) / 255.0

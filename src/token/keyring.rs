@@ -1,0 +1,313 @@
+//! The keys of one issuer that are in force, and where they come from.
+//!
+//! Keys that the configuration lists never change. A file is read again when it has changed,
+//! keys of an address are fetched again after a time; both also when a token names a key that is
+//! not there. A new set takes the old one's place as a whole or, where it is not valid, not at
+//! all. Fetched keys serve for `max_stale`, counted from when they were last asked for. The
+//! configuration makes keyrings; [`super::Verifier`] asks them and has them kept.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+
+use super::IssuerFault;
+use super::fetch::{FetchError, Fetcher, TIME_OUT};
+use super::keys::{self, Algorithm, Key, KeyError, KeySet};
+use super::looks::Looks;
+use crate::backoff::{Backoff, spread};
+use crate::clock::BootTime;
+use crate::stamp::Stamp;
+
+/// Between two fetches that tokens with unknown keys ask for: anybody can make such tokens.
+const FETCHES_APART: Duration = Duration::from_secs(10);
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+/// How much of a line about an issuer's own words goes to the log, in characters.
+const MAX_WORDS: usize = 300;
+
+/// The keys of one issuer.
+#[derive(Debug)]
+pub struct Keyring {
+    source: Source,
+    /// What it begins with, until it is settled.
+    first: Vec<Key>,
+    /// The issuer's: every key is narrowed to these.
+    algorithms: Vec<Algorithm>,
+    current: ArcSwapOption<InForce>,
+    made: BootTime,
+}
+
+#[derive(Debug)]
+enum Source {
+    Listed,
+    File(KeyFile, Looks),
+    Fetched(Fetcher, Looks),
+}
+
+/// A set of keys as a whole.
+#[derive(Debug)]
+pub(super) struct InForce {
+    keys: Vec<Key>,
+    /// What is unwise about them.
+    warnings: Vec<String>,
+    /// When they were asked for.
+    asked: BootTime,
+}
+
+/// A JWK Set in a file.
+#[derive(Debug)]
+pub struct KeyFile {
+    path: PathBuf,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    stamp: Stamp,
+    /// Since when the keys in force are not the file's.
+    failing: Option<BootTime>,
+}
+
+/// Why a file's keys cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    /// The system does not give it.
+    #[error("cannot read {path:?}: {error}")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// It is no key set, or none for its issuer.
+    #[error("{path:?}: {error}")]
+    NotValid {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        error: KeyError,
+    },
+}
+
+impl KeyFile {
+    /// Reads a file. Blocks.
+    ///
+    /// # Errors
+    /// When it is no key set.
+    pub fn open(path: PathBuf) -> Result<(KeyFile, KeySet), KeyFileError> {
+        // Looked at before it is read: a change meanwhile is then seen later.
+        let stamp = Stamp::of(&path);
+        let set = KeySet::from_jwks(&read(&path)?);
+        let set = set.map_err(|error| KeyFileError::NotValid { path: path.clone(), error })?;
+        Ok((KeyFile { path, seen: Mutex::new(Seen { stamp, failing: None }) }, set))
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, KeyFileError> {
+    fs::read(path).map_err(|error| KeyFileError::Unreadable { path: path.to_owned(), error })
+}
+
+impl Keyring {
+    /// Keys that never change.
+    pub fn listed(keys: Vec<Key>) -> Keyring {
+        Keyring::new(Source::Listed, keys)
+    }
+
+    /// Keys of a file, as it was just read.
+    pub fn file(file: KeyFile, keys: Vec<Key>) -> Keyring {
+        Keyring::new(Source::File(file, Looks::new(Duration::ZERO, TIME_OUT)), keys)
+    }
+
+    /// Keys of an address: none before the first fetch.
+    pub fn fetched(fetcher: Fetcher) -> Keyring {
+        Keyring::new(Source::Fetched(fetcher, Looks::new(FETCHES_APART, TIME_OUT)), Vec::new())
+    }
+
+    fn new(source: Source, first: Vec<Key>) -> Keyring {
+        let (algorithms, current) = (Vec::new(), ArcSwapOption::empty());
+        Keyring { source, first, algorithms, current, made: BootTime::now() }
+    }
+
+    /// Puts the first keys in force, narrowed to the issuer's algorithms.
+    pub(super) fn settle(&mut self, algorithms: &[Algorithm]) -> Result<(), IssuerFault> {
+        self.algorithms = algorithms.to_vec();
+        if let Source::Fetched(..) = self.source {
+            return Ok(());
+        }
+        let keys = std::mem::take(&mut self.first);
+        keys::unique(&keys).map_err(IssuerFault::DuplicateKey)?;
+        let keys = keys::narrow(keys, algorithms);
+        if keys.is_empty() {
+            return Err(IssuerFault::NoKey);
+        }
+        let set = InForce { keys, warnings: Vec::new(), asked: BootTime::now() };
+        self.current.store(Some(Arc::new(set)));
+        Ok(())
+    }
+
+    /// The keys to verify with, unless there are none yet or they are too old.
+    pub(super) fn in_force(&self) -> Option<Arc<InForce>> {
+        let set = self.current.load_full()?;
+        match &self.source {
+            Source::Fetched(fetcher, _) if set.asked.elapsed() > fetcher.max_stale => None,
+            Source::Listed | Source::File(..) | Source::Fetched(..) => Some(set),
+        }
+    }
+
+    /// How long the keys in force have not been known to be the issuer's; `None` where they
+    /// cannot change.
+    pub(super) fn age(&self) -> Option<Duration> {
+        match &self.source {
+            Source::Listed => None,
+            Source::File(file, _) => {
+                let seen = file.seen.lock().unwrap_or_else(PoisonError::into_inner);
+                Some(seen.failing.map_or(Duration::ZERO, BootTime::elapsed))
+            }
+            Source::Fetched(..) => {
+                let newest = self.current.load();
+                Some(newest.as_ref().map_or(self.made, |set| set.asked).elapsed())
+            }
+        }
+    }
+
+    /// Where another look may find other keys.
+    pub(super) fn looks(&self) -> Option<&Looks> {
+        match &self.source {
+            Source::Listed => None,
+            Source::File(_, looks) | Source::Fetched(_, looks) => Some(looks),
+        }
+    }
+
+    /// Resolves when somebody wants the file to be looked at.
+    pub(super) async fn file_asked(&self) {
+        match &self.source {
+            Source::File(_, looks) => looks.asked().await,
+            Source::Listed | Source::Fetched(..) => std::future::pending().await,
+        }
+    }
+
+    /// Puts a new set in force: all of it or, where it is not valid, nothing.
+    fn replace(&self, issuer: &str, json: &[u8], asked: BootTime) -> Result<(), KeyError> {
+        let KeySet { keys, mut warnings } = KeySet::from_jwks(json)?;
+        warnings.extend(keys::idle(&keys, &self.algorithms));
+        let keys = keys::narrow(keys, &self.algorithms);
+        if keys.is_empty() {
+            return Err(KeyError::NoneFits);
+        }
+        let ids =
+            |keys: &[Key]| -> Vec<_> { keys.iter().map(|k| k.id().map(str::to_owned)).collect() };
+        let (count, new_ids) = (keys.len(), ids(&keys));
+        let set = Arc::new(InForce { keys, warnings, asked });
+        let before = self.current.swap(Some(Arc::clone(&set)));
+        // Said once, not at each fetch.
+        if before.as_ref().is_none_or(|before| ids(&before.keys) != new_ids) {
+            tracing::info!(issuer, keys = count, "an issuer's keys are in force");
+        }
+        if before.is_none_or(|before| before.warnings != set.warnings) {
+            for warning in &set.warnings {
+                tracing::warn!(issuer, "{}", cut(warning));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the file again if it has changed, or in any case; whether that was so. `None` where
+    /// there is no file. Blocks.
+    pub(super) fn reload(
+        &self,
+        issuer: &str,
+        in_any_case: bool,
+    ) -> Option<Result<bool, KeyFileError>> {
+        let Source::File(file, looks) = &self.source else {
+            return None;
+        };
+        let mut seen = file.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        looks.begin();
+        let (asked, stamp) = (BootTime::now(), Stamp::of(&file.path));
+        let result = match seen.stamp == stamp && !in_any_case {
+            true => Ok(false),
+            false => {
+                let result = read(&file.path).and_then(|json| {
+                    let invalid = |error| KeyFileError::NotValid { path: file.path.clone(), error };
+                    self.replace(issuer, &json, asked).map_err(invalid)
+                });
+                let failing = result.is_err().then(|| seen.failing.unwrap_or(asked));
+                *seen = Seen { stamp, failing };
+                result.map(|()| true)
+            }
+        };
+        looks.end();
+        Some(result)
+    }
+
+    /// Fetches the keys now and again, for as long as the process runs; returns at once where
+    /// they are not fetched.
+    pub(super) async fn keep(&self, issuer: &str) {
+        let Source::Fetched(fetcher, looks) = &self.source else {
+            return;
+        };
+        let result = |result| {
+            let issuer = issuer.to_owned();
+            metrics::counter!("pgsilo_keys_fetches_total", "issuer" => issuer, "result" => result)
+        };
+        result("ok").absolute(0);
+        result("error").absolute(0);
+        let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY.min(fetcher.refresh));
+        loop {
+            looks.begin();
+            let fetched = self.fetch(issuer, fetcher).await;
+            looks.end();
+            let pause = match fetched {
+                Ok(()) => {
+                    result("ok").increment(1);
+                    retry.reset();
+                    fetcher.refresh.mul_f64(0.8 + spread() / 5.0)
+                }
+                Err(error) => {
+                    result("error").increment(1);
+                    tracing::error!(
+                        issuer,
+                        error = cut(&error.to_string()),
+                        age_seconds = self.age().unwrap_or_default().as_secs(),
+                        "an issuer's keys cannot be fetched; those before stay in force until `max_stale`: {}",
+                        error.advice()
+                    );
+                    retry.pause()
+                }
+            };
+            tokio::select! {
+                () = (BootTime::now() + pause).arrives() => {}
+                () = looks.asked() => {}
+            }
+        }
+    }
+
+    async fn fetch(&self, issuer: &str, fetcher: &Fetcher) -> Result<(), FetchError> {
+        let asked = BootTime::now();
+        let json = fetcher.fetch().await?;
+        Ok(self.replace(issuer, &json, asked)?)
+    }
+}
+
+impl InForce {
+    /// A token without `kid` is only taken where there is no choice to make.
+    pub(super) fn key(&self, id: Option<&str>) -> Option<&Key> {
+        match (id, self.keys.as_slice()) {
+            (None, [only]) => Some(only),
+            (None, _) => None,
+            (Some(id), keys) => keys.iter().find(|key| key.id() == Some(id)),
+        }
+    }
+}
+
+/// What an issuer wrote, for one line of the log.
+fn cut(words: &str) -> String {
+    words.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect()
+}
+
+#[cfg(test)]
+mod tests;

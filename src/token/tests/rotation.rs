@@ -1,0 +1,65 @@
+//! Keys that change, as a token sees it.
+
+use super::*;
+
+/// An issuer whose keys were never fetched.
+fn unfetched() -> Verifier {
+    let at = KeysAt::discovery("https://issuer.example").unwrap();
+    let (refresh, max_stale) = (Duration::from_secs(300), Duration::from_secs(3600));
+    let mut issuer = issuer(ISSUER, Vec::new());
+    issuer.algorithms = vec![Algorithm::Es256];
+    issuer.keys = Keyring::fetched(Fetcher::new(at, None, refresh, max_stale).unwrap());
+    Verifier::new(vec![issuer]).unwrap()
+}
+
+/// Whatever a token says of itself, it is told the same.
+#[tokio::test]
+async fn without_keys_every_token_of_an_issuer_is_told_the_same() {
+    let verifier = unfetched();
+    assert!(!verifier.has_usable_keys());
+    for token in [
+        claiming(&json!({})),
+        claiming(&json!({"exp": 0, "aud": "other", "tenant": null})),
+        headed(&json!({"kid": "unknown"})),
+        headed(&json!({"kid": null})),
+        headed(&json!({"alg": "RS256"})),
+        resigned([0; 64]),
+    ] {
+        let token = Token::new(token.into_bytes());
+        let expected = Err(TokenError::KeysUnavailable.into());
+        assert_eq!(verifier.identify(&token).await.map(|_| ()), expected);
+    }
+    let others = Token::new(claiming(&json!({"iss": "https://evil.example"})).into_bytes());
+    assert_eq!(verifier.verify(&others, now()).unwrap_err(), TokenError::IssuerUnknown.into());
+}
+
+#[test]
+fn only_a_key_that_is_named_is_looked_for() {
+    let named = |token: String| VERIFIER.named_keyring(&Token::new(token.into_bytes())).is_some();
+    assert!(named(headed(&json!({"kid": "k9"}))));
+    assert!(!named(headed(&json!({"kid": null}))));
+    assert!(!named(headed(&json!({"kid": "k9", "jku": "https://evil.example"}))));
+    assert!(!named(claiming(&json!({"iss": "https://evil.example"}))));
+    assert!(!named("a.b.c".to_owned()));
+}
+
+#[test]
+fn an_access_map_says_what_the_claim_means_and_nothing_else_is_taken() {
+    let mut mapped = issuer(ISSUER, vec![key("k1", Algorithm::Es256)]);
+    let values = [("admin", Access::ReadWrite), ("viewer", Access::ReadOnly)];
+    mapped.access_values = Some(values.map(|(text, level)| (text.to_owned(), level)).into());
+    mapped.default_access = Access::ReadOnly;
+    let verifier = Verifier::new(vec![mapped]).unwrap();
+    let access = |changes: &Value| {
+        let token = Token::new(claiming(changes).into_bytes());
+        verifier.verify(&token, now()).map(|claims| claims.access()).map_err(|r| r.error)
+    };
+    assert_eq!(access(&json!({"access": "admin"})), Ok(Access::ReadWrite));
+    assert_eq!(access(&json!({"access": "viewer"})), Ok(Access::ReadOnly));
+    assert_eq!(access(&json!({})), Ok(Access::ReadOnly));
+    for unknown in ["read-write", "migrate", "Admin", "admin ", ""] {
+        let verdict = access(&json!({"access": unknown}));
+        assert_eq!(verdict, Err(TokenError::AccessUnknown), "{unknown:?}");
+    }
+    assert_eq!(access(&json!({"access": ["admin"]})), Err(TokenError::AccessUnknown));
+}
