@@ -1,7 +1,9 @@
 //! Connection pools in front of a proxy that ends their sessions: the proxy, an issuer that their
 //! applications ask for tokens, and what has to be true when they are closed.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -78,20 +80,34 @@ pub(crate) async fn lives_on(name: &str, mut command: Command, transport: Transp
         assert!(event["ending"] == ending || event["ending"] == "client_left", "{event}");
     }
     assert_eq!(proxy.events("refused").len(), 0);
+    each_had_a_fresh_token(&proxy);
     nothing_is_left(&proxy, &role).await;
 }
 
-/// An issuer over HTTP: each request is answered with a token of acme that is good for so long.
+/// An issuer over HTTP: each request is answered with another token of acme, good for so long.
 async fn issuer(seconds: u64) -> SocketAddr {
-    fake::serves(move |mut tcp| async move {
-        let mut request = [0; 4096];
-        let _asked = tcp.read(&mut request).await;
-        let token = mint::token_with("acme", json!({ "exp": mint::now() + seconds }));
-        let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length:";
-        let answer = format!("{head} {}\r\n\r\n{token}", token.len());
-        let _said = tcp.write_all(answer.as_bytes()).await;
+    let tokens = AtomicU32::new(0);
+    fake::serves(move |mut tcp| {
+        let id = format!("token-{}", tokens.fetch_add(1, Ordering::Relaxed));
+        async move {
+            let mut request = [0; 4096];
+            let _asked = tcp.read(&mut request).await;
+            let claims = json!({ "jti": id, "exp": mint::now() + seconds });
+            let token = mint::token_with("acme", claims);
+            let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length:";
+            let answer = format!("{head} {}\r\n\r\n{token}", token.len());
+            let _said = tcp.write_all(answer.as_bytes()).await;
+        }
     })
     .await
+}
+
+/// No two sessions began with the same token.
+fn each_had_a_fresh_token(proxy: &Proxy) {
+    let mut seen = HashSet::new();
+    for event in proxy.events("started") {
+        assert!(seen.insert(event["token_id"].to_string()), "{event}");
+    }
 }
 
 /// Every role that was leased is dropped, and every lease revoked.

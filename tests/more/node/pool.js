@@ -28,12 +28,9 @@ async function withPool(work) {
   const idle = [];
   pool.on('error', (error) => idle.push(error));
   await watch.connect();
-  try {
-    await work({ pool, watch, idle, ended: new Set() });
-  } finally {
-    await pool.end();
-    await watch.end();
-  }
+  await work({ pool, watch, idle, ended: new Set() });
+  await pool.end();
+  await watch.end();
   idle.forEach(toldOfAnEnd);
 }
 
