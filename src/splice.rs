@@ -31,6 +31,8 @@ const SCRATCH_BYTES: usize = 64 * 1024;
 const TURN: usize = 8;
 /// How long a cancelled query may take to reach a message boundary.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Between an answer and a last message, so that a client reads them one after the other.
+const BEHIND_AN_ANSWER: Duration = Duration::from_millis(25);
 /// How long a database may take to close after a Terminate.
 const GOODBYE: Duration = Duration::from_secs(5);
 const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
@@ -179,9 +181,13 @@ impl<'c> Relay<'c> {
                 (Event::FrontendEnded, _) if self.may_half_close() => self.half_close(),
                 (Event::FrontendEnded, _) => return self.frontend_ended().await,
                 (Event::BackendEnded, _) => return self.backend_ended(),
-                (Event::Quiet, Some(order)) => return order.ending,
+                (Event::Quiet, Some(order)) => {
+                    self.pause_behind_an_answer().await;
+                    return order.ending;
+                }
                 (Event::Late, Some(order)) => {
                     self.interrupt().await;
+                    self.pause_behind_an_answer().await;
                     return order.ending;
                 }
                 (Event::IdleCheck, _) => {
@@ -275,6 +281,14 @@ impl<'c> Relay<'c> {
         }
     }
 
+    /// libpq takes an error that it reads together with an answer for a notice, and then knows only
+    /// that the connection is gone. So the last message comes a little behind an answer: what the
+    /// client asks meanwhile is not read any more, and the message is what it gets for it. Source:
+    /// `pqParseInput3` in `fe-protocol3.c`.
+    async fn pause_behind_an_answer(&self) {
+        sleep_until(self.last_bytes + BEHIND_AN_ANSWER).await;
+    }
+
     /// Time is up: cancels what runs and relays answers, with bounded patience, up to a place
     /// where the client can be told.
     async fn interrupt(&mut self) {
@@ -291,6 +305,7 @@ impl<'c> Relay<'c> {
                 let client = &mut frontend.stream;
                 down.poll(cx, backend, client, scratch, |header| talk.answer(header))
             });
+            self.last_bytes = Instant::now();
             let told = self.can_tell() && self.talk.owed == 0;
             if moved.is_ready() || told { Poll::Ready(()) } else { Poll::Pending }
         });

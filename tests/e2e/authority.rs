@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::support::driver::{Transport, passes, python, told};
 use crate::support::pool::{LEASE_TEXT, TOKEN_TEXT};
 use crate::support::proxy::{Proxy, Settings};
 use crate::support::raw::{Raw, query};
@@ -112,6 +113,18 @@ pub(crate) async fn a_session_ends_with_its_token() {
     assert_eq!(busy.fatal().await.field(b'M').as_deref(), Some(TOKEN_TEXT));
     assert!(mint::now() <= expires);
     proxy.metric_reaches("pgsilo_endings_total{ending=\"token_expired\"}", 2.0).await;
+}
+
+/// As PostgreSQL's own administrator command does: what a busy client asks next is answered with it.
+#[tokio::test]
+async fn a_busy_client_on_libpq_reads_why_its_session_ends() {
+    let proxy = with_leeway_of_none("grace = \"1s\"\n").await;
+    let mut command = python("endings.py");
+    told(&mut command, &proxy, Transport::Socket);
+    let token = mint::token_with("acme", json!({ "exp": mint::now() + 5 }));
+    command.env("PGSILO_TOKEN", token).env("PGSILO_WORDS", TOKEN_TEXT);
+    passes(&mut command).await;
+    proxy.metric_reaches("pgsilo_endings_total{ending=\"token_expired\"}", 8.0).await;
 }
 
 #[tokio::test]
