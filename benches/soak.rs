@@ -2,8 +2,9 @@
 //! lease, no descriptor, no memory.
 //!
 //! As an hour of a busy application goes: most clients work and say goodbye, some vanish in the
-//! middle of a query or of their login, some show a wrong token. It prints a table, writes it into
-//! `benches/runs/`, and fails where something is left. Nothing in it is timed to pass.
+//! middle of a query or of their login, some show a wrong token; and some stay from the beginning to
+//! the end, their leases renewed again and again. It prints a table, writes it into `benches/runs/`,
+//! and fails where something is left or somebody was lost. Nothing in it is timed to pass.
 
 #![expect(
     clippy::expect_used,
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use support::proxy::Proxy;
+use support::proxy::{Proxy, Settings};
 use support::raw::{Raw, query, startup};
 use support::world::world;
 use support::{eventually, mint};
@@ -42,6 +43,11 @@ const SLACK_KIB: usize = 4096;
 
 /// Connections to OpenBAO are kept for the next request: as many as were needed at once.
 const KEPT: usize = 16;
+
+/// Sessions that stay, on leases of acme's that live for [`LEASE`].
+const STAYING: usize = 20;
+const LEASE: &str = "10s";
+const ROLE: &str = "tenant-acme-soak";
 
 /// What a process holds at one moment.
 #[derive(Debug, Clone, Copy)]
@@ -68,9 +74,14 @@ fn main() {
 }
 
 async fn soak(sessions: usize, at_once: usize) -> String {
-    let proxy = Arc::new(Proxy::start().await);
+    let proxy = Proxy::with_role(ROLE, LEASE, "1h", Settings::default()).await;
+    let proxy = Arc::new(proxy);
+    let mut staying = Vec::new();
+    for _ in 0..STAYING {
+        staying.push(proxy.connect(&mint::token("acme"), "acme").await.expect("served"));
+    }
     let mut report = format!(
-        "{sessions} short sessions, {at_once} at once; {} cores\n\n\
+        "{sessions} short sessions, {at_once} at once, and {STAYING} that stay on leases of {LEASE}; {} cores\n\n\
          sessions  seconds  resident KiB  descriptors\n",
         std::thread::available_parallelism().map_or(0, usize::from)
     );
@@ -91,6 +102,9 @@ async fn soak(sessions: usize, at_once: usize) -> String {
         let _ = writeln!(report, "{done:8}  {took:7.1}  {resident_kib:12}  {descriptors:11}");
         eprintln!("{done} sessions, {took:.1} s, {resident_kib} KiB, {descriptors} descriptors");
         samples.push(held);
+    }
+    for client in staying {
+        client.simple_query("SELECT 1").await.expect("none of those that stay was lost");
     }
     let _ = writeln!(report, "\n{}", left(&proxy).await);
     let (first, last) = (samples[1], samples[SAMPLES]);
@@ -155,14 +169,13 @@ async fn one(proxy: &Proxy, number: usize) {
 
 /// Waits until nothing is under way any more.
 async fn settle(proxy: &Proxy) {
-    for gauge in
-        ["pgsilo_handshakes_active", "pgsilo_sessions_active", "pgsilo_revocations_pending"]
-    {
-        proxy.metric_reaches(gauge, 0.0).await;
-    }
-    eventually("every lease to be given back", async || {
+    proxy.metric_reaches("pgsilo_handshakes_active", 0.0).await;
+    proxy.metric_reaches("pgsilo_sessions_active", STAYING as f64).await;
+    proxy.metric_reaches("pgsilo_revocations_pending", 0.0).await;
+    eventually("every other lease to be given back", async || {
         let leases = proxy.metric("pgsilo_leases_total").await;
-        (proxy.metric("pgsilo_revocations_total").await == leases).then_some(())
+        let revoked = proxy.metric("pgsilo_revocations_total").await;
+        (revoked + STAYING as f64 == leases).then_some(())
     })
     .await;
 }
@@ -184,7 +197,7 @@ async fn left(proxy: &Proxy) -> String {
         (left == 0).then_some(())
     })
     .await;
-    for role in ["tenant-acme-rw", "tenant-globex-rw"] {
+    for role in [ROLE, "tenant-globex-rw"] {
         eventually("no lease to be left", async || {
             world().leases(role).await.is_empty().then_some(())
         })
@@ -197,6 +210,7 @@ async fn left(proxy: &Proxy) -> String {
         "pgsilo_leases_total",
         "pgsilo_revocations_total",
         "pgsilo_revocation_failures_total",
+        "pgsilo_renewals_total",
         "pgsilo_renewal_failures_total",
         "pgsilo_abandoned_total",
         "pgsilo_refusals_total{reason=\"token_invalid\"}",
