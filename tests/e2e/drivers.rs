@@ -10,6 +10,7 @@ use std::pin::pin;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{join_all, poll_fn};
 use futures_util::{SinkExt, StreamExt, TryStreamExt};
+use serde_json::json;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio_postgres::error::SqlState;
@@ -176,6 +177,33 @@ async fn pgbench_fails_no_transaction_in_any_mode() {
                 }
             }
             succeeds(&mut bench(&["-i", "-I", "d"])).await;
+        }
+    }
+    all_left(&proxy).await;
+}
+
+/// By its certificate and with a token bound to it where it has TLS, and through a sidecar.
+#[tokio::test]
+async fn psql_in_every_way_that_needs_no_password() {
+    let (proxy, own) = ways::proxy().await;
+    let [certificate, bound, sidecar] = proxy.addresses()[..] else { panic!("three listeners") };
+    let shown = {
+        let file = |name: &str| proxy.dir().join(name).display().to_string();
+        let (ca, certificate, key) = (file("ca.crt"), file("client.crt"), file("client.key"));
+        format!("sslmode=verify-full sslrootcert={ca} sslcert={certificate} sslkey={key}")
+    };
+    let token = mint::token_with("acme", json!({ "cnf": { "x5t#S256": own.thumbprint() } }));
+    for (psql, transports) in copies("psql").await {
+        let lands = async |dsn: String| {
+            let dsn = format!("user=app dbname=acme {dsn}");
+            let ask = ["-X", "-w", "-A", "-t", "-c", "SELECT current_database()", dsn.as_str()];
+            assert_eq!(succeeds(Command::new(&psql).args(ask)).await.trim(), "tenant_acme");
+        };
+        lands(format!("host={} port=6432", proxy.dir().display())).await;
+        lands(format!("host=127.0.0.1 port={} sslmode=disable", sidecar.port())).await;
+        if transports.contains(&Transport::Tls) {
+            lands(format!("host=127.0.0.1 port={} {shown}", certificate.port())).await;
+            lands(format!("host=127.0.0.1 port={} password={token} {shown}", bound.port())).await;
         }
     }
     all_left(&proxy).await;
