@@ -1,8 +1,9 @@
 //! The configuration: what the file says, then objects that are ready to use.
 //!
 //! [`Config::load`] reads the file and everything it names, or returns one line that says
-//! where the error is and what to do. Nothing else in the library reads files named by an
-//! operator or looks at the environment, so a `Config` that exists is one that works.
+//! where the error is and what to do. Nothing else in the library looks at the
+//! environment, and what reads a file again while pgsilo runs keeps the one before where it is not
+//! valid, so a `Config` that exists is one that works.
 //! Called by the program's `serve` and `check`.
 
 mod build;

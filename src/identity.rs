@@ -46,7 +46,8 @@ impl Identity {
                 issued_at: claims.issued_at(),
             },
             Identity::Certificate(holder) => {
-                Shown { issuer: None, subject: holder.name(), token_id: None, issued_at: None }
+                let issued_at = Some(holder.issued_at());
+                Shown { issuer: None, subject: holder.name(), token_id: None, issued_at }
             }
         };
         denied.is_some_and(|denied| denied.denies(shown))

@@ -242,6 +242,7 @@ impl From<SourceError> for Refusal {
             | SourceError::Command { .. }
             | SourceError::Failed { .. }
             | SourceError::Late(_)
+            | SourceError::Shared(_)
             | SourceError::TooLong => Refusal::new(Reason::TokenUnavailable, error),
         }
     }

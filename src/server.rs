@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use self::core::Cores;
@@ -68,8 +68,8 @@ async fn run(config: &'static Config) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Handle::current();
     let proxy =
         Proxy::start(config, runtime).map_err(|error| ServeError::Start(error.to_string()))?;
-    let (hangups, hung_up) = mpsc::channel(1);
-    tokio::spawn(tend::files(proxy, hung_up));
+    let (hangups, hung_up) = watch::channel(0);
+    tend::files(proxy, &hung_up);
     let tasks = TaskTracker::new();
     let cores = Arc::new(Cores::start(config.cores).map_err(failed)?);
     if let Some(admin) = admin {
@@ -136,12 +136,11 @@ impl Signals {
     }
 
     /// Has files read again at each SIGHUP; returns when it is time to stop.
-    async fn serve(&mut self, hangups: mpsc::Sender<()>) {
+    async fn serve(&mut self, hangups: watch::Sender<u64>) {
         loop {
             tokio::select! {
                 _ = self.hangup.recv() => {
-                    // One that waits already reads what this one would.
-                    let _waits_already = hangups.try_send(());
+                    hangups.send_modify(|count| *count += 1);
                 }
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,

@@ -18,7 +18,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
     SignatureScheme,
@@ -30,9 +30,8 @@ use rustls_pki_types::{
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::signature_algorithm::SignatureAlgorithm;
 
-pub(crate) use self::holder::is_plain;
 pub use self::holder::{Holder, HolderError, thumbprint};
-use crate::stamp::Stamp;
+use crate::stamp::{Stamp, read_file};
 
 /// What PostgreSQL 17 registered; libpq's `sslnegotiation=direct` insists on it.
 const ALPN: &[u8] = b"postgresql";
@@ -211,7 +210,8 @@ impl Server {
     }
 
     /// Reads the files again if one has changed, or in any case; whether that was so. After an
-    /// error the old ones stay in force, and it is not tried again before another change. Blocks.
+    /// error the old ones stay in force, and it is not tried again before another change, unless
+    /// they could not even be read. Blocks.
     ///
     /// # Errors
     /// When they are not a chain and its key, as while they are being replaced one by one.
@@ -221,8 +221,16 @@ impl Server {
         if *read == now && !in_any_case {
             return Ok(false);
         }
+        match server(&self.files) {
+            Ok(new) => self.current.store(new),
+            // It may be read a moment later without another change.
+            Err(error @ TlsError::Unreadable { .. }) => return Err(error),
+            Err(error) => {
+                *read = now;
+                return Err(error);
+            }
+        }
         *read = now;
-        self.current.store(server(&self.files)?);
         Ok(true)
     }
 }
@@ -307,6 +315,10 @@ fn server(files: &ServerFiles) -> Result<Arc<ServerConfig>, TlsError> {
         source => TlsError::BadKey { path: key.into(), source },
     })?;
     config.alpn_protocols = vec![ALPN.to_vec()];
+    // Each handshake is a whole one, as PostgreSQL's: a resumed session would bring a client's
+    // certificate along that nobody looks at again.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
 }
 
@@ -349,7 +361,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    std::fs::read(path).map_err(|source| TlsError::Unreadable { path: path.into(), source })
+    read_file(path).map_err(|source| TlsError::Unreadable { path: path.into(), source })
 }
 
 fn roots(ca: Option<&Path>) -> Result<Arc<RootCertStore>, TlsError> {

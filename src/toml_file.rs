@@ -8,6 +8,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::stamp::read_file;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 use toml::de::{DeTable, DeValue};
@@ -56,9 +57,21 @@ pub(crate) struct TomlFile {
 
 impl TomlFile {
     pub(crate) fn read(path: &Path) -> Result<TomlFile, FileError> {
+        TomlFile::read_with(path, |path| std::fs::read(path))
+    }
+
+    /// The same, of a file that is read again and again: never of a pipe, which would be waited for
+    /// without end.
+    pub(crate) fn read_regular(path: &Path) -> Result<TomlFile, FileError> {
+        TomlFile::read_with(path, read_file)
+    }
+
+    fn read_with(
+        path: &Path,
+        read: impl Fn(&Path) -> std::io::Result<Vec<u8>>,
+    ) -> Result<TomlFile, FileError> {
         let wrong = |what: String| FileError { file: path.into(), line: None, field: None, what };
-        let bytes =
-            std::fs::read(path).map_err(|error| wrong(format!("cannot read the file: {error}")))?;
+        let bytes = read(path).map_err(|error| wrong(format!("cannot read the file: {error}")))?;
         let text = String::from_utf8(bytes).map_err(|error| {
             let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
             let line = 1 + before.iter().filter(|b| **b == b'\n').count();

@@ -7,7 +7,7 @@ mod listeners;
 mod openbao;
 mod proofs;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Display;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
@@ -51,7 +51,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
             "not a loopback address: anybody who reaches it can read the metrics",
         );
     }
-    let denied = build.denied(raw.registry.denied)?;
+    let denied = build.denied(raw.registry.denied, known.issuers)?;
     // Last: it is the file that can be large.
     let registry = Registry::open(&file.resolve(&raw.registry.file)).map_err(|error| {
         // A registry that cannot be read is this file's error; one with errors is its own.
@@ -114,9 +114,13 @@ impl Build<'_> {
             .or_else(|error| self.wrong(field, format_args!("cannot read {path:?}: {error}")))
     }
 
-    fn denied(&self, raw: Option<PathBuf>) -> Result<Option<Denied>, FileError> {
+    fn denied(
+        &self,
+        raw: Option<PathBuf>,
+        issuers: HashSet<String>,
+    ) -> Result<Option<Denied>, FileError> {
         let Some(path) = raw.map(|path| self.file.resolve(&path)) else { return Ok(None) };
-        Denied::open(&path).map(Some).map_err(|error| match error.line() {
+        Denied::open(&path, issuers).map(Some).map_err(|error| match error.line() {
             None => self.file.wrong("registry.denied", error),
             Some(_) => error,
         })

@@ -4,7 +4,7 @@
 //! second, for those who come and for those who are there. One bad entry refuses the whole file:
 //! a list that is partly read would let somebody in.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,7 +21,7 @@ use crate::toml_file::{FileError, TomlFile};
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawDenied {
-    #[serde(default)]
+    /// Not optional: an empty file is more likely a failed write than an amnesty.
     denied: Vec<RawEntry>,
 }
 
@@ -63,20 +63,22 @@ struct Entry {
 #[derive(Debug)]
 pub struct Denied {
     path: PathBuf,
+    issuers: HashSet<String>,
     current: ArcSwap<List>,
     read: Mutex<Stamp>,
     generation: watch::Sender<u64>,
 }
 
 impl Denied {
-    /// Reads the file.
+    /// Reads the file; `issuers` are those that an entry may name.
     ///
     /// # Errors
     /// When it cannot be read or holds an entry that is not valid.
-    pub fn open(path: &Path) -> Result<Denied, FileError> {
+    pub fn open(path: &Path, issuers: HashSet<String>) -> Result<Denied, FileError> {
         let read = Mutex::new(Stamp::of(path));
-        let current = ArcSwap::from_pointee(load(path)?);
-        Ok(Denied { path: path.into(), current, read, generation: watch::Sender::new(0) })
+        let current = ArcSwap::from_pointee(load(path, &issuers)?);
+        let generation = watch::Sender::new(0);
+        Ok(Denied { path: path.into(), issuers, current, read, generation })
     }
 
     /// Reads the file again if it has changed, or in any case; whether that was so. After an error
@@ -90,8 +92,16 @@ impl Denied {
         if *read == now && !in_any_case {
             return Ok(false);
         }
+        match load(&self.path, &self.issuers) {
+            Ok(list) => self.current.store(Arc::new(list)),
+            // It may be read a moment later without another change.
+            Err(error) if error.line().is_none() => return Err(error),
+            Err(error) => {
+                *read = now;
+                return Err(error);
+            }
+        }
         *read = now;
-        self.current.store(Arc::new(load(&self.path)?));
         self.generation.send_modify(|generation| *generation += 1);
         Ok(true)
     }
@@ -122,8 +132,8 @@ impl Entry {
     }
 }
 
-fn load(path: &Path) -> Result<List, FileError> {
-    let file = TomlFile::read(path)?;
+fn load(path: &Path, issuers: &HashSet<String>) -> Result<List, FileError> {
+    let file = TomlFile::read_regular(path)?;
     let raw: RawDenied = file.parse()?;
     let mut list = List::default();
     for (index, raw) in raw.denied.into_iter().enumerate() {
@@ -134,6 +144,9 @@ fn load(path: &Path) -> Result<List, FileError> {
                 wrong(".issued_before", "no moment; write it like 2026-11-25T12:00:00Z")
             })?),
         };
+        if let Some(issuer) = raw.issuer.as_ref().filter(|issuer| !issuers.contains(*issuer)) {
+            return Err(wrong(".issuer", &format!("{issuer:?} has no [[issuer]] table")));
+        }
         let entry = Entry { issuer: raw.issuer, issued_before };
         let (into, key) = match (raw.token_id, raw.subject) {
             (Some(id), None) => (&mut list.tokens, id),
@@ -181,6 +194,11 @@ mod tests {
         }
     }
 
+    fn open(file: &File) -> Result<Denied, FileError> {
+        let issuers = ["https://a", "https://b"].map(str::to_owned);
+        Denied::open(&file.0, issuers.into())
+    }
+
     fn shown<'a>(subject: &'a str, token_id: &'a str, second: u64) -> Shown<'a> {
         Shown {
             issuer: Some("https://a"),
@@ -198,7 +216,7 @@ mod tests {
              [[denied]]\nsubject = \"alice\"\nissued_before = 1970-01-01T00:01:40Z\n\
              [[denied]]\nsubject = \"bob\"\nissuer = \"https://b\"\n",
         );
-        let denied = Denied::open(&file.0).expect("a good list");
+        let denied = open(&file).expect("a good list");
         assert!(denied.denies(shown("x", "t1", 0)));
         assert!(!denied.denies(shown("x", "t2", 0)));
         assert!(denied.denies(shown("mallory", "t2", 0)));
@@ -214,8 +232,8 @@ mod tests {
 
     #[test]
     fn a_change_is_read_and_a_mistake_changes_nothing() {
-        let file = File::new("");
-        let denied = Denied::open(&file.0).expect("an empty list denies nobody");
+        let file = File::new("denied = []\n");
+        let denied = open(&file).expect("an empty list denies nobody");
         let generation = denied.subscribe();
         assert!(!denied.denies(shown("mallory", "t", 0)));
         assert!(!denied.reload(false).expect("unchanged"));
@@ -227,11 +245,18 @@ mod tests {
         denied.reload(false).expect_err("a typing error");
         assert!(denied.denies(shown("mallory", "t", 0)), "still");
         assert!(!denied.reload(false).expect("said once"));
+        // Not even to be read: that may pass without another change.
+        std::fs::remove_file(&file.0).expect("removed");
+        denied.reload(false).expect_err("not there");
+        denied.reload(false).expect_err("still not there");
+        assert!(denied.denies(shown("mallory", "t", 0)), "still");
     }
 
     #[test]
     fn a_list_that_is_partly_wrong_is_no_list() {
         for (text, expected) in [
+            ("", "denied"),
+            ("[[denied]]\nsubject = \"a\"\nissuer = \"https://a/\"\n", "has no [[issuer]] table"),
             ("[[denied]]\n", "names nobody"),
             ("[[denied]]\nsubject = \"\"\n", "an empty name"),
             ("[[denied]]\nsubject = \"a\"\ntoken_id = \"b\"\n", "both token_id and subject"),
@@ -239,7 +264,7 @@ mod tests {
             ("[[denied]]\nsubject = \"a\"\nissued_before = \"x\"\n", "issued_before"),
         ] {
             let file = File::new(text);
-            let error = Denied::open(&file.0).expect_err("not valid").to_string();
+            let error = open(&file).expect_err("not valid").to_string();
             assert!(error.contains(expected), "{text:?}: {error}");
         }
     }

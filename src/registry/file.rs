@@ -118,7 +118,7 @@ fn wrong<T>(field: &'static str, what: impl Into<String>) -> Result<T, Wrong> {
 }
 
 pub(super) fn load(path: &Path) -> Result<Snapshot, FileError> {
-    let file = TomlFile::read(path)?;
+    let file = TomlFile::read_regular(path)?;
     let raw: RawRegistry = file.parse()?;
     let mut reading = Reading { file: &file, clients: HashMap::new() };
     let mut tenants = HashMap::with_capacity(raw.tenant.len());
@@ -166,10 +166,10 @@ fn bindings(
     for (index, RawBinding { certificate, tenant, access }) in raw.into_iter().enumerate() {
         let wrong =
             |field: &str, what: String| file.wrong(&format!("binding[{index}].{field}"), what);
-        if !tls::is_plain(&certificate) {
+        if !tls::Holder::may_be_named(&certificate) {
             return Err(wrong(
                 "certificate",
-                format!("{certificate:?} is not a URI, nor \"dns:\" and a host"),
+                format!("{certificate:?} is not a URI, nor \"dns:\" and a host in lower case"),
             ));
         }
         let tenant =

@@ -72,6 +72,9 @@ impl Core {
                         });
                     }
                 });
+                // Sessions that still run are dropped here; a file that is never read to its end is
+                // not waited for.
+                runtime.shutdown_background();
             })?;
         Ok(Core { arrivals, connections, thread })
     }

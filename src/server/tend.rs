@@ -2,16 +2,16 @@
 //! that its issuer's file did not have; read again when they have changed, and in any case at
 //! SIGHUP. What is not valid changes nothing, and is said loudly.
 //!
-//! Reading blocks, so it is done on a thread that may; and one reading at a time, so that the
-//! newest wins.
+//! Reading blocks, so it is done on a thread that may; and one reading of a file at a time, so that
+//! the newest wins.
 
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::config::Config;
 use crate::proxy::Proxy;
 
 const LOOK: Duration = Duration::from_millis(500);
@@ -36,34 +36,65 @@ impl<E: Display> From<Result<bool, E>> for Outcome {
     }
 }
 
-/// Looks after all files, for as long as the process runs. Each message on `hangups` is a SIGHUP.
-pub(super) async fn files(proxy: &'static Proxy, mut hangups: mpsc::Receiver<()>) {
+/// Looks after all files, for as long as the process runs. `hangups` changes at each SIGHUP. The list
+/// of those denied has a task of its own: whatever takes long beside it, it must be in force.
+pub(super) fn files(proxy: &'static Proxy, hangups: &watch::Receiver<u64>) {
+    tokio::spawn(tend(proxy, hangups.clone(), look_at_denied));
+    tokio::spawn(tend(proxy, hangups.clone(), look_at_others));
+}
+
+/// Looks now and again, when a token asks for a key that is not there, and at each SIGHUP.
+async fn tend(
+    proxy: &'static Proxy,
+    mut hangups: watch::Receiver<u64>,
+    look: fn(&Proxy, bool, &mut Said),
+) {
     let mut ticks = interval(LOOK);
+    let mut said = Said::default();
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let hangup = tokio::select! {
             _ = ticks.tick() => false,
             () = proxy.verifier().files_asked() => false,
             // None comes after the last one: nobody listens to signals any more.
-            Some(()) = hangups.recv() => true,
+            Ok(()) = hangups.changed() => true,
         };
         let looked = tokio::task::spawn_blocking(move || {
-            if hangup {
-                registry(proxy);
-            }
-            others(proxy.config, hangup);
-            for outcome in proxy.verifier().reload_files(hangup) {
-                tell("keys", outcome.into());
-            }
+            look(proxy, hangup, &mut said);
+            said
         });
         match looked.await {
-            Ok(()) => {}
+            Ok(again) => said = again,
             // The runtime is going down.
             Err(error) if error.is_cancelled() => return,
             Err(error) => {
                 tracing::error!(%error, "reading files again failed; what was before stays in force");
+                said = Said::default();
             }
         }
+    }
+}
+
+/// What was last said of each file that is not valid: it is not said twice a second.
+type Said = HashMap<(&'static str, usize), String>;
+
+fn look_at_denied(proxy: &Proxy, in_any_case: bool, said: &mut Said) {
+    if let Some(denied) = &proxy.config.denied {
+        tell(said, ("denied", 0), denied.reload(in_any_case).into());
+    }
+}
+
+fn look_at_others(proxy: &Proxy, hangup: bool, said: &mut Said) {
+    let listeners = proxy.config.listeners.iter().enumerate();
+    for (number, tls) in listeners.filter_map(|(n, listener)| Some((n, listener.tls.as_ref()?))) {
+        tell(said, ("certificate", number), tls.server.reload(hangup).into());
+    }
+    for (number, outcome) in proxy.verifier().reload_files(hangup).into_iter().enumerate() {
+        tell(said, ("keys", number), outcome.into());
+    }
+    // Last: it can be large. It is read when that is asked for, and not by itself.
+    if hangup {
+        registry(proxy);
     }
 }
 
@@ -81,25 +112,22 @@ fn registry(proxy: &Proxy) {
     metrics::counter!("pgsilo_registry_reloads_total", "result" => result).increment(1);
 }
 
-fn others(config: &Config, in_any_case: bool) {
-    if let Some(denied) = &config.denied {
-        tell("denied", denied.reload(in_any_case).into());
-    }
-    for tls in config.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
-        tell("certificate", tls.server.reload(in_any_case).into());
-    }
-}
-
 /// Says and counts what became of a file.
-fn tell(file: &'static str, outcome: Outcome) {
+fn tell(said: &mut Said, which: (&'static str, usize), outcome: Outcome) {
+    let file = which.0;
     let result = match outcome {
         Outcome::Same => return,
         Outcome::Read => {
+            said.remove(&which);
             tracing::info!(file, "read again");
             "ok"
         }
         Outcome::Refused(error) => {
+            if said.get(&which) == Some(&error) {
+                return;
+            }
             tracing::error!(file, %error, "not valid; the one before stays in force");
+            said.insert(which, error);
             "error"
         }
     };

@@ -13,6 +13,7 @@ use crate::limits::TallyPermit;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::Tenant;
 use crate::stream::Stream;
+use crate::tenant::Access;
 use crate::wire::message;
 
 /// Proves that the database is the tenant's, and that the client knows it is let in.
@@ -30,6 +31,7 @@ pub(super) struct Held {
     pub(super) cancel_key: CancelKey,
     pub(super) tenant: Arc<Tenant>,
     pub(super) identity: Box<Identity>,
+    pub(super) access: Access,
     pub(super) _permits: SessionPermits,
     pub(super) _address: Option<TallyPermit<IpAddr>>,
     pub(super) lease: Lease,
@@ -42,7 +44,7 @@ impl<'c> Attached<'c> {
         let login = connection.log_in(lease.credential(), routed.started().startup());
         let attachment = login.await.map_err(Refusal::from)?;
 
-        let Admission { started, tenant, identity, permits } = routed.into_parts();
+        let Admission { started, tenant, identity, access, permits } = routed.into_parts();
         let version = started.version();
         let (accepted, _startup) = started.into_parts();
         let (client, address) = accepted.into_parts();
@@ -58,8 +60,15 @@ impl<'c> Attached<'c> {
         client.frontend.send(&welcome).await.map_err(|_lost| Stop::Left)?;
         client.handshake = None;
         client.reached("attached");
-        let held =
-            Held { cancel_key, tenant, identity, _permits: permits, _address: address, lease };
+        let held = Held {
+            cancel_key,
+            tenant,
+            identity,
+            access,
+            _permits: permits,
+            _address: address,
+            lease,
+        };
         Ok(Attached { client, held, backend: attachment.stream })
     }
 

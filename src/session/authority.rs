@@ -13,8 +13,9 @@ use crate::ending::Ending;
 use crate::identity::Identity;
 use crate::lease::LeaseEnd;
 use crate::proxy::Proxy;
-use crate::registry::{State, Tenant};
+use crate::registry::{Snapshot, State, Tenant};
 use crate::splice::{Order, Orders};
+use crate::tenant::Access;
 
 /// What is left for the last words before an authority is really over.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -25,6 +26,7 @@ pub(super) struct Authority<'s> {
     pub(super) tenant: &'s Tenant,
     pub(super) lease_end: watch::Receiver<LeaseEnd>,
     pub(super) identity: &'s Identity,
+    pub(super) access: Access,
     /// When the token or the certificate ends.
     pub(super) expires: BootTime,
     /// What was left of that when the session began.
@@ -53,17 +55,19 @@ impl Authority<'_> {
         Order { ending: Ending::Drained, by: self.proxy.drained().await }
     }
 
-    /// The registry no longer serves the tenant where this session is. A paused tenant keeps
+    /// The registry no longer serves the tenant where this session is, or binds its certificate
+    /// otherwise. A paused tenant keeps
     /// its sessions.
     async fn withdrawn(&self) -> Order {
         let registry = self.proxy.registry();
         let mut changes = registry.subscribe();
         let placement = self.tenant.placement();
         loop {
-            let now = registry.snapshot().tenant(self.tenant.id());
-            let serves = now.is_some_and(|now| {
+            let snapshot = registry.snapshot();
+            let serves = snapshot.tenant(self.tenant.id()).is_some_and(|now| {
                 now.state() != State::Suspended && now.placement().is_same_database(placement)
             });
+            let serves = serves && self.is_still_bound(&snapshot);
             if !serves {
                 return Order { ending: Ending::TenantWithdrawn, by: BootTime::now() };
             }
@@ -71,6 +75,13 @@ impl Authority<'_> {
                 return pending().await;
             }
         }
+    }
+
+    /// A certificate's tenant and access are what the registry binds it to; a token says its own.
+    fn is_still_bound(&self, registry: &Snapshot) -> bool {
+        let Identity::Certificate(holder) = self.identity else { return true };
+        let binding = registry.binding(holder.name());
+        binding.is_some_and(|to| to.tenant == *self.tenant.id() && to.access == self.access)
     }
 
     /// While the lease is still renewed, only what is left after the renewals have failed for

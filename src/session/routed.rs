@@ -37,6 +37,7 @@ pub(super) struct Admission<'c> {
     pub(super) started: Started<'c>,
     pub(super) tenant: Arc<Tenant>,
     pub(super) identity: Box<Identity>,
+    pub(super) access: Access,
     pub(super) permits: SessionPermits,
 }
 
@@ -100,8 +101,8 @@ impl<'c> Routed<'c> {
     }
 
     pub(super) fn into_parts(self) -> Admission<'c> {
-        let Routed { started, tenant, identity, permits, .. } = self;
-        Admission { started, tenant, identity, permits }
+        let Routed { started, tenant, identity, access, permits, .. } = self;
+        Admission { started, tenant, identity, access, permits }
     }
 }
 
@@ -156,8 +157,8 @@ struct Named<'a> {
 /// mistake; any other host names nobody.
 fn named_by_host(client: &Client) -> Result<Option<TenantId>, Refusal> {
     let Some(suffix) = &client.listener.sni_suffix else { return Ok(None) };
-    let host = client.frontend.server_name().map(str::to_ascii_lowercase);
-    let Some(label) = host.as_deref().and_then(|host| host.strip_suffix(suffix.as_str())) else {
+    let host = client.frontend.server_name();
+    let Some(label) = host.and_then(|host| host.strip_suffix(suffix.as_str())) else {
         return Ok(None);
     };
     TenantId::parse(label).map(Some).map_err(|_error| {

@@ -46,6 +46,7 @@ impl<'c> Spliced<'c> {
             tenant: &held.tenant,
             lease_end: held.lease.end(),
             identity: &held.identity,
+            access: held.access,
             expires: BootTime::now() + left,
             left,
             trail,

@@ -17,6 +17,7 @@ const MAX_NAME: usize = 2048;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
     name: String,
+    issued_at: SystemTime,
     expires_at: SystemTime,
 }
 
@@ -58,6 +59,8 @@ impl Holder {
         });
         let (uris, hosts): (Vec<_>, Vec<_>) = (uris.collect(), hosts.collect());
         let name = match (&uris[..], &hosts[..]) {
+            // It would pass for a host, which an authority checks otherwise.
+            ([uri], _) if uri.starts_with("dns:") => return Err(HolderError::Unfit),
             ([uri], _) => uri.clone(),
             ([], [host]) => host.clone(),
             ([], []) => return Err(HolderError::Nameless),
@@ -66,14 +69,39 @@ impl Holder {
         if !is_plain(&name) || name.starts_with("dns:*") {
             return Err(HolderError::Unfit);
         }
-        let expires = certificate.validity().not_after.timestamp();
-        let expires = Duration::from_secs(u64::try_from(expires).unwrap_or(0));
-        Ok(Holder { name, expires_at: UNIX_EPOCH + expires })
+        let moment =
+            |seconds| UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+        let validity = certificate.validity();
+        Ok(Holder {
+            name,
+            issued_at: moment(validity.not_before.timestamp()),
+            expires_at: moment(validity.not_after.timestamp()),
+        })
+    }
+
+    /// Whether a registry may name a holder so: a URI, or `dns:` and a host in lower case.
+    pub fn may_be_named(name: &str) -> bool {
+        let of_a_host =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+        match name.split_once(':') {
+            Some(("dns", host)) => !host.is_empty() && host.bytes().all(of_a_host),
+            Some((scheme, rest)) => {
+                let scheme_is_one =
+                    scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+                !scheme.is_empty() && scheme_is_one && !rest.is_empty() && is_plain(name)
+            }
+            None => false,
+        }
     }
 
     /// A URI, or `dns:` and a host in lower case.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The certificate's notBefore.
+    pub fn issued_at(&self) -> SystemTime {
+        self.issued_at
     }
 
     /// The certificate's notAfter.
@@ -83,7 +111,7 @@ impl Holder {
 }
 
 /// Whether a name may stand in a registry and in a log.
-pub(crate) fn is_plain(name: &str) -> bool {
+fn is_plain(name: &str) -> bool {
     !name.is_empty() && name.len() <= MAX_NAME && name.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
@@ -138,12 +166,29 @@ mod tests {
             (vec![address], Nameless),
             (vec![uri("spiffe://a/b"), uri("spiffe://a/c")], Ambiguous),
             (vec![host("a.example"), host("b.example")], Ambiguous),
+            (vec![uri("dns:app.example")], Unfit),
             (vec![uri("spiffe://a/b c")], Unfit),
             (vec![uri("spiffe://a/\u{7}")], Unfit),
             (vec![host("*.example")], Unfit),
             (vec![uri(&format!("spiffe://a/{}", "x".repeat(2048)))], Unfit),
         ] {
             assert_eq!(holder(names.clone()), Err(error), "{names:?}");
+        }
+        for good in ["spiffe://a/b", "urn:x:y", "dns:app.example"] {
+            assert!(Holder::may_be_named(good), "{good}");
+        }
+        for bad in [
+            "",
+            "app.example",
+            "dns:",
+            "dns:App.example",
+            "dns:*.x",
+            ":x",
+            "a b:c",
+            "spiffe:",
+            "x:a b",
+        ] {
+            assert!(!Holder::may_be_named(bad), "{bad}");
         }
         let garbage = CertificateDer::from(vec![0x30, 0x82]);
         assert_eq!(Holder::of(&garbage), Err(HolderError::Unreadable));

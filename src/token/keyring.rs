@@ -6,7 +6,6 @@
 //! all. Fetched keys serve for `max_stale`, counted from when they were last asked for. The
 //! configuration makes keyrings; [`super::Verifier`] asks them and has them kept.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,10 +19,12 @@ use super::keys::{self, Algorithm, Key, KeyError, KeySet};
 use super::looks::Looks;
 use crate::backoff::{Backoff, spread};
 use crate::clock::BootTime;
-use crate::stamp::Stamp;
+use crate::stamp::{Stamp, read_file};
 
 /// Between two fetches that tokens with unknown keys ask for: anybody can make such tokens.
 const FETCHES_APART: Duration = Duration::from_secs(10);
+/// The same, of a file.
+const LOOKS_APART: Duration = Duration::from_millis(100);
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 /// How much of a line about an issuer's own words goes to the log, in characters.
@@ -108,7 +109,7 @@ impl KeyFile {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, KeyFileError> {
-    fs::read(path).map_err(|error| KeyFileError::Unreadable { path: path.to_owned(), error })
+    read_file(path).map_err(|error| KeyFileError::Unreadable { path: path.to_owned(), error })
 }
 
 impl Keyring {
@@ -119,7 +120,7 @@ impl Keyring {
 
     /// Keys of a file, as it was just read.
     pub fn file(file: KeyFile, keys: Vec<Key>) -> Keyring {
-        Keyring::new(Source::File(file, Looks::new(Duration::ZERO, TIME_OUT)), keys)
+        Keyring::new(Source::File(file, Looks::new(LOOKS_APART, TIME_OUT)), keys)
     }
 
     /// Keys of an address: none before the first fetch.
@@ -236,6 +237,9 @@ impl Keyring {
                     self.replace(issuer, &json, asked).map_err(invalid)
                 });
                 let failing = result.is_err().then(|| seen.failing.unwrap_or(asked));
+                // What cannot even be read may be a moment later, without another change.
+                let unread = matches!(result, Err(KeyFileError::Unreadable { .. }));
+                let stamp = if unread { seen.stamp } else { stamp };
                 *seen = Seen { stamp, failing };
                 result.map(|()| true)
             }

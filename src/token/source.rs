@@ -4,20 +4,29 @@
 //! The application then needs no password at all, and no pool has to learn how to renew one. What
 //! is read here is believed as little as what a client sends: the verifier sees it next.
 
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncReadExt;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
 use super::MAX_TOKEN_BYTES;
+use crate::stamp::read_file;
 
+/// The most that is read, in bytes: a token, and white space around it.
+const MOST: usize = MAX_TOKEN_BYTES + 64;
+/// How long the last of what an ended command has printed may take to be read.
+const REST: Duration = Duration::from_millis(20);
 /// How long a command may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a command is not run again after it has failed.
+const FAILURE: Duration = Duration::from_secs(1);
 
 /// Where the token of every session of a listener comes from.
 #[derive(Debug)]
@@ -29,9 +38,9 @@ enum Kind {
     Command { words: Vec<String>, refresh: Duration, printed: Mutex<Option<Printed>> },
 }
 
-/// What a command printed, and when it is to be run again.
+/// What a command printed, or how it failed, and when it is to be run again.
 struct Printed {
-    token: Zeroizing<Vec<u8>>,
+    token: Result<Zeroizing<Vec<u8>>, Arc<SourceError>>,
     until: Instant,
 }
 
@@ -56,6 +65,9 @@ pub(crate) enum SourceError {
     /// It did not end.
     #[error("{0:?} did not end within 5 s")]
     Late(String),
+    /// The run that others waited for, too.
+    #[error("{0}")]
+    Shared(Arc<SourceError>),
     /// More than any token has.
     #[error("what it holds or prints is longer than a token can be")]
     TooLong,
@@ -80,14 +92,17 @@ impl Source {
                 // However many log in, one runs it.
                 let mut printed = printed.lock().await;
                 match &*printed {
-                    Some(known) if known.until > Instant::now() => Ok(known.token.clone()),
+                    Some(known) if known.until > Instant::now() => known.token.clone(),
                     _ => {
-                        let token = run(words).await?;
-                        let until = Instant::now() + *refresh;
+                        let token = run(words).await.map_err(Arc::new);
+                        // Those who waited for it fail with it, and do not each run it again.
+                        let lasts = if token.is_ok() { *refresh } else { FAILURE };
+                        let until = Instant::now() + lasts;
                         *printed = Some(Printed { token: token.clone(), until });
-                        Ok(token)
+                        token
                     }
                 }
+                .map_err(SourceError::Shared)
             }
         }
     }
@@ -100,51 +115,81 @@ impl Source {
     }
 }
 
-async fn read(path: &PathBuf) -> Result<Zeroizing<Vec<u8>>, SourceError> {
-    let failed = |error| SourceError::File { path: path.clone(), error };
-    let file = tokio::fs::File::open(path).await.map_err(failed)?;
-    bounded(file).await?.map_err(failed)
+async fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, SourceError> {
+    let failed = |error| SourceError::File { path: path.to_path_buf(), error };
+    let file = path.to_path_buf();
+    let read = tokio::task::spawn_blocking(move || read_file(&file).map(Zeroizing::new));
+    let bytes = read.await.map_err(|error| failed(error.into()))?.map_err(failed)?;
+    trimmed(&bytes)
 }
 
 async fn run(words: &[String]) -> Result<Zeroizing<Vec<u8>>, SourceError> {
-    let command = words.first().cloned().unwrap_or_default();
-    let failed = |error| SourceError::Command { command: command.clone(), error };
-    let running = async {
-        let mut child = Command::new(&command)
-            .args(&words[1..])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            // It may hold what is nobody's to log.
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(failed)?;
-        let Some(stdout) = child.stdout.take() else {
-            return Err(failed(std::io::ErrorKind::BrokenPipe.into()));
-        };
-        let token = bounded(stdout).await?.map_err(failed)?;
-        let status = child.wait().await.map_err(failed)?;
-        match status.success() {
-            true => Ok(token),
-            false => Err(SourceError::Failed { command: command.clone(), status }),
-        }
-    };
-    timeout(PATIENCE, running).await.unwrap_or_else(|_late| Err(SourceError::Late(command.clone())))
+    let name = words.first().cloned().unwrap_or_default();
+    let failed = |error| SourceError::Command { command: name.clone(), error };
+    let mut command = Command::new(&name);
+    command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::piped());
+    // It may hold what is nobody's to log.
+    command.stderr(Stdio::null()).kill_on_drop(true).process_group(0);
+    let mut child = command.spawn().map_err(failed)?;
+    let _group = Group(child.id());
+    let printed = timeout(PATIENCE, printed(&mut child)).await;
+    let (bytes, status) =
+        printed.map_err(|_late| SourceError::Late(name.clone()))?.map_err(failed)?;
+    match status.success() {
+        true => trimmed(&bytes),
+        false => Err(SourceError::Failed { command: name.clone(), status }),
+    }
 }
 
-/// Reads to the end, or to where it cannot be a token any more.
-async fn bounded(
-    from: impl tokio::io::AsyncRead + Unpin,
-) -> Result<std::io::Result<Zeroizing<Vec<u8>>>, SourceError> {
-    let most = MAX_TOKEN_BYTES + 64;
-    let mut bytes = Zeroizing::new(Vec::with_capacity(most));
-    if let Err(error) = from.take(most as u64).read_to_end(&mut bytes).await {
-        return Ok(Err(error));
+/// What a command has printed by its end. Something that it has started may go on holding its
+/// standard output open, and is not waited for.
+async fn printed(child: &mut Child) -> std::io::Result<(Zeroizing<Vec<u8>>, ExitStatus)> {
+    let mut stdout = child.stdout.take().ok_or(std::io::ErrorKind::BrokenPipe)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MOST + 1));
+    let mut status = None;
+    while bytes.len() <= MOST {
+        let read = stdout.read_buf(&mut *bytes);
+        match status {
+            None => tokio::select! {
+                read = read => if read? == 0 { break },
+                ended = child.wait() => status = Some(ended?),
+            },
+            // It was written before the end.
+            Some(_) => match timeout(REST, read).await {
+                Ok(read) => {
+                    if read? == 0 {
+                        break;
+                    }
+                }
+                Err(_held_open) => break,
+            },
+        }
     }
-    if bytes.len() == most {
-        return Err(SourceError::TooLong);
+    match status {
+        Some(status) => Ok((bytes, status)),
+        None if bytes.len() > MOST => Ok((bytes, ExitStatus::default())),
+        None => Ok((bytes, child.wait().await?)),
     }
-    Ok(Ok(Zeroizing::new(bytes.trim_ascii().to_vec())))
+}
+
+/// A command and what it has started, killed when this is dropped.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let leader = self.0.and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        if let Some(leader) = leader {
+            let _nobody_is_left = kill_process_group(leader, Signal::KILL);
+        }
+    }
+}
+
+/// Without the white space around it, if it can be a token.
+fn trimmed(bytes: &[u8]) -> Result<Zeroizing<Vec<u8>>, SourceError> {
+    match bytes.len() > MOST {
+        true => Err(SourceError::TooLong),
+        false => Ok(Zeroizing::new(bytes.trim_ascii().to_vec())),
+    }
 }
 
 #[cfg(test)]
@@ -170,7 +215,7 @@ mod tests {
         assert_eq!(token(&source).await, Ok("one".to_owned()));
         std::fs::write(&path, "two").expect("written");
         assert_eq!(token(&source).await, Ok("two".to_owned()));
-        std::fs::write(&path, vec![b'x'; MAX_TOKEN_BYTES + 64]).expect("written");
+        std::fs::write(&path, vec![b'x'; MOST + 1]).expect("written");
         assert!(token(&source).await.expect_err("too long").contains("longer"));
         std::fs::remove_file(&path).expect("removed");
     }
@@ -185,6 +230,32 @@ mod tests {
         assert_ne!(token(&source).await, first);
         let impatient = command(&["sh", "-c", "echo $$"], 0);
         assert_ne!(token(&impatient).await, token(&impatient).await);
+    }
+
+    #[tokio::test]
+    async fn what_a_command_leaves_running_is_not_waited_for_and_does_not_stay() {
+        let marker = format!("{}.5", 100_000 + std::process::id());
+        let source = command(&["sh", "-c", &format!("sleep {marker} & echo token")], 60);
+        let began = Instant::now();
+        assert_eq!(token(&source).await, Ok("token".to_owned()));
+        assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+        let runs = || {
+            let processes = std::fs::read_dir("/proc").expect("processes");
+            processes.flatten().any(|process| {
+                let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&line).contains(&marker)
+            })
+        };
+        while runs() {
+            assert!(began.elapsed() < PATIENCE, "it is left");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pipe_in_place_of_a_file_is_not_waited_for() {
+        let source = Source::file("/dev/zero".into());
+        assert!(token(&source).await.expect_err("no file").contains("not a regular file"));
     }
 
     #[tokio::test]

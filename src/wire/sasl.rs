@@ -112,7 +112,8 @@ fn token(auth: &[u8]) -> &[u8] {
     if !scheme.eq_ignore_ascii_case(SCHEME) {
         return b"";
     }
-    let token = rest.trim_ascii_start();
+    let spaces = rest.iter().take_while(|byte| **byte == b' ').count();
+    let token = &rest[spaces..];
     let unpadded = token.iter().rposition(|byte| *byte != b'=').map_or(0, |last| last + 1);
     let of_a_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
     match unpadded > 0 && token[..unpadded].iter().all(of_a_token) {
@@ -140,8 +141,16 @@ mod tests {
 
     #[test]
     fn a_question_and_what_is_no_bearer_token_are_empty_tokens() {
-        for auth in ["", "Bearer", "Bearer ", "Basic YTpi", "Bearer a b", "Bearer =", "Bearer a=b"]
-        {
+        for auth in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "Basic YTpi",
+            "Bearer a b",
+            "Bearer =",
+            "Bearer a=b",
+            "Bearer \ta",
+        ] {
             let message = format!("n,,\x01auth={auth}\x01\x01");
             assert_eq!(bearer(message.as_bytes()), Ok(&b""[..]), "{auth:?}");
         }

@@ -120,15 +120,29 @@ async fn what_postgresql_calls_a_protocol_violation_is_one() {
         client.send(&response).await;
         assert_eq!(client.fatal().await.sqlstate(), "08P01", "{response:?}");
     }
-    // An error must be answered with one separator.
+    // However an error is answered, it is the token that was refused.
     for answer in [&b""[..], b"\x01\x01", b"n,,\x01auth=Bearer x\x01\x01"] {
         let mut client = begin(&proxy).await;
         client.send(&bearer("not-a-token")).await;
         challenge(&mut client).await;
         client.send(&tagged(b'p', answer)).await;
-        assert_eq!(client.fatal().await.sqlstate(), "08P01", "{answer:?}");
+        assert_eq!(client.fatal().await.sqlstate(), "28P01", "{answer:?}");
     }
     assert_eq!(proxy.events("started").len(), 0);
+}
+
+#[tokio::test]
+async fn a_refused_token_is_audited_though_the_client_does_not_stay_to_hear_of_it() {
+    let proxy = proxy().await;
+    let mut gone = begin(&proxy).await;
+    gone.send(&bearer("not-a-token")).await;
+    drop(gone);
+    proxy.event("refused", |event| event["reason"] == "token_invalid").await;
+    let mut silent = begin(&proxy).await;
+    silent.send(&bearer("another")).await;
+    challenge(&mut silent).await;
+    assert_eq!(silent.fatal().await.sqlstate(), "28P01");
+    proxy.metric_reaches("pgsilo_refusals_total{reason=\"token_invalid\"}", 2.0).await;
 }
 
 #[tokio::test]

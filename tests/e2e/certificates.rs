@@ -204,3 +204,91 @@ async fn refused(client: &mut Raw, token: &str, sqlstate: &str) {
     client.send_password(token).await;
     assert_eq!(client.fatal().await.sqlstate(), sqlstate);
 }
+
+#[tokio::test]
+async fn without_a_list_that_is_in_force_no_certificate_of_an_authority_is_believed() {
+    let (known, other) = (Authority::new(), Authority::new());
+    let past = OffsetDateTime::now_utc() - Duration::minutes(1);
+    let listeners =
+        ASKS.replace("clients.crt\" }", "clients.crt\", client_crl = [\"clients.crl\"] }");
+    let files =
+        vec![("clients.crt", known.pem() + &other.pem()), ("clients.crl", known.revoked(&[]))];
+    let proxy = Proxy::with(Settings { listeners, files, ..Settings::default() }).await;
+    let (own, others) = (known.client(BILLING, 1), other.client(BILLING, 1));
+    assert!(!broken(&mut connect(&proxy, &own, "acme").await).await);
+    assert!(broken(&mut connect(&proxy, &others, "acme").await).await, "its authority has no list");
+    fs::write(proxy.dir().join("clients.crl"), known.revoked_until(&[], past)).expect("written");
+    proxy
+        .metric_reaches("pgsilo_file_reloads_total{file=\"certificate\",result=\"ok\"}", 1.0)
+        .await;
+    assert!(broken(&mut connect(&proxy, &own, "acme").await).await, "its list is out of date");
+    // Without a certificate nothing is to be looked up.
+    let mut client = Raw::tls(proxy.address()).await;
+    client.log_in(&mint::token("acme"), "acme").await;
+}
+
+#[tokio::test]
+async fn a_binding_that_is_withdrawn_or_changed_ends_its_sessions_and_no_others() {
+    let (proxy, authority) = by_certificate().await;
+    let mut sessions = Vec::new();
+    for uri in [BILLING, REPORTS] {
+        let mut client = connect(&proxy, &authority.client(uri, 7), "app").await;
+        client.until(b'Z').await;
+        sessions.push(client);
+    }
+    let less = proxy
+        .tenants()
+        .replace("access = \"read-write\"\n[[binding]]", "access = \"read-only\"\n[[binding]]");
+    assert_ne!(less, proxy.tenants());
+    proxy.reload(&less);
+    let told = sessions.remove(0).fatal().await;
+    assert_eq!(told.sqlstate(), "57P01");
+    assert_eq!(proxy.event("ended", |_| true).await["ending"], "tenant_withdrawn");
+    assert_eq!(sessions[0].ask("SELECT 'alive'").await, "alive");
+    let none = less.split("[[binding]]").next().expect("the tenants").to_owned();
+    proxy.reload(&none);
+    assert_eq!(sessions[0].fatal().await.sqlstate(), "57P01");
+}
+
+#[tokio::test]
+async fn a_stolen_certificate_is_withdrawn_and_its_successor_is_good() {
+    let authority = Authority::new();
+    let listeners = format!("{ASKS}auth = \"certificate\"\n");
+    let files = vec![("clients.crt", authority.pem()), ("denied.toml", "denied = []\n".to_owned())];
+    let tenants = |tenants: &str| {
+        format!(
+            "{tenants}\n[[binding]]\ncertificate = \"{BILLING}\"\ntenant = \"acme\"\naccess = \"read-write\"\n"
+        )
+    };
+    let registry = "denied = \"denied.toml\"\n".to_owned();
+    let proxy =
+        Proxy::with(Settings { listeners, files, tenants, registry, ..Settings::default() }).await;
+    // Valid since an hour ago.
+    let stolen = authority.client(BILLING, 7);
+    let mut thief = connect(&proxy, &stolen, "acme").await;
+    thief.until(b'Z').await;
+    let half_an_hour_ago = OffsetDateTime::now_utc() - Duration::minutes(30);
+    let (date, (hour, minute, second)) =
+        (half_an_hour_ago.date(), half_an_hour_ago.time().as_hms());
+    let list = format!(
+        "[[denied]]\nsubject = \"{BILLING}\"\nissued_before = {date}T{hour:02}:{minute:02}:{second:02}Z\n"
+    );
+    let new = proxy.dir().join("denied.new");
+    fs::write(&new, list).expect("written");
+    fs::rename(new, proxy.dir().join("denied.toml")).expect("renamed");
+    assert_eq!(thief.fatal().await.sqlstate(), "57P01");
+    assert_eq!(connect(&proxy, &stolen, "acme").await.fatal().await.sqlstate(), "28P01");
+    let successor =
+        authority.client_since(BILLING, 8, OffsetDateTime::now_utc() - Duration::minutes(1));
+    connect(&proxy, &successor, "acme").await.until(b'Z').await;
+}
+
+/// A resumed session would bring along a certificate that nobody looks at again.
+#[tokio::test]
+async fn tls_sessions_are_not_resumed() {
+    let authority = Authority::new();
+    let proxy = asking(&authority, "", str::to_owned).await;
+    let own = authority.client(BILLING, 7);
+    let kinds = Raw::handshakes_of_one_client(proxy.address(), &own, 3).await;
+    assert_eq!(kinds, [rustls::HandshakeKind::Full; 3]);
+}

@@ -19,7 +19,10 @@ pub(crate) async fn with_list(list: &str) -> Proxy {
 }
 
 fn deny(proxy: &Proxy, list: &str) {
-    fs::write(proxy.dir().join("denied.toml"), list).expect("written");
+    // Renamed over: a file that is read while it is written is not the list.
+    let new = proxy.dir().join("denied.new");
+    fs::write(&new, list).expect("written");
+    fs::rename(new, proxy.dir().join("denied.toml")).expect("renamed");
 }
 
 async fn session(proxy: &Proxy, token: &str) -> Raw {
@@ -34,7 +37,7 @@ fn token(subject: &str, id: &str) -> String {
 
 #[tokio::test]
 pub(crate) async fn who_is_denied_is_refused_and_loses_running_sessions_within_a_second() {
-    let proxy = with_list("").await;
+    let proxy = with_list("denied = []\n").await;
     let mut idle = session(&proxy, &token("mallory", "m1")).await;
     let mut busy = session(&proxy, &token("mallory", "m2")).await;
     busy.send(&query("SELECT pg_sleep(600)")).await;
@@ -73,7 +76,7 @@ pub(crate) async fn who_is_denied_is_refused_and_loses_running_sessions_within_a
 
 #[tokio::test]
 async fn tokens_of_later_are_good_again_and_a_mistake_in_the_list_changes_nothing() {
-    let proxy = with_list("").await;
+    let proxy = with_list("denied = []\n").await;
     let issued = |when: u64| mint::token_with("acme", json!({ "sub": "alice", "iat": when }));
     let at = time::OffsetDateTime::from_unix_timestamp(mint::now() as i64 - 60).expect("a moment");
     let (date, clock) = (at.date(), at.time());
@@ -91,4 +94,21 @@ async fn tokens_of_later_are_good_again_and_a_mistake_in_the_list_changes_nothin
     proxy.connect(&issued(mint::now() - 300), "acme").await.expect_err("still withdrawn");
     let line = proxy.logged(|line| line["level"] == "ERROR" && line["file"] == "denied").await;
     assert!(line["error"].as_str().expect("words").contains("subjekt"), "{line}");
+}
+
+#[tokio::test]
+async fn a_list_that_was_cut_off_or_cannot_be_read_lets_nobody_in() {
+    let proxy = with_list("[[denied]]\nsubject = \"mallory\"\n").await;
+    let failed = "pgsilo_file_reloads_total{file=\"denied\",result=\"error\"}";
+    deny(&proxy, "");
+    proxy.metric_reaches(failed, 1.0).await;
+    proxy.connect(&token("mallory", "m1"), "acme").await.expect_err("still denied");
+    fs::remove_file(proxy.dir().join("denied.toml")).expect("removed");
+    proxy.metric_reaches(failed, 2.0).await;
+    proxy.connect(&token("mallory", "m1"), "acme").await.expect_err("still denied");
+    // It is looked at again although nobody touches it any more; and said once.
+    deny(&proxy, "denied = []\n");
+    proxy.metric_reaches(RELOADS, 1.0).await;
+    proxy.connect(&token("mallory", "m1"), "acme").await.expect("pardoned");
+    assert_eq!(proxy.metric(failed).await, 2.0);
 }

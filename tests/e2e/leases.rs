@@ -356,3 +356,30 @@ async fn a_database_that_never_stops_talking_is_not_listened_to() {
     let cause = event["cause"].as_str().expect("a cause");
     assert!(cause.ends_with("more messages during its login than are believable"), "{cause}");
 }
+
+/// A session may hold the row of its own role, and refuse to be cancelled. Its end must not wait for
+/// what it holds.
+#[tokio::test]
+async fn a_session_that_holds_on_to_its_role_loses_it_all_the_same() {
+    let proxy = Proxy::start().await;
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.log_in(&mint::token("acme"), "acme").await;
+    let role = client.ask("SELECT session_user::text").await;
+    let holds = "BEGIN; SET LOCAL ROLE NONE; ALTER ROLE CURRENT_USER PASSWORD 'mine';
+        SET LOCAL ROLE tenant_acme_app; SELECT 'held'";
+    assert_eq!(client.ask(holds).await, "held");
+    let refuses = "DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(90);
+        EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$";
+    client.send(&query(refuses)).await;
+    let superuser = world().superuser("postgres").await;
+    let running = "SELECT 1 FROM pg_stat_activity WHERE usename = $1 AND wait_event = 'PgSleep'";
+    eventually("it to run", async || {
+        superuser.query_opt(running, &[&role]).await.expect("asked").map(|_| ())
+    })
+    .await;
+    drop(client);
+    role_is_gone(&role).await;
+    let left = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 OR (usename IS NULL AND wait_event = 'PgSleep')";
+    let left: i64 = superuser.query_one(left, &[&role]).await.expect("asked").get(0);
+    assert_eq!(left, 0, "and so is its session");
+}

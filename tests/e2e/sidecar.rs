@@ -69,17 +69,36 @@ async fn a_command_prints_the_token_and_is_run_again_when_it_was_refused() {
         runs.display(),
         token.display()
     );
-    let proxy = Proxy::with(Settings { listeners, ..Settings::default() }).await;
+    let settings = Settings { listeners, ..Settings::default() };
+    let proxy = Proxy::with(settings.clone()).await;
     for _ in 0..3 {
         assert_eq!(database(&connect(&proxy).await.expect("connected")).await, "tenant_acme");
     }
     let lines = || fs::read_to_string(&runs).expect("read").lines().count();
     assert_eq!(lines(), 1, "once for all of them");
-    // What it printed is withdrawn: the next login runs it again.
-    let signer = json!({ "aud": "somebody else" });
-    fs::write(&token, mint::token_with("acme", signer)).expect("written");
-    fs::remove_dir_all(&dir).expect("removed");
+    // What it printed is refused: the next login runs it again.
+    proxy.reload(&proxy.tenants().replacen("id = \"acme\"", "id = \"other\"", 1));
+    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    assert_eq!(state(&connect(&proxy).await.expect_err("nobody knows acme")), "3D000");
+    assert_eq!(lines(), 1, "that is not the token's fault");
     drop(proxy);
+
+    fs::write(&token, mint::token_with("globex", json!({ "aud": "others" }))).expect("written");
+    let proxy = Proxy::with(settings.clone()).await;
+    assert_eq!(state(&connect(&proxy).await.expect_err("of another audience")), "28P01");
+    fs::write(&token, mint::token("globex")).expect("written");
+    assert_eq!(database(&connect(&proxy).await.expect("connected")).await, "tenant_globex");
+    assert_eq!(lines(), 3, "once for each token");
+    drop(proxy);
+
+    // However many wait for one that fails, it runs once.
+    fs::remove_file(&token).expect("removed");
+    let proxy = Proxy::with(settings).await;
+    for outcome in futures_util::future::join_all((0..8).map(|_| connect(&proxy))).await {
+        assert_eq!(state(&outcome.expect_err("no token")), "57P03");
+    }
+    assert_eq!(lines(), 4);
+    fs::remove_dir_all(&dir).expect("removed");
 }
 
 #[tokio::test]

@@ -136,7 +136,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "certificate = \"server.crt\"",
         "certificate = \".\"",
-        "pgsilo.toml:13: listener[0].tls.certificate: cannot read \".\": Is a directory (os error 21)",
+        "pgsilo.toml:13: listener[0].tls.certificate: cannot read \".\": not a regular file",
     ),
     (
         "certificate = \"server.crt\"",
@@ -682,7 +682,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "certificate = \"spiffe://example.org/ns/app/sa/billing\"",
         "certificate = \"a b\"",
-        "tenants.toml:36: binding[0].certificate: \"a b\" is not a URI, nor \"dns:\" and a host",
+        "tenants.toml:36: binding[0].certificate: \"a b\" is not a URI, nor \"dns:\" and a host in lower case",
     ),
     (
         "tenant = \"acme\"",

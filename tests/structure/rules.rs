@@ -48,8 +48,13 @@ const LAYERS: [&[&str]; 10] = [
 ];
 
 /// In one row all the same.
-const NEIGHBOURS: [(&str, &str); 4] =
-    [("server", "admin"), ("audit", "refusal"), ("ending", "wire"), ("tls", "stamp")];
+const NEIGHBOURS: [(&str, &str); 5] = [
+    ("server", "admin"),
+    ("audit", "refusal"),
+    ("ending", "wire"),
+    ("tls", "stamp"),
+    ("toml_file", "stamp"),
+];
 
 /// Crates that are for the programs, or for what only programs do.
 const FOR_PROGRAMS: [&str; 5] = ["anyhow", "clap", "rcgen", "tokio_postgres", "tracing_subscriber"];

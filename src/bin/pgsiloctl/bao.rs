@@ -82,10 +82,14 @@ impl Bao {
         Ok(keys.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect())
     }
 
-    /// As [`Bao::write`], but `None` where OpenBAO says 400: it knows no such thing.
-    pub(crate) async fn write_if_known(&self, path: &str, body: Value) -> Result<Option<Value>> {
+    /// What OpenBAO knows of a lease: `None` only if it says that it knows no such one. Other
+    /// failures have the same status.
+    pub(crate) async fn look_up_lease(&self, id: &str) -> Result<Option<Value>> {
+        let path = "sys/leases/lookup";
+        let body = serde_json::json!({ "lease_id": id });
         let (status, answer) = self.ask(Method::POST, path, Some(body)).await?;
-        if status == StatusCode::BAD_REQUEST {
+        let unknown = answer["errors"] == serde_json::json!(["invalid lease"]);
+        if status == StatusCode::BAD_REQUEST && unknown {
             return Ok(None);
         }
         believed(&Method::POST, path, status, answer).map(Some)

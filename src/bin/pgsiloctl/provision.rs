@@ -188,12 +188,19 @@ fn lease_statements(tenant: &TenantId, connection: &str, works_as: &str) -> Valu
 /// up: it tries again.
 pub(crate) fn revocation() -> String {
     let role = "{{name}}";
+    // First: a session may hold its role's row, and ALTER ROLE would wait for it in vain. And again,
+    // for who has logged in meanwhile.
+    let end = format!(
+        "PERFORM pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE usename = '{role}'"
+    );
     format!(
         "DO $$ BEGIN \
          IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{role}') THEN \
          SET LOCAL lock_timeout = '3s'; \
+         {end}; \
          ALTER ROLE \"{role}\" NOLOGIN; \
-         PERFORM pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE usename = '{role}'; \
+         PERFORM pg_catalog.pg_stat_clear_snapshot(); \
+         {end}; \
          DROP OWNED BY \"{role}\" CASCADE; \
          DROP ROLE \"{role}\"; \
          END IF; END $$"

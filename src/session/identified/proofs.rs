@@ -1,7 +1,9 @@
 //! The ways to prove who asks, one function each. Whatever a token came by, it is verified in one
 //! place; and whoever showed a certificate cannot use a token that is bound to another.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::timeout;
 
 use super::super::client::{Client, Stop};
 use crate::identity::Identity;
@@ -12,6 +14,9 @@ use crate::token::{Source, Token};
 use crate::wire::message;
 use crate::wire::sasl::{self, InitialResponse, KVSEP, OAUTHBEARER};
 use crate::wire::startup::StartupError;
+
+/// How long a client may take to answer that its bearer token was refused.
+const ANSWER: Duration = Duration::from_secs(3);
 
 /// What was proved, and the token it was proved with, where OpenBAO is to be shown that.
 pub(super) struct Proved {
@@ -81,12 +86,18 @@ pub(super) async fn bearer(
     };
     let mut told = Vec::new();
     message::sasl_continue(&mut told, challenge);
-    client.frontend.send(&told).await.map_err(|_lost| Stop::Left)?;
-    let answer = client.frontend.read_password(max).await?;
-    match *answer == [KVSEP] {
-        true => Err(refusal.into()),
-        false => Err(malformed(&"an error of OAUTHBEARER was not answered with one separator")),
-    }
+    let told_and_answered = async {
+        client.frontend.send(&told).await?;
+        client.frontend.read_password(max).await
+    };
+    // Whatever comes of it: its token was refused, and that is what it is told, and audited.
+    let answer = timeout(ANSWER, told_and_answered).await;
+    tracing::debug!(
+        session = %client.trail.session,
+        polite = matches!(answer, Ok(Ok(answer)) if *answer == [KVSEP]),
+        "a client was told where to get a token"
+    );
+    Err(refusal.into())
 }
 
 /// The certificate of the handshake. Its authorities are the listener's, and were asked there.
@@ -110,8 +121,12 @@ pub(super) fn certificate(client: &mut Client) -> Result<Proved, Refusal> {
 pub(super) async fn sidecar(client: &mut Client, source: &Source) -> Result<Proved, Refusal> {
     let token = source.token().await.map_err(Refusal::from)?;
     let verified = verify(client, &token).await;
-    if verified.is_err() {
-        source.forget().await;
+    if let Err(refusal) = &verified {
+        match refusal.reason() {
+            // No other token would be taken either.
+            Reason::KeysUnavailable | Reason::TokenUnbound => {}
+            _ => source.forget().await,
+        }
     }
     verified
 }

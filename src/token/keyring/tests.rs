@@ -1,5 +1,7 @@
 //! What puts keys in force, what does not, and for how long.
 
+use std::fs;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rcgen::KeyPair;

@@ -57,10 +57,23 @@ impl Authority {
     }
 
     pub(crate) fn client_until(&self, uri: &str, serial: u64, end: OffsetDateTime) -> Pair {
+        self.client_of(uri, serial, (OffsetDateTime::now_utc() - Duration::hours(1), end))
+    }
+
+    pub(crate) fn client_since(&self, uri: &str, serial: u64, begin: OffsetDateTime) -> Pair {
+        self.client_of(uri, serial, (begin, OffsetDateTime::now_utc() + Duration::hours(1)))
+    }
+
+    fn client_of(
+        &self,
+        uri: &str,
+        serial: u64,
+        (begin, end): (OffsetDateTime, OffsetDateTime),
+    ) -> Pair {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(uri).expect("ASCII"))];
         params.serial_number = Some(SerialNumber::from(serial));
-        params.not_before = OffsetDateTime::now_utc() - Duration::hours(1);
+        params.not_before = begin;
         params.not_after = end;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(params)
@@ -86,6 +99,10 @@ impl Authority {
 
     /// The list of those revoked, in force from now on.
     pub(crate) fn revoked(&self, serials: &[u64]) -> String {
+        self.revoked_until(serials, OffsetDateTime::now_utc() + Duration::hours(1))
+    }
+
+    pub(crate) fn revoked_until(&self, serials: &[u64], next_update: OffsetDateTime) -> String {
         let now = OffsetDateTime::now_utc();
         let revoked = |serial: &u64| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
@@ -94,8 +111,8 @@ impl Authority {
             invalidity_date: None,
         };
         let list = CertificateRevocationListParams {
-            this_update: now - Duration::minutes(1),
-            next_update: now + Duration::hours(1),
+            this_update: now - Duration::hours(2),
+            next_update,
             crl_number: SerialNumber::from(1u64),
             issuing_distribution_point: None,
             revoked_certs: serials.iter().map(revoked).collect(),

@@ -86,6 +86,26 @@ pub(crate) fn query(sql: &str) -> Vec<u8> {
     tagged(b'Q', &[sql.as_bytes(), &[0]].concat())
 }
 
+fn client_config(alpn: &[&[u8]], own: Option<&Pair>, more_roots: &[u8]) -> rustls::ClientConfig {
+    let mut roots = rustls::RootCertStore::empty();
+    let ca = CertificateDer::from_pem_file(world().dir().join("ca.crt")).expect("a CA");
+    roots.add(ca).expect("a good CA");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    for ca in CertificateDer::pem_slice_iter(more_roots) {
+        roots.add(ca.expect("PEM")).expect("a good CA");
+    }
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots);
+    let mut config = match own.map(Pair::der) {
+        None => builder.with_no_client_auth(),
+        Some((leaf, key)) => builder.with_client_auth_cert(vec![leaf], key).expect("a pair"),
+    };
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config
+}
+
 impl Raw {
     pub(crate) async fn tcp(address: SocketAddr) -> Raw {
         let tcp = TcpStream::connect(address).await.expect("connected");
@@ -128,6 +148,27 @@ impl Raw {
         Ok(Raw(Box::new(Raw::shake_hands(tcp, &[b"postgresql"], host, None, ca).await?)))
     }
 
+    /// What the handshakes of a client are that remembers the ones before.
+    pub(crate) async fn handshakes_of_one_client(
+        address: SocketAddr,
+        own: &Pair,
+        count: usize,
+    ) -> Vec<rustls::HandshakeKind> {
+        let config = Arc::new(client_config(&[b"postgresql"], Some(own), b""));
+        let mut kinds = Vec::new();
+        for _ in 0..count {
+            let tcp = TcpStream::connect(address).await.expect("connected");
+            let name = ServerName::try_from("localhost").expect("a name");
+            let connector = tokio_rustls::TlsConnector::from(Arc::clone(&config));
+            let mut tls = connector.connect(name, tcp).await.expect("TLS");
+            kinds.push(tls.get_ref().1.handshake_kind().expect("it is over"));
+            // Tickets come behind the handshake: an answer is read, so they are as well.
+            tls.write_all(&startup(&[("user", "app")])).await.expect("sent");
+            tls.read_u8().await.expect("an answer");
+        }
+        kinds
+    }
+
     pub(crate) async fn shake_hands(
         tcp: TcpStream,
         alpn: &[&[u8]],
@@ -135,22 +176,7 @@ impl Raw {
         own: Option<&Pair>,
         more_roots: &[u8],
     ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
-        let mut roots = rustls::RootCertStore::empty();
-        let ca = CertificateDer::from_pem_file(world().dir().join("ca.crt")).expect("a CA");
-        roots.add(ca).expect("a good CA");
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        for ca in CertificateDer::pem_slice_iter(more_roots) {
-            roots.add(ca.expect("PEM")).expect("a good CA");
-        }
-        let builder = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_root_certificates(roots);
-        let mut config = match own.map(Pair::der) {
-            None => builder.with_no_client_auth(),
-            Some((leaf, key)) => builder.with_client_auth_cert(vec![leaf], key).expect("a pair"),
-        };
-        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        let config = client_config(alpn, own, more_roots);
         let name = ServerName::try_from(host.to_owned()).expect("a name");
         tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await
     }

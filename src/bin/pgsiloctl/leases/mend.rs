@@ -42,8 +42,7 @@ enum Sessions {
 
 /// OpenBAO's word that it is gone, or why it is not. One that is gone already is no failure.
 async fn revoke(bao: &Bao, lease: &str) -> Result<()> {
-    let known = json!({ "lease_id": lease });
-    if bao.write_if_known("sys/leases/lookup", known).await?.is_none() {
+    if bao.look_up_lease(lease).await?.is_none() {
         return Ok(());
     }
     bao.write(&format!("sys/leases/revoke/{lease}"), json!({ "sync": true })).await?;
