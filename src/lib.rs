@@ -20,7 +20,7 @@
 //! config                   the file, and the ready-made objects it becomes
 //! identity                 who a session is, however that was proved
 //! token | registry | lease three parts that never import each other: they meet in stages
-//! tenant, tls, stream, ending, limits, secret, toml_file, stamp, backoff, host, clock, wire
+//! tenant, tls, stream, ending, limits, secret, toml_file, stamp, backoff, host, cause, clock, wire
 //! ```
 //!
 //! One exception is deliberate: `backend::dial` takes a [`session::Routed`], so that nothing
@@ -31,6 +31,7 @@ mod audit;
 mod backend;
 mod backoff;
 mod cancel;
+mod cause;
 mod clock;
 pub mod config;
 mod ending;

@@ -36,6 +36,40 @@ impl Stamp {
     }
 }
 
+/// What files were like when they were last read: whether to read them again.
+#[derive(Debug)]
+pub(crate) struct LastRead<S = Stamp>(S);
+
+impl<S: PartialEq> LastRead<S> {
+    /// Stamps that were looked at before the files were read: a change meanwhile is then seen later.
+    pub(crate) fn new(stamp: S) -> LastRead<S> {
+        LastRead(stamp)
+    }
+
+    /// Reads again if `now` is another stamp, or in any case; whether that was so. After an error
+    /// not again before another change, unless `unread` finds that they could not even be read:
+    /// that may pass without one.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub(crate) fn again<E>(
+        &mut self,
+        now: S,
+        in_any_case: bool,
+        read: impl FnOnce() -> Result<(), E>,
+        unread: impl FnOnce(&E) -> bool,
+    ) -> Result<bool, E> {
+        if self.0 == now && !in_any_case {
+            return Ok(false);
+        }
+        let result = read();
+        if !result.as_ref().is_err_and(unread) {
+            self.0 = now;
+        }
+        result.map(|()| true)
+    }
+}
+
 /// Reads a file that is one: a pipe or a device in its place would be waited for without end.
 ///
 /// # Errors

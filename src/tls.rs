@@ -31,7 +31,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::signature_algorithm::SignatureAlgorithm;
 
 pub use self::holder::{Holder, HolderError, thumbprint};
-use crate::stamp::{Stamp, read_file};
+use crate::stamp::{LastRead, Stamp, read_file};
 
 /// What PostgreSQL 17 registered; libpq's `sslnegotiation=direct` insists on it.
 const ALPN: &[u8] = b"postgresql";
@@ -185,7 +185,7 @@ pub struct ClientAuthorities {
 pub struct Server {
     files: ServerFiles,
     current: ArcSwap<ServerConfig>,
-    read: Mutex<Vec<Stamp>>,
+    read: Mutex<LastRead<Vec<Stamp>>>,
 }
 
 impl Server {
@@ -194,7 +194,7 @@ impl Server {
     /// # Errors
     /// When they are not a chain and its key.
     pub fn open(files: ServerFiles) -> Result<Server, TlsError> {
-        let read = files.stamps();
+        let read = LastRead::new(files.stamps());
         let current = ArcSwap::new(server(&files)?);
         Ok(Server { files, current, read: Mutex::new(read) })
     }
@@ -217,21 +217,12 @@ impl Server {
     /// When they are not a chain and its key, as while they are being replaced one by one.
     pub fn reload(&self, in_any_case: bool) -> Result<bool, TlsError> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = self.files.stamps();
-        if *read == now && !in_any_case {
-            return Ok(false);
-        }
-        match server(&self.files) {
-            Ok(new) => self.current.store(new),
-            // It may be read a moment later without another change.
-            Err(error @ TlsError::Unreadable { .. }) => return Err(error),
-            Err(error) => {
-                *read = now;
-                return Err(error);
-            }
-        }
-        *read = now;
-        Ok(true)
+        let load = || {
+            self.current.store(server(&self.files)?);
+            Ok(())
+        };
+        let unread = |error: &TlsError| matches!(error, TlsError::Unreadable { .. });
+        read.again(self.files.stamps(), in_any_case, load, unread)
     }
 }
 

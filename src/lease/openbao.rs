@@ -20,6 +20,7 @@ use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 use super::Settings;
+use crate::cause::root_cause;
 use crate::host::is_loopback;
 use crate::secret::Secret;
 use crate::stamp::Stamp;
@@ -453,19 +454,12 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, OpenBaoError> {
     serde_json::from_slice(body).map_err(|_error| OpenBaoError::NotJson)
 }
 
-/// The library's errors print the URL and, further down, the cause; the cause is what helps.
+/// The library's errors print the URL and, further down, the cause.
 fn transport(error: reqwest::Error) -> OpenBaoError {
     if error.is_timeout() {
         return OpenBaoError::Timeout;
     }
-    let error = error.without_url();
-    let mut words = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        words = cause.to_string();
-        source = cause.source();
-    }
-    OpenBaoError::Unreachable(words)
+    OpenBaoError::Unreachable(root_cause(&error.without_url()))
 }
 
 fn said(status: StatusCode, body: &[u8]) -> OpenBaoError {

@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 
-use crate::stamp::Stamp;
+use crate::stamp::{LastRead, Stamp};
 use crate::toml_file::{FileError, TomlFile};
 
 #[derive(Deserialize)]
@@ -65,7 +65,7 @@ pub struct Denied {
     path: PathBuf,
     issuers: HashSet<String>,
     current: ArcSwap<List>,
-    read: Mutex<Stamp>,
+    read: Mutex<LastRead>,
     generation: watch::Sender<u64>,
 }
 
@@ -75,7 +75,7 @@ impl Denied {
     /// # Errors
     /// When it cannot be read or holds an entry that is not valid.
     pub fn open(path: &Path, issuers: HashSet<String>) -> Result<Denied, FileError> {
-        let read = Mutex::new(Stamp::of(path));
+        let read = Mutex::new(LastRead::new(Stamp::of(path)));
         let current = ArcSwap::from_pointee(load(path, &issuers)?);
         let generation = watch::Sender::new(0);
         Ok(Denied { path: path.into(), issuers, current, read, generation })
@@ -88,22 +88,13 @@ impl Denied {
     /// As for [`Denied::open`].
     pub fn reload(&self, in_any_case: bool) -> Result<bool, FileError> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Stamp::of(&self.path);
-        if *read == now && !in_any_case {
-            return Ok(false);
-        }
-        match load(&self.path, &self.issuers) {
-            Ok(list) => self.current.store(Arc::new(list)),
-            // It may be read a moment later without another change.
-            Err(error) if error.line().is_none() => return Err(error),
-            Err(error) => {
-                *read = now;
-                return Err(error);
-            }
-        }
-        *read = now;
-        self.generation.send_modify(|generation| *generation += 1);
-        Ok(true)
+        let load = || {
+            self.current.store(Arc::new(load(&self.path, &self.issuers)?));
+            self.generation.send_modify(|generation| *generation += 1);
+            Ok(())
+        };
+        let unread = |error: &FileError| error.line().is_none();
+        read.again(Stamp::of(&self.path), in_any_case, load, unread)
     }
 
     /// Whether this was withdrawn.

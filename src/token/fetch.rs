@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::keys::KeyError;
 use super::strict::strict_json;
+use crate::cause::root_cause;
 use crate::host::is_loopback;
 
 /// Of one fetch, whatever it consists of: as long as a login may be held up by it.
@@ -273,7 +274,7 @@ fn jwks_uri(configuration: &[u8], issuer: &str, from: &KeysUrl) -> Result<KeysUr
     Ok(url)
 }
 
-/// The library's errors print the URL and, further down, the cause; the cause is what helps.
+/// The library's errors print the URL and, further down, the cause.
 fn transport(error: reqwest::Error) -> FetchError {
     if error.is_timeout() {
         return FetchError::Timeout;
@@ -281,14 +282,7 @@ fn transport(error: reqwest::Error) -> FetchError {
     if error.is_redirect() {
         return FetchError::Redirected;
     }
-    let error = error.without_url();
-    let mut words = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        words = cause.to_string();
-        source = cause.source();
-    }
-    FetchError::Unreachable(words)
+    FetchError::Unreachable(root_cause(&error.without_url()))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use super::keys::{self, Algorithm, Key, KeyError, KeySet};
 use super::looks::Looks;
 use crate::backoff::{Backoff, spread};
 use crate::clock::BootTime;
-use crate::stamp::{Stamp, read_file};
+use crate::stamp::{LastRead, Stamp, read_file};
 
 /// Between two fetches that tokens with unknown keys ask for: anybody can make such tokens.
 const FETCHES_APART: Duration = Duration::from_secs(10);
@@ -68,7 +68,7 @@ pub struct KeyFile {
 
 #[derive(Debug)]
 struct Seen {
-    stamp: Stamp,
+    read: LastRead,
     /// Since when the keys in force are not the file's.
     failing: Option<BootTime>,
 }
@@ -101,10 +101,10 @@ impl KeyFile {
     /// When it is no key set.
     pub fn open(path: PathBuf) -> Result<(KeyFile, KeySet), KeyFileError> {
         // Looked at before it is read: a change meanwhile is then seen later.
-        let stamp = Stamp::of(&path);
+        let last = LastRead::new(Stamp::of(&path));
         let set = KeySet::from_jwks(&read(&path)?);
         let set = set.map_err(|error| KeyFileError::NotValid { path: path.clone(), error })?;
-        Ok((KeyFile { path, seen: Mutex::new(Seen { stamp, failing: None }) }, set))
+        Ok((KeyFile { path, seen: Mutex::new(Seen { read: last, failing: None }) }, set))
     }
 }
 
@@ -228,22 +228,18 @@ impl Keyring {
         };
         let mut seen = file.seen.lock().unwrap_or_else(PoisonError::into_inner);
         looks.begin();
-        let (asked, stamp) = (BootTime::now(), Stamp::of(&file.path));
-        let result = match seen.stamp == stamp && !in_any_case {
-            true => Ok(false),
-            false => {
-                let result = read(&file.path).and_then(|json| {
-                    let invalid = |error| KeyFileError::NotValid { path: file.path.clone(), error };
-                    self.replace(issuer, &json, asked).map_err(invalid)
-                });
-                let failing = result.is_err().then(|| seen.failing.unwrap_or(asked));
-                // What cannot even be read may be a moment later, without another change.
-                let unread = matches!(result, Err(KeyFileError::Unreadable { .. }));
-                let stamp = if unread { seen.stamp } else { stamp };
-                *seen = Seen { stamp, failing };
-                result.map(|()| true)
-            }
+        let asked = BootTime::now();
+        let Seen { read: last, failing } = &mut *seen;
+        let load = || {
+            let result = read(&file.path).and_then(|json| {
+                let invalid = |error| KeyFileError::NotValid { path: file.path.clone(), error };
+                self.replace(issuer, &json, asked).map_err(invalid)
+            });
+            *failing = result.is_err().then(|| failing.unwrap_or(asked));
+            result
         };
+        let unread = |error: &KeyFileError| matches!(error, KeyFileError::Unreadable { .. });
+        let result = last.again(Stamp::of(&file.path), in_any_case, load, unread);
         looks.end();
         Some(result)
     }

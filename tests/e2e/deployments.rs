@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::acme::{is_dropped, is_given_back, is_not_logged_in, lives, refused, session};
+use crate::support::acme::{
+    is_dropped, is_given_back, is_not_logged_in, lives, lives_to_its_end, refused, session,
+};
 use crate::support::agent::Agent;
 use crate::support::bao::{Folder, Server, Shape};
 use crate::support::certificates::{Authority, Signed};
@@ -169,11 +171,9 @@ async fn credentials_are_leased_in_the_namespace_that_is_configured_and_in_no_ot
     let auth = inside.app_role(&dir, json!({ "token_period": "60s" })).await;
     let openbao = format!("{}namespace = \"team-a\"\n{auth}", address(&server));
     let proxy = Proxy::with(settings(openbao)).await;
-    let (mut client, role) = session(&proxy).await;
+    let (client, role) = session(&proxy).await;
     proxy.metric_reaches("pgsilo_renewals_total", 1.0).await;
-    lives(&mut client).await;
-    drop(client);
-    is_given_back(&proxy, &role).await;
+    lives_to_its_end(&proxy, client, &role).await;
 
     // The same, where nobody knows it: the root namespace has no such method, and another one
     // has it with other roles.
@@ -254,11 +254,9 @@ async fn an_agents_own_token_is_no_reason_to_have_another() {
     server.app_role(&dir, json!({ "token_period": "60s" })).await;
     let agent = Agent::start(&server, "api_proxy {\n  use_auto_auth_token = \"force\"\n}").await;
     let proxy = Proxy::with(settings(agent.address() + &agent.auth())).await;
-    let (mut client, role) = session(&proxy).await;
+    let (client, role) = session(&proxy).await;
     proxy.metric_reaches("pgsilo_renewals_total", 1.0).await;
-    lives(&mut client).await;
-    drop(client);
-    is_given_back(&proxy, &role).await;
+    lives_to_its_end(&proxy, client, &role).await;
 }
 
 #[tokio::test]
@@ -289,15 +287,13 @@ async fn a_credential_from_an_agents_cache_is_refused_for_it_is_another_sessions
     let caching = "cache {}\napi_proxy {\n  use_auto_auth_token = true\n}";
     let agent = Agent::start(&server, caching).await;
     let proxy = Proxy::with(settings(agent.address() + &agent.auth())).await;
-    let (mut client, role) = session(&proxy).await;
+    let (client, role) = session(&proxy).await;
     let event = refused(&proxy, "58000", Duration::from_secs(2)).await;
     assert_eq!(event["reason"], "lease_denied");
     assert!(event["cause"].as_str().expect("a cause").contains("cache"), "{event}");
     // Nothing of the first session's was given back for it.
     proxy.metric_reaches("pgsilo_revocations_pending", 0.0).await;
-    lives(&mut client).await;
-    drop(client);
-    is_given_back(&proxy, &role).await;
+    lives_to_its_end(&proxy, client, &role).await;
 }
 
 #[tokio::test]

@@ -15,11 +15,13 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::support::acme::{
-    is_given_back, is_not_logged_in, lives, refused, served_again, session, turned_away,
+    is_given_back, is_not_logged_in, lives, lives_to_its_end, refused, served_again, session,
+    turned_away,
 };
 use crate::support::bao::{Folder, Server, Shape, free_port};
 use crate::support::certificates::{Authority, Signed};
 use crate::support::proxy::{Proxy, Settings};
+use crate::support::raw::Raw;
 use crate::support::world::world;
 use crate::support::{eventually, fake};
 
@@ -60,13 +62,17 @@ async fn a_leader_that_is_killed_costs_no_session_and_no_lease() {
     lives(&mut lasting).await;
     lives(&mut leaving).await;
     drop(leaving);
-    served_again(&proxy).await;
-    is_given_back(&proxy, &leaving_role).await;
+    has_recovered(&proxy, &leaving_role, (lasting, &lasting_role)).await;
+}
+
+/// OpenBAO is back: who left meanwhile has given its lease back, who stayed is renewed and gives it
+/// back in the end, and pgsilo has not logged in again.
+async fn has_recovered(proxy: &Proxy, left: &str, (lasting, role): (Raw, &str)) {
+    served_again(proxy).await;
+    is_given_back(proxy, left).await;
     let renewals = proxy.metric("pgsilo_renewals_total").await;
     proxy.metric_reaches("pgsilo_renewals_total", renewals + 1.0).await;
-    lives(&mut lasting).await;
-    drop(lasting);
-    is_given_back(&proxy, &lasting_role).await;
+    lives_to_its_end(proxy, lasting, role).await;
     assert_eq!(proxy.metric("pgsilo_openbao_logins_total{result=\"ok\"}").await, 1.0);
 }
 
@@ -91,11 +97,9 @@ async fn redirecting(tls: Option<(&Authority, &Signed)>, api_addr: Option<String
 async fn is_followed([leader, standby]: [Server; 2], dir: &Folder, ca: &str) {
     let auth = leader.app_role(dir, periodic()).await;
     let proxy = Proxy::with(asking(standby.address(), &format!("{ca}{auth}"))).await;
-    let (mut client, role) = session(&proxy).await;
+    let (client, role) = session(&proxy).await;
     proxy.metric_reaches("pgsilo_renewals_total", 1.0).await;
-    lives(&mut client).await;
-    drop(client);
-    is_given_back(&proxy, &role).await;
+    lives_to_its_end(&proxy, client, &role).await;
 }
 
 #[tokio::test]
@@ -150,14 +154,7 @@ async fn an_openbao_that_is_killed_and_started_again_finds_its_leases_kept() {
     lives(&mut lasting).await;
 
     server.restart().await;
-    served_again(&proxy).await;
-    is_given_back(&proxy, &leaving_role).await;
-    let renewals = proxy.metric("pgsilo_renewals_total").await;
-    proxy.metric_reaches("pgsilo_renewals_total", renewals + 1.0).await;
-    lives(&mut lasting).await;
-    drop(lasting);
-    is_given_back(&proxy, &lasting_role).await;
-    assert_eq!(proxy.metric("pgsilo_openbao_logins_total{result=\"ok\"}").await, 1.0);
+    has_recovered(&proxy, &leaving_role, (lasting, &lasting_role)).await;
 }
 
 #[tokio::test]

@@ -42,6 +42,7 @@ const LAYERS: [&[&str]; 10] = [
         "stamp",
         "backoff",
         "host",
+        "cause",
         "clock",
         "wire",
     ],

@@ -72,6 +72,13 @@ pub(crate) async fn is_given_back(proxy: &Proxy, role: &str) {
     is_dropped(role).await;
 }
 
+/// A session that still works ends, and its lease is given back.
+pub(crate) async fn lives_to_its_end(proxy: &Proxy, mut client: Raw, role: &str) {
+    lives(&mut client).await;
+    drop(client);
+    is_given_back(proxy, role).await;
+}
+
 /// Waits until a leased role is dropped.
 pub(crate) async fn is_dropped(role: &str) {
     let superuser = world().superuser("postgres").await;
