@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::rand;
@@ -14,6 +15,7 @@ use tracing::Level;
 
 use crate::ending::Ending;
 use crate::refusal::Refusal;
+use crate::tenant::TenantId;
 use crate::token::{Claims, Rejected};
 
 /// How much of a name that a client sent is written, in characters.
@@ -44,63 +46,69 @@ impl fmt::Debug for SessionId {
     }
 }
 
-/// What has been learned of a connection so far. The stages write into it, events read it.
+/// What has been learned of a connection so far. The stages write into it, events read it. Texts
+/// are shared with whoever has them too: each session holds one of these.
 #[derive(Debug)]
 pub(crate) struct Trail {
     pub(crate) session: SessionId,
-    pub(crate) address: String,
+    pub(crate) address: Arc<str>,
     pub(crate) tls: bool,
-    pub(crate) user: String,
-    pub(crate) database: String,
-    pub(crate) application: String,
-    pub(crate) issuer: String,
-    pub(crate) subject: String,
-    pub(crate) token_id: String,
-    pub(crate) tenant: String,
+    pub(crate) user: Arc<str>,
+    pub(crate) database: Arc<str>,
+    pub(crate) application: Arc<str>,
+    pub(crate) issuer: Arc<str>,
+    pub(crate) subject: Arc<str>,
+    pub(crate) token_id: Arc<str>,
+    pub(crate) tenant: Option<TenantId>,
     pub(crate) access: &'static str,
-    pub(crate) placement: String,
-    pub(crate) role: String,
+    pub(crate) placement: Arc<str>,
+    pub(crate) role: Arc<str>,
     pub(crate) backend_pid: u32,
 }
 
 impl Trail {
     pub(crate) fn new(address: Option<SocketAddr>) -> Trail {
+        let none: Arc<str> = Arc::default();
         Trail {
             session: SessionId::new(),
-            address: address.map_or_else(|| "unix".to_owned(), |address| address.to_string()),
+            address: address.map_or_else(|| "unix".into(), |address| address.to_string().into()),
             tls: false,
-            user: String::new(),
-            database: String::new(),
-            application: String::new(),
-            issuer: String::new(),
-            subject: String::new(),
-            token_id: String::new(),
-            tenant: String::new(),
+            user: Arc::clone(&none),
+            database: Arc::clone(&none),
+            application: Arc::clone(&none),
+            issuer: Arc::clone(&none),
+            subject: Arc::clone(&none),
+            token_id: Arc::clone(&none),
+            tenant: None,
             access: "",
-            placement: String::new(),
-            role: String::new(),
+            placement: Arc::clone(&none),
+            role: none,
             backend_pid: 0,
         }
     }
 
     pub(crate) fn learn_claims(&mut self, claims: &Claims) {
-        self.issuer = claims.issuer().to_owned();
-        self.subject = claims.subject().to_owned();
-        self.token_id = claims.token_id().unwrap_or_default().to_owned();
+        let (issuer, subject, token_id) = claims.names();
+        (self.issuer, self.subject) = (Arc::clone(issuer), Arc::clone(subject));
+        self.token_id = token_id.cloned().unwrap_or_default();
         self.access = claims.access().as_str();
     }
 
     /// Of a refused token, what may be believed.
     pub(crate) fn learn_rejected(&mut self, rejected: &Rejected) {
-        self.subject = rejected.subject.clone().unwrap_or_default();
-        self.token_id = rejected.token_id.clone().unwrap_or_default();
+        self.subject = rejected.subject.as_deref().unwrap_or_default().into();
+        self.token_id = rejected.token_id.as_deref().unwrap_or_default().into();
+    }
+
+    fn tenant(&self) -> &str {
+        self.tenant.as_ref().map_or("", TenantId::as_str)
     }
 }
 
 /// What a client sent, for an event: escaped, so that it cannot pass for something else.
-pub(crate) fn name(bytes: &[u8]) -> String {
+pub(crate) fn name(bytes: &[u8]) -> Arc<str> {
     let text = String::from_utf8_lossy(bytes);
-    text.chars().take(MAX_NAME).flat_map(char::escape_debug).collect()
+    text.chars().take(MAX_NAME).flat_map(char::escape_debug).collect::<String>().into()
 }
 
 /// `tracing` wants the level of an event to be a constant.
@@ -120,11 +128,12 @@ macro_rules! event {
     ($level:expr, $trail:expr, $($more:tt)+) => {
         at_level!(
             $level, target: "pgsilo::audit",
-            session = %$trail.session, address = $trail.address, tls = $trail.tls,
-            user = $trail.user, database = $trail.database, application = $trail.application,
-            issuer = $trail.issuer, subject = $trail.subject, token_id = $trail.token_id,
-            tenant = $trail.tenant, access = $trail.access, placement = $trail.placement,
-            role = $trail.role, backend_pid = $trail.backend_pid, $($more)+
+session = %$trail.session, address = &*$trail.address, tls = $trail.tls,
+            user = &*$trail.user, database = &*$trail.database,
+            application = &*$trail.application, issuer = &*$trail.issuer,
+            subject = &*$trail.subject, token_id = &*$trail.token_id,
+            tenant = $trail.tenant(), access = $trail.access, placement = &*$trail.placement,
+            role = &*$trail.role, backend_pid = $trail.backend_pid, $($more)+
         )
     };
 }
@@ -197,7 +206,7 @@ mod tests {
 
     #[test]
     fn what_a_client_sent_cannot_forge_a_line() {
-        assert_eq!(name(b"a\nb\x1b[31m\xff\""), "a\\nb\\u{1b}[31m\u{fffd}\\\"");
+        assert_eq!(&*name(b"a\nb\x1b[31m\xff\""), "a\\nb\\u{1b}[31m\u{fffd}\\\"");
         assert_eq!(name(&[b'x'; 500]).len(), 80);
     }
 }

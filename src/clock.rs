@@ -2,7 +2,8 @@
 //! suspended and does not jump when somebody sets the clock.
 //!
 //! The runtime's timers stand still in a suspended machine. So a sleep until some time is made
-//! of short ones: after a resume it is late by one of these at most.
+//! of short ones: after a resume it is late by one of these at most. Whoever has many of them
+//! sleeps at a stretch, and is woken by the one task that waits for [`resumed`].
 
 use std::ops::Add;
 use std::time::Duration;
@@ -10,8 +11,10 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::sleep;
 
-/// The longest sleep at once. A session that waits for its end costs three wake-ups in this time.
+/// The longest sleep at once.
 const NAP: Duration = Duration::from_secs(5);
+/// A suspension that makes a difference.
+const NOTABLE: Duration = Duration::from_millis(500);
 
 /// A point in time, as a duration since the machine was booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,6 +51,21 @@ impl BootTime {
             }
             sleep(remaining.min(NAP)).await;
         }
+    }
+}
+
+/// How long the machine has been suspended since it was booted.
+fn suspended() -> Duration {
+    let monotonic = clock_gettime(ClockId::Monotonic);
+    let monotonic = Duration::new(monotonic.tv_sec.unsigned_abs(), monotonic.tv_nsec as u32);
+    BootTime::now().0.saturating_sub(monotonic)
+}
+
+/// Resolves soon after the machine was suspended and goes on.
+pub(crate) async fn resumed() {
+    let before = suspended();
+    while suspended() < before + NOTABLE {
+        sleep(NAP).await;
     }
 }
 

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
-use tokio::sync::{AcquireError, Semaphore, watch};
-use tokio::task::AbortHandle;
+use tokio::sync::futures::Notified;
+use tokio::sync::{AcquireError, Semaphore};
 use tokio::time::{Instant as Deadline, timeout, timeout_at};
 
 pub(crate) use keeper::LeaseEnd;
@@ -122,11 +122,16 @@ pub enum Auth {
 /// A database role's name and password, as OpenBAO made them for one session.
 #[derive(Debug)]
 pub(crate) struct Credential {
-    username: String,
+    username: Arc<str>,
     password: Secret,
 }
 
 impl Credential {
+    /// The role's name, to be shared.
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.username
+    }
+
     /// The role's name; not secret.
     pub(crate) fn username(&self) -> &str {
         &self.username
@@ -147,9 +152,9 @@ pub(crate) struct Lease(Arc<Held>);
 #[derive(Debug)]
 struct Held {
     credential: Credential,
-    end: watch::Receiver<LeaseEnd>,
-    keeper: AbortHandle,
-    revocation: Option<Revocation>,
+    keeper: Arc<Keeper>,
+    /// The login was made for this lease alone, and goes with it.
+    with_login: bool,
     revoker: Revoker,
 }
 
@@ -357,26 +362,12 @@ impl Lessor {
             is_final: !granted.renewable,
             failure: None,
         };
-        let (publish, end) = watch::channel(end);
-        let keeper = Keeper {
-            openbao: Arc::clone(&self.openbao),
-            login: Arc::clone(&login),
-            lease_id: granted.lease_id.clone(),
-            end: publish,
-        };
-        let revocation = Revocation {
-            lease_id: granted.lease_id,
-            login,
-            with_login: self.needs_token(),
-            end: end.clone(),
-        };
-        Ok(Held {
-            credential: Credential { username: granted.username, password: granted.password },
-            keeper: self.runtime.spawn(keeper.keep()).abort_handle(),
-            revocation: Some(revocation),
-            end,
-            revoker: self.revoker,
-        })
+        let lease_id = granted.lease_id.into();
+        let with_login = self.needs_token();
+        let keeper = Keeper::new(self.openbao, login, lease_id, self.runtime, end);
+        let credential =
+            Credential { username: granted.username.into(), password: granted.password };
+        Ok(Held { credential, keeper, with_login, revoker: self.revoker })
     }
 
     /// A 403 means a dead token or a forbidden path. Only the former is worth a second try.
@@ -461,23 +452,23 @@ impl Lease {
         &self.0.credential
     }
 
-    /// When it ends; changes with each renewal.
-    pub(crate) fn end(&self) -> watch::Receiver<LeaseEnd> {
-        self.0.end().clone()
+    /// Has it renewed if it is time to. Returns when it ends, and when to do this again if
+    /// nothing [has changed](Lease::changed) sooner. Whoever holds it has to.
+    pub(crate) fn tend(&self) -> (LeaseEnd, Option<BootTime>) {
+        self.0.keeper.tend()
     }
-}
 
-impl Held {
-    fn end(&self) -> &watch::Receiver<LeaseEnd> {
-        &self.end
+    /// Resolve when [`Lease::tend`] has something new to say; made before that is asked, they miss
+    /// nothing. Two, not one future of both: a session holds them for as long as it is idle.
+    pub(crate) fn changed(&self) -> (Notified<'_>, Notified<'_>) {
+        self.0.keeper.changed()
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.keeper.abort();
-        if let Some(revocation) = self.revocation.take() {
-            self.revoker.revoke(revocation);
-        }
+        self.keeper.stop();
+        let keeper = Arc::clone(&self.keeper);
+        self.revoker.revoke(Revocation { keeper, with_login: self.with_login });
     }
 }

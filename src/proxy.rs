@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::cancel::CancelKeys;
-use crate::clock::BootTime;
+use crate::clock::{self, BootTime};
 use crate::config::{Config, Limits};
 use crate::lease::{Lessor, OpenBaoError};
 use crate::limits::Tally;
-use crate::registry::Registry;
+use crate::registry::{Denied, Registry};
 use crate::tenant::TenantId;
 use crate::token::Verifier;
 
@@ -30,6 +31,8 @@ pub(crate) struct Proxy {
     pub(crate) addresses: Tally<IpAddr>,
     /// When the last transaction must have ended; `None` while pgsilo is not stopping.
     drain: watch::Sender<Option<BootTime>>,
+    /// See [`Proxy::changed`].
+    changed: Notify,
 }
 
 impl Proxy {
@@ -42,6 +45,7 @@ impl Proxy {
         runtime: Handle,
     ) -> Result<&'static Proxy, OpenBaoError> {
         let limits = &config.limits;
+        let background = runtime.clone();
         config.verifier.keep_keys(&runtime);
         let proxy = Proxy {
             lessor: Lessor::start(&config.openbao, runtime)?,
@@ -51,9 +55,12 @@ impl Proxy {
             tenants: Tally::new(limits.max_sessions_per_tenant),
             addresses: Tally::new(limits.max_connections_per_address),
             drain: watch::Sender::new(None),
+            changed: Notify::new(),
             config,
         };
-        Ok(Box::leak(Box::new(proxy)))
+        let proxy: &'static Proxy = Box::leak(Box::new(proxy));
+        background.spawn(proxy.tell_of_changes());
+        Ok(proxy)
     }
 
     pub(crate) fn verifier(&self) -> &Verifier {
@@ -78,12 +85,37 @@ impl Proxy {
         self.drain.borrow().is_some()
     }
 
-    /// Resolves when pgsilo begins to stop, to the time by which it wants to be done.
-    pub(crate) async fn drained(&self) -> BootTime {
+    /// By when pgsilo wants to be done, once it is stopping.
+    pub(crate) fn drained_by(&self) -> Option<BootTime> {
+        *self.drain.borrow()
+    }
+
+    /// Resolves when anything has changed that may end a session: the registry, the list of those
+    /// denied, that pgsilo stops, or the time, by a suspension of the machine. Made before one
+    /// looks, it misses nothing. One place to wait, so that an idle session costs no more than that.
+    pub(crate) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    async fn tell_of_changes(&'static self) {
+        let mut registry = self.registry().subscribe();
+        let mut denied = self.config.denied.as_ref().map(Denied::subscribe);
         let mut drain = self.drain.subscribe();
-        match drain.wait_for(Option::is_some).await.map(|by| *by) {
-            Ok(Some(by)) => by,
-            _ => std::future::pending().await,
+        loop {
+            tokio::select! {
+                _ = registry.changed() => {}
+                _ = drain.changed() => {}
+                () = changed(denied.as_mut()) => {}
+                () = clock::resumed() => {}
+            }
+            self.changed.notify_waiters();
         }
+    }
+}
+
+async fn changed(list: Option<&mut watch::Receiver<u64>>) {
+    match list {
+        Some(list) => drop(list.changed().await),
+        None => std::future::pending().await,
     }
 }

@@ -42,24 +42,24 @@ use client::Stop;
 
 /// What a connection turned out to be for.
 enum Admitted<'c> {
-    Session(Spliced<'c>),
+    Session(Box<Spliced<'c>>),
     Cancel(Cancelling<'c>),
 }
 
 /// Serves one connection from its first byte to its last.
-pub(crate) async fn serve(mut client: Client) {
+pub(crate) async fn serve(mut client: Box<Client>) {
     let deadline = client.deadline();
-    // Boxed, so that a session does not go on holding the memory that its login needed.
+    // Boxed, so that a session holds only the memory that it needs now.
     let login = AssertUnwindSafe(Box::pin(login(&mut client))).catch_unwind();
     let stop = match timeout_at(deadline, login).await {
         Ok(Ok(Ok(Admitted::Session(spliced)))) => return spliced.run().await,
-        Ok(Ok(Ok(Admitted::Cancel(cancelling)))) => return cancelling.forward().await,
+        Ok(Ok(Ok(Admitted::Cancel(cancelling)))) => return Box::pin(cancelling.forward()).await,
         Ok(Ok(Err(stop))) => stop,
         Ok(Err(_panic)) => Refusal::new(Reason::Internal, "a stage of the login panicked").into(),
         Err(_elapsed) => Refusal::new(Reason::LoginTimeout, "the login deadline passed").into(),
     };
     match stop {
-        Stop::Refused(refusal) => refuse(client, *refusal).await,
+        Stop::Refused(refusal) => Box::pin(refuse(*client, *refusal)).await,
         Stop::Left => client.abandon(),
     }
 }
@@ -76,7 +76,7 @@ async fn login(client: &mut Client) -> Result<Admitted<'_>, Stop> {
     let routed = Routed::route(identified)?;
     let leased = Leased::lease(routed).await?;
     let attached = Attached::attach(leased).await?;
-    Ok(Admitted::Session(Spliced::splice(attached)))
+    Ok(Admitted::Session(Box::new(Spliced::splice(attached))))
 }
 
 /// Turns a connection away: one metric, one audit event, one message, and the close.

@@ -10,12 +10,13 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use metrics::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::backend::Process;
 use crate::clock::BootTime;
@@ -37,6 +38,11 @@ const BEHIND_AN_ANSWER: Duration = Duration::from_millis(25);
 const GOODBYE: Duration = Duration::from_secs(5);
 const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
 
+static TO_BACKEND: LazyLock<Counter> =
+    LazyLock::new(|| metrics::counter!("pgsilo_bytes_total", "direction" => "to_backend"));
+static TO_FRONTEND: LazyLock<Counter> =
+    LazyLock::new(|| metrics::counter!("pgsilo_bytes_total", "direction" => "to_frontend"));
+
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BYTES].into());
 }
@@ -57,8 +63,8 @@ pub(crate) trait Orders {
 /// A client and its database, spliced.
 pub(crate) struct Relay<'c> {
     frontend: &'c mut Frontend,
-    backend: Stream,
-    process: Process,
+    backend: &'c mut Stream,
+    process: &'c Process,
     up: Pipe,
     down: Pipe,
     talk: Talk,
@@ -72,14 +78,19 @@ pub(crate) struct Relay<'c> {
 /// One direction.
 struct Pipe {
     counter: FrameCounter,
-    /// What the sink would not take, from `sent` on.
-    left: Vec<u8>,
-    sent: usize,
+    /// What the sink would not take.
+    left: Option<Box<Left>>,
     unflushed: bool,
     ended: bool,
     /// The sink is gone: what the source still says is dropped.
     discards: bool,
-    bytes: Counter,
+    bytes: &'static Counter,
+}
+
+/// A chunk that was written in part: what comes from `sent` on is left.
+struct Left {
+    chunk: Box<[u8]>,
+    sent: usize,
 }
 
 /// What the frame headers tell of the conversation.
@@ -113,18 +124,21 @@ enum Moved {
 }
 
 impl<'c> Relay<'c> {
-    pub(crate) fn new(frontend: &'c mut Frontend, backend: Stream, process: Process) -> Relay<'c> {
-        let pipe = |direction| Pipe {
+    pub(crate) fn new(
+        frontend: &'c mut Frontend,
+        backend: &'c mut Stream,
+        process: &'c Process,
+    ) -> Relay<'c> {
+        let pipe = |bytes| Pipe {
             counter: FrameCounter::default(),
-            left: Vec::new(),
-            sent: 0,
+            left: None,
             unflushed: false,
             ended: false,
             discards: false,
-            bytes: metrics::counter!("pgsilo_bytes_total", "direction" => direction),
+            bytes,
         };
         let talk = Talk { status: Some(Status::Idle), ..Talk::default() };
-        let (up, down) = (pipe("to_backend"), pipe("to_frontend"));
+        let (up, down) = (pipe(&*TO_BACKEND), pipe(&*TO_FRONTEND));
         let last_bytes = Instant::now();
         Relay {
             frontend,
@@ -142,14 +156,22 @@ impl<'c> Relay<'c> {
     /// Relays until the session has ended and its client has been told, because either side has
     /// ended or an order came; without an `idle_timeout` it may be idle for ever.
     pub(crate) async fn run(
-        mut self,
+        &mut self,
         orders: &impl Orders,
         idle_timeout: Option<Duration>,
         session: impl std::fmt::Display,
     ) -> Ending {
         let ending = self.relay(orders, idle_timeout).await;
+        // What comes once in a session is boxed here and below: what a session that is idle holds is
+        // as large as the largest that it may become.
+        Box::pin(self.end(ending, session)).await;
+        ending
+    }
+
+    /// Tells the client and lets the database go.
+    async fn end(&mut self, ending: Ending, session: impl std::fmt::Display) {
         let message = ending.message(session).filter(|_| self.can_tell()).unwrap_or_default();
-        let Relay { frontend, backend, up, talk, .. } = &mut self;
+        let Relay { frontend, backend, up, talk, .. } = self;
         let tell = frontend.send_last(&message);
         let gone = matches!(ending, Ending::BackendLeft | Ending::BackendLost);
         let let_go = async {
@@ -158,47 +180,49 @@ impl<'c> Relay<'c> {
             }
         };
         tokio::join!(tell, let_go);
-        ending
     }
 
     async fn relay(&mut self, orders: &impl Orders, idle_timeout: Option<Duration>) -> Ending {
         let mut order = std::pin::pin!(orders.sooner(None));
         let mut ordered: Option<Order> = None;
+        let mut late: Option<Pin<Box<_>>> = None;
+        let mut idle = idle_timeout.map(|timeout| Box::pin(sleep(timeout)));
         loop {
-            let wakes = idle_timeout.map(|timeout| self.last_bytes + timeout);
             let event = tokio::select! {
                 biased;
                 event = poll_fn(|cx| self.poll(cx, ordered.is_some())) => event,
                 order = &mut order => Event::Order(order),
-                () = due(ordered) => Event::Late,
-                () = until(wakes) => Event::IdleCheck,
+                () = set(&mut late) => Event::Late,
+                () = set(&mut idle) => Event::IdleCheck,
             };
             match (event, ordered) {
                 (Event::Order(newer), _) => {
                     ordered = Some(newer);
+                    late = Some(Box::pin(newer.by.arrives()));
                     order.set(orders.sooner(ordered));
                 }
                 (Event::FrontendEnded, _) if self.may_half_close() => self.half_close(),
-                (Event::FrontendEnded, _) => return self.frontend_ended().await,
+                (Event::FrontendEnded, _) => return Box::pin(self.frontend_ended()).await,
                 (Event::BackendEnded, _) => return self.backend_ended(),
                 (Event::Quiet, Some(order)) => {
-                    self.pause_behind_an_answer().await;
+                    Box::pin(self.pause_behind_an_answer()).await;
                     return order.ending;
                 }
                 (Event::Late, Some(order)) => {
-                    self.interrupt().await;
-                    self.pause_behind_an_answer().await;
+                    Box::pin(self.interrupt()).await;
+                    Box::pin(self.pause_behind_an_answer()).await;
                     return order.ending;
                 }
                 (Event::IdleCheck, _) => {
-                    let idle_for = self.last_bytes.elapsed();
-                    match idle_timeout.is_some_and(|timeout| idle_for >= timeout) {
+                    let (Some(timeout), Some(timer)) = (idle_timeout, &mut idle) else { continue };
+                    match self.last_bytes.elapsed() >= timeout {
                         true if self.talk.is_busy() || !self.can_tell() => {
                             self.last_bytes = Instant::now();
                         }
                         true => return Ending::IdleTimeout,
                         false => {}
                     }
+                    timer.as_mut().reset(self.last_bytes + timeout);
                 }
                 (Event::Quiet | Event::Late, None) => {}
             }
@@ -292,7 +316,7 @@ impl<'c> Relay<'c> {
     /// Time is up: cancels what runs and relays answers, with bounded patience, up to a place
     /// where the client can be told.
     async fn interrupt(&mut self) {
-        let process = self.process.clone();
+        let process = self.process;
         let busy = self.talk.is_busy();
         let cancel = async {
             if busy && process.cancel().await.is_err() {
@@ -376,8 +400,7 @@ impl Pipe {
                 }
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => {
-                    self.left = chunk.to_vec();
-                    self.sent = 0;
+                    self.left = Some(Box::new(Left { chunk: chunk.into(), sent: 0 }));
                     break;
                 }
             }
@@ -387,15 +410,17 @@ impl Pipe {
 
     /// Writes what was left of earlier chunks, and lets go of the memory it was kept in.
     fn poll_left(&mut self, cx: &mut Context<'_>, sink: &mut Stream) -> Poll<io::Result<()>> {
-        while self.sent < self.left.len() && !self.discards {
-            match ready!(Pin::new(&mut *sink).poll_write(cx, &self.left[self.sent..]))? {
+        while let Some(Left { chunk, sent }) = self.left.as_deref_mut()
+            && *sent < chunk.len()
+            && !self.discards
+        {
+            match ready!(Pin::new(&mut *sink).poll_write(cx, &chunk[*sent..]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                n => self.sent += n,
+                n => *sent += n,
             }
             self.unflushed = true;
         }
-        self.left = Vec::new();
-        self.sent = 0;
+        self.left = None;
         Poll::Ready(Ok(()))
     }
 
@@ -411,7 +436,7 @@ impl Pipe {
     }
 
     fn is_empty(&self) -> bool {
-        self.left.is_empty()
+        self.left.is_none()
     }
 }
 
@@ -447,18 +472,10 @@ impl Talk {
     }
 }
 
-/// Sleeps until the order's time is up; for ever without one.
-async fn due(order: Option<Order>) {
-    match order {
-        Some(order) => order.by.arrives().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Sleeps until then; for ever when there is no such time.
-async fn until(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
+/// Waits for that, for ever if there is none.
+async fn set<F: Future<Output = ()> + Unpin>(future: &mut Option<F>) {
+    match future {
+        Some(future) => future.await,
         None => std::future::pending().await,
     }
 }

@@ -18,6 +18,7 @@ mod strict;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::select_all;
@@ -65,10 +66,10 @@ impl fmt::Debug for Token {
 /// What a verified token says. Only [`Verifier::verify`] makes one.
 #[derive(Debug)]
 pub struct Claims {
-    issuer: String,
-    subject: String,
-    token_id: Option<String>,
-    tenants: Vec<TenantId>,
+    issuer: Arc<str>,
+    subject: Arc<str>,
+    token_id: Option<Arc<str>>,
+    tenants: Box<[TenantId]>,
     access: Access,
     issued_at: Option<SystemTime>,
     expires_at: SystemTime,
@@ -89,6 +90,11 @@ impl Claims {
     /// `jti`, under the same bounds.
     pub fn token_id(&self) -> Option<&str> {
         self.token_id.as_deref()
+    }
+
+    /// Issuer, subject and token id, to be shared.
+    pub(crate) fn names(&self) -> (&Arc<str>, &Arc<str>, Option<&Arc<str>>) {
+        (&self.issuer, &self.subject, self.token_id.as_ref())
     }
 
     /// The memberships, at least one, each once, in the token's order.

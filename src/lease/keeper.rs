@@ -1,13 +1,17 @@
-//! Keeps a lease in force for as long as its session lives: renews it at two thirds of its
-//! time, with jitter, until its maximum; tries again, with growing pauses, until its real end.
+//! Keeps a lease in force for as long as it is held: renews it at two thirds of its time, with
+//! jitter, until its maximum; tries again, with growing pauses, until its real end.
 //!
-//! What it learns of the end is published to the session, which must be over by then.
+//! There are as many leases as sessions and nearly all of them wait, so a lease has no task and no
+//! timer of its own: whoever holds it looks after it when it is time to, see [`Keeper::tend`]. What
+//! is learned of its end is published to its holders, who must be done with it by then.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
-use tokio::sync::watch::error::RecvError;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
 use super::login::{Login, Standing};
@@ -39,70 +43,99 @@ pub(crate) struct RenewalFailure {
     pub(crate) cause: Arc<str>,
 }
 
-/// Renews one lease. Runs until that is not possible any more; dropped with the lease.
+/// One lease, and what is known of it.
+#[derive(Debug)]
 pub(super) struct Keeper {
-    pub(super) openbao: Arc<OpenBao>,
+    openbao: Arc<OpenBao>,
     /// What asked for the lease: the lease ends with it.
-    pub(super) login: Arc<Login>,
-    pub(super) lease_id: String,
-    pub(super) end: watch::Sender<LeaseEnd>,
+    login: Arc<Login>,
+    lease_id: Box<str>,
+    /// Where it is renewed.
+    runtime: Handle,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    end: LeaseEnd,
+    renewal: Renewal,
+}
+
+#[derive(Debug)]
+enum Renewal {
+    Due(BootTime),
+    UnderWay(AbortHandle),
+    /// Its end is final.
+    Never,
 }
 
 impl Keeper {
-    pub(super) async fn keep(self) {
-        let mut standing = self.login.watch();
-        let (mut granted, mut renewal) = (BootTime::now(), BootTime::now());
-        loop {
-            self.heed(*standing.borrow_and_update());
-            let end = self.end.borrow().clone();
-            if end.is_final {
-                // Its login may still end sooner.
-                if threatened(&mut standing).await.is_err() {
-                    return;
-                }
-                continue;
-            }
-            if granted != end.at {
-                granted = end.at;
-                let share = 1.0 - two_thirds_with_jitter();
-                renewal = end.at.earlier(end.duration.mul_f64(share));
-            }
-            tokio::select! {
-                () = async {
-                    renewal.arrives().await;
-                    self.renew(end).await;
-                } => {}
-                _ = threatened(&mut standing) => {}
-            }
-        }
+    pub(super) fn new(
+        openbao: Arc<OpenBao>,
+        login: Arc<Login>,
+        lease_id: Box<str>,
+        runtime: Handle,
+        end: LeaseEnd,
+    ) -> Arc<Keeper> {
+        let state = Mutex::new(State { renewal: Renewal::after(&end), end });
+        Arc::new(Keeper { openbao, login, lease_id, runtime, state, changed: Notify::new() })
     }
 
-    /// A lease ends with the login that asked for it, at the latest.
-    fn heed(&self, standing: Standing) {
-        let login_ends = match standing {
-            Standing::Kept(_) => return,
-            Standing::Ends { at, .. } => at,
-            Standing::Dead => BootTime::now(),
-        };
-        self.end.send_if_modified(|end| {
-            let sooner = login_ends < end.at;
-            if sooner {
-                let left = login_ends.remaining();
-                (end.at, end.is_final, end.duration) = (login_ends, true, end.duration.min(left));
+    pub(super) fn lease_id(&self) -> &str {
+        &self.lease_id
+    }
+
+    pub(super) fn login(&self) -> &Arc<Login> {
+        &self.login
+    }
+
+    /// When it ends, as far as is known now.
+    pub(super) fn end(&self) -> LeaseEnd {
+        self.lock().end.clone()
+    }
+
+    /// Has the lease renewed if it is time to. Returns when it ends, and when to do this again
+    /// if nothing [has changed](Keeper::changed) sooner.
+    pub(super) fn tend(self: &Arc<Self>) -> (LeaseEnd, Option<BootTime>) {
+        let mut state = self.lock();
+        state.heed(self.login.standing());
+        let again = match state.renewal {
+            Renewal::Due(at) if at.remaining().is_zero() => {
+                let renewing = self.runtime.spawn(Arc::clone(self).renew(state.end.clone()));
+                state.renewal = Renewal::UnderWay(renewing.abort_handle());
+                None
             }
-            sooner
-        });
+            Renewal::Due(at) => Some(at),
+            Renewal::UnderWay(_) | Renewal::Never => None,
+        };
+        (state.end.clone(), again)
+    }
+
+    /// Resolve when [`Keeper::tend`] has something new to say, of the lease itself or of its login;
+    /// made before that is asked, they miss nothing.
+    pub(super) fn changed(&self) -> (Notified<'_>, Notified<'_>) {
+        (self.changed.notified(), self.login.threatened())
+    }
+
+    /// Nobody holds it any more.
+    pub(super) fn stop(&self) {
+        self.lock().stop();
     }
 
     /// Renews, and tries again until it works or the end has come.
-    async fn renew(&self, end: LeaseEnd) {
+    async fn renew(self: Arc<Self>, end: LeaseEnd) {
         let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
         loop {
             let asked = BootTime::now();
-            let error = match self.ask(end.duration).await {
+            let renewing = self.openbao.renew(self.login.secret(), &self.lease_id, end.duration);
+            let error = match renewing.await {
                 Ok((duration, renewable)) => {
                     metrics::counter!("pgsilo_renewals_total").increment(1);
-                    self.end.send_replace(renewed(&end, asked, duration, renewable));
+                    self.publish(|state| {
+                        state.end = renewed(&end, asked, duration, renewable);
+                        state.renewal = Renewal::after(&state.end);
+                    });
                     return;
                 }
                 Err(error) => error,
@@ -112,10 +145,14 @@ impl Keeper {
             let hopeless = matches!(error, OpenBaoError::Said { status: 400, .. });
             let left = end.at.remaining();
             let is_final = hopeless || left.is_zero();
-            self.end.send_modify(|end| {
-                let number = end.failure.as_ref().map_or(0, |failure| failure.number) + 1;
-                end.failure = Some(RenewalFailure { number, cause: error.to_string().into() });
-                end.is_final = is_final;
+            self.publish(|state| {
+                let number = state.end.failure.as_ref().map_or(0, |failure| failure.number) + 1;
+                state.end.failure =
+                    Some(RenewalFailure { number, cause: error.to_string().into() });
+                if is_final {
+                    state.end.is_final = true;
+                    state.renewal = Renewal::Never;
+                }
             });
             if is_final {
                 return;
@@ -124,18 +161,54 @@ impl Keeper {
         }
     }
 
-    async fn ask(&self, increment: Duration) -> Result<(Duration, bool), OpenBaoError> {
-        self.openbao.renew(self.login.secret(), &self.lease_id, increment).await
+    /// Writes down what a renewal came to, unless its login has made the end final meanwhile.
+    fn publish(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.lock();
+        state.heed(self.login.standing());
+        if !state.end.is_final {
+            change(&mut state);
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Waits until the login ends sooner than was known. That it was renewed changes nothing here, and
-/// must not cut a renewal of the lease short.
-async fn threatened(standing: &mut watch::Receiver<Standing>) -> Result<(), RecvError> {
-    loop {
-        standing.changed().await?;
-        if !matches!(*standing.borrow(), Standing::Kept(_)) {
-            return Ok(());
+impl State {
+    /// A lease ends with the login that asked for it, at the latest.
+    fn heed(&mut self, standing: Standing) {
+        let login_ends = match standing {
+            Standing::Kept(_) => return,
+            Standing::Ends { at, .. } => at,
+            Standing::Dead => BootTime::now(),
+        };
+        if login_ends < self.end.at {
+            self.end.at = login_ends;
+            self.end.duration = self.end.duration.min(login_ends.remaining());
+            self.end.is_final = true;
+            self.stop();
+        }
+    }
+
+    fn stop(&mut self) {
+        if let Renewal::UnderWay(renewing) = &self.renewal {
+            renewing.abort();
+        }
+        self.renewal = Renewal::Never;
+    }
+}
+
+impl Renewal {
+    fn after(end: &LeaseEnd) -> Renewal {
+        match end.is_final {
+            true => Renewal::Never,
+            false => {
+                let left = end.duration.mul_f64(1.0 - two_thirds_with_jitter());
+                Renewal::Due(end.at.earlier(left))
+            }
         }
     }
 }

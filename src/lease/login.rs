@@ -7,7 +7,8 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, watch};
 
 use super::openbao::{BaoToken, OpenBao, OpenBaoError};
 use crate::backoff::Backoff;
@@ -34,6 +35,8 @@ pub(super) enum Standing {
 pub(super) struct Login {
     secret: Secret,
     standing: watch::Sender<Standing>,
+    /// For those who need to know only that it ends.
+    threatened: Notify,
 }
 
 impl Login {
@@ -48,7 +51,8 @@ impl Login {
                 Standing::Ends { at, successor_due: at.earlier(ttl / 3) }
             }
         };
-        let login = Arc::new(Login { secret, standing: watch::Sender::new(standing) });
+        let (standing_now, threatened) = (watch::Sender::new(standing), Notify::new());
+        let login = Arc::new(Login { secret, standing: standing_now, threatened });
         if matches!(standing, Standing::Kept(Some(_))) {
             tokio::spawn(keep(Arc::downgrade(&login), login.watch(), ttl, Arc::clone(openbao)));
         }
@@ -68,9 +72,21 @@ impl Login {
         self.standing.subscribe()
     }
 
+    /// Resolves when it is known to end sooner than was thought.
+    pub(super) fn threatened(&self) -> Notified<'_> {
+        self.threatened.notified()
+    }
+
     /// OpenBAO has said that it does not know this token.
     pub(super) fn declare_dead(&self) {
-        self.standing.send_replace(Standing::Dead);
+        self.stands(Standing::Dead);
+    }
+
+    fn stands(&self, standing: Standing) {
+        self.standing.send_replace(standing);
+        if !matches!(standing, Standing::Kept(_)) {
+            self.threatened.notify_waiters();
+        }
     }
 
     /// When to have another login at hand, if that is known.
@@ -122,7 +138,7 @@ async fn keep(
                     true => Standing::Ends { at, successor_due: BootTime::now() },
                     false => Standing::Kept(Some(at)),
                 };
-                held.standing.send_replace(standing);
+                held.stands(standing);
             }
             Err(OpenBaoError::Said { status: 403, words }) => {
                 // Dead, or not allowed to renew itself: then it lives until its end.
@@ -136,7 +152,7 @@ async fn keep(
                         "OpenBAO does not let a token of pgsilo renew itself: allow auth/token/renew-self"
                     );
                     let successor_due = BootTime::now();
-                    held.standing.send_replace(Standing::Ends { at: ends, successor_due });
+                    held.stands(Standing::Ends { at: ends, successor_due });
                 }
                 return;
             }
@@ -146,7 +162,7 @@ async fn keep(
                 if ends.remaining() < ttl / 6 {
                     // Its sessions have this long: they are told now, not when it is over.
                     let successor_due = BootTime::now();
-                    held.standing.send_replace(Standing::Ends { at: ends, successor_due });
+                    held.stands(Standing::Ends { at: ends, successor_due });
                     return;
                 }
                 pause = retry.pause();

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::sleep;
 
-use super::keeper::LeaseEnd;
-use super::login::{Login, Standing};
+use super::keeper::Keeper;
+use super::login::Standing;
 use super::openbao::{OpenBao, OpenBaoError};
 use crate::backoff::Backoff;
 
@@ -24,11 +24,9 @@ const LAST_RETRY: Duration = Duration::from_secs(10);
 /// A lease to be revoked, and when there will be nothing left to revoke.
 #[derive(Debug)]
 pub(super) struct Revocation {
-    pub(super) lease_id: String,
-    pub(super) login: Arc<Login>,
+    pub(super) keeper: Arc<Keeper>,
     /// The login was made for this lease alone: revoking it revokes both.
     pub(super) with_login: bool,
-    pub(super) end: watch::Receiver<LeaseEnd>,
 }
 
 /// A hand to give leases back to. Cheap to clone.
@@ -96,11 +94,11 @@ impl Revoker {
 
 impl Shared {
     async fn revoke(&self, revocation: &Revocation) {
-        let lease_id = &revocation.lease_id;
+        let (lease_id, login) = (revocation.keeper.lease_id(), revocation.keeper.login());
         let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
-        let mut standing = revocation.login.watch();
+        let mut standing = login.watch();
         let mut failed_before = false;
-        while revocation.login.standing() != Standing::Dead {
+        while login.standing() != Standing::Dead {
             let error = match self.try_once(revocation).await {
                 Ok(()) => {
                     metrics::counter!("pgsilo_revocations_total").increment(1);
@@ -109,7 +107,7 @@ impl Shared {
                 Err(error) => error,
             };
             metrics::counter!("pgsilo_revocation_failures_total").increment(1);
-            let left = revocation.end.borrow().at.remaining();
+            let left = revocation.keeper.end().at.remaining();
             if left.is_zero() {
                 tracing::error!(%error, lease_id, "a lease was not revoked before its own end");
                 return;
@@ -128,9 +126,9 @@ impl Shared {
     }
 
     async fn try_once(&self, revocation: &Revocation) -> Result<(), OpenBaoError> {
-        let Revocation { lease_id, login, with_login, .. } = revocation;
+        let (lease_id, login) = (revocation.keeper.lease_id(), revocation.keeper.login());
         let _slot = self.slots.acquire().await;
-        let result = match with_login {
+        let result = match revocation.with_login {
             true => self.openbao.revoke_self(login.secret()).await,
             false => self.openbao.revoke(login.secret(), lease_id).await,
         };

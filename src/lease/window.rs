@@ -91,11 +91,15 @@ fn joint(runtime: &Handle, asking: BoxFuture<'static, Result<Held, LeaseError>>)
     asking.map(|result| result.map(Arc::new).map_err(Arc::new)).boxed().shared()
 }
 
-/// A failure is not shared with those who come later, nor a lease that cannot be renewed.
+/// A failure is not shared with those who come later, nor a lease that cannot be renewed, or that
+/// nobody has renewed for a while.
 fn is_fit(joint: &Joint) -> bool {
     match joint.peek() {
         None => true,
-        Some(Ok(held)) => !held.end().borrow().is_final,
+        Some(Ok(held)) => {
+            let end = held.keeper.end();
+            !end.is_final && end.at.remaining() > end.duration / 4
+        }
         Some(Err(_)) => false,
     }
 }

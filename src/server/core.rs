@@ -8,6 +8,7 @@ use std::thread;
 use tokio::sync::mpsc;
 
 use super::listen::Arrival;
+use crate::session;
 
 /// All event loops.
 #[derive(Debug)]
@@ -66,9 +67,10 @@ impl Core {
                 runtime.block_on(async move {
                     while let Some(arrival) = queue.recv().await {
                         let counted = Counted(Arc::clone(&count));
+                        let Some((client, places)) = arrival.open() else { continue };
                         tokio::spawn(async move {
-                            arrival.serve().await;
-                            drop(counted);
+                            session::serve(client).await;
+                            drop((places, counted));
                         });
                     }
                 });

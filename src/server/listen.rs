@@ -17,7 +17,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::core::Cores;
 use crate::config::{Listener, Place};
 use crate::proxy::Proxy;
-use crate::session::{self, Client};
+use crate::session::Client;
 use crate::stream::{Stream, out_of_resources, tune};
 
 /// Connections that the kernel may hold for us.
@@ -55,6 +55,12 @@ pub(super) struct Arrival {
     listener: &'static Listener,
     proxy: &'static Proxy,
     handshake: Option<OwnedSemaphorePermit>,
+    places: Places,
+}
+
+/// A connection's place among those that are open, and among those that are refused.
+#[derive(Debug)]
+pub(super) struct Places {
     _refusal: Option<OwnedSemaphorePermit>,
     _tracked: TaskTrackerToken,
 }
@@ -190,8 +196,7 @@ impl Bound {
                 listener: self.listener,
                 proxy,
                 handshake,
-                _refusal: refusal,
-                _tracked: tasks.token(),
+                places: Places { _refusal: refusal, _tracked: tasks.token() },
             });
         }
     }
@@ -212,18 +217,17 @@ impl Bound {
 }
 
 impl Arrival {
-    /// Serves the connection on the core that this runs on.
-    pub(super) async fn serve(self) {
-        let Arrival { socket, address, listener, proxy, handshake, _refusal, _tracked } = self;
+    /// Takes the connection to the core that this runs on, with what it holds on to until it ends.
+    pub(super) fn open(self) -> Option<(Box<Client>, Places)> {
+        let Arrival { socket, address, listener, proxy, handshake, places } = self;
         let stream = match socket {
             Raw::Tcp(tcp) => TcpStream::from_std(tcp).map(Stream::Tcp),
             Raw::Unix(unix) => UnixStream::from_std(unix).map(Stream::Unix),
         };
-        match stream {
-            Ok(stream) => {
-                session::serve(Client::new(stream, address, listener, proxy, handshake)).await;
-            }
-            Err(error) => tracing::error!(%error, "a core cannot take a connection"),
-        }
+        let stream = stream
+            .inspect_err(|error| tracing::error!(%error, "a core cannot take a connection"))
+            .ok()?;
+        let client = Client::new(stream, address, listener, proxy, handshake);
+        Some((Box::new(client), places))
     }
 }

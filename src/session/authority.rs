@@ -1,17 +1,16 @@
 //! What a session's life hangs on: its lease, its identity, its tenant, the process. Each may say
 //! that it must end, and by when; what says so more urgently than before is heard.
 
-use std::future::{Future, pending};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::time::sleep;
 
 use crate::audit::{self, Trail};
 use crate::clock::BootTime;
 use crate::ending::Ending;
 use crate::identity::Identity;
-use crate::lease::LeaseEnd;
+use crate::lease::{Lease, LeaseEnd};
 use crate::proxy::Proxy;
 use crate::registry::{Snapshot, State, Tenant};
 use crate::splice::{Order, Orders};
@@ -19,12 +18,14 @@ use crate::tenant::Access;
 
 /// What is left for the last words before an authority is really over.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+/// When to look again if nothing is known to come.
+const FAR: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The authority of one session.
 pub(super) struct Authority<'s> {
     pub(super) proxy: &'static Proxy,
     pub(super) tenant: &'s Tenant,
-    pub(super) lease_end: watch::Receiver<LeaseEnd>,
+    pub(super) lease: &'s Lease,
     pub(super) identity: &'s Identity,
     pub(super) access: Access,
     /// When the token or the certificate ends.
@@ -40,41 +41,80 @@ pub(super) struct Authority<'s> {
 impl Orders for Authority<'_> {
     /// Resolves when the session must end sooner than `than`.
     async fn sooner(&self, than: Option<Order>) -> Order {
-        tokio::select! {
-            order = only_if_sooner(self.drained(), than) => order,
-            order = only_if_sooner(self.withdrawn(), than) => order,
-            order = self.lease_ends(than) => order,
-            order = only_if_sooner(self.expires(), than) => order,
-            order = only_if_sooner(self.revoked(), than) => order,
+        loop {
+            // Made first: what changes behind this line is not missed.
+            let changed = self.proxy.changed();
+            let (lease, login) = self.lease.changed();
+            let wake = {
+                let (end, again) = self.lease.tend();
+                self.tell_of_renewals(&end);
+                match self.next(&end, than) {
+                    Next::Order(order) => return order,
+                    Next::Look(wake) => again.map_or(wake, |again| again.min(wake)),
+                }
+            };
+            tokio::select! {
+                () = changed => {}
+                () = lease => {}
+                () = login => {}
+                () = sleep(wake.remaining()) => {}
+            }
         }
     }
 }
 
+/// What follows from how things stand.
+enum Next {
+    Order(Order),
+    /// Nothing yet. Time alone changes nothing before then.
+    Look(BootTime),
+}
+
+/// Something that ends the session.
+struct Threat {
+    /// From then on it is an order.
+    from: BootTime,
+    order: Order,
+}
+
 impl Authority<'_> {
-    async fn drained(&self) -> Order {
-        Order { ending: Ending::Drained, by: self.proxy.drained().await }
+    fn next(&self, end: &LeaseEnd, than: Option<Order>) -> Next {
+        let now = BootTime::now();
+        let threats = [
+            self.drained(now),
+            self.withdrawn(now),
+            self.revoked(now),
+            Some(self.lease_ends(end)),
+            self.expires(),
+        ];
+        let matters = |threat: &Threat| than.is_none_or(|than| threat.order.by < than.by);
+        let (mut due, mut wake) = (None::<Order>, now + FAR);
+        for threat in threats.into_iter().flatten().filter(matters) {
+            if threat.from > now {
+                wake = wake.min(threat.from);
+            } else if due.is_none_or(|due| threat.order.by < due.by) {
+                due = Some(threat.order);
+            }
+        }
+        due.map_or(Next::Look(wake), Next::Order)
+    }
+
+    fn drained(&self, now: BootTime) -> Option<Threat> {
+        let by = self.proxy.drained_by()?;
+        Some(Threat { from: now, order: Order { ending: Ending::Drained, by } })
     }
 
     /// The registry no longer serves the tenant where this session is, or binds its certificate
-    /// otherwise. A paused tenant keeps
-    /// its sessions.
-    async fn withdrawn(&self) -> Order {
-        let registry = self.proxy.registry();
-        let mut changes = registry.subscribe();
+    /// otherwise. A paused tenant keeps its sessions.
+    fn withdrawn(&self, now: BootTime) -> Option<Threat> {
+        let snapshot = self.proxy.registry().snapshot();
         let placement = self.tenant.placement();
-        loop {
-            let snapshot = registry.snapshot();
-            let serves = snapshot.tenant(self.tenant.id()).is_some_and(|now| {
-                now.state() != State::Suspended && now.placement().is_same_database(placement)
-            });
-            let serves = serves && self.is_still_bound(&snapshot);
-            if !serves {
-                return Order { ending: Ending::TenantWithdrawn, by: BootTime::now() };
-            }
-            if changes.changed().await.is_err() {
-                return pending().await;
-            }
-        }
+        let serves = snapshot.tenant(self.tenant.id()).is_some_and(|now| {
+            now.state() != State::Suspended && now.placement().is_same_database(placement)
+        });
+        let withdrawn = !serves || !self.is_still_bound(&snapshot);
+        let order = Order { ending: Ending::TenantWithdrawn, by: now };
+        withdrawn.then_some(Threat { from: now, order })
     }
 
     /// A certificate's tenant and access are what the registry binds it to; a token says its own.
@@ -84,27 +124,28 @@ impl Authority<'_> {
         binding.is_some_and(|to| to.tenant == *self.tenant.id() && to.access == self.access)
     }
 
+    /// The identity was put on the list of those denied.
+    fn revoked(&self, now: BootTime) -> Option<Threat> {
+        let denied = self.identity.is_denied(self.proxy.config.denied.as_ref());
+        let order = Order { ending: Ending::IdentityRevoked, by: now };
+        denied.then_some(Threat { from: now, order })
+    }
+
     /// While the lease is still renewed, only what is left after the renewals have failed for
     /// long is a notice; the whole grace is, once its end is final.
-    async fn lease_ends(&self, than: Option<Order>) -> Order {
-        let mut changes = self.lease_end.clone();
-        loop {
-            let end = changes.borrow_and_update().clone();
-            self.tell_of_renewals(&end);
-            let grace = self.proxy.config.lease.grace;
-            let notice = grace.min(end.duration / if end.is_final { 3 } else { 6 });
-            tokio::select! {
-                () = end.at.earlier(notice).arrives() => {
-                    let by = last_words(end.at, notice);
-                    if than.is_none_or(|than| by < than.by) {
-                        return Order { ending: Ending::LeaseEnded, by };
-                    }
-                    // Its end may come sooner yet.
-                    changed(&mut changes).await;
-                }
-                () = changed(&mut changes) => {}
-            }
-        }
+    fn lease_ends(&self, end: &LeaseEnd) -> Threat {
+        let grace = self.proxy.config.lease.grace;
+        let notice = grace.min(end.duration / if end.is_final { 3 } else { 6 });
+        let order = Order { ending: Ending::LeaseEnded, by: last_words(end.at, notice) };
+        Threat { from: end.at.earlier(notice), order }
+    }
+
+    fn expires(&self) -> Option<Threat> {
+        let rules = &self.proxy.config.lease;
+        // A session that came with a token near its end still gets most of what is left.
+        let notice = rules.grace.min(self.left / 3);
+        let order = Order { ending: self.identity.ending(), by: last_words(self.expires, notice) };
+        rules.end_at_expiry.then_some(Threat { from: self.expires.earlier(notice), order })
     }
 
     /// One event for each renewal that failed, and one for the first that worked again.
@@ -120,49 +161,9 @@ impl Authority<'_> {
             Some(_) | None => {}
         }
     }
-
-    /// The identity was put on the list of those denied.
-    async fn revoked(&self) -> Order {
-        let Some(denied) = &self.proxy.config.denied else { return pending().await };
-        let mut changes = denied.subscribe();
-        loop {
-            if self.identity.is_denied(Some(denied)) {
-                return Order { ending: Ending::IdentityRevoked, by: BootTime::now() };
-            }
-            if changes.changed().await.is_err() {
-                return pending().await;
-            }
-        }
-    }
-
-    async fn expires(&self) -> Order {
-        let rules = &self.proxy.config.lease;
-        if !rules.end_at_expiry {
-            return pending().await;
-        }
-        // A session that came with a token near its end still gets most of what is left.
-        let notice = rules.grace.min(self.left / 3);
-        self.expires.earlier(notice).arrives().await;
-        Order { ending: self.identity.ending(), by: last_words(self.expires, notice) }
-    }
 }
 
 /// A little before the end, so that the client can still be told in time.
 fn last_words(end: BootTime, notice: Duration) -> BootTime {
     end.earlier(LAST_WORDS.min(notice / 2))
-}
-
-async fn only_if_sooner(order: impl Future<Output = Order>, than: Option<Order>) -> Order {
-    let order = order.await;
-    match than {
-        Some(than) if than.by <= order.by => pending().await,
-        _ => order,
-    }
-}
-
-/// Resolves at the next renewal; never when there will be none.
-async fn changed(end: &mut watch::Receiver<LeaseEnd>) {
-    if end.changed().await.is_err() {
-        pending::<()>().await;
-    }
 }

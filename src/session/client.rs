@@ -71,7 +71,7 @@ impl Client {
     /// A balancer said who it is.
     pub(super) fn comes_from(&mut self, address: SocketAddr) {
         self.address = Some(network(address.ip()));
-        self.trail.address = address.to_string();
+        self.trail.address = address.to_string().into();
     }
 
     /// When the login must be over.
@@ -95,7 +95,7 @@ impl Client {
     /// Nobody is left to be told.
     pub(super) fn abandon(self) {
         metrics::counter!("pgsilo_abandoned_total").increment(1);
-        tracing::debug!(session = %self.trail.session, address = self.trail.address, "the client left during login");
+        tracing::debug!(session = %self.trail.session, address = &*self.trail.address, "the client left during login");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Leased: a credential for this tenant's placement, and a connection to log in on.
 
+use std::sync::Arc;
+
 use super::client::Stop;
 use super::routed::Routed;
 use crate::backend::{self, Connection};
@@ -23,8 +25,7 @@ impl<'c> Leased<'c> {
         let lease = async { lessor.lease(routed.request(token)).await.map_err(Refusal::from) };
         let dial = async { backend::dial(&routed).await.map_err(Refusal::from) };
         let (lease, connection) = tokio::try_join!(lease, dial)?;
-        routed.client().trail.role.clear();
-        routed.client().trail.role.push_str(lease.credential().username());
+        routed.client().trail.role = Arc::clone(lease.credential().name());
         routed.client().reached("leased");
         Ok(Leased { routed, lease, connection })
     }

@@ -60,7 +60,7 @@ impl<'c> Routed<'c> {
         let snapshot = proxy.registry().snapshot();
         let (id, access) = resolve(&mut identified, &snapshot)?;
         identified.client().trail.access = access.as_str();
-        identified.client().trail.tenant = id.to_string();
+        identified.client().trail.tenant = Some(id.clone());
         let tenant = snapshot
             .tenant(&id)
             .ok_or_else(|| Refusal::new(Reason::TenantUnknown, "not in the registry").about(&id))?;
@@ -70,8 +70,8 @@ impl<'c> Routed<'c> {
 
         let (mut started, identity, token) = identified.into_parts();
         let client = started.client();
-        client.trail.placement = tenant.placement().to_string();
-        client.trail.role.clone_from(&role);
+        client.trail.placement = tenant.placement().to_string().into();
+        client.trail.role = role.as_str().into();
         client.reached("routed");
         Ok(Routed { started, tenant, access, role, identity, token, permits })
     }

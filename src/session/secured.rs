@@ -90,7 +90,7 @@ async fn handshake(client: &mut Client, tls: Option<&ListenerTls>) -> Result<(),
     };
     client.frontend.accept_tls(tls.server.config()).await.map_err(|error| {
         metrics::counter!("pgsilo_tls_failures_total").increment(1);
-        tracing::info!(address = client.trail.address, %error, "a client's TLS handshake failed");
+        tracing::info!(address = &*client.trail.address, %error, "a client's TLS handshake failed");
         Stop::Left
     })
 }

@@ -29,22 +29,22 @@ impl<'c> Spliced<'c> {
     }
 
     /// Relays until the session ends, then lets everything go that it held.
-    pub(super) async fn run(self) {
-        let Spliced { client, held, backend } = self;
+    pub(super) async fn run(mut self: Box<Self>) {
+        let Spliced { client, held, backend } = &mut *self;
         let began = Instant::now();
         audit::started(&client.trail, client.seconds());
         let Client { frontend, proxy, trail, .. } = client;
         let proxy: &'static Proxy = proxy;
         metrics::counter!("pgsilo_sessions_total").increment(1);
         let active = Active::begin();
-        let relay = Relay::new(frontend, backend, held.cancel_key.process().clone());
+        let mut relay = Relay::new(frontend, backend, held.cancel_key.process());
         // On the clock that authority is measured in: one that is set later neither lengthens nor
         // shortens the session.
         let left = held.identity.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
         let authority = Authority {
             proxy,
             tenant: &held.tenant,
-            lease_end: held.lease.end(),
+            lease: &held.lease,
             identity: &held.identity,
             access: held.access,
             expires: BootTime::now() + left,
@@ -56,7 +56,7 @@ impl<'c> Spliced<'c> {
         drop(active);
         metrics::counter!("pgsilo_endings_total", "ending" => ending.label()).increment(1);
         audit::ended(trail, ending, began.elapsed().as_secs_f64());
-        drop(held);
+        drop(self);
     }
 }
 

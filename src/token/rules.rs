@@ -5,6 +5,7 @@
 //! [`super::Verifier::verify`], which alone may make [`Claims`].
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
@@ -74,10 +75,10 @@ pub(super) fn judge(
     };
     let tenants = tenants(issuer.tenant_claim.find(payload).ok_or(TokenError::TenantAbsent)?)?;
     Ok(Claims {
-        issuer: issuer.issuer.clone(),
-        subject: subject.to_owned(),
-        token_id: token_id.map(str::to_owned),
-        tenants,
+        issuer: issuer.issuer.as_str().into(),
+        subject: subject.into(),
+        token_id: token_id.map(Arc::from),
+        tenants: tenants.into(),
         access,
         issued_at,
         expires_at,

@@ -108,7 +108,7 @@ pub(super) fn certificate(client: &mut Client) -> Result<Proved, Refusal> {
     };
     let holder =
         Holder::of(leaf).map_err(|error| Refusal::new(Reason::CertificateMissing, error))?;
-    client.trail.subject = holder.name().to_owned();
+    client.trail.subject = holder.name().into();
     // A resumed session is not verified again.
     if holder.expires_at() <= SystemTime::now() {
         let cause = "the certificate has expired since its handshake";

@@ -36,7 +36,7 @@ fn splice(attached: Attached<'_>) {
     let _ = Spliced::splice(attached);
 }
 
-async fn run(spliced: Spliced<'_>) {
+async fn run(spliced: Box<Spliced<'_>>) {
     spliced.run().await;
 }
 
