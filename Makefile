@@ -8,7 +8,7 @@ PROFILE ?= release
 PROGRAMS := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
 .DEFAULT_GOAL := help
-.PHONY: help tools clients sandbox test test-all soak fmt lint clean
+.PHONY: help tools clients sandbox test test-all bench soak fmt lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -28,6 +28,9 @@ test: clients ## every test, against real servers; ARGS go to cargo test
 
 test-all: clients ## what needs more than a fresh machine; installs Debian and npm packages
 	@. "$(TOOLS)/env" && exec bash scripts/test-all.sh $(ARGS)
+
+bench: clients ## beside a direct connection and peers; QUICK=1 for less; installs Debian and npm packages
+	@. "$(TOOLS)/env" && exec bash scripts/bench.sh $(ARGS)
 
 soak: clients ## many short sessions, and nothing left of them; SESSIONS=10000 AT_ONCE=50
 	@. "$(TOOLS)/env" && exec cargo bench --bench soak

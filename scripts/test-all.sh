@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 tools=${PGSILO_TOOLS:-.tools}
 
 fail() { echo "test-all: $*" >&2; exit 1; }
+. scripts/packages.sh
 
 [ "$(uname -sm)" = "Linux x86_64" ] || fail "the PostgreSQL with TLS is packaged for Linux on x86_64 only"
 [ -n "${PGSILO_PYTHON:-}" ] || fail "run \`make test-all\`, which prepares the rest"
@@ -22,32 +23,10 @@ command -v go >/dev/null || wanted+=(golang-go)
 [ -e /usr/share/gocode/src/github.com/jackc/pgx/v4/pgxpool ] || wanted+=(golang-github-jackc-pgx-v4-dev)
 command -v node >/dev/null || wanted+=(nodejs)
 command -v npm >/dev/null || wanted+=(npm)
-if [ ${#wanted[@]} -gt 0 ]; then
-    command -v apt-get >/dev/null || fail "install these first: ${wanted[*]}"
-    echo "test-all: installing ${wanted[*]}"
-    as_root=()
-    [ "$(id -u)" = 0 ] || as_root=(sudo)
-    export DEBIAN_FRONTEND=noninteractive
-    "${as_root[@]}" apt-get update -qq
-    "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${wanted[@]}" >/dev/null
-fi
+[ ${#wanted[@]} -eq 0 ] || debian "${wanted[@]}"
 has_jdk || fail "the java on the PATH has no compiler: a JDK is needed, not a JRE"
 
-# --- npm packages, in a folder named for the lock file --------------------------------------
-lock=$(sha256sum tests/more/node/package-lock.json | cut -c1-12)
-node=$(realpath -m "$tools/node-$lock")
-if [ ! -e "$node/complete" ]; then
-    echo "test-all: installing the npm packages of tests/more/node"
-    rm -rf "$node"
-    mkdir -p "$node"
-    cp tests/more/node/package.json tests/more/node/package-lock.json "$node"
-    (cd "$node" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
-    for version in 15 18; do
-        # npm packages hold no symbolic links; this script of the package makes them.
-        (cd "$node/node_modules/postgres-$version" && node scripts/hydrate-symlinks.js)
-    done
-    touch "$node/complete"
-fi
+npm_packages
 
 # --- Go, from what Debian has of it, without modules and without a network --------------------
 pgx_pool=$(realpath -m "$tools/pgx-pool")

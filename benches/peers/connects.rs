@@ -1,0 +1,108 @@
+//! How long it takes to be let in, and how often it can be done.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::Plan;
+use crate::contenders::{Contender, Contenders};
+use crate::ground::{Ground, said};
+use crate::queries::figure;
+use crate::report::{Goal, Report};
+use crate::rounds::{median, play, quantile};
+use crate::support::proxy::Proxy;
+
+/// Logins a second at each contender.
+const RATE: f64 = 20.0;
+/// The stages of a login, as pgsilo's metric names them.
+const STAGES: [&str; 5] = ["secured", "identified", "routed", "leased", "attached"];
+
+pub(crate) async fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: &mut Report) {
+    logins(plan, ground, &contenders.plain(), "clear", contenders.proxy(), report).await;
+    logins(plan, ground, &contenders.tls(), "tls", contenders.proxy(), report).await;
+    for (how, all) in [("clear", &contenders.plain()[..]), ("tls", &contenders.tls())] {
+        churn(plan, ground, all, how, report);
+    }
+}
+
+async fn logins(
+    plan: Plan,
+    ground: &Ground,
+    all: &[Contender],
+    how: &str,
+    proxy: &Proxy,
+    report: &mut Report,
+) {
+    report.heading(&format!("A login by libpq, {RATE} a second at each, {how}: milliseconds"));
+    let before = stages(proxy).await;
+    let times = time(plan, ground, all);
+    let after = stages(proxy).await;
+    report.line(&format!("{:12} {:>8} {:>8} {:>8} {:>8}", "", "p50", "p90", "p99", "/ direct"));
+    let at = |times: &[f64], share| quantile(times.iter().copied(), share) * 1e3;
+    for (contender, own) in all.iter().zip(&times) {
+        // One after the other, so what the machine did meanwhile met both.
+        let ratio = median(own.iter().zip(&times[0]).map(|(own, direct)| own / direct));
+        report.line(&format!(
+            "{:12} {:>8.2} {:>8.2} {:>8.2} {ratio:>8.3}",
+            contender.name,
+            at(own, 0.5),
+            at(own, 0.9),
+            at(own, 0.99)
+        ));
+        if contender.is_pgsilo() {
+            report.goal(&format!("login_cold_{how}_vs_direct"), ratio, Goal::AtMost(2.0));
+        }
+    }
+    let means = STAGES.iter().zip(before.iter().zip(&after)).map(|(stage, (before, after))| {
+        let mean = (after.0 - before.0) / (after.1 - before.1) * 1e3;
+        format!("{stage} {mean:.2}")
+    });
+    report.line(&format!("of pgsilo's, by stage: {}", means.collect::<Vec<_>>().join(", ")));
+}
+
+/// What each login took, in seconds.
+fn time(plan: Plan, ground: &Ground, all: &[Contender]) -> Vec<Vec<f64>> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/connects.py");
+    let python = std::env::var("PGSILO_PYTHON").expect("run `make bench`: it sets PGSILO_PYTHON");
+    let mut command = Command::new(python);
+    command.arg(script).arg(plan.connects.to_string()).arg(RATE.to_string());
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("Python starts");
+    let mut targets = child.stdin.take().expect("piped");
+    for contender in all {
+        writeln!(targets, "{}", contender.conninfo(ground)).expect("told");
+    }
+    drop(targets);
+    let output = child.wait_with_output().expect("waited");
+    assert!(output.status.success(), "a login failed");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let times = text
+        .lines()
+        .map(|line| line.split_whitespace().map(|text| text.parse().expect("seconds")).collect());
+    times.collect()
+}
+
+/// Seconds and number of each stage so far.
+async fn stages(proxy: &Proxy) -> Vec<(f64, f64)> {
+    let (_status, text) = proxy.get("/metrics").await;
+    let read = |stage: &str, what: &str| {
+        let name = format!("pgsilo_stage_seconds_{what}{{stage=\"{stage}\"}} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&name));
+        value.map_or(0.0, |value| value.parse().expect("a number"))
+    };
+    STAGES.iter().map(|stage| (read(stage, "sum"), read(stage, "count"))).collect()
+}
+
+/// Applications that connect for each query.
+fn churn(plan: Plan, ground: &Ground, all: &[Contender], how: &str, report: &mut Report) {
+    report.heading(&format!("pgbench -S -C, 4 clients, {how}: a login for each query"));
+    let scores = play(plan.rounds, all, |contender| {
+        let mut pgbench = ground.program("pgbench");
+        contender.told(&mut pgbench, ground);
+        pgbench.args(["--no-vacuum", "--select-only", "--connect", "--client", "4", "--jobs", "2"]);
+        pgbench.args(["--time", &plan.seconds.to_string()]);
+        let text = said(&mut pgbench);
+        (figure(&text, "tps = "), figure(&text, "number of transactions actually processed: "))
+    });
+    report.table(&scores, "logins/s", (1000.0, "CPU s / 1000"));
+}

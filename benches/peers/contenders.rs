@@ -1,0 +1,239 @@
+//! Those that are measured: a direct connection, HAProxy, PgBouncer, and pgsilo.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::ground::{DATABASE, Ground, PASSWORD, ROLE, version};
+use crate::support::eventually;
+use crate::support::mint;
+use crate::support::proxy::{PLAIN, Proxy, Settings, TLS, folder};
+
+/// Threads of HAProxy and event loops of pgsilo: one for each processor. PgBouncer has one.
+pub(crate) fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Someone that a client can connect to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Contender {
+    pub(crate) name: &'static str,
+    pub(crate) address: SocketAddr,
+    pub(crate) tls: bool,
+    /// What is measured of it besides the client's view; `None` for a direct connection.
+    pub(crate) pid: Option<u32>,
+    takes_token: bool,
+}
+
+impl Contender {
+    pub(crate) fn is_pgsilo(&self) -> bool {
+        self.takes_token
+    }
+
+    pub(crate) fn dbname(&self) -> &'static str {
+        if self.takes_token { "acme" } else { DATABASE }
+    }
+
+    pub(crate) fn user(&self) -> &'static str {
+        if self.takes_token { "app" } else { ROLE }
+    }
+
+    /// A token is good for ten minutes: asked for anew whenever it is used.
+    pub(crate) fn password(&self, ground: &Ground) -> String {
+        match self.takes_token {
+            true => mint::token_of(&ground.world, "acme"),
+            false => PASSWORD.to_owned(),
+        }
+    }
+
+    /// The same as a connection string of libpq.
+    pub(crate) fn conninfo(&self, ground: &Ground) -> String {
+        format!(
+            "host={} port={} user={} dbname={} password={} sslmode={} sslrootcert={}",
+            self.address.ip(),
+            self.address.port(),
+            self.user(),
+            self.dbname(),
+            self.password(ground),
+            self.sslmode(),
+            ground.ca().display()
+        )
+    }
+
+    fn sslmode(&self) -> &'static str {
+        if self.tls { "verify-full" } else { "disable" }
+    }
+
+    /// Tells a libpq program whom to connect to.
+    pub(crate) fn told(&self, command: &mut Command, ground: &Ground) {
+        command
+            .env("PGHOST", self.address.ip().to_string())
+            .env("PGPORT", self.address.port().to_string())
+            .env("PGUSER", self.user())
+            .env("PGDATABASE", self.dbname())
+            .env("PGPASSWORD", self.password(ground))
+            .env("PGSSLMODE", self.sslmode());
+    }
+}
+
+/// All of them, running.
+#[derive(Debug)]
+pub(crate) struct Contenders {
+    pub(crate) direct: Contender,
+    pub(crate) direct_tls: Contender,
+    pub(crate) haproxy: Contender,
+    pub(crate) pgbouncer: Contender,
+    pub(crate) pgbouncer_tls: Contender,
+    pub(crate) pgsilo: Contender,
+    pub(crate) pgsilo_tls: Contender,
+    pub(crate) versions: Vec<String>,
+    proxy: Proxy,
+    _peers: [Peer; 2],
+}
+
+/// A peer's process and its folder.
+#[derive(Debug)]
+struct Peer {
+    child: Child,
+    dir: PathBuf,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _waited = self.child.wait();
+        let _gone = fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Contenders {
+    pub(crate) async fn start(ground: &Ground) -> Contenders {
+        let (haproxy, haproxy_at) = haproxy(ground).await;
+        let (pgbouncer, pgbouncer_at) = pgbouncer(ground).await;
+        let proxy = Proxy::of(&ground.world, settings(ground)).await;
+        let [plain, tls] = proxy.addresses()[..] else { panic!("two listeners") };
+        let direct_at = local(ground.port());
+        let of =
+            |name, address, tls, pid| Contender { name, address, tls, pid, takes_token: false };
+        let pgsilo = |address, tls| Contender {
+            name: "pgsilo",
+            address,
+            tls,
+            pid: Some(proxy.pid()),
+            takes_token: true,
+        };
+        Contenders {
+            direct: of("direct", direct_at, false, None),
+            direct_tls: of("direct", direct_at, true, None),
+            haproxy: of("HAProxy", haproxy_at, false, Some(haproxy.child.id())),
+            pgbouncer: of("PgBouncer", pgbouncer_at, false, Some(pgbouncer.child.id())),
+            pgbouncer_tls: of("PgBouncer", pgbouncer_at, true, Some(pgbouncer.child.id())),
+            pgsilo: pgsilo(plain, false),
+            pgsilo_tls: pgsilo(tls, true),
+            versions: vec![
+                ground.server.clone(),
+                version(Path::new("haproxy"), "-v"),
+                version(Path::new("pgbouncer"), "--version"),
+                format!("pgsilo {}", env!("CARGO_PKG_VERSION")),
+            ],
+            proxy,
+            _peers: [haproxy, pgbouncer],
+        }
+    }
+
+    /// In clear, the direct connection first.
+    pub(crate) fn plain(&self) -> [Contender; 4] {
+        [self.direct, self.haproxy, self.pgbouncer, self.pgsilo]
+    }
+
+    /// With a client that speaks TLS. HAProxy cannot: it does not know the SSLRequest.
+    pub(crate) fn tls(&self) -> [Contender; 3] {
+        [self.direct_tls, self.pgbouncer_tls, self.pgsilo_tls]
+    }
+
+    /// The pgsilo that is measured.
+    pub(crate) fn proxy(&self) -> &Proxy {
+        &self.proxy
+    }
+}
+
+fn settings(ground: &Ground) -> Settings {
+    let limits = format!(
+        "max_sessions_per_tenant = {0}\nmax_connections_per_address = {0}\nmax_sessions = {0}\n",
+        ground.connections
+    );
+    let log_level = "info";
+    Settings { listeners: PLAIN.to_owned() + TLS, limits, log_level, ..Settings::default() }
+}
+
+/// In session mode, as pgsilo is: a client has its server to itself.
+async fn pgbouncer(ground: &Ground) -> (Peer, SocketAddr) {
+    let (dir, port) = (folder(), free_port());
+    for name in ["server.crt", "server.key"] {
+        fs::copy(ground.world.dir().join(name), dir.join(name)).expect("copied");
+    }
+    fs::write(dir.join("users"), format!("\"{ROLE}\" \"{PASSWORD}\"\n")).expect("written");
+    let config = format!(
+        "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+         listen_port = {port}\nunix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {dir}/users\n\
+         pool_mode = session\nserver_idle_timeout = 2\nmax_client_conn = {connections}\ndefault_pool_size = {connections}\n\
+         client_tls_sslmode = allow\nclient_tls_cert_file = {dir}/server.crt\n\
+         client_tls_key_file = {dir}/server.key\nlog_connections = 0\nlog_disconnections = 0\n",
+        ground.port(),
+        dir = dir.display(),
+        connections = ground.connections,
+    );
+    fs::write(dir.join("pgbouncer.ini"), config).expect("written");
+    let mut command = Command::new("pgbouncer");
+    command.arg("--quiet").arg(dir.join("pgbouncer.ini"));
+    // It refuses to run as root.
+    if rustix::process::geteuid().is_root() {
+        let owned = Command::new("chown").args(["-R", "nobody"]).arg(&dir).status();
+        assert!(owned.is_ok_and(|status| status.success()), "chown");
+        command.uid(65534).gid(65534);
+    }
+    (start(command, dir, port).await, local(port))
+}
+
+async fn haproxy(ground: &Ground) -> (Peer, SocketAddr) {
+    let (dir, port) = (folder(), free_port());
+    let config = format!(
+        "global\n  nbthread {}\n  maxconn {}\ndefaults\n  mode tcp\n  timeout connect 5s\n  \
+         timeout client 1h\n  timeout server 1h\nlisten postgres\n  bind 127.0.0.1:{port}\n  \
+         server postgres 127.0.0.1:{}\n",
+        processors(),
+        ground.connections,
+        ground.port(),
+    );
+    fs::write(dir.join("haproxy.cfg"), config).expect("written");
+    let mut command = Command::new("haproxy");
+    command.arg("-db").arg("-q").arg("-f").arg(dir.join("haproxy.cfg"));
+    (start(command, dir, port).await, local(port))
+}
+
+async fn start(mut command: Command, dir: PathBuf, port: u16) -> Peer {
+    let log = fs::File::create(dir.join("log")).expect("made");
+    let name = command.get_program().to_string_lossy().into_owned();
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    let child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
+    let mut peer = Peer { child, dir };
+    eventually(&name, async || {
+        if let Some(status) = peer.child.try_wait().expect("waited") {
+            let log = fs::read_to_string(peer.dir.join("log")).unwrap_or_default();
+            panic!("{name} ended with {status}: {log}");
+        }
+        TcpStream::connect(local(port)).ok()
+    })
+    .await;
+    peer
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind(local(0)).and_then(|socket| socket.local_addr()).expect("a port").port()
+}

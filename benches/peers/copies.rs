@@ -1,0 +1,62 @@
+//! COPY out of the database and into it.
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+use std::time::Instant;
+
+use crate::Plan;
+use crate::contenders::Contenders;
+use crate::ground::{Ground, said};
+use crate::report::{Goal, Report};
+use crate::rounds::play;
+
+const GB: f64 = 1e9;
+const ROW: usize = 1000;
+
+pub(crate) fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: &mut Report) {
+    let rows = plan.seconds as usize * 250_000;
+    let bytes = (rows * (ROW + 1)) as f64;
+    report.heading(&format!("COPY out, {:.2} GB in rows of {ROW} bytes, in clear", bytes / GB));
+    let sql = format!("COPY (SELECT repeat('x', {ROW}) FROM generate_series(1, {rows})) TO STDOUT");
+    let out = play(plan.rounds, &contenders.plain(), |contender| {
+        let mut psql = ground.program("psql");
+        contender.told(&mut psql, ground);
+        psql.args(["--no-psqlrc", "--quiet", "--output", "/dev/null", "--command", &sql]);
+        let began = Instant::now();
+        said(&mut psql);
+        (bytes / 1e6 / began.elapsed().as_secs_f64(), bytes)
+    });
+    report.table(&out, "MB/s", (GB, "CPU s / GB"));
+    let [direct, _, _, pgsilo] = &out[..] else { panic!("four") };
+    report.goal("copy_out_vs_direct", pgsilo.ratio(direct), Goal::AtLeast(1.2));
+    report.goal("copy_out_cpu_s_per_gb", pgsilo.cost() * GB, Goal::AtMost(0.6));
+
+    report.heading(&format!("COPY in, {:.2} GB in rows of {ROW} bytes, in clear", bytes / GB));
+    let file = contenders.proxy().dir().join("rows");
+    write_rows(&file, rows);
+    // Nothing is kept, so that no round is slower than the one before.
+    let sql = "BEGIN; TRUNCATE copied; COPY copied FROM STDIN WITH (FREEZE); ROLLBACK";
+    let into = play(plan.rounds, &contenders.plain(), |contender| {
+        let mut psql = ground.program("psql");
+        contender.told(&mut psql, ground);
+        psql.args(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--command", sql]);
+        psql.stdin(File::open(&file).expect("opened"));
+        let began = Instant::now();
+        said(&mut psql);
+        (bytes / 1e6 / began.elapsed().as_secs_f64(), bytes)
+    });
+    report.table(&into, "MB/s", (GB, "CPU s / GB"));
+    let [direct, _, _, pgsilo] = &into[..] else { panic!("four") };
+    report.goal("copy_in_vs_direct", pgsilo.ratio(direct), Goal::AtLeast(0.97));
+    report.goal("copy_in_cpu_s_per_gb", pgsilo.cost() * GB, Goal::AtMost(0.5));
+}
+
+fn write_rows(file: &Path, rows: usize) {
+    let mut writer = BufWriter::new(File::create(file).expect("made"));
+    let row = "x".repeat(ROW) + "\n";
+    for _ in 0..rows {
+        writer.write_all(row.as_bytes()).expect("written");
+    }
+    writer.flush().expect("written");
+}

@@ -1,0 +1,90 @@
+//! `make bench`: pgsilo beside a direct connection, PgBouncer and HAProxy, in one run.
+//!
+//! Everything runs on loopback, with the packaged programs and a real PostgreSQL and OpenBAO. The
+//! contenders take turns in every round, so that what the machine does meanwhile meets all of them,
+//! and a round in which others used the processors is run again. Figures are medians; ratios are
+//! medians of the ratios within each round. Every goal has a line `ratio NAME VALUE`, met or not.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a run fails by panicking and prints what it measured, and so does what it shares with the tests"
+)]
+#![expect(clippy::needless_pass_by_value, reason = "`json!` makes values")]
+
+mod client;
+mod connects;
+mod contenders;
+mod copies;
+mod ground;
+mod idle;
+mod machine;
+mod queries;
+mod report;
+mod rounds;
+
+use std::path::Path;
+
+use contenders::Contenders;
+use ground::Ground;
+use report::Report;
+
+#[path = "../../tests/e2e"]
+mod e2e {
+    #[expect(dead_code, reason = "made for tests/e2e; the benchmarks use a part of it")]
+    pub(crate) mod support;
+}
+
+use e2e::support;
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    rounds: usize,
+    /// Of one contender in one round.
+    seconds: u32,
+    /// Idle sessions of each contender.
+    idle: usize,
+    /// Connects of each contender, at 20 a second.
+    connects: usize,
+}
+
+const FULL: Plan = Plan { rounds: 7, seconds: 3, idle: 1000, connects: 200 };
+const QUICK: Plan = Plan { rounds: 3, seconds: 1, idle: 200, connects: 40 };
+
+fn main() {
+    let quick = std::env::var("QUICK").is_ok_and(|text| !text.is_empty() && text != "0");
+    let plan = if quick { QUICK } else { FULL };
+    let only = std::env::var("ONLY").unwrap_or_default();
+    let wants = |part: &str| only.is_empty() || only.split(',').any(|name| name == part);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let ground = Ground::start(plan.idle).await;
+        let contenders = Contenders::start(&ground).await;
+        let mut report = Report::new(plan, &ground, &contenders);
+        if wants("queries") {
+            queries::run(plan, &ground, &contenders, &mut report);
+        }
+        if wants("copies") {
+            copies::run(plan, &ground, &contenders, &mut report);
+        }
+        if wants("connects") {
+            connects::run(plan, &ground, &contenders, &mut report).await;
+        }
+        if wants("idle") {
+            idle::run(plan, &ground, &contenders, &mut report).await;
+        }
+        report.goals_in_lines();
+        // A part of it is for whoever works on that part.
+        if only.is_empty() {
+            let name = if quick { "bench-quick" } else { "bench" };
+            report.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/runs"), name);
+        }
+    });
+}

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# What `make bench` needs beside the tools: PgBouncer and HAProxy, a PostgreSQL that speaks TLS, and
+# a psql and a pgbench that do. Installs Debian packages (as root or by sudo) and npm packages, then
+# runs benches/peers. Arguments go to cargo bench; QUICK=1 ends within three minutes, and
+# ONLY=queries,copies,connects,idle runs some parts.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tools=${PGSILO_TOOLS:-.tools}
+
+fail() { echo "bench: $*" >&2; exit 1; }
+. scripts/packages.sh
+
+[ "$(uname -sm)" = "Linux x86_64" ] || fail "the PostgreSQL with TLS is packaged for Linux on x86_64 only"
+[ -n "${PGSILO_PYTHON:-}" ] || fail "run \`make bench\`, which prepares the rest"
+
+export PATH="$PATH:/usr/sbin"
+wanted=()
+command -v pgbouncer >/dev/null || wanted+=(pgbouncer)
+command -v haproxy >/dev/null || wanted+=(haproxy)
+command -v node >/dev/null || wanted+=(nodejs)
+command -v npm >/dev/null || wanted+=(npm)
+[ ${#wanted[@]} -eq 0 ] || debian "${wanted[@]}"
+npm_packages
+
+# --- psql and pgbench, unpacked but not installed: installing the package would start a server ----
+clients=$(realpath -m "$tools/debian-postgresql")
+installed=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1)
+if [ -x "$installed/pgbench" ] && [ -x "$installed/psql" ]; then
+    clients=$installed
+elif [ ! -e "$clients/complete" ]; then
+    version=$(apt-cache depends postgresql 2>/dev/null | sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p' | head -1)
+    [ -n "$version" ] || fail "apt knows no package postgresql: install psql and pgbench first"
+    debian libpq5
+    rm -rf "$clients"
+    mkdir -p "$clients"
+    (
+        cd "$clients"
+        apt-get download -qq "postgresql-$version" "postgresql-client-$version"
+        for package in *.deb; do dpkg-deb -x "$package" .; done
+        rm ./*.deb
+        ln -s "usr/lib/postgresql/$version/bin/"* .
+        touch complete
+    )
+fi
+"$clients/pgbench" --version >/dev/null || fail "$clients/pgbench does not run"
+
+export PGSILO_POSTGRES_TLS="$node/node_modules/postgres-18/native"
+export PGSILO_PGBENCH_BIN="$clients"
+ulimit -n "$(ulimit -H -n)"
+exec cargo bench --bench peers "$@"
