@@ -64,6 +64,8 @@ pub(crate) struct Trail {
     pub(crate) placement: Arc<str>,
     pub(crate) role: Arc<str>,
     pub(crate) backend_pid: u32,
+    /// The connection to the database was ready before the client came.
+    pub(crate) warm: bool,
 }
 
 impl Trail {
@@ -84,6 +86,7 @@ impl Trail {
             placement: Arc::clone(&none),
             role: none,
             backend_pid: 0,
+            warm: false,
         }
     }
 
@@ -154,7 +157,7 @@ pub(crate) fn refused(trail: &Trail, refusal: &Refusal) {
 
 /// A session was spliced.
 pub(crate) fn started(trail: &Trail, seconds: f64) {
-    event!(Level::INFO, trail, event = "started", seconds, "session started");
+    event!(Level::INFO, trail, event = "started", warm = trail.warm, seconds, "session started");
 }
 
 /// The session's lease could not be renewed. It is tried again, unless its end is final.

@@ -1,8 +1,8 @@
 //! The database's side: the one dial, TLS, and what a dialled connection may become.
 //!
-//! Invariant: a connection is opened to the placement of a [`Routed`] session and nowhere
-//! else, so tenant, placement and credential cannot be crossed. A [`Redial`] remembers where a
-//! routed session went, for its cancel requests. No other module connects a socket to a
+//! Invariant: a connection is opened to the placement of a [`Route`], which only a routed session
+//! has, and nowhere else, and logs in with that route's settings; so tenant, placement and credential
+//! cannot be crossed. A [`Redial`] remembers where a route led, for cancel requests. No other module connects a socket to a
 //! database; `login.rs` is all that may speak on a fresh connection.
 
 mod login;
@@ -17,10 +17,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-pub(crate) use login::BackendError;
+pub(crate) use login::{Attachment, BackendError, Parked};
 
 use crate::registry::{Host, PlacementTls, Tenant};
-use crate::session::Routed;
+use crate::session::Route;
 use crate::stream::{Stream, out_of_resources, tune};
 use crate::tls;
 use crate::wire::startup::CancelRequest;
@@ -36,12 +36,12 @@ const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: Stream,
-    redial: Redial,
+    route: Arc<Route>,
     /// Bytes of messages that the database has sent during its login.
     heard: usize,
 }
 
-/// Where a routed session's database is: enough to send it a cancel request.
+/// Where a route's database is: enough to send it a cancel request.
 #[derive(Clone, Debug)]
 pub(crate) struct Redial(Arc<Tenant>);
 
@@ -68,12 +68,10 @@ pub(crate) enum DialError {
     Tls { to: String, error: io::Error },
 }
 
-/// Opens a connection to the database of a routed session, under TLS where its placement asks
-/// for it.
-pub(crate) async fn dial(routed: &Routed<'_>) -> Result<Connection, DialError> {
-    let redial = Redial(Arc::clone(routed.tenant()));
-    let stream = redial.connect().await?;
-    Ok(Connection { stream, redial, heard: 0 })
+/// Opens a connection to the database of a route, under TLS where its placement asks for it.
+pub(crate) async fn dial(route: &Arc<Route>) -> Result<Connection, DialError> {
+    let stream = Redial(Arc::clone(route.tenant())).connect().await?;
+    Ok(Connection { stream, route: Arc::clone(route), heard: 0 })
 }
 
 impl Redial {

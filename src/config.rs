@@ -44,6 +44,8 @@ pub struct Config {
     pub lease: LeaseRules,
     /// Bounds.
     pub limits: Limits,
+    /// Connections that wait for a session.
+    pub warm: Warm,
     /// Where metrics and health are served, if anywhere.
     pub admin: Option<SocketAddr>,
     /// How to log.
@@ -52,6 +54,17 @@ pub struct Config {
     pub cores: usize,
     /// What is allowed but unwise, one line each, with its place in the file.
     pub warnings: Vec<String>,
+}
+
+/// How many connections may wait for a session, and how long.
+#[derive(Debug)]
+pub struct Warm {
+    /// In all; 0: none.
+    pub max: usize,
+    /// Of one tenant.
+    pub max_per_tenant: usize,
+    /// How long one waits. Where sessions come less often than that, none does.
+    pub idle_timeout: Duration,
 }
 
 /// Where clients connect, and what is asked of them there.

@@ -15,7 +15,7 @@
 //! session                  the chain, one file a stage, and the one call that refuses
 //! refusal, audit           the table of refusals; the trail and its events
 //! proxy                    what all sessions share
-//! splice, cancel           the relay; cancel keys
+//! splice, cancel, pool     the relay; cancel keys; connections that wait for a session
 //! backend, frontend        the one dial and the login; framed reads with bounds
 //! config                   the file, and the ready-made objects it becomes
 //! identity                 who a session is, however that was proved
@@ -23,8 +23,8 @@
 //! tenant, tls, stream, ending, limits, secret, toml_file, stamp, backoff, host, cause, clock, wire
 //! ```
 //!
-//! One exception is deliberate: `backend::dial` takes a [`session::Routed`], so that nothing
-//! else can be dialled. `tests/structure.rs` keeps these rules.
+//! One exception is deliberate: `backend::dial` takes a [`session::Route`], which only a routed
+//! session has, so that nothing else can be dialled, and the pool keeps connections for one. `tests/structure.rs` keeps these rules.
 
 mod admin;
 mod audit;
@@ -40,6 +40,7 @@ mod host;
 mod identity;
 pub mod lease;
 mod limits;
+mod pool;
 mod proxy;
 mod refusal;
 pub mod registry;

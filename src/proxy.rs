@@ -14,6 +14,7 @@ use crate::clock::{self, BootTime};
 use crate::config::{Config, Limits};
 use crate::lease::{Lessor, OpenBaoError};
 use crate::limits::Tally;
+use crate::pool::Pool;
 use crate::registry::{Denied, Registry};
 use crate::tenant::TenantId;
 use crate::token::Verifier;
@@ -23,6 +24,7 @@ use crate::token::Verifier;
 pub(crate) struct Proxy {
     pub(crate) config: &'static Config,
     pub(crate) lessor: Lessor,
+    pub(crate) pool: Pool,
     pub(crate) cancel_keys: CancelKeys,
     /// Connections that are not logged in yet.
     pub(crate) handshakes: Arc<Semaphore>,
@@ -47,8 +49,10 @@ impl Proxy {
         let limits = &config.limits;
         let background = runtime.clone();
         config.verifier.keep_keys(&runtime);
+        let lessor = Lessor::start(&config.openbao, runtime.clone())?;
         let proxy = Proxy {
-            lessor: Lessor::start(&config.openbao, runtime)?,
+            pool: Pool::new(&config.warm, lessor.clone(), runtime),
+            lessor,
             cancel_keys: CancelKeys::new(),
             handshakes: Arc::new(Semaphore::new(limits.max_handshakes)),
             sessions: Arc::new(Semaphore::new(limits.max_sessions)),
@@ -60,6 +64,7 @@ impl Proxy {
         };
         let proxy: &'static Proxy = Box::leak(Box::new(proxy));
         background.spawn(proxy.tell_of_changes());
+        background.spawn(proxy.pool.keep());
         Ok(proxy)
     }
 
@@ -78,6 +83,7 @@ impl Proxy {
     /// From now on connections are refused, idle sessions end, and transactions get `patience`.
     pub(crate) fn drain(&self, patience: Duration) {
         self.drain.send_replace(Some(BootTime::now() + patience));
+        self.pool.close();
     }
 
     /// Whether pgsilo is stopping.
@@ -108,6 +114,7 @@ impl Proxy {
                 () = changed(denied.as_mut()) => {}
                 () = clock::resumed() => {}
             }
+            self.pool.keep_only(&self.registry().snapshot());
             self.changed.notify_waiters();
         }
     }

@@ -2,9 +2,13 @@
 //!
 //! One enum rather than a trait object: the relay polls it for every chunk. It holds no buffer
 //! of its own, so what was not asked for stays with the kernel (or inside rustls). Opening a
-//! connection is not done here: the listener accepts, `backend.rs` dials.
+//! connection is not done here: the listener accepts, `backend.rs` dials. A connection to a database
+//! can be parked: taken from one event loop and resumed on another.
+
+mod socket;
 
 use std::io;
+use std::os::unix::net as unix;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -16,6 +20,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+use socket::Socket;
+
 /// A connection to a client or to a database.
 #[derive(Debug)]
 pub(crate) enum Stream {
@@ -26,7 +32,7 @@ pub(crate) enum Stream {
     /// TLS with a client.
     Frontend(Box<server::TlsStream<TcpStream>>),
     /// TLS with a database.
-    Backend(Box<client::TlsStream<TcpStream>>),
+    Backend(Box<client::TlsStream<Socket>>),
     /// A TLS handshake is under way, or failed: there is nothing to speak through.
     Gone,
 }
@@ -55,10 +61,23 @@ impl Stream {
     ) -> io::Result<Stream> {
         match self {
             Stream::Tcp(tcp) => {
-                let stream = TlsConnector::from(tls).connect(name, tcp).await?;
+                let stream = TlsConnector::from(tls).connect(name, Socket::Here(tcp)).await?;
                 Ok(Stream::Backend(Box::new(stream)))
             }
             _ => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Leaves its event loop. Only a connection to a database does that.
+    pub(crate) fn park(self) -> io::Result<Parked> {
+        match self {
+            Stream::Tcp(tcp) => tcp.into_std().map(Parked::Tcp),
+            Stream::Unix(unix) => unix.into_std().map(Parked::Unix),
+            Stream::Backend(mut tls) => {
+                tls.get_mut().0.park()?;
+                Ok(Parked::Backend(tls))
+            }
+            Stream::Frontend(_) | Stream::Gone => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 
@@ -76,6 +95,28 @@ impl Stream {
     /// Whether TLS protects it.
     pub(crate) fn is_tls(&self) -> bool {
         matches!(self, Stream::Frontend(_) | Stream::Backend(_))
+    }
+}
+
+/// A connection to a database that is on no event loop.
+#[derive(Debug)]
+pub(crate) enum Parked {
+    Tcp(std::net::TcpStream),
+    Unix(unix::UnixStream),
+    Backend(Box<client::TlsStream<Socket>>),
+}
+
+impl Parked {
+    /// Brings it to the event loop that this runs on.
+    pub(crate) fn resume(self) -> io::Result<Stream> {
+        match self {
+            Parked::Tcp(tcp) => TcpStream::from_std(tcp).map(Stream::Tcp),
+            Parked::Unix(unix) => UnixStream::from_std(unix).map(Stream::Unix),
+            Parked::Backend(mut tls) => {
+                tls.get_mut().0.resume()?;
+                Ok(Stream::Backend(tls))
+            }
+        }
     }
 }
 

@@ -49,6 +49,9 @@ pub(crate) fn install() -> Result<PrometheusHandle, String> {
     for result in ["forwarded", "unknown_key", "failed"] {
         counter!("pgsilo_cancel_requests_total", "result" => result).absolute(0);
     }
+    for result in ["used", "missed", "lost", "expired", "failed"] {
+        counter!("pgsilo_warm_total", "result" => result).absolute(0);
+    }
     for name in [
         "pgsilo_connections_total",
         "pgsilo_abandoned_total",
@@ -66,6 +69,7 @@ pub(crate) fn install() -> Result<PrometheusHandle, String> {
     }
     gauge!("pgsilo_sessions_active").set(0);
     gauge!("pgsilo_revocations_pending").set(0);
+    gauge!("pgsilo_warm_connections").set(0);
     Ok(handle)
 }
 
@@ -119,6 +123,11 @@ fn describe() {
         "pgsilo_lease_seconds",
         Unit::Seconds,
         "Time that OpenBAO took for a credential"
+    );
+    describe_gauge!("pgsilo_warm_connections", "Connections to databases that wait for a session");
+    describe_counter!(
+        "pgsilo_warm_total",
+        "Sessions that took a waiting connection, or came when none was ready; connections that died waiting, waited in vain, or could not be made"
     );
     describe_counter!("pgsilo_leases_total", "Credentials that OpenBAO granted");
     describe_counter!("pgsilo_renewals_total", "Leases renewed");

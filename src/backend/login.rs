@@ -6,6 +6,7 @@
 //! before that is bounded, and none of its text reaches a client.
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use postgres_protocol::authentication::md5_hash;
@@ -14,13 +15,13 @@ use postgres_protocol::authentication::sasl::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Connection, Process};
+use super::{Connection, Process, Redial, Route};
 use crate::lease::Credential;
 use crate::registry::Tenant;
-use crate::stream::Stream;
+use crate::stream::{self, Stream};
 use crate::tenant::TenantId;
 use crate::wire::message::{self, Authentication, ErrorFields};
-use crate::wire::startup::{self, Startup, StartupError};
+use crate::wire::startup::{self, StartupError};
 
 /// The longest message that a database may send before its first ReadyForQuery, in bytes.
 const MAX_MESSAGE: usize = 64 * 1024;
@@ -46,6 +47,40 @@ pub(crate) struct Attachment {
     pub(crate) process: Process,
     /// ParameterStatus and notices as they came, for the client.
     pub(crate) greeting: Vec<u8>,
+}
+
+/// An [`Attachment`] that waits for its session, on no event loop.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    stream: stream::Parked,
+    process: Process,
+    greeting: Vec<u8>,
+}
+
+impl Attachment {
+    /// Leaves the event loop. Nothing is read until it is resumed.
+    pub(crate) fn park(self) -> io::Result<Parked> {
+        let Attachment { stream, process, greeting } = self;
+        Ok(Parked { stream: stream.park()?, process, greeting })
+    }
+}
+
+impl Parked {
+    /// The database's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid
+    }
+
+    /// Comes to the event loop that this runs on, if the connection still lives and its database is
+    /// still sealed for the tenant of the route, which must be the one that it was dialled for.
+    pub(crate) async fn resume(self, route: &Arc<Route>) -> Result<Attachment, BackendError> {
+        let Parked { stream, process, mut greeting } = self;
+        let stream = stream.resume()?;
+        let mut connection = Connection { stream, route: Arc::clone(route), heard: 0 };
+        // What a reload has changed meanwhile is told here as well, and becomes part of the greeting.
+        connection.check_seal(route.tenant().id(), &mut greeting).await?;
+        Ok(Attachment { stream: connection.stream, process, greeting })
+    }
 }
 
 /// Why a login to a database failed.
@@ -84,15 +119,14 @@ impl From<ErrorFields> for BackendError {
 }
 
 impl Connection {
-    /// Logs in as the leased role, with the client's settings, and reads the seal.
+    /// Logs in as the leased role, with the route's settings, and reads the seal.
     pub(crate) async fn log_in(
         mut self,
         credential: &Credential,
-        startup: &Startup,
     ) -> Result<Attachment, BackendError> {
-        let tenant = self.redial.0.clone();
+        let tenant = Arc::clone(self.route.tenant());
         let dbname = &tenant.placement().dbname;
-        let packet = startup::encode(credential.username(), dbname, startup.settings())?;
+        let packet = startup::encode(credential.username(), dbname, self.route.settings())?;
         self.send(&packet).await?;
         self.authenticate(credential, &tenant).await?;
         let (process, mut greeting) = self.read_greeting().await?;
@@ -192,7 +226,8 @@ impl Connection {
             }
         }
         let (pid, secret) = key.ok_or(BackendError::Protocol("no BackendKeyData"))?;
-        let process = Process { pid, secret, redial: self.redial.clone() };
+        let redial = Redial(Arc::clone(self.route.tenant()));
+        let process = Process { pid, secret, redial };
         Ok((process, greeting))
     }
 

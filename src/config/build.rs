@@ -17,8 +17,8 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use self::proofs::Known;
-use super::raw::{Raw, RawAuthority, RawFormat, RawLevel, RawLimits, RawLog, RawRuntime};
-use super::{Config, FileError, LeaseRules, Limits, Listener, Log, LogFormat};
+use super::raw::{Raw, RawAuthority, RawFormat, RawLevel, RawLimits, RawLog, RawRuntime, RawWarm};
+use super::{Config, FileError, LeaseRules, Limits, Listener, Log, LogFormat, Warm};
 use crate::registry::{Denied, Registry};
 use crate::token::MAX_TOKEN_BYTES;
 use crate::toml_file::TomlFile;
@@ -27,6 +27,11 @@ use crate::toml_file::TomlFile;
 const MAX_BOUND: usize = 10_000_000;
 /// More event loops than any machine has cores is a typing error.
 const MAX_CORES: usize = 1024;
+
+/// A connection that waits for less is never there when it is wanted.
+const MIN_WARM: Duration = Duration::from_secs(1);
+/// One that waits for longer was logged in before too much has changed.
+const MAX_WARM: Duration = Duration::from_secs(600);
 
 pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let file = TomlFile::read(path)?;
@@ -42,6 +47,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let end_at_expiry = raw.lease.end_at_expiry;
     let openbao = build.openbao(raw.openbao, raw.lease, raw.limits.max_sessions)?;
     let limits = build.limits(&raw.limits)?;
+    let warm = build.warm(&raw.warm)?;
     let regions = build.regions(raw.registry.regions)?;
     let cores = build.cores(&raw.runtime)?;
     let admin = raw.admin.map(|admin| admin.address.0);
@@ -70,6 +76,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
         openbao,
         lease: LeaseRules { grace, end_at_expiry },
         limits,
+        warm,
         admin,
         log: log(&raw.log),
         cores,
@@ -162,6 +169,30 @@ impl Build<'_> {
             max_token_bytes: raw.max_token_bytes,
             idle_timeout: Some(raw.idle_timeout.0).filter(|idle| *idle > Duration::ZERO),
             drain_timeout: raw.drain_timeout.0,
+        })
+    }
+
+    fn warm(&self, raw: &RawWarm) -> Result<Warm, FileError> {
+        for (key, bound) in [("max", raw.max), ("max_per_tenant", raw.max_per_tenant)] {
+            if bound > MAX_BOUND {
+                let field = format!("warm.{key}");
+                return self
+                    .wrong(field, format_args!("{bound} is out of range; at most {MAX_BOUND}"));
+            }
+        }
+        if raw.max_per_tenant == 0 {
+            return self.wrong("warm.max_per_tenant", "zero; for none at all, set warm.max to 0");
+        }
+        if !(MIN_WARM..=MAX_WARM).contains(&raw.idle_timeout.0) {
+            return self.wrong(
+                "warm.idle_timeout",
+                format_args!("{:?} is out of range; use 1s to 10m", raw.idle_timeout.0),
+            );
+        }
+        Ok(Warm {
+            max: raw.max,
+            max_per_tenant: raw.max_per_tenant,
+            idle_timeout: raw.idle_timeout.0,
         })
     }
 

@@ -23,6 +23,8 @@ pub(super) struct Raw {
     pub(super) lease: RawLease,
     #[serde(default)]
     pub(super) limits: RawLimits,
+    #[serde(default)]
+    pub(super) warm: RawWarm,
     pub(super) admin: Option<RawAdmin>,
     #[serde(default)]
     pub(super) log: RawLog,
@@ -285,6 +287,20 @@ impl Default for RawLimits {
             idle_timeout: Text(Duration::ZERO),
             drain_timeout: Text(Duration::from_secs(30)),
         }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawWarm {
+    pub(super) max: usize,
+    pub(super) max_per_tenant: usize,
+    pub(super) idle_timeout: Text<Duration>,
+}
+
+impl Default for RawWarm {
+    fn default() -> RawWarm {
+        RawWarm { max: 100, max_per_tenant: 4, idle_timeout: Text(Duration::from_secs(10)) }
     }
 }
 

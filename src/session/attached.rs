@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::client::{Client, Stop};
-use super::leased::Leased;
+use super::leased::{Connected, Leased};
 use super::routed::{Admission, SessionPermits};
 use crate::cancel::CancelKey;
 use crate::identity::Identity;
@@ -41,10 +41,14 @@ impl<'c> Attached<'c> {
     /// Logs in with the leased credential. Only then does the client read AuthenticationOk.
     pub(super) async fn attach(leased: Leased<'c>) -> Result<Attached<'c>, Stop> {
         let (routed, lease, connection) = leased.into_parts();
-        let login = connection.log_in(lease.credential(), routed.started().startup());
-        let attachment = login.await.map_err(Refusal::from)?;
+        let attachment = match connection {
+            Connected::LoggedIn(attachment) => attachment,
+            Connected::Dialled(connection) => {
+                connection.log_in(lease.credential()).await.map_err(Refusal::from)?
+            }
+        };
 
-        let Admission { started, tenant, identity, access, permits } = routed.into_parts();
+        let Admission { started, route, identity, permits } = routed.into_parts();
         let version = started.version();
         let (accepted, _startup) = started.into_parts();
         let (client, address) = accepted.into_parts();
@@ -60,11 +64,13 @@ impl<'c> Attached<'c> {
         client.frontend.send(&welcome).await.map_err(|_lost| Stop::Left)?;
         client.handshake = None;
         client.reached("attached");
+        // The next one like it, prepared while nobody waits.
+        client.proxy.pool.expect(&route);
         let held = Held {
             cancel_key,
-            tenant,
+            tenant: Arc::clone(route.tenant()),
             identity,
-            access,
+            access: route.access(),
             _permits: permits,
             _address: address,
             lease,

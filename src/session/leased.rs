@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::client::Stop;
 use super::routed::Routed;
-use crate::backend::{self, Connection};
+use crate::backend::{self, Attachment, Connection};
 use crate::lease::Lease;
 use crate::refusal::Refusal;
 
@@ -13,24 +13,45 @@ use crate::refusal::Refusal;
 pub struct Leased<'c> {
     routed: Routed<'c>,
     lease: Lease,
-    connection: Connection,
+    connection: Connected,
+}
+
+/// How far the connection to the database has come.
+#[derive(Debug)]
+pub(super) enum Connected {
+    /// To be logged in on, with the lease.
+    Dialled(Connection),
+    /// It was logged in on with the lease before anybody came for it.
+    LoggedIn(Attachment),
 }
 
 impl<'c> Leased<'c> {
-    /// Asks for a credential, and dials the database meanwhile. Whatever fails first ends it;
-    /// a credential that still comes is revoked.
+    /// Takes what the pool has made ready for such a session; else asks for a credential, and dials
+    /// the database meanwhile. Whatever fails first ends it; a credential that still comes is
+    /// revoked.
     pub(super) async fn lease(mut routed: Routed<'c>) -> Result<Leased<'c>, Stop> {
-        let lessor = &routed.client().proxy.lessor;
-        let token = routed.take_token();
-        let lease = async { lessor.lease(routed.request(token)).await.map_err(Refusal::from) };
-        let dial = async { backend::dial(&routed).await.map_err(Refusal::from) };
-        let (lease, connection) = tokio::try_join!(lease, dial)?;
+        let proxy = routed.client().proxy;
+        let (lease, connection) = match proxy.pool.take(routed.resolved()).await {
+            Some((lease, attachment)) => {
+                routed.client().trail.warm = true;
+                (lease, Connected::LoggedIn(attachment))
+            }
+            None => {
+                let token = routed.take_token();
+                let route = routed.resolved();
+                let lease =
+                    async { proxy.lessor.lease(route.request(token)).await.map_err(Refusal::from) };
+                let dial = async { backend::dial(route).await.map_err(Refusal::from) };
+                let (lease, connection) = tokio::try_join!(lease, dial)?;
+                (lease, Connected::Dialled(connection))
+            }
+        };
         routed.client().trail.role = Arc::clone(lease.credential().name());
         routed.client().reached("leased");
         Ok(Leased { routed, lease, connection })
     }
 
-    pub(super) fn into_parts(self) -> (Routed<'c>, Lease, Connection) {
+    pub(super) fn into_parts(self) -> (Routed<'c>, Lease, Connected) {
         (self.routed, self.lease, self.connection)
     }
 }

@@ -3,6 +3,7 @@
 //! The client's database name never selects a route by itself: it can only agree with the
 //! token, or choose among the memberships that the token holds.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -23,21 +24,71 @@ use crate::tenant::{Access, TenantId};
 #[derive(Debug)]
 pub struct Routed<'c> {
     started: Started<'c>,
-    tenant: Arc<Tenant>,
-    /// OpenBAO's role for the tenant and the access that the claims grant.
-    role: String,
-    access: Access,
+    route: Arc<Route>,
     identity: Box<Identity>,
     token: Option<Secret>,
     permits: SessionPermits,
 }
 
+/// Where a routed session leads, whoever it is of: what a connection to a database is made for, all
+/// of it. Connections of equal routes cannot be told apart.
+#[derive(Debug)]
+pub struct Route {
+    tenant: Arc<Tenant>,
+    /// OpenBAO's role for the tenant and the access that the claims grant.
+    role: String,
+    access: Access,
+    /// Names and values, as the client sent them.
+    settings: Vec<(Box<[u8]>, Box<[u8]>)>,
+}
+
+impl Route {
+    /// The tenant. Whoever can show a route may dial its placement.
+    pub(crate) fn tenant(&self) -> &Arc<Tenant> {
+        &self.tenant
+    }
+
+    /// How much a session may do there.
+    pub(crate) fn access(&self) -> Access {
+        self.access
+    }
+
+    /// What the database is to be told at the start.
+    pub(crate) fn settings(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.settings.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// What to ask OpenBAO for.
+    pub(crate) fn request(&self, token: Option<Secret>) -> Request<'_> {
+        let mount = &self.tenant.lease().mount;
+        Request { tenant: self.tenant.id(), mount, role: &self.role, access: self.access, token }
+    }
+}
+
+/// Of a tenant as the registry had it at one moment: after a reload it is another.
+impl PartialEq for Route {
+    fn eq(&self, other: &Route) -> bool {
+        let Route { tenant, role, access, settings } = self;
+        Arc::ptr_eq(tenant, &other.tenant)
+            && *role == other.role
+            && *access == other.access
+            && *settings == other.settings
+    }
+}
+
+impl Eq for Route {}
+
+impl Hash for Route {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.tenant.id(), &self.role, self.access, &self.settings).hash(state);
+    }
+}
+
 /// What is left of a `Routed` when its credential and its connection have been used.
 pub(super) struct Admission<'c> {
     pub(super) started: Started<'c>,
-    pub(super) tenant: Arc<Tenant>,
+    pub(super) route: Arc<Route>,
     pub(super) identity: Box<Identity>,
-    pub(super) access: Access,
     pub(super) permits: SessionPermits,
 }
 
@@ -69,16 +120,19 @@ impl<'c> Routed<'c> {
         let permits = take_permits(&id, proxy)?;
 
         let (mut started, identity, token) = identified.into_parts();
+        let settings = started.startup().settings();
+        let settings = settings.map(|(name, value)| (name.into(), value.into())).collect();
         let client = started.client();
         client.trail.placement = tenant.placement().to_string().into();
         client.trail.role = role.as_str().into();
         client.reached("routed");
-        Ok(Routed { started, tenant, access, role, identity, token, permits })
+        let route = Arc::new(Route { tenant, role, access, settings });
+        Ok(Routed { started, route, identity, token, permits })
     }
 
-    /// The tenant. Whoever can show a `Routed` may dial its placement.
-    pub(crate) fn tenant(&self) -> &Arc<Tenant> {
-        &self.tenant
+    /// Where it leads.
+    pub(super) fn resolved(&self) -> &Arc<Route> {
+        &self.route
     }
 
     /// The session's token, if the lease is asked for with it. It is needed once.
@@ -86,23 +140,13 @@ impl<'c> Routed<'c> {
         self.token.take()
     }
 
-    /// What to ask OpenBAO for.
-    pub(super) fn request(&self, token: Option<Secret>) -> Request<'_> {
-        let mount = &self.tenant.lease().mount;
-        Request { tenant: self.tenant.id(), mount, role: &self.role, access: self.access, token }
-    }
-
-    pub(super) fn started(&self) -> &Started<'c> {
-        &self.started
-    }
-
     pub(super) fn client(&mut self) -> &mut Client {
         self.started.client()
     }
 
     pub(super) fn into_parts(self) -> Admission<'c> {
-        let Routed { started, tenant, identity, access, permits, .. } = self;
-        Admission { started, tenant, identity, access, permits }
+        let Routed { started, route, identity, permits, .. } = self;
+        Admission { started, route, identity, permits }
     }
 }
 

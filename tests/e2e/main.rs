@@ -36,3 +36,4 @@ mod relay;
 mod sidecar;
 mod support;
 mod unwell;
+mod warm;

@@ -6,7 +6,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "[limits]",
         "[limit]",
-        "pgsilo.toml:98: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, admin, log, runtime",
+        "pgsilo.toml:98: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, warm, admin, log, runtime",
     ),
     (
         "[limits]",
@@ -86,12 +86,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "format = \"json\"",
         "format = \"jsn\"",
-        "pgsilo.toml:114: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
+        "pgsilo.toml:124: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
     ),
     (
         "level = \"info\"",
         "level = \"loud\"",
-        "pgsilo.toml:115: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
+        "pgsilo.toml:125: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
     ),
     (
         "mode = \"0660\"",
@@ -461,12 +461,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "cores = 0",
         "cores = 5000",
-        "pgsilo.toml:118: runtime.cores: 5000 is out of range; use 0 to 1024",
+        "pgsilo.toml:128: runtime.cores: 5000 is out of range; use 0 to 1024",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"9432\"",
-        "pgsilo.toml:111: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
+        "pgsilo.toml:121: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
     ),
     (
         "id = \"globex\"",
@@ -713,7 +713,7 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"0.0.0.0:9432\"",
-        "pgsilo.toml:111: admin.address: not a loopback address: anybody who reaches it can read the metrics",
+        "pgsilo.toml:121: admin.address: not a loopback address: anybody who reaches it can read the metrics",
     ),
     ("algorithms = [\"ES256\"]", "algorithms = [\"ES256\", \"RS256\"]", ""),
     (

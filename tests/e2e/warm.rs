@@ -1,0 +1,305 @@
+//! Connections that are ready: whoever takes one cannot tell, and nobody gets one that was made for
+//! something else, that has died, or that outlived what it was made from.
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio_postgres::SimpleQueryMessage;
+
+use crate::support::mint;
+use crate::support::proxy::{Proxy, Settings};
+use crate::support::raw::{Message, Raw, startup};
+use crate::support::world::{World, world};
+use serde_json::json;
+
+fn warm(keys: &str) -> Settings {
+    Settings { warm: keys.to_owned(), ..Settings::default() }
+}
+
+/// One waits at most, so that it is known which.
+const ONE: &str = "max_per_tenant = 1\nidle_timeout = \"60s\"\n";
+
+async fn proxy() -> Proxy {
+    Proxy::with(warm(ONE)).await
+}
+
+/// What a client may send at the start.
+type Parameters<'a> = &'a [(&'a str, &'a str)];
+
+const PLAIN: Parameters<'_> = &[("user", "app"), ("database", "acme")];
+
+/// Logs in with these parameters; everything up to ReadyForQuery.
+async fn log_in(proxy: &Proxy, token: &str, parameters: Parameters<'_>) -> (Raw, Vec<Message>) {
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.send(&startup(parameters)).await;
+    client.send_password(token).await;
+    let greeting = client.until(b'Z').await;
+    (client, greeting)
+}
+
+/// The event of the session that was served last, once there are that many.
+async fn served(proxy: &Proxy, number: usize) -> Value {
+    crate::support::eventually("the session's event", async || {
+        let events = proxy.events("started");
+        (events.len() >= number).then(|| events[number - 1].clone())
+    })
+    .await
+}
+
+/// Two sessions, so that a third is expected; what waits for it.
+async fn made_ready(proxy: &Proxy, token: &str, parameters: Parameters<'_>) -> Value {
+    for _ in 0..2 {
+        let (client, _) = log_in(proxy, token, parameters).await;
+        drop(client);
+    }
+    proxy.metric_reaches("pgsilo_warm_connections", 1.0).await;
+    let waits = |line: &Value| line["message"] == "a connection waits for a session";
+    proxy.logged(waits).await;
+    proxy.lines().into_iter().rfind(waits).expect("logged")
+}
+
+fn pid(waiting: &Value) -> Pid {
+    let pid = waiting["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+    pid.and_then(Pid::from_raw).expect("a pid")
+}
+
+/// What a client can find out of its session, but for what is each session's own.
+const FOUND_OUT: &str = "SELECT name, setting, source, reset_val FROM pg_settings ORDER BY 1;
+    SELECT session_user = current_user, current_user, current_database(), pg_is_in_recovery();
+    SELECT count(*) FROM pg_prepared_statements; SELECT count(*) FROM pg_cursors;
+    SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid();
+    SELECT pg_my_temp_schema(); SELECT pg_listening_channels();
+    SELECT current_setting('application_name'), current_setting('pgsilo.tenant'), txid_current_if_assigned()";
+
+async fn found_out(client: &mut Raw) -> Vec<Message> {
+    client.send(&crate::support::raw::query(FOUND_OUT)).await;
+    client.until(b'Z').await
+}
+
+#[tokio::test]
+async fn a_session_cannot_tell_that_its_connection_was_ready() {
+    let proxy = proxy().await;
+    let parameters: Parameters<'_> = &[
+        ("user", "app"),
+        ("database", "acme"),
+        ("application_name", "shop"),
+        ("options", "-c statement_timeout=12345 -c my.own=value"),
+        ("DateStyle", "SQL, DMY"),
+        ("client_encoding", "LATIN1"),
+    ];
+    let token = mint::token("acme");
+    let (mut cold, cold_greeting) = log_in(&proxy, &token, parameters).await;
+    let cold_found = found_out(&mut cold).await;
+    let waiting = made_ready(&proxy, &token, parameters).await;
+    let (mut ready, greeting) = log_in(&proxy, &token, parameters).await;
+
+    assert_eq!(served(&proxy, 1).await["warm"], false);
+    let event = served(&proxy, 4).await;
+    assert_eq!((&event["warm"], &event["role"]), (&json!(true), &waiting["role"]));
+    assert_eq!(event["backend_pid"], waiting["pid"]);
+    assert_ne!(served(&proxy, 1).await["role"], event["role"], "a lease of its own");
+    // Its key and its role are its own.
+    let but_its_own = |greeting: &[Message]| -> Vec<Message> {
+        let own = |message: &&Message| {
+            message.tag == b'K' || message.body.starts_with(b"session_authorization\0")
+        };
+        greeting.iter().filter(|message| !own(message)).cloned().collect()
+    };
+    assert_eq!(but_its_own(&greeting), but_its_own(&cold_greeting));
+    assert_eq!(found_out(&mut ready).await, cold_found);
+    assert_eq!(proxy.metric("pgsilo_warm_total{result=\"used\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn only_an_equal_session_takes_it() {
+    let proxy = proxy().await;
+    let token = mint::token("acme");
+    made_ready(&proxy, &token, PLAIN).await;
+    let reader = mint::token_with("acme", json!({ "access": "read-only" }));
+    let other_tenant = mint::token("globex");
+    let others: [(&str, Parameters<'_>); 6] = [
+        (&reader, PLAIN),
+        (&other_tenant, &[("user", "app"), ("database", "globex")]),
+        (&token, &[("user", "app"), ("database", "acme"), ("application_name", "x")]),
+        (&token, &[("user", "app"), ("database", "acme"), ("options", "")]),
+        (&token, &[("user", "app"), ("database", "acme"), ("datestyle", "ISO")]),
+        (&token, &[("user", "app"), ("database", "acme"), ("DateStyle", "ISO")]),
+    ];
+    for (number, (token, parameters)) in others.into_iter().enumerate() {
+        let (_client, _) = log_in(&proxy, token, parameters).await;
+        let event = served(&proxy, 3 + number).await;
+        assert_eq!(event["warm"], false, "{parameters:?}");
+    }
+    // Names that are only logged make no difference; another subject of the tenant makes none.
+    let colleague = mint::token_with("acme", json!({ "sub": "colleague" }));
+    let (_client, _) =
+        log_in(&proxy, &colleague, &[("database", "whatever"), ("user", "somebody")]).await;
+    let event = served(&proxy, 9).await;
+    assert_eq!((&event["warm"], &event["subject"]), (&json!(true), &json!("colleague")));
+}
+
+#[tokio::test]
+async fn nobody_waits_for_one_session_alone_and_nothing_waits_for_long() {
+    let proxy = Proxy::with(warm("idle_timeout = \"1s\"\n")).await;
+    let token = mint::token("acme");
+    let (client, _) = log_in(&proxy, &token, PLAIN).await;
+    drop(client);
+    proxy.metric_reaches("pgsilo_revocations_total", 1.0).await;
+    assert_eq!(proxy.metric("pgsilo_leases_total").await, 1.0, "nothing was made ahead");
+
+    made_ready(&proxy, &token, PLAIN).await;
+    proxy.metric_reaches("pgsilo_warm_total{result=\"expired\"}", 1.0).await;
+    proxy.metric_reaches("pgsilo_warm_connections", 0.0).await;
+    let leases = proxy.metric("pgsilo_leases_total").await;
+    proxy.metric_reaches("pgsilo_revocations_total", leases).await;
+    assert_eq!(proxy.metric("pgsilo_leases_total").await, leases, "and none is made instead");
+}
+
+#[tokio::test]
+async fn a_connection_that_died_waiting_is_noticed() {
+    let proxy = proxy().await;
+    let token = mint::token("acme");
+    let waiting = made_ready(&proxy, &token, PLAIN).await;
+    let superuser = world().superuser("postgres").await;
+    let pid = waiting["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
+    let sql = "SELECT pg_terminate_backend($1, 10000)";
+    assert!(superuser.query_one(sql, &[&pid]).await.expect("terminated").get::<_, bool>(0));
+    let (mut client, _) = log_in(&proxy, &token, PLAIN).await;
+    assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+    assert_eq!(served(&proxy, 3).await["warm"], false);
+    proxy.metric_reaches("pgsilo_warm_total{result=\"lost\"}", 1.0).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_answer_is_not_waited_for() {
+    let proxy = proxy().await;
+    let token = mint::token("acme");
+    let hung = pid(&made_ready(&proxy, &token, PLAIN).await);
+    kill_process(hung, Signal::STOP).expect("it lives");
+    let (mut client, _) = log_in(&proxy, &token, PLAIN).await;
+    assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+    assert_eq!(served(&proxy, 3).await["warm"], false);
+    kill_process(hung, Signal::CONT).expect("it lives");
+    assert_eq!(proxy.metric("pgsilo_warm_total{result=\"lost\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_reload_of_the_registry_lets_go_of_it() {
+    let proxy = proxy().await;
+    let token = mint::token("acme");
+    made_ready(&proxy, &token, PLAIN).await;
+    proxy.reload(&proxy.tenants());
+    proxy.metric_reaches("pgsilo_warm_connections", 0.0).await;
+    let leases = proxy.metric("pgsilo_leases_total").await;
+    proxy.metric_reaches("pgsilo_revocations_total", leases).await;
+    let (_client, _) = log_in(&proxy, &token, PLAIN).await;
+    assert_eq!(served(&proxy, 3).await["warm"], false);
+}
+
+#[tokio::test]
+async fn a_seal_that_changed_while_it_waited_is_noticed() {
+    let world = World::own().await;
+    let proxy = Proxy::of(&world, warm(ONE)).await;
+    let token = mint::token_of(&world, "acme");
+    made_ready(&proxy, &token, PLAIN).await;
+    let superuser = world.superuser("postgres").await;
+    let sql = "ALTER DATABASE tenant_acme SET pgsilo.tenant = 'globex'";
+    superuser.batch_execute(sql).await.expect("sealed for another");
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.send(&startup(PLAIN)).await;
+    client.send_password(&token).await;
+    assert_eq!(client.fatal().await.sqlstate(), "XX000");
+    assert_eq!(proxy.event("refused", |_| true).await["reason"], "seal_broken");
+    assert_eq!(proxy.metric("pgsilo_warm_total{result=\"lost\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_setting_that_is_reloaded_while_it_waits_is_told_to_its_session() {
+    let world = World::own().await;
+    let proxy = Proxy::of(&world, warm(ONE)).await;
+    let token = mint::token_of(&world, "acme");
+    let told = |greeting: &[Message]| {
+        let last = greeting.iter().rev().find_map(|message| {
+            message.body.strip_prefix(b"TimeZone\0").filter(|_| message.tag == b'S')
+        });
+        String::from_utf8(last.expect("told").to_vec()).expect("text")
+    };
+    let waiting = made_ready(&proxy, &token, PLAIN).await;
+    let superuser = world.superuser("postgres").await;
+    for sql in ["ALTER SYSTEM SET timezone = 'Asia/Tokyo'", "SELECT pg_reload_conf()"] {
+        superuser.batch_execute(sql).await.expect("set");
+    }
+    // The postmaster signals each process; this one heard of it when a later one has.
+    crate::support::eventually("the setting", async || {
+        let rows = world.superuser("postgres").await.simple_query("SHOW timezone").await;
+        rows.expect("told").iter().any(|row| {
+            matches!(row, SimpleQueryMessage::Row(row) if row.get(0) == Some("Asia/Tokyo"))
+        })
+        .then_some(())
+    })
+    .await;
+    let (mut client, greeting) = log_in(&proxy, &token, PLAIN).await;
+    let event = served(&proxy, 3).await;
+    assert_eq!((&event["warm"], &event["backend_pid"]), (&json!(true), &waiting["pid"]));
+    assert_eq!(told(&greeting), "Asia/Tokyo\0");
+    assert_eq!(client.ask("SHOW timezone").await, "Asia/Tokyo");
+}
+
+#[tokio::test]
+async fn no_more_wait_than_may() {
+    let proxy = Proxy::with(warm("max = 3\nmax_per_tenant = 2\nidle_timeout = \"60s\"\n")).await;
+    for _ in 0..12 {
+        for tenant in ["acme", "globex"] {
+            let parameters: Parameters<'_> = &[("user", "app"), ("database", tenant)];
+            let _client = log_in(&proxy, &mint::token(tenant), parameters).await;
+            assert!(proxy.metric("pgsilo_warm_connections").await <= 3.0);
+        }
+    }
+    let waits = |line: &Value| line["message"] == "a connection waits for a session";
+    let made = proxy.lines().into_iter().filter(waits).count() as f64;
+    let used = proxy.metric("pgsilo_warm_total{result=\"used\"}").await;
+    assert!(made > 0.0 && used > 0.0 && made - used <= 3.0, "{made} made, {used} used");
+}
+
+#[tokio::test]
+async fn a_stop_lets_go_of_all_of_them() {
+    let mut proxy = proxy().await;
+    let waiting = made_ready(&proxy, &mint::token("acme"), PLAIN).await;
+    proxy.signal(Signal::TERM);
+    assert!(proxy.ended().await.success());
+    let superuser = world().superuser("postgres").await;
+    let role = waiting["role"].as_str().expect("a role").to_owned();
+    crate::support::eventually("the role to be gone", async || {
+        let sql = "SELECT count(*) FROM pg_roles WHERE rolname = $1";
+        let left: i64 = superuser.query_one(sql, &[&role]).await.expect("told").get(0);
+        (left == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_made_is_not_tried_again_at_once_and_harms_nobody() {
+    let proxy = proxy().await;
+    let token = mint::token("acme");
+    // The lease is for a role that OpenBAO does not know, but for the sessions before the reload.
+    made_ready(&proxy, &token, PLAIN).await;
+    let (_first, _) = log_in(&proxy, &token, PLAIN).await;
+    assert_eq!(served(&proxy, 3).await["warm"], true);
+    proxy.reload(&proxy.tenants().replacen("tenant-acme-rw", "tenant-acme-none", 1));
+    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.send(&startup(PLAIN)).await;
+    client.send_password(&token).await;
+    client.fatal().await;
+    assert_eq!(proxy.event("refused", |_| true).await["reason"], "lease_denied");
+    assert_eq!(proxy.metric("pgsilo_warm_connections").await, 0.0);
+}
+
+#[tokio::test]
+async fn without_any_wished_for_none_is_made() {
+    let proxy = Proxy::start().await;
+    for _ in 0..4 {
+        let _client = log_in(&proxy, &mint::token("acme"), PLAIN).await;
+    }
+    assert_eq!(proxy.metric("pgsilo_leases_total").await, 4.0);
+    assert_eq!(proxy.metric("pgsilo_warm_total{result=\"missed\"}").await, 0.0);
+}
