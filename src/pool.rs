@@ -79,6 +79,7 @@ struct Ready {
     // In the order in which it lets go: the lease when nothing uses its credential any more.
     parked: Parked,
     lease: Lease,
+    since: Instant,
     until: Instant,
     _places: Places,
 }
@@ -88,6 +89,13 @@ struct Ready {
 struct Places {
     _all: OwnedSemaphorePermit,
     _tenant: TallyPermit<TenantId>,
+}
+
+/// Which bound has no place left.
+#[derive(Clone, Copy)]
+enum Full<'t> {
+    InAll,
+    Of(&'t TenantId),
 }
 
 /// Why a connection could not be made ahead. Nobody is refused for it.
@@ -182,16 +190,26 @@ impl Pool {
             return;
         }
         let wanted = shelf.demand.wanted(self.settings.idle_timeout, takes);
-        while shelf.ready.len() + shelf.preparing < wanted {
-            let Some(places) = self.places(route.tenant().id()) else { return };
+        let missing = wanted.saturating_sub(shelf.ready.len() + shelf.preparing);
+        for _ in 0..missing {
+            let places = self.places(route.tenant().id()).or_else(|full| {
+                let overdue = shelves.overdue(now, full).ok_or(full)?;
+                count("expired");
+                self.let_go(vec![overdue]);
+                self.places(route.tenant().id())
+            });
+            let (Ok(places), Some(shelf)) = (places, shelves.by_route.get_mut(route)) else {
+                return;
+            };
             shelf.preparing += 1;
             self.runtime.spawn(self.prepare(Arc::clone(route), places));
         }
     }
 
-    fn places(&'static self, tenant: &TenantId) -> Option<Places> {
-        let all = Arc::clone(&self.all).try_acquire_owned().ok()?;
-        Some(Places { _all: all, _tenant: self.tenants.count(tenant)? })
+    fn places<'t>(&'static self, tenant: &'t TenantId) -> Result<Places, Full<'t>> {
+        let own = self.tenants.count(tenant).ok_or(Full::Of(tenant))?;
+        let all = Arc::clone(&self.all).try_acquire_owned().map_err(|_full| Full::InAll)?;
+        Ok(Places { _all: all, _tenant: own })
     }
 
     async fn prepare(&'static self, route: Arc<Route>, places: Places) {
@@ -218,7 +236,8 @@ impl Pool {
                 let (role, pid) = (Arc::clone(lease.credential().name()), parked.pid());
                 // Nobody renews a lease that waits: it goes while most of its time is left.
                 let wait = self.settings.idle_timeout.min(end.duration / 4);
-                shelf.ready.push(Ready { parked, lease, until: now + wait, _places: places });
+                let ready = Ready { parked, lease, since: now, until: now + wait, _places: places };
+                shelf.ready.push(ready);
                 metrics::gauge!("pgsilo_warm_connections").increment(1);
                 self.stocked.notify_one();
                 tracing::debug!(tenant = %route.tenant().id(), role = &*role, pid, "a connection waits for a session");
@@ -330,6 +349,27 @@ impl Shelves {
         }
         self.by_route.get_mut(route)
     }
+
+    /// Of what takes up the places, what has waited in vain for longest: twice the time in which
+    /// sessions of its route came, or more.
+    fn overdue(&mut self, now: Instant, full: Full<'_>) -> Option<Ready> {
+        let is_in_the_way = |route: &Route| match full {
+            Full::InAll => true,
+            Full::Of(tenant) => route.tenant().id() == tenant,
+        };
+        let oldest = |shelf: &Shelf| shelf.ready.first().map(|oldest| oldest.since);
+        let is_overdue = |shelf: &Shelf| {
+            let waited = oldest(shelf).map(|since| now - since);
+            waited.zip(shelf.demand.gap).is_some_and(|(waited, gap)| waited > gap * 2)
+        };
+        let overdue = self
+            .by_route
+            .iter_mut()
+            .filter(|(route, shelf)| is_in_the_way(route) && is_overdue(shelf))
+            .map(|(_, shelf)| shelf)
+            .min_by_key(|shelf| oldest(shelf))?;
+        Some(overdue.ready.remove(0))
+    }
 }
 
 impl Shelf {
@@ -361,5 +401,51 @@ impl Demand {
             }
             Some(_) | None => 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::Demand;
+
+    const IDLE: Duration = Duration::from_secs(10);
+    const TAKES: Duration = Duration::from_millis(20);
+
+    fn wanted_after(gaps: &[u64]) -> usize {
+        let mut now = Instant::now();
+        let mut demand = Demand { last: now, gap: None };
+        demand.came(now, IDLE);
+        for gap in gaps {
+            now += Duration::from_millis(*gap);
+            demand.came(now, IDLE);
+        }
+        demand.wanted(IDLE, TAKES)
+    }
+
+    #[test]
+    fn none_is_wanted_for_those_who_come_once_or_seldom() {
+        assert_eq!(wanted_after(&[]), 0);
+        assert_eq!(wanted_after(&[60_000, 60_000, 60_000]), 0);
+    }
+
+    #[test]
+    fn as_many_are_wanted_as_come_while_they_are_made() {
+        assert_eq!(wanted_after(&[9_000]), 1);
+        assert_eq!(wanted_after(&[50; 20]), 1);
+        assert_eq!(wanted_after(&[10; 20]), 5);
+        assert_eq!(wanted_after(&[1; 20]), 41);
+    }
+
+    #[test]
+    fn a_silence_is_soon_forgotten() {
+        let mut gaps = vec![50; 20];
+        gaps.push(3_600_000);
+        assert_eq!(wanted_after(&gaps), 1, "it is half of what is too seldom");
+        gaps.extend([50; 20]);
+        assert_eq!(wanted_after(&gaps), 1);
     }
 }

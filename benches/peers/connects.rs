@@ -18,10 +18,11 @@ const RATE: f64 = 20.0;
 const STAGES: [&str; 5] = ["secured", "identified", "routed", "leased", "attached"];
 
 pub(crate) async fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: &mut Report) {
-    logins(plan, ground, &contenders.plain(), "clear", contenders.proxy(), report).await;
-    logins(plan, ground, &contenders.tls(), "tls", contenders.proxy(), report).await;
-    for (how, all) in [("clear", &contenders.plain()[..]), ("tls", &contenders.tls())] {
-        churn(plan, ground, all, how, report);
+    let clear: Vec<_> = contenders.plain().into_iter().chain([contenders.warm]).collect();
+    let tls: Vec<_> = contenders.tls().into_iter().chain([contenders.warm_tls]).collect();
+    for (how, all) in [("clear", clear), ("tls", tls)] {
+        logins(plan, ground, &all, how, contenders.proxy(), report).await;
+        churn(plan, ground, &all, how, report);
     }
 }
 
@@ -49,8 +50,14 @@ async fn logins(
             at(own, 0.9),
             at(own, 0.99)
         ));
-        if contender.is_pgsilo() {
-            report.goal(&format!("login_cold_{how}_vs_direct"), ratio, Goal::AtMost(2.0));
+        match contender.name {
+            "pgsilo" => {
+                report.goal(&format!("login_cold_{how}_vs_direct"), ratio, Goal::AtMost(2.0));
+            }
+            "pgsilo warm" => {
+                report.goal(&format!("login_warm_{how}_vs_direct"), ratio, Goal::AtMost(0.5));
+            }
+            _ => {}
         }
     }
     let means = STAGES.iter().zip(before.iter().zip(&after)).map(|(stage, (before, after))| {

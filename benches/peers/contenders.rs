@@ -88,8 +88,12 @@ pub(crate) struct Contenders {
     pub(crate) pgbouncer_tls: Contender,
     pub(crate) pgsilo: Contender,
     pub(crate) pgsilo_tls: Contender,
+    /// With connections that are ready, as by default; the others make each when it is asked for.
+    pub(crate) warm: Contender,
+    pub(crate) warm_tls: Contender,
     pub(crate) versions: Vec<String>,
     proxy: Proxy,
+    _warm_proxy: Proxy,
     _peers: [Peer; 2],
 }
 
@@ -114,11 +118,14 @@ impl Contenders {
         let (pgbouncer, pgbouncer_at) = pgbouncer(ground).await;
         let proxy = Proxy::of(&ground.world, settings(ground)).await;
         let [plain, tls] = proxy.addresses()[..] else { panic!("two listeners") };
+        let by_default = Settings { warm: String::new(), ..settings(ground) };
+        let warm_proxy = Proxy::of(&ground.world, by_default).await;
+        let [warm_plain, warm_tls] = warm_proxy.addresses()[..] else { panic!("two listeners") };
         let direct_at = local(ground.port());
         let of =
             |name, address, tls, pid| Contender { name, address, tls, pid, takes_token: false };
-        let pgsilo = |address, tls| Contender {
-            name: "pgsilo",
+        let pgsilo = |name, address, tls, proxy: &Proxy| Contender {
+            name,
             address,
             tls,
             pid: Some(proxy.pid()),
@@ -130,8 +137,10 @@ impl Contenders {
             haproxy: of("HAProxy", haproxy_at, false, Some(haproxy.child.id())),
             pgbouncer: of("PgBouncer", pgbouncer_at, false, Some(pgbouncer.child.id())),
             pgbouncer_tls: of("PgBouncer", pgbouncer_at, true, Some(pgbouncer.child.id())),
-            pgsilo: pgsilo(plain, false),
-            pgsilo_tls: pgsilo(tls, true),
+            pgsilo: pgsilo("pgsilo", plain, false, &proxy),
+            pgsilo_tls: pgsilo("pgsilo", tls, true, &proxy),
+            warm: pgsilo("pgsilo warm", warm_plain, false, &warm_proxy),
+            warm_tls: pgsilo("pgsilo warm", warm_tls, true, &warm_proxy),
             versions: vec![
                 ground.server.clone(),
                 version(Path::new("haproxy"), "-v"),
@@ -139,6 +148,7 @@ impl Contenders {
                 format!("pgsilo {}", env!("CARGO_PKG_VERSION")),
             ],
             proxy,
+            _warm_proxy: warm_proxy,
             _peers: [haproxy, pgbouncer],
         }
     }

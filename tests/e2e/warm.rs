@@ -138,6 +138,28 @@ async fn only_an_equal_session_takes_it() {
 }
 
 #[tokio::test]
+async fn what_waits_in_vain_makes_room_for_what_is_wanted() {
+    let proxy = proxy().await;
+    let token = mint::token("acme");
+    let first = made_ready(&proxy, &token, PLAIN).await;
+    let other: Parameters<'_> =
+        &[("user", "app"), ("database", "acme"), ("application_name", "other")];
+    let other_waits = |line: &Value| {
+        line["message"] == "a connection waits for a session" && line["pid"] != first["pid"]
+    };
+    crate::support::eventually("a connection of the other kind", async || {
+        drop(log_in(&proxy, &token, other).await);
+        proxy.lines().into_iter().find(other_waits)
+    })
+    .await;
+    proxy.metric_reaches("pgsilo_warm_connections", 1.0).await;
+    let served_before = proxy.events("started").len();
+    let (_client, _) = log_in(&proxy, &token, other).await;
+    assert_eq!(served(&proxy, served_before + 1).await["warm"], true);
+    proxy.metric_reaches("pgsilo_warm_total{result=\"expired\"}", 1.0).await;
+}
+
+#[tokio::test]
 async fn nobody_waits_for_one_session_alone_and_nothing_waits_for_long() {
     let proxy = Proxy::with(warm("idle_timeout = \"1s\"\n")).await;
     let token = mint::token("acme");

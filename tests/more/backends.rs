@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::cluster::{Authority, Cluster, METHODS, placed};
 use crate::middle::{Middle, Tampering};
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Proxy, Settings};
 use crate::support::raw::tagged;
 use crate::support::world::world;
 use crate::support::{eventually, fake, mint};
@@ -81,6 +81,35 @@ async fn every_mode_reaches_a_server_that_it_should_believe() {
         let log = cluster.log();
         let line = log.lines().find(|line| line.contains(&authenticated)).expect("logged");
         assert!(line.contains("method=scram-sha-256"), "{line}");
+    }
+}
+
+/// Under TLS and on a Unix socket as well, a connection is made on one event loop and used on
+/// another.
+#[tokio::test]
+async fn a_connection_that_is_ready_is_taken_wherever_its_database_is() {
+    let cluster = cluster().await;
+    let tls = tcp("localhost", cluster.port, &format!("ca = \"{}\"", cluster.ca().display()));
+    let unix = format!("socket = \"{}\"\n", cluster.socket().display());
+    for placement in [tls, unix] {
+        let warm = "max_per_tenant = 1\nidle_timeout = \"60s\"\n".to_owned();
+        let settings = Settings { warm, ..Settings::default() };
+        let proxy = cluster.proxy_with("scram", &placement, settings).await;
+        drop((accepted(&proxy).await, accepted(&proxy).await));
+        // Each core gets every other session.
+        for number in 2..6 {
+            proxy.metric_reaches("pgsilo_warm_connections", 1.0).await;
+            let client = accepted(&proxy).await;
+            let event = eventually("the session's event", async || {
+                proxy.events("started").get(number).cloned()
+            });
+            assert_eq!(event.await["warm"], true, "{placement}");
+            let sql = "SELECT repeat('x', 100000), pg_backend_pid()";
+            let row = client.query_one(sql, &[]).await.expect("a row");
+            assert_eq!(row.get::<_, &str>(0).len(), 100_000);
+            cancels(cluster, &client).await;
+        }
+        assert_eq!(proxy.metric("pgsilo_warm_total{result=\"lost\"}").await, 0.0);
     }
 }
 

@@ -16,7 +16,7 @@ use rcgen::{
 };
 use serde_json::json;
 
-use crate::support::proxy::{Proxy, folder};
+use crate::support::proxy::{Proxy, Settings, folder};
 use crate::support::world::world;
 use crate::support::{PATIENCE, eventually};
 
@@ -243,7 +243,18 @@ impl Cluster {
     /// A pgsilo whose acme lives where `placement` says: keys of `[tenant.placement]` beside
     /// `dbname`, which is that of the method.
     pub(crate) async fn proxy(&self, method: &str, placement: &str) -> Proxy {
-        placed(&self.role(method), &format!("dbname = \"tenant_{method}\"\n{placement}")).await
+        self.proxy_with(method, placement, Settings::default()).await
+    }
+
+    /// The same, with settings of its own.
+    pub(crate) async fn proxy_with(
+        &self,
+        method: &str,
+        placement: &str,
+        settings: Settings,
+    ) -> Proxy {
+        let placement = format!("dbname = \"tenant_{method}\"\n{placement}");
+        placed_with(&self.role(method), &placement, settings).await
     }
 }
 
@@ -256,7 +267,11 @@ impl Drop for Cluster {
 
 /// A pgsilo whose only tenant, acme, has this placement.
 pub(crate) async fn placed(role: &str, placement: &str) -> Proxy {
-    let proxy = Proxy::start().await;
+    placed_with(role, placement, Settings::default()).await
+}
+
+async fn placed_with(role: &str, placement: &str, settings: Settings) -> Proxy {
+    let proxy = Proxy::with(settings).await;
     proxy.reload(&format!(
         "[[tenant]]\nid = \"acme\"\n[tenant.placement]\n{placement}\n\
          [tenant.lease]\nroles = {{ read-write = \"{role}\" }}\n"
