@@ -66,6 +66,8 @@ pub(crate) struct Trail {
     pub(crate) backend_pid: u32,
     /// The connection to the database was ready before the client came.
     pub(crate) warm: bool,
+    /// Other sessions have had it, and its lease, before.
+    pub(crate) reused: bool,
 }
 
 impl Trail {
@@ -87,6 +89,7 @@ impl Trail {
             role: none,
             backend_pid: 0,
             warm: false,
+            reused: false,
         }
     }
 
@@ -157,7 +160,8 @@ pub(crate) fn refused(trail: &Trail, refusal: &Refusal) {
 
 /// A session was spliced.
 pub(crate) fn started(trail: &Trail, seconds: f64) {
-    event!(Level::INFO, trail, event = "started", warm = trail.warm, seconds, "session started");
+    let (warm, reused) = (trail.warm, trail.reused);
+    event!(Level::INFO, trail, event = "started", warm, reused, seconds, "session started");
 }
 
 /// The session's lease could not be renewed. It is tried again, unless its end is final.

@@ -6,6 +6,7 @@
 //! database; `login.rs` is all that may speak on a fresh connection.
 
 mod login;
+mod reset;
 
 use std::io;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-pub(crate) use login::{Attachment, BackendError, Parked};
+pub(crate) use login::{Attachment, BackendError, Parked, Past};
 
 use crate::registry::{Host, PlacementTls, Tenant};
 use crate::session::Route;

@@ -61,7 +61,7 @@ impl CancelKeys {
     }
 
     /// Where a request leads, if its key is one that was handed out and is still in force.
-    pub(crate) fn find(&self, request: &CancelRequest, from: Option<IpAddr>) -> Option<Process> {
+    pub(crate) fn find(&self, request: &CancelRequest, from: Option<IpAddr>) -> Option<Found> {
         if let Some(from) = from {
             if self.shown.check_key(&from).is_err() {
                 tracing::warn!(address = %from, "too many cancel requests: one is ignored");
@@ -74,7 +74,7 @@ impl CancelKeys {
         let by_pid = self.lock();
         let keys = by_pid.get(&request.pid)?;
         let key = keys.iter().find(|key| same(key.secret.expose(), &request.secret))?;
-        Some(key.process.clone())
+        Some(Found(Arc::clone(key)))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, Vec<Arc<Key>>>> {
@@ -82,7 +82,27 @@ impl CancelKeys {
     }
 }
 
+/// A key that was shown: as long as this is held, its process is not another session's.
+#[derive(Debug)]
+pub(crate) struct Found(Arc<Key>);
+
+impl Found {
+    /// The process that it leads to.
+    pub(crate) fn process(&self) -> &Process {
+        &self.0.process
+    }
+}
+
 impl CancelKey {
+    /// Takes the key out of force. The process, unless somebody has shown the key and is cancelling
+    /// what runs there: whatever runs there next would be hit as well.
+    pub(crate) fn withdraw(self) -> Option<Process> {
+        let key = Arc::clone(&self.key);
+        drop(self);
+        let key = Arc::into_inner(key)?;
+        Some(key.process)
+    }
+
     /// The process id that the client is told: the database's own.
     pub(crate) fn pid(&self) -> u32 {
         self.key.process.pid

@@ -65,6 +65,9 @@ pub struct Warm {
     pub max_per_tenant: usize,
     /// How long one waits. Where sessions come less often than that, none does.
     pub idle_timeout: Duration,
+    /// How old a connection may be that waits for another session when one has left it; `None`: it
+    /// is closed.
+    pub reuse: Option<Duration>,
 }
 
 /// Where clients connect, and what is asked of them there.

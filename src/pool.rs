@@ -6,10 +6,13 @@
 //! comes next on an equal [`Route`] (the same tenant at the same place, the same access, the same
 //! settings byte for byte) takes it, checks its seal again, and cannot tell the difference.
 //!
+//! Where the operator says so (`backend.reuse`), a connection that a session has left takes the place
+//! of one made ahead: reset, checked, and with the lease that it was made with.
+//!
 //! Nobody's authority is stretched: a session is identified and routed before it may take anything,
 //! and under session authority, where a lease is asked for with the client's own token, nothing is
-//! made ahead. What waits is bounded, in all and for each tenant, goes after a short while, and with
-//! any change of the registry; its lease goes with it.
+//! made ahead and nothing taken that was another subject's. What waits is bounded, in all and for each
+//! tenant, goes after a short while, and with any change of the registry; its lease goes with it.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,7 +27,7 @@ use crate::backend::{self, Attachment, BackendError, DialError, Parked};
 use crate::config::Warm;
 use crate::lease::{Lease, LeaseError, Lessor};
 use crate::limits::{Tally, TallyPermit};
-use crate::registry::Snapshot;
+use crate::registry::{Registry, Snapshot};
 use crate::session::Route;
 use crate::tenant::TenantId;
 
@@ -36,6 +39,8 @@ const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 4;
 /// How long making one is believed to take before any was made.
 const FIRST_GUESS: Duration = Duration::from_millis(20);
+/// What has less time left is not kept.
+const SHORTEST_WAIT: Duration = Duration::from_millis(500);
 /// Routes of one tenant that are kept account of. A client may name other settings each time.
 const ROUTES_OF_A_TENANT: usize = 16;
 /// Routes that are kept account of.
@@ -135,14 +140,20 @@ impl Pool {
         }
     }
 
-    /// Under session authority a lease is asked for with a client's token, so not before it is here.
-    fn is_off(&self) -> bool {
-        self.settings.max == 0 || self.lessor.needs_token()
+    /// Whether connections are made before a session is here. Not under session authority, where a
+    /// lease is asked for with the session's token; nor where what sessions leave takes the places.
+    fn makes(&self) -> bool {
+        self.settings.max > 0 && !self.keeps() && !self.lessor.needs_token()
+    }
+
+    /// Whether connections that a session has left are kept for another.
+    pub(crate) fn keeps(&self) -> bool {
+        self.settings.max > 0 && self.settings.reuse.is_some()
     }
 
     /// A connection of an equal route that still lives, if one waits.
     pub(crate) async fn take(&self, route: &Arc<Route>) -> Option<(Lease, Attachment)> {
-        if self.is_off() {
+        if !self.makes() && !self.keeps() {
             return None;
         }
         while let Some(ready) = self.newest(route) {
@@ -153,7 +164,7 @@ impl Pool {
                     return Some((lease, attachment));
                 }
                 Ok(Err(error)) => {
-                    tracing::debug!(%error, "a connection did not wait for its session")
+                    tracing::debug!(%error, "a connection did not wait for its session");
                 }
                 Err(_elapsed) => tracing::debug!("a connection that waited does not answer"),
             }
@@ -174,8 +185,8 @@ impl Pool {
 
     /// A session of this route is served: has the next one made, if more are likely to come while it
     /// would wait.
-    pub(crate) fn expect(&'static self, route: &Arc<Route>) {
-        if self.is_off() {
+    pub(crate) fn expect(&'static self, route: &Arc<Route>, registry: &Snapshot) {
+        if !self.makes() || !is_of(registry, route) {
             return;
         }
         let now = Instant::now();
@@ -259,6 +270,46 @@ impl Pool {
         Ok((lease, attachment.park()?))
     }
 
+    /// A session has left a connection whole: resets it and keeps it for another, where there is a
+    /// place for it and time left. Else it is closed and its lease revoked, as if it were not kept.
+    pub(crate) async fn give_back(
+        &'static self,
+        route: &Arc<Route>,
+        lease: Lease,
+        used: Attachment,
+        registry: &Registry,
+    ) {
+        let Some(max_age) = self.settings.reuse else { return };
+        let Ok(places) = self.places(route.tenant().id()) else { return };
+        let attachment = match used.reset(route).await {
+            Ok(attachment) => attachment,
+            Err(error) => {
+                count("unclean");
+                tracing::debug!(%error, tenant = %route.tenant().id(), "a connection is not kept");
+                return;
+            }
+        };
+        let left = max_age.saturating_sub(attachment.past.made.elapsed());
+        let parked = match attachment.park() {
+            Ok(parked) => parked,
+            Err(error) => return tracing::warn!(%error, "a connection cannot leave its event loop"),
+        };
+        let (end, _) = lease.tend();
+        // Nobody renews a lease that waits.
+        let wait = self.settings.idle_timeout.min(left).min(end.at.remaining() / 2);
+        let now = Instant::now();
+        let ready = Ready { parked, lease, since: now, until: now + wait, _places: places };
+        let mut shelves = self.lock();
+        if shelves.closed || wait < SHORTEST_WAIT || !is_of(&registry.snapshot(), route) {
+            return;
+        }
+        if let Some(shelf) = shelves.shelf(route, now, self.settings.idle_timeout) {
+            shelf.ready.push(ready);
+            metrics::gauge!("pgsilo_warm_connections").increment(1);
+            self.stocked.notify_one();
+        }
+    }
+
     /// Lets go of what has waited in vain, for as long as the process lives.
     pub(crate) async fn keep(&'static self) {
         loop {
@@ -293,8 +344,7 @@ impl Pool {
     pub(crate) fn keep_only(&self, registry: &Snapshot) {
         let mut gone = Vec::new();
         self.lock().by_route.retain(|route, shelf| {
-            let tenant = registry.tenant(route.tenant().id());
-            let stays = tenant.is_some_and(|tenant| Arc::ptr_eq(&tenant, route.tenant()));
+            let stays = is_of(registry, route);
             if !stays {
                 gone.append(&mut shelf.ready);
             }
@@ -321,6 +371,12 @@ impl Pool {
     fn lock(&self) -> MutexGuard<'_, Shelves> {
         self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a route's tenant is still as the registry has it.
+fn is_of(registry: &Snapshot, route: &Route) -> bool {
+    let tenant = registry.tenant(route.tenant().id());
+    tenant.is_some_and(|tenant| Arc::ptr_eq(&tenant, route.tenant()))
 }
 
 /// What became of a wish for a connection that is ready.

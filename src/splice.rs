@@ -72,6 +72,8 @@ pub(crate) struct Relay<'c> {
     half_closed: bool,
     /// The database has been told so.
     shut: bool,
+    /// The client has said goodbye and the database does not know: it can be used again.
+    left_whole: bool,
     last_bytes: Instant,
 }
 
@@ -84,6 +86,9 @@ struct Pipe {
     ended: bool,
     /// The sink is gone: what the source still says is dropped.
     discards: bool,
+    /// A client's goodbye is not for the database, which may serve another session.
+    withholds: bool,
+    withheld: bool,
     bytes: &'static Counter,
 }
 
@@ -111,11 +116,21 @@ struct Talk {
 enum Event {
     FrontendEnded,
     BackendEnded,
+    /// The client's goodbye was withheld.
+    Parted,
     /// Idle outside a transaction, nothing in flight: a good moment to end.
     Quiet,
     Late,
     Order(Order),
     IdleCheck,
+}
+
+/// What becomes of a message whose header was seen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Passes,
+    /// A goodbye of a client that has nothing more to ask: it need not pass.
+    Parts,
 }
 
 enum Moved {
@@ -124,21 +139,25 @@ enum Moved {
 }
 
 impl<'c> Relay<'c> {
+    /// With `withholds`, the database is not told that a client has left that has nothing more to ask.
     pub(crate) fn new(
         frontend: &'c mut Frontend,
         backend: &'c mut Stream,
         process: &'c Process,
+        withholds: bool,
     ) -> Relay<'c> {
-        let pipe = |bytes| Pipe {
+        let pipe = |bytes, withholds| Pipe {
             counter: FrameCounter::default(),
             left: None,
             unflushed: false,
             ended: false,
             discards: false,
+            withholds,
+            withheld: false,
             bytes,
         };
         let talk = Talk { status: Some(Status::Idle), ..Talk::default() };
-        let (up, down) = (pipe(&*TO_BACKEND), pipe(&*TO_FRONTEND));
+        let (up, down) = (pipe(&*TO_BACKEND, withholds), pipe(&*TO_FRONTEND, false));
         let last_bytes = Instant::now();
         Relay {
             frontend,
@@ -149,6 +168,7 @@ impl<'c> Relay<'c> {
             talk,
             half_closed: false,
             shut: false,
+            left_whole: false,
             last_bytes,
         }
     }
@@ -171,11 +191,18 @@ impl<'c> Relay<'c> {
     /// Tells the client and lets the database go.
     async fn end(&mut self, ending: Ending, session: impl std::fmt::Display) {
         let message = ending.message(session).filter(|_| self.can_tell()).unwrap_or_default();
-        let Relay { frontend, backend, up, talk, .. } = self;
-        let tell = frontend.send_last(&message);
+        let Relay { frontend, backend, up, talk, left_whole, .. } = self;
+        let tell = async {
+            if *left_whole {
+                // It has said goodbye and reads no more: the next session need not wait for it.
+                let _best_effort = timeout(GOODBYE, frontend.stream.shutdown()).await;
+            } else {
+                frontend.send_last(&message).await;
+            }
+        };
         let gone = matches!(ending, Ending::BackendLeft | Ending::BackendLost);
         let let_go = async {
-            if !gone {
+            if !gone && !*left_whole {
                 let _best_effort = timeout(GOODBYE, say_goodbye(backend, up, talk)).await;
             }
         };
@@ -204,6 +231,10 @@ impl<'c> Relay<'c> {
                 (Event::FrontendEnded, _) if self.may_half_close() => self.half_close(),
                 (Event::FrontendEnded, _) => return Box::pin(self.frontend_ended()).await,
                 (Event::BackendEnded, _) => return self.backend_ended(),
+                (Event::Parted, _) => {
+                    self.left_whole = self.can_tell();
+                    return Ending::ClientLeft;
+                }
                 (Event::Quiet, Some(order)) => {
                     Box::pin(self.pause_behind_an_answer()).await;
                     return order.ending;
@@ -253,6 +284,7 @@ impl<'c> Relay<'c> {
                     up.discards = true;
                     cx.waker().wake_by_ref();
                 }
+                Poll::Pending if up.withheld => return Poll::Ready(Event::Parted),
                 Poll::Pending => {}
             }
             Poll::Pending
@@ -264,6 +296,12 @@ impl<'c> Relay<'c> {
             Poll::Pending if wants_quiet && self.is_quiet() => Poll::Ready(Event::Quiet),
             event => event,
         }
+    }
+
+    /// Whether the database's connection is free for another session: between two messages, outside
+    /// a transaction, and not told that this one is over.
+    pub(crate) fn left_whole(&self) -> bool {
+        self.left_whole
     }
 
     fn is_quiet(&self) -> bool {
@@ -340,7 +378,7 @@ impl<'c> Relay<'c> {
 /// Lets the database go: what the client sent last, a Terminate, and a close.
 async fn say_goodbye(backend: &mut Stream, up: &mut Pipe, talk: &Talk) -> io::Result<()> {
     poll_fn(|cx| up.poll_left(cx, backend)).await?;
-    if up.counter.at_boundary() && !talk.terminated {
+    if up.counter.at_boundary() && (up.withheld || !talk.terminated) {
         backend.write_all(&TERMINATE).await?;
     }
     backend.shutdown().await
@@ -355,7 +393,7 @@ impl Pipe {
         source: &mut Stream,
         sink: &mut Stream,
         scratch: &mut [u8],
-        mut seen: impl FnMut(Header),
+        mut seen: impl FnMut(Header) -> Seen,
     ) -> Poll<Moved> {
         for _ in 0..TURN {
             if ready!(self.poll_left(cx, sink)).is_err() {
@@ -373,11 +411,20 @@ impl Pipe {
                 }
                 Poll::Pending => return self.poll_flush(cx, sink),
             }
-            let chunk = read.filled();
-            self.counter.count(chunk, &mut seen);
+            let mut chunk = read.filled();
+            let mut newest = Seen::Passes;
+            self.counter.count(chunk, |header| newest = seen(header));
             self.bytes.increment(chunk.len() as u64);
+            if self.withholds && newest == Seen::Parts && self.counter.just_ended(TERMINATE) {
+                // All of it is in this chunk, or its beginning has gone already.
+                self.withheld = chunk.len() >= TERMINATE.len();
+                chunk = chunk.strip_suffix(&TERMINATE).unwrap_or(chunk);
+            }
             if self.poll_chunk(cx, sink, chunk).is_err() {
                 return Poll::Ready(Moved::SinkBroken);
+            }
+            if self.withheld {
+                return Poll::Pending;
             }
         }
         cx.waker().wake_by_ref();
@@ -444,7 +491,7 @@ impl Talk {
     /// A message from the client. Query, FunctionCall and Sync are each answered by a
     /// ReadyForQuery, but for a Sync that a COPY swallows: drivers send one behind Execute,
     /// before they know that it begins a COPY, and another when that is done.
-    fn ask(&mut self, header: Header) {
+    fn ask(&mut self, header: Header) -> Seen {
         match header.tag {
             b'Q' | b'F' | b'S' => {
                 self.owed += 1;
@@ -453,17 +500,24 @@ impl Talk {
             }
             b'c' | b'f' if self.newest == b'S' => self.owed = self.owed.saturating_sub(1),
             b'c' | b'f' | b'd' | b'H' => {}
-            b'X' => self.terminated = true,
+            b'X' => {
+                self.terminated = true;
+                if !self.is_busy() && self.status == Some(Status::Idle) {
+                    return Seen::Parts;
+                }
+            }
             _ => self.open = true,
         }
+        Seen::Passes
     }
 
-    fn answer(&mut self, header: Header) {
+    fn answer(&mut self, header: Header) -> Seen {
         self.complained = header.tag == b'E';
         if header.tag == b'Z' {
             self.owed = self.owed.saturating_sub(1);
             self.status = header.first.and_then(Status::parse);
         }
+        Seen::Passes
     }
 
     /// Whether the database has something to do for the client.

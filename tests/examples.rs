@@ -325,6 +325,18 @@ fn every_mistake_has_its_line() {
 }
 
 #[test]
+fn what_is_used_again_needs_a_place_to_wait_in() {
+    let folder = Folder::new();
+    folder.edit("max = 100", "max = 0");
+    assert!(folder.load().is_ok());
+    folder.edit("reuse = \"never\"", "reuse = \"reset\"");
+    assert_eq!(
+        folder.load().map(|_| ()),
+        Err("pgsilo.toml:124: backend.reuse: \"reset\", but warm.max is 0; give the connections a place to wait in".to_owned())
+    );
+}
+
+#[test]
 fn what_is_unwise_is_said() {
     let mut wrong = String::new();
     for (from, to, expected) in WARNINGS {

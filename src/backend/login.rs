@@ -14,6 +14,7 @@ use postgres_protocol::authentication::sasl::{
     ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use super::{Connection, Process, Redial, Route};
 use crate::lease::Credential;
@@ -47,6 +48,15 @@ pub(crate) struct Attachment {
     pub(crate) process: Process,
     /// ParameterStatus and notices as they came, for the client.
     pub(crate) greeting: Vec<u8>,
+    pub(crate) past: Past,
+}
+
+/// What has become of a connection since it was logged in on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Past {
+    pub(crate) made: Instant,
+    /// How many sessions have had it before.
+    pub(crate) sessions: u32,
 }
 
 /// An [`Attachment`] that waits for its session, on no event loop.
@@ -55,13 +65,14 @@ pub(crate) struct Parked {
     stream: stream::Parked,
     process: Process,
     greeting: Vec<u8>,
+    past: Past,
 }
 
 impl Attachment {
     /// Leaves the event loop. Nothing is read until it is resumed.
     pub(crate) fn park(self) -> io::Result<Parked> {
-        let Attachment { stream, process, greeting } = self;
-        Ok(Parked { stream: stream.park()?, process, greeting })
+        let Attachment { stream, process, greeting, past } = self;
+        Ok(Parked { stream: stream.park()?, process, greeting, past })
     }
 }
 
@@ -74,12 +85,12 @@ impl Parked {
     /// Comes to the event loop that this runs on, if the connection still lives and its database is
     /// still sealed for the tenant of the route, which must be the one that it was dialled for.
     pub(crate) async fn resume(self, route: &Arc<Route>) -> Result<Attachment, BackendError> {
-        let Parked { stream, process, mut greeting } = self;
+        let Parked { stream, process, mut greeting, past } = self;
         let stream = stream.resume()?;
         let mut connection = Connection { stream, route: Arc::clone(route), heard: 0 };
         // What a reload has changed meanwhile is told here as well, and becomes part of the greeting.
         connection.check_seal(route.tenant().id(), &mut greeting).await?;
-        Ok(Attachment { stream: connection.stream, process, greeting })
+        Ok(Attachment { stream: connection.stream, process, greeting, past })
     }
 }
 
@@ -131,7 +142,8 @@ impl Connection {
         self.authenticate(credential, &tenant).await?;
         let (process, mut greeting) = self.read_greeting().await?;
         self.check_seal(tenant.id(), &mut greeting).await?;
-        Ok(Attachment { stream: self.stream, process, greeting })
+        let past = Past { made: Instant::now(), sessions: 0 };
+        Ok(Attachment { stream: self.stream, process, greeting, past })
     }
 
     async fn authenticate(
@@ -236,29 +248,45 @@ impl Connection {
         tenant: &TenantId,
         greeting: &mut Vec<u8>,
     ) -> Result<(), BackendError> {
-        let mut query = READ_SEAL.as_bytes().to_vec();
-        query.push(0);
-        self.send_tagged(b'Q', &query).await?;
-        let mut seals = Vec::new();
-        loop {
-            let (tag, body) = self.read_message().await?;
-            match tag {
-                b'S' | b'N' => message::raw(greeting, tag, &body),
-                b'D' => seals.push(
-                    message::parse_single_column(&body)
-                        .ok_or(BackendError::Protocol("a seal that is not one text"))?,
-                ),
-                b'E' => return Err(ErrorFields::parse(&body).into()),
-                b'T' | b'C' => {}
-                b'Z' => break,
-                _ => return Err(BackendError::Protocol("an unknown message behind the seal")),
-            }
-        }
+        let seals = self.ask(&[READ_SEAL], |tag, body| message::raw(greeting, tag, body)).await?;
         match <[String; 1]>::try_from(seals) {
             Ok([found]) if found == tenant.as_str() => Ok(()),
             Ok([found]) => Err(BackendError::SealBroken { expected: tenant.clone(), found }),
             Err(_none) => Err(BackendError::Unsealed(tenant.clone())),
         }
+    }
+
+    /// Runs statements, each on its own but all sent at once; the rows of the last, each one text.
+    /// `aside` is told what comes between: settings and notices.
+    pub(super) async fn ask(
+        &mut self,
+        statements: &[&str],
+        mut aside: impl FnMut(u8, &[u8]),
+    ) -> Result<Vec<String>, BackendError> {
+        let mut queries = Vec::new();
+        for statement in statements {
+            message::raw(&mut queries, b'Q', &[statement.as_bytes(), &[0]].concat());
+        }
+        self.send(&queries).await?;
+        let mut rows = Vec::new();
+        for _ in statements {
+            rows.clear();
+            loop {
+                let (tag, body) = self.read_message().await?;
+                match tag {
+                    b'S' | b'N' => aside(tag, &body),
+                    b'D' => rows.push(
+                        message::parse_single_column(&body)
+                            .ok_or(BackendError::Protocol("a row that is not one text"))?,
+                    ),
+                    b'E' => return Err(ErrorFields::parse(&body).into()),
+                    b'T' | b'C' => {}
+                    b'Z' if body.as_ref() == b"I" => break,
+                    _ => return Err(BackendError::Protocol("an unknown message behind a query")),
+                }
+            }
+        }
+        Ok(rows)
     }
 
     async fn read_authentication(&mut self) -> Result<Authentication, BackendError> {

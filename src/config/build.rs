@@ -17,7 +17,10 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use self::proofs::Known;
-use super::raw::{Raw, RawAuthority, RawFormat, RawLevel, RawLimits, RawLog, RawRuntime, RawWarm};
+use super::raw::{
+    Raw, RawAuthority, RawBackend, RawFormat, RawLevel, RawLimits, RawLog, RawReuse, RawRuntime,
+    RawWarm,
+};
 use super::{Config, FileError, LeaseRules, Limits, Listener, Log, LogFormat, Warm};
 use crate::registry::{Denied, Registry};
 use crate::token::MAX_TOKEN_BYTES;
@@ -47,7 +50,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let end_at_expiry = raw.lease.end_at_expiry;
     let openbao = build.openbao(raw.openbao, raw.lease, raw.limits.max_sessions)?;
     let limits = build.limits(&raw.limits)?;
-    let warm = build.warm(&raw.warm)?;
+    let warm = build.warm(&raw.warm, &raw.backend)?;
     let regions = build.regions(raw.registry.regions)?;
     let cores = build.cores(&raw.runtime)?;
     let admin = raw.admin.map(|admin| admin.address.0);
@@ -172,7 +175,7 @@ impl Build<'_> {
         })
     }
 
-    fn warm(&self, raw: &RawWarm) -> Result<Warm, FileError> {
+    fn warm(&self, raw: &RawWarm, backend: &RawBackend) -> Result<Warm, FileError> {
         for (key, bound) in [("max", raw.max), ("max_per_tenant", raw.max_per_tenant)] {
             if bound > MAX_BOUND {
                 let field = format!("warm.{key}");
@@ -189,10 +192,21 @@ impl Build<'_> {
                 format_args!("{:?} is out of range; use 1s to 10m", raw.idle_timeout.0),
             );
         }
+        let reuse = (backend.reuse == RawReuse::Reset).then_some(backend.max_age.0);
+        if reuse.is_some() && raw.max == 0 {
+            return self.wrong(
+                "backend.reuse",
+                "\"reset\", but warm.max is 0; give the connections a place to wait in",
+            );
+        }
+        if reuse.is_some_and(|max_age| max_age.is_zero()) {
+            return self.wrong("backend.max_age", "zero; nothing could be used again");
+        }
         Ok(Warm {
             max: raw.max,
             max_per_tenant: raw.max_per_tenant,
             idle_timeout: raw.idle_timeout.0,
+            reuse,
         })
     }
 

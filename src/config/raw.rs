@@ -25,6 +25,8 @@ pub(super) struct Raw {
     pub(super) limits: RawLimits,
     #[serde(default)]
     pub(super) warm: RawWarm,
+    #[serde(default)]
+    pub(super) backend: RawBackend,
     pub(super) admin: Option<RawAdmin>,
     #[serde(default)]
     pub(super) log: RawLog,
@@ -302,6 +304,26 @@ impl Default for RawWarm {
     fn default() -> RawWarm {
         RawWarm { max: 100, max_per_tenant: 4, idle_timeout: Text(Duration::from_secs(10)) }
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawBackend {
+    pub(super) reuse: RawReuse,
+    pub(super) max_age: Text<Duration>,
+}
+
+impl Default for RawBackend {
+    fn default() -> RawBackend {
+        RawBackend { reuse: RawReuse::Never, max_age: Text(Duration::from_secs(300)) }
+    }
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawReuse {
+    Never,
+    Reset,
 }
 
 #[derive(Deserialize)]

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::client::{Client, Stop};
 use super::leased::{Connected, Leased};
-use super::routed::{Admission, SessionPermits};
+use super::routed::{Admission, Route, SessionPermits};
+use crate::backend::{Attachment, Past};
 use crate::cancel::CancelKey;
 use crate::identity::Identity;
 use crate::lease::Lease;
@@ -32,9 +33,19 @@ pub(super) struct Held {
     pub(super) tenant: Arc<Tenant>,
     pub(super) identity: Box<Identity>,
     pub(super) access: Access,
-    pub(super) _permits: SessionPermits,
+    pub(super) permits: SessionPermits,
     pub(super) _address: Option<TallyPermit<IpAddr>>,
+    /// What makes the connection another session's, if it may become that.
+    pub(super) kept: Option<Box<Kept>>,
     pub(super) lease: Lease,
+}
+
+/// What a connection needs to be given back to the pool.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) route: Arc<Route>,
+    pub(super) greeting: Vec<u8>,
+    pub(super) past: Past,
 }
 
 impl<'c> Attached<'c> {
@@ -52,30 +63,33 @@ impl<'c> Attached<'c> {
         let version = started.version();
         let (accepted, _startup) = started.into_parts();
         let (client, address) = accepted.into_parts();
-        let key = client.proxy.cancel_keys.hand_out(attachment.process, version);
+        let Attachment { stream, process, greeting, past } = attachment;
+        let key = client.proxy.cancel_keys.hand_out(process, version);
         let cancel_key = key.ok_or_else(|| Refusal::new(Reason::Internal, "no randomness"))?;
         client.trail.backend_pid = cancel_key.pid();
 
-        let mut welcome = Vec::with_capacity(attachment.greeting.len() + 64);
+        let mut welcome = Vec::with_capacity(greeting.len() + 64);
         message::authentication_ok(&mut welcome);
-        welcome.extend_from_slice(&attachment.greeting);
+        welcome.extend_from_slice(&greeting);
         message::backend_key_data(&mut welcome, cancel_key.pid(), cancel_key.secret());
         message::ready_for_query(&mut welcome);
         client.frontend.send(&welcome).await.map_err(|_lost| Stop::Left)?;
         client.handshake = None;
         client.reached("attached");
         // The next one like it, prepared while nobody waits.
-        client.proxy.pool.expect(&route);
+        let proxy = client.proxy;
+        proxy.pool.expect(&route, &proxy.registry().snapshot());
         let held = Held {
             cancel_key,
             tenant: Arc::clone(route.tenant()),
             identity,
             access: route.access(),
-            _permits: permits,
+            permits,
             _address: address,
+            kept: proxy.pool.keeps().then(|| Box::new(Kept { route, greeting, past })),
             lease,
         };
-        Ok(Attached { client, held, backend: attachment.stream })
+        Ok(Attached { client, held, backend: stream })
     }
 
     pub(super) fn into_parts(self) -> (&'c mut Client, Held, Stream) {

@@ -33,7 +33,8 @@ impl<'c> Leased<'c> {
         let proxy = routed.client().proxy;
         let (lease, connection) = match proxy.pool.take(routed.resolved()).await {
             Some((lease, attachment)) => {
-                routed.client().trail.warm = true;
+                let trail = &mut routed.client().trail;
+                (trail.warm, trail.reused) = (true, attachment.past.sessions > 0);
                 (lease, Connected::LoggedIn(attachment))
             }
             None => {

@@ -30,6 +30,9 @@ pub struct Routed<'c> {
     permits: SessionPermits,
 }
 
+/// A setting's name and value.
+type Setting = (Box<[u8]>, Box<[u8]>);
+
 /// Where a routed session leads, whoever it is of: what a connection to a database is made for, all
 /// of it. Connections of equal routes cannot be told apart.
 #[derive(Debug)]
@@ -38,8 +41,10 @@ pub struct Route {
     /// OpenBAO's role for the tenant and the access that the claims grant.
     role: String,
     access: Access,
+    /// Issuer and subject, where the lease is asked for with their token: it is for nobody else.
+    holder: Option<(Arc<str>, Arc<str>)>,
     /// Names and values, as the client sent them.
-    settings: Vec<(Box<[u8]>, Box<[u8]>)>,
+    settings: Vec<Setting>,
 }
 
 impl Route {
@@ -68,10 +73,11 @@ impl Route {
 /// Of a tenant as the registry had it at one moment: after a reload it is another.
 impl PartialEq for Route {
     fn eq(&self, other: &Route) -> bool {
-        let Route { tenant, role, access, settings } = self;
+        let Route { tenant, role, access, holder, settings } = self;
         Arc::ptr_eq(tenant, &other.tenant)
             && *role == other.role
             && *access == other.access
+            && *holder == other.holder
             && *settings == other.settings
     }
 }
@@ -80,7 +86,8 @@ impl Eq for Route {}
 
 impl Hash for Route {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.tenant.id(), &self.role, self.access, &self.settings).hash(state);
+        let Route { tenant, role, access, holder, settings } = self;
+        (tenant.id(), role, access, holder, settings).hash(state);
     }
 }
 
@@ -126,7 +133,14 @@ impl<'c> Routed<'c> {
         client.trail.placement = tenant.placement().to_string().into();
         client.trail.role = role.as_str().into();
         client.reached("routed");
-        let route = Arc::new(Route { tenant, role, access, settings });
+        let holder = match &*identity {
+            Identity::Token(claims) if proxy.lessor.needs_token() => {
+                let (issuer, subject, _) = claims.names();
+                Some((Arc::clone(issuer), Arc::clone(subject)))
+            }
+            Identity::Token(_) | Identity::Certificate(_) => None,
+        };
+        let route = Arc::new(Route { tenant, role, access, holder, settings });
         Ok(Routed { started, route, identity, token, permits })
     }
 

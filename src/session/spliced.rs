@@ -3,10 +3,11 @@
 use std::sync::atomic::AtomicU32;
 use std::time::SystemTime;
 
-use super::attached::{Attached, Held};
+use super::attached::{Attached, Held, Kept};
 use super::authority::Authority;
 use super::client::Client;
 use crate::audit;
+use crate::backend::Attachment;
 use crate::clock::BootTime;
 use crate::proxy::Proxy;
 use crate::splice::Relay;
@@ -37,7 +38,8 @@ impl<'c> Spliced<'c> {
         let proxy: &'static Proxy = proxy;
         metrics::counter!("pgsilo_sessions_total").increment(1);
         let active = Active::begin();
-        let mut relay = Relay::new(frontend, backend, held.cancel_key.process());
+        let mut relay =
+            Relay::new(frontend, backend, held.cancel_key.process(), held.kept.is_some());
         // On the clock that authority is measured in: one that is set later neither lengthens nor
         // shortens the session.
         let left = held.identity.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
@@ -56,7 +58,22 @@ impl<'c> Spliced<'c> {
         drop(active);
         metrics::counter!("pgsilo_endings_total", "ending" => ending.label()).increment(1);
         audit::ended(trail, ending, began.elapsed().as_secs_f64());
-        drop(self);
+        if relay.left_whole() {
+            Box::pin(self.give_back()).await;
+        }
+    }
+
+    /// Lets the pool have the connection, for another session on an equal route.
+    async fn give_back(self: Box<Self>) {
+        let Spliced { client, held, backend } = *self;
+        let Held { cancel_key, permits, kept, lease, .. } = held;
+        // A session that comes meanwhile is not refused for this one.
+        drop(permits);
+        let proxy = client.proxy;
+        let Some((process, kept)) = cancel_key.withdraw().zip(kept) else { return };
+        let Kept { route, greeting, past } = *kept;
+        let attachment = Attachment { stream: backend, process, greeting, past };
+        proxy.pool.give_back(&route, lease, attachment, proxy.registry()).await;
     }
 }
 

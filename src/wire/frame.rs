@@ -90,6 +90,11 @@ impl FrameCounter {
         self.header_len == 5
     }
 
+    /// Whether the newest message has just ended and was this one, which has no body.
+    pub fn just_ended(&self, message: [u8; 5]) -> bool {
+        self.at_boundary() && self.header == message
+    }
+
     /// Whether the stream stands between two messages.
     pub fn at_boundary(&self) -> bool {
         self.body_left == 0 && self.header_len == 0 && !self.lost
@@ -149,6 +154,20 @@ mod tests {
         assert!(!counter.at_boundary());
         counter.count(&message(b'Z', b"I"), |_| panic!("no message"));
         assert!(!counter.at_boundary());
+    }
+
+    #[test]
+    fn the_newest_message_is_known_by_its_header() {
+        const GOODBYE: [u8; 5] = [b'X', 0, 0, 0, 4];
+        let mut counter = FrameCounter::default();
+        assert!(!counter.just_ended(GOODBYE));
+        counter.count(&[message(b'Q', b"x"), message(b'X', b"")].concat(), |_| {});
+        assert!(counter.just_ended(GOODBYE));
+        counter.count(b"Q", |_| {});
+        assert!(!counter.just_ended(GOODBYE));
+        // A body that looks like it is none.
+        counter.count(&message(b'd', &GOODBYE)[1..], |_| {});
+        assert!(counter.at_boundary() && !counter.just_ended(GOODBYE));
     }
 
     #[test]

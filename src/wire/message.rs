@@ -196,6 +196,17 @@ pub fn parse_single_column(body: &[u8]) -> Option<String> {
     fits.then(|| String::from_utf8_lossy(value).into_owned())
 }
 
+/// The tagged messages that follow one another in `bytes`; stops where that is not a whole one.
+pub fn split(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let (header, rest) = bytes.split_at_checked(5)?;
+        let length = u32::from_be_bytes(header[1..].try_into().ok()?).checked_sub(4)?;
+        let (body, rest) = rest.split_at_checked(length as usize)?;
+        bytes = rest;
+        Some((header[0], body))
+    })
+}
+
 /// A PasswordMessage's body without its final NUL; `None` when that is missing or not the only one.
 pub fn parse_password(body: &[u8]) -> Option<&[u8]> {
     body.strip_suffix(&[0]).filter(|password| !password.contains(&0))
@@ -243,6 +254,17 @@ mod tests {
         ] {
             assert_eq!(parse_single_column(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn messages_are_split_as_far_as_they_are_whole() {
+        let mut bytes = Vec::new();
+        raw(&mut bytes, b'S', b"abc");
+        raw(&mut bytes, b'N', b"");
+        let whole: Vec<_> = split(&bytes).collect();
+        assert_eq!(whole, [(b'S', &b"abc"[..]), (b'N', b"")]);
+        assert_eq!(split(&bytes[..bytes.len() - 1]).count(), 1);
+        assert_eq!(split(b"S\0\0\0\x03").count(), 0, "an impossible length");
     }
 
     #[test]

@@ -33,6 +33,7 @@ mod outside;
 mod pools;
 mod refusals;
 mod relay;
+mod reuse;
 mod sidecar;
 mod support;
 mod unwell;

@@ -161,7 +161,7 @@ async fn what_waits_in_vain_makes_room_for_what_is_wanted() {
 
 #[tokio::test]
 async fn nobody_waits_for_one_session_alone_and_nothing_waits_for_long() {
-    let proxy = Proxy::with(warm("idle_timeout = \"1s\"\n")).await;
+    let proxy = Proxy::with(warm("max_per_tenant = 1\nidle_timeout = \"1s\"\n")).await;
     let token = mint::token("acme");
     let (client, _) = log_in(&proxy, &token, PLAIN).await;
     drop(client);

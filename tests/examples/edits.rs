@@ -6,7 +6,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "[limits]",
         "[limit]",
-        "pgsilo.toml:98: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, warm, admin, log, runtime",
+        "pgsilo.toml:98: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, warm, backend, admin, log, runtime",
     ),
     (
         "[limits]",
@@ -86,12 +86,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "format = \"json\"",
         "format = \"jsn\"",
-        "pgsilo.toml:124: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
+        "pgsilo.toml:133: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
     ),
     (
         "level = \"info\"",
         "level = \"loud\"",
-        "pgsilo.toml:125: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
+        "pgsilo.toml:134: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
     ),
     (
         "mode = \"0660\"",
@@ -459,14 +459,34 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "pgsilo.toml:104: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
     ),
     (
+        "max = 100",
+        "max = 10000001",
+        "pgsilo.toml:114: warm.max: 10000001 is out of range; at most 10000000",
+    ),
+    (
+        "max_per_tenant = 4",
+        "max_per_tenant = 0",
+        "pgsilo.toml:115: warm.max_per_tenant: zero; for none at all, set warm.max to 0",
+    ),
+    (
+        "idle_timeout = \"10s\"",
+        "idle_timeout = \"11m\"",
+        "pgsilo.toml:116: warm.idle_timeout: 660s is out of range; use 1s to 10m",
+    ),
+    (
+        "reuse = \"never\"",
+        "reuse = \"always\"",
+        "pgsilo.toml:124: backend.reuse: \"always\" is not known here; use one of: never, reset",
+    ),
+    (
         "cores = 0",
         "cores = 5000",
-        "pgsilo.toml:128: runtime.cores: 5000 is out of range; use 0 to 1024",
+        "pgsilo.toml:137: runtime.cores: 5000 is out of range; use 0 to 1024",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"9432\"",
-        "pgsilo.toml:121: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
+        "pgsilo.toml:130: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
     ),
     (
         "id = \"globex\"",
@@ -713,7 +733,7 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"0.0.0.0:9432\"",
-        "pgsilo.toml:121: admin.address: not a loopback address: anybody who reaches it can read the metrics",
+        "pgsilo.toml:130: admin.address: not a loopback address: anybody who reaches it can read the metrics",
     ),
     ("algorithms = [\"ES256\"]", "algorithms = [\"ES256\", \"RS256\"]", ""),
     (

@@ -43,6 +43,8 @@ pub(crate) struct Settings {
     pub(crate) tenants: fn(&str) -> String,
     /// Keys of `[warm]`. As in the tests that count leases, nothing is made ahead.
     pub(crate) warm: String,
+    /// Keys of `[backend]`.
+    pub(crate) backend: String,
     /// How much is logged; tests look for secrets in all of it.
     pub(crate) log_level: &'static str,
     /// A shell that runs before pgsilo, in its process: `ulimit -n 64`.
@@ -62,6 +64,7 @@ impl Default for Settings {
             issuers: String::new(),
             tenants: str::to_owned,
             warm: "max = 0\n".to_owned(),
+            backend: String::new(),
             log_level: "debug",
             before: String::new(),
         }
@@ -379,9 +382,10 @@ fn write_files_of(world: &World, dir: &Path, settings: &Settings) {
     let mut config = settings.listeners.replace("{dir}", &dir.display().to_string());
     write!(
         config,
-        "{issuers}[registry]\nfile = \"tenants.toml\"\n{}\n[openbao]\n{openbao}\n[lease]\n{}\n[limits]\n{}\n[warm]\n{}\n\
+        "{issuers}[registry]\nfile = \"tenants.toml\"\n{}\n[openbao]\n{openbao}\n[lease]\n{}\n[limits]\n{}\n[warm]\n{}\n[backend]\n{}\n\
          [admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"{}\"\n",
-        settings.registry, settings.lease, settings.limits, settings.warm, settings.log_level
+        settings.registry, settings.lease, settings.limits, settings.warm,
+        settings.backend, settings.log_level
     )
     .expect("formatted");
     fs::write(dir.join("pgsilo.toml"), config).expect("written");

@@ -1,0 +1,106 @@
+//! Makes a connection that a session has left as good as new, or finds that it is not.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::{Attachment, BackendError, Connection, Past, Route};
+use crate::wire::message;
+
+/// How long a reset may take before the connection is closed instead: it was idle.
+const RESET_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Nothing of a session survives it: cursors, prepared statements, settings, LISTEN, advisory locks,
+/// plans, temporary tables, sequences' state. It may not stand in a transaction block with others, and
+/// before PostgreSQL 18 it forgets the role that a login begins with, where one is set for the user.
+const STATEMENTS: [&str; 2] = ["DISCARD ALL", "RESET ROLE"];
+
+impl Attachment {
+    /// Resets a connection that a session has left, between two messages and outside a transaction.
+    /// What the next session will be told in its greeting must still be true, or the connection is
+    /// not as a new one would be.
+    ///
+    /// # Errors
+    /// It is lost, the database refused, or something is not as it was: it may not be used again.
+    pub(crate) async fn reset(self, route: &Arc<Route>) -> Result<Attachment, BackendError> {
+        let Attachment { stream, process, greeting, past } = self;
+        let told = told(&greeting)
+            .ok_or(BackendError::Protocol("a setting that cannot be asked for by its name"))?;
+        let mut connection = Connection { stream, route: Arc::clone(route), heard: 0 };
+        let names: Vec<&str> = told.keys().copied().collect();
+        let settings = format!(
+            "SELECT name OPERATOR(pg_catalog.||) '=' OPERATOR(pg_catalog.||) \
+             pg_catalog.current_setting(name) \
+             FROM pg_catalog.unnest('{{{}}}'::pg_catalog.text[]) AS name",
+            names.join(",")
+        );
+        let reset = async {
+            let [discard, role] = STATEMENTS;
+            // What a reset reports of settings goes back to what was reported at first.
+            connection.ask(&[discard, role, &settings], |_, _| {}).await
+        };
+        let now = match timeout(RESET_TIMEOUT, reset).await {
+            Ok(now) => now?,
+            Err(_elapsed) => return Err(BackendError::Protocol("a reset that takes too long")),
+        };
+        let is_true = |line: &String| {
+            line.split_once('=')
+                .is_some_and(|(name, value)| told.get(name) == Some(&value.as_bytes()))
+        };
+        if now.len() != told.len() || !now.iter().all(is_true) {
+            return Err(BackendError::Protocol("settings that a reset does not bring back"));
+        }
+        let past = Past { sessions: past.sessions + 1, ..past };
+        Ok(Attachment { stream: connection.stream, process, greeting, past })
+    }
+}
+
+/// Each setting that a greeting tells of, and its value; `None` if a name is not one of PostgreSQL's.
+fn told(greeting: &[u8]) -> Option<BTreeMap<&str, &[u8]>> {
+    let mut told = BTreeMap::new();
+    for (tag, body) in message::split(greeting) {
+        if tag != b'S' {
+            continue;
+        }
+        let mut parts = body.split(|byte| *byte == 0);
+        let (name, value) = (std::str::from_utf8(parts.next()?).ok()?, parts.next()?);
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+        if name.is_empty() || !name.chars().all(plain) {
+            return None;
+        }
+        told.insert(name, value);
+    }
+    Some(told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::told;
+    use crate::wire::message;
+
+    fn greeting(settings: &[(&str, &str)]) -> Vec<u8> {
+        let mut greeting = Vec::new();
+        for (name, value) in settings {
+            message::raw(&mut greeting, b'S', format!("{name}\0{value}\0").as_bytes());
+        }
+        greeting
+    }
+
+    #[test]
+    fn of_a_setting_that_is_told_twice_the_last_counts() {
+        let greeting =
+            greeting(&[("TimeZone", "UTC"), ("DateStyle", "ISO"), ("TimeZone", "Asia/Tokyo")]);
+        let told = told(&greeting).expect("names");
+        assert_eq!(told.len(), 2);
+        assert_eq!(told["TimeZone"], b"Asia/Tokyo");
+    }
+
+    #[test]
+    fn a_name_that_would_have_to_be_quoted_is_not_asked_for() {
+        for name in ["a'b", "a\\b", "a,b", "{a}", "a b", "\u{e9}", ""] {
+            assert_eq!(told(&greeting(&[(name, "x")])), None, "{name:?}");
+        }
+    }
+}
