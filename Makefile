@@ -8,7 +8,7 @@ PROFILE ?= release
 PROGRAMS := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
 .DEFAULT_GOAL := help
-.PHONY: help tools clients sandbox test test-all bench soak fmt lint clean
+.PHONY: help tools clients sandbox test test-all bench plots soak fmt lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -31,6 +31,11 @@ test-all: clients ## what needs more than a fresh machine; installs Debian and n
 
 bench: clients ## beside a direct connection and peers; QUICK=1 for less; installs Debian and npm packages
 	@. "$(TOOLS)/env" && exec bash scripts/bench.sh $(ARGS)
+
+plots: ## docs/benchmarks/*.svg, drawn from RUN=benches/runs/DATE-bench.txt
+	@[ -n "$(RUN)" ] || { echo "make plots RUN=benches/runs/DATE-bench.txt" >&2; exit 2; }
+	@[ -e "$(TOOLS)/pygal" ] || python3 -m pip install --quiet --target "$(TOOLS)/pygal" pygal==3.0.5
+	@PYTHONPATH="$(TOOLS)/pygal" python3 scripts/plots.py "$(RUN)" docs/benchmarks
 
 soak: clients ## many short sessions, and nothing left of them; SESSIONS=10000 AT_ONCE=50
 	@. "$(TOOLS)/env" && exec cargo bench --bench soak

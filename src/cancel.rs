@@ -8,12 +8,13 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::{constant_time, rand};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
-use crate::backend::Process;
+use crate::backend::{DialError, Process};
 use crate::secret::Secret;
 use crate::wire::startup::{CancelRequest, Version};
 
@@ -34,6 +35,8 @@ pub(crate) struct CancelKeys {
 struct Key {
     secret: Secret,
     process: Process,
+    /// A cancel request is on its way, for all that is known, although nobody waits for it any more.
+    astray: AtomicBool,
 }
 
 /// A session's key, in force until this is dropped.
@@ -55,7 +58,11 @@ impl CancelKeys {
         let mut secret = [0; 32];
         rand::fill(&mut secret).ok()?;
         let length = if version >= Version::V3_2 { 32 } else { 4 };
-        let key = Arc::new(Key { secret: Secret::new(&secret[..length]), process });
+        let key = Arc::new(Key {
+            secret: Secret::new(&secret[..length]),
+            process,
+            astray: AtomicBool::new(false),
+        });
         self.lock().entry(key.process.pid).or_default().push(Arc::clone(&key));
         Some(CancelKey { keys: self, key })
     }
@@ -87,9 +94,23 @@ impl CancelKeys {
 pub(crate) struct Found(Arc<Key>);
 
 impl Found {
-    /// The process that it leads to.
-    pub(crate) fn process(&self) -> &Process {
-        &self.0.process
+    /// What the database calls the process that it leads to.
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.process.pid
+    }
+
+    /// Cancels whatever runs there now.
+    ///
+    /// # Errors
+    /// When the database could not be reached, or did not close in time: then the request may still
+    /// hit.
+    pub(crate) async fn cancel(&self) -> Result<(), DialError> {
+        let astray = &self.0.astray;
+        // Whoever drops this in the middle leaves it so.
+        astray.store(true, Ordering::Relaxed);
+        self.0.process.cancel().await?;
+        astray.store(false, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -99,7 +120,7 @@ impl CancelKey {
     pub(crate) fn withdraw(self) -> Option<Process> {
         let key = Arc::clone(&self.key);
         drop(self);
-        let key = Arc::into_inner(key)?;
+        let key = Arc::into_inner(key).filter(|key| !key.astray.load(Ordering::Relaxed))?;
         Some(key.process)
     }
 

@@ -3,7 +3,8 @@
 //! Invariant: a credential that OpenBAO gave out is owned by exactly one `Held`, which sessions
 //! have through a `Lease`, and dropping that hands its id to the revoker, whatever became of the
 //! session in between: the request runs on a task of its own, so a session that ends while it is
-//! under way leaves no lease behind. Only the session's `Leased` stage asks for one.
+//! under way leaves no lease behind. Only the session's `Leased` stage asks for one, and the pool for the next
+//! session.
 
 mod identity;
 mod keeper;

@@ -1,8 +1,8 @@
 //! Connections to databases that are logged in and wait for a session.
 //!
 //! A login costs a lease, a fork and a SCRAM exchange, and a client that waits for it. So while
-//! nobody waits, the next connection of a route that sessions come for is made: with a fresh lease of
-//! its own, by the same dial and the same login, its seal checked, never used by anyone. Whoever
+//! nobody waits, the next connection of a route that sessions come for is made: with a lease as a session's
+//! own would be, by the same dial and the same login, its seal checked, never used by anyone. Whoever
 //! comes next on an equal [`Route`] (the same tenant at the same place, the same access, the same
 //! settings byte for byte) takes it, checks its seal again, and cannot tell the difference.
 //!
@@ -14,37 +14,38 @@
 //! made ahead and nothing taken that was another subject's. What waits is bounded, in all and for each
 //! tenant, goes after a short while, and with any change of the registry; its lease goes with it.
 
-use std::collections::HashMap;
+mod shelves;
+
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::task::TaskTracker;
 
 use crate::backend::{self, Attachment, BackendError, DialError, Parked};
 use crate::config::Warm;
-use crate::lease::{Lease, LeaseError, Lessor};
+use crate::lease::{Lease, LeaseEnd, LeaseError, Lessor};
 use crate::limits::{Tally, TallyPermit};
 use crate::registry::{Registry, Snapshot};
 use crate::session::Route;
 use crate::tenant::TenantId;
+use shelves::{Full, Places, Ready, Shelves};
 
 /// How long a connection that waited may take to answer before a new one is made instead.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the making of one may take.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections that are made at once: what sessions ask for themselves comes first.
-const AT_ONCE: usize = 4;
-/// How long making one is believed to take before any was made.
-const FIRST_GUESS: Duration = Duration::from_millis(20);
+/// How long a database may take to hear that a connection is not wanted any more.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// What has less time left is not kept.
 const SHORTEST_WAIT: Duration = Duration::from_millis(500);
-/// Routes of one tenant that are kept account of. A client may name other settings each time.
-const ROUTES_OF_A_TENANT: usize = 16;
-/// Routes that are kept account of.
-const ROUTES: usize = 4096;
+/// Connections that are made at once.
+const AT_ONCE: usize = 8;
+/// Of them, one tenant's: its database may hang.
+const AT_ONCE_FOR_A_TENANT: usize = 2;
 
 /// All connections that wait, and the account of who comes for them.
 #[derive(Debug)]
@@ -54,53 +55,13 @@ pub(crate) struct Pool {
     runtime: Handle,
     all: Arc<Semaphore>,
     tenants: Tally<TenantId>,
-    preparing: Semaphore,
+    slots: Semaphore,
+    making: Tally<TenantId>,
     shelves: Mutex<Shelves>,
     /// Something was put on a shelf.
     stocked: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Shelves {
-    by_route: HashMap<Arc<Route>, Shelf>,
-    /// How long it has lately taken to make one.
-    takes: Option<Duration>,
-    closed: bool,
-}
-
-/// What is known and kept of one route.
-#[derive(Debug)]
-struct Shelf {
-    demand: Demand,
-    ready: Vec<Ready>,
-    preparing: usize,
-    /// Making one has failed: not again before then.
-    not_before: Option<Instant>,
-}
-
-/// A connection that waits.
-#[derive(Debug)]
-struct Ready {
-    // In the order in which it lets go: the lease when nothing uses its credential any more.
-    parked: Parked,
-    lease: Lease,
-    since: Instant,
-    until: Instant,
-    _places: Places,
-}
-
-/// A connection's place among all and among its tenant's.
-#[derive(Debug)]
-struct Places {
-    _all: OwnedSemaphorePermit,
-    _tenant: TallyPermit<TenantId>,
-}
-
-/// Which bound has no place left.
-#[derive(Clone, Copy)]
-enum Full<'t> {
-    InAll,
-    Of(&'t TenantId),
+    /// Connections that are being made or let go.
+    tasks: TaskTracker,
 }
 
 /// Why a connection could not be made ahead. Nobody is refused for it.
@@ -118,12 +79,19 @@ enum NotPrepared {
     Timeout,
 }
 
-/// How often sessions come.
-#[derive(Clone, Copy, Debug)]
-struct Demand {
-    last: Instant,
-    /// Between two of them, lately.
-    gap: Option<Duration>,
+/// A connection that is being made, counted until it is, or is not.
+struct Making {
+    pool: &'static Pool,
+    route: Arc<Route>,
+    _of_tenant: TallyPermit<TenantId>,
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        if let Some(shelf) = self.pool.lock().get(&self.route) {
+            shelf.preparing = shelf.preparing.saturating_sub(1);
+        }
+    }
 }
 
 impl Pool {
@@ -134,9 +102,11 @@ impl Pool {
             runtime,
             all: Arc::new(Semaphore::new(settings.max)),
             tenants: Tally::new(Some(settings.max_per_tenant)),
-            preparing: Semaphore::new(AT_ONCE),
+            slots: Semaphore::new(AT_ONCE),
+            making: Tally::new(Some(AT_ONCE_FOR_A_TENANT)),
             shelves: Mutex::default(),
             stocked: Notify::new(),
+            tasks: TaskTracker::new(),
         }
     }
 
@@ -152,12 +122,17 @@ impl Pool {
     }
 
     /// A connection of an equal route that still lives, if one waits.
-    pub(crate) async fn take(&self, route: &Arc<Route>) -> Option<(Lease, Attachment)> {
+    pub(crate) async fn take(&'static self, route: &Arc<Route>) -> Option<(Lease, Attachment)> {
         if !self.makes() && !self.keeps() {
             return None;
         }
         while let Some(ready) = self.newest(route) {
-            let Ready { parked, lease, _places, .. } = ready;
+            if time_left(&ready.lease.tend().0).is_zero() {
+                count("expired");
+                self.let_go(vec![ready]);
+                continue;
+            }
+            let Ready { parked, lease, .. } = ready;
             match timeout(ANSWER_TIMEOUT, parked.resume(route)).await {
                 Ok(Ok(attachment)) => {
                     count("used");
@@ -166,7 +141,12 @@ impl Pool {
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "a connection did not wait for its session");
                 }
-                Err(_elapsed) => tracing::debug!("a connection that waited does not answer"),
+                Err(_elapsed) => {
+                    tracing::debug!("a connection that waited does not answer");
+                    // Nor will the others there: they are not tried one after the other.
+                    let gone = self.lock().clear(route);
+                    self.forget(gone);
+                }
             }
             count("lost");
         }
@@ -174,90 +154,101 @@ impl Pool {
         None
     }
 
-    /// Takes the newest that has time left: the older ones go if they are too many.
     fn newest(&self, route: &Route) -> Option<Ready> {
-        let mut shelves = self.lock();
-        let ready = &mut shelves.by_route.get_mut(route)?.ready;
-        let newest = ready.pop_if(|newest| newest.until > Instant::now())?;
+        let newest = self.lock().get(route)?.newest(Instant::now())?;
         metrics::gauge!("pgsilo_warm_connections").decrement(1);
         Some(newest)
     }
 
     /// A session of this route is served: has the next one made, if more are likely to come while it
     /// would wait.
-    pub(crate) fn expect(&'static self, route: &Arc<Route>, registry: &Snapshot) {
-        if !self.makes() || !is_of(registry, route) {
+    pub(crate) fn expect(&'static self, route: &Arc<Route>, registry: &Registry) {
+        if !self.makes() {
             return;
         }
         let now = Instant::now();
-        let mut shelves = self.lock();
-        if shelves.closed {
-            return;
-        }
-        let takes = shelves.takes.unwrap_or(FIRST_GUESS);
-        let Some(shelf) = shelves.shelf(route, now, self.settings.idle_timeout) else { return };
-        shelf.demand.came(now, self.settings.idle_timeout);
-        if shelf.not_before.is_some_and(|time| now < time) {
-            return;
-        }
-        let wanted = shelf.demand.wanted(self.settings.idle_timeout, takes);
-        let missing = wanted.saturating_sub(shelf.ready.len() + shelf.preparing);
+        let missing = {
+            let mut shelves = self.lock();
+            match is_of(&registry.snapshot(), route) {
+                true => shelves.missing(route, now, self.settings.idle_timeout),
+                false => 0,
+            }
+        };
         for _ in 0..missing {
-            let places = self.places(route.tenant().id()).or_else(|full| {
-                let overdue = shelves.overdue(now, full).ok_or(full)?;
-                count("expired");
-                self.let_go(vec![overdue]);
-                self.places(route.tenant().id())
-            });
-            let (Ok(places), Some(shelf)) = (places, shelves.by_route.get_mut(route)) else {
+            if !self.begin(route, now) {
                 return;
-            };
-            shelf.preparing += 1;
-            self.runtime.spawn(self.prepare(Arc::clone(route), places));
+            }
         }
+    }
+
+    /// Begins to make one, if there is a place for it or what is there has waited in vain.
+    fn begin(&'static self, route: &Arc<Route>, now: Instant) -> bool {
+        let tenant = route.tenant().id();
+        let Some(of_tenant) = self.making.count(tenant) else { return false };
+        let places = self.places(tenant).or_else(|full| {
+            let overdue = self.lock().overdue(now, full).ok_or(full)?;
+            count("expired");
+            self.let_go_waiting(vec![overdue]);
+            self.places(tenant)
+        });
+        let Ok(places) = places else { return false };
+        let mut shelves = self.lock();
+        let Some(shelf) = shelves.get(route) else { return false };
+        shelf.preparing += 1;
+        drop(shelves);
+        let making = Making { pool: self, route: Arc::clone(route), _of_tenant: of_tenant };
+        self.tasks.spawn_on(self.prepare(making, places), &self.runtime);
+        true
     }
 
     fn places<'t>(&'static self, tenant: &'t TenantId) -> Result<Places, Full<'t>> {
         let own = self.tenants.count(tenant).ok_or(Full::Of(tenant))?;
         let all = Arc::clone(&self.all).try_acquire_owned().map_err(|_full| Full::InAll)?;
-        Ok(Places { _all: all, _tenant: own })
+        Ok(Places::new(all, own))
     }
 
-    async fn prepare(&'static self, route: Arc<Route>, places: Places) {
-        let Ok(_slot) = self.preparing.acquire().await else { return };
+    async fn prepare(&'static self, making: Making, places: Places) {
+        let Ok(_slot) = self.slots.acquire().await else { return };
+        let route = &making.route;
+        if self.lock().get(route).is_none() {
+            // A reload or a stop has cleared its shelf away.
+            return;
+        }
         let began = Instant::now();
-        let made = match timeout(PREPARE_TIMEOUT, self.make(&route)).await {
+        let made = match timeout(PREPARE_TIMEOUT, self.make(route)).await {
             Ok(made) => made,
             Err(_elapsed) => Err(NotPrepared::Timeout),
         };
+        let (lease, parked) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                count("failed");
+                tracing::debug!(%error, tenant = %route.tenant().id(), "no connection was made ahead");
+                let again = Instant::now() + self.settings.idle_timeout;
+                return self.lock().failed(route.tenant().id(), again);
+            }
+        };
+        let (role, pid) = (Arc::clone(lease.credential().name()), parked.pid());
         let now = Instant::now();
+        let until = now + self.settings.idle_timeout.min(time_left(&lease.tend().0));
+        let ready = Ready { parked, lease, since: now, until, places };
         let mut shelves = self.lock();
-        let closed = shelves.closed;
-        if made.is_ok() {
-            let took = now - began;
-            shelves.takes = Some(shelves.takes.map_or(took, |takes| (takes * 3 + took) / 4));
-        }
-        // A reload has cleared the shelf away: what was made for it goes as well.
-        let Some(shelf) = shelves.by_route.get_mut(&route) else { return };
-        shelf.preparing = shelf.preparing.saturating_sub(1);
-        match made {
-            Ok(_) if closed => {}
-            Ok((lease, parked)) => {
-                let (end, _) = lease.tend();
-                let (role, pid) = (Arc::clone(lease.credential().name()), parked.pid());
-                // Nobody renews a lease that waits: it goes while most of its time is left.
-                let wait = self.settings.idle_timeout.min(end.duration / 4);
-                let ready = Ready { parked, lease, since: now, until: now + wait, _places: places };
+        shelves.took(now - began);
+        let refused = match shelves.get(route) {
+            Some(shelf) => {
                 shelf.ready.push(ready);
                 metrics::gauge!("pgsilo_warm_connections").increment(1);
+                None
+            }
+            None => Some(ready),
+        };
+        drop(shelves);
+        match refused {
+            None => {
                 self.stocked.notify_one();
                 tracing::debug!(tenant = %route.tenant().id(), role = &*role, pid, "a connection waits for a session");
             }
-            Err(error) => {
-                shelf.not_before = Some(now + self.settings.idle_timeout);
-                count("failed");
-                tracing::debug!(%error, tenant = %route.tenant().id(), "no connection was made ahead");
-            }
+            Some(ready) => self.let_go(vec![ready]),
         }
     }
 
@@ -280,7 +271,13 @@ impl Pool {
         registry: &Registry,
     ) {
         let Some(max_age) = self.settings.reuse else { return };
-        let Ok(places) = self.places(route.tenant().id()) else { return };
+        let places = self.places(route.tenant().id()).or_else(|full| {
+            let other = self.lock().oldest_of_others(route, full).ok_or(full)?;
+            count("expired");
+            self.let_go_waiting(vec![other]);
+            self.places(route.tenant().id())
+        });
+        let Ok(places) = places else { return };
         let attachment = match used.reset(route).await {
             Ok(attachment) => attachment,
             Err(error) => {
@@ -294,19 +291,24 @@ impl Pool {
             Ok(parked) => parked,
             Err(error) => return tracing::warn!(%error, "a connection cannot leave its event loop"),
         };
-        let (end, _) = lease.tend();
-        // Nobody renews a lease that waits.
-        let wait = self.settings.idle_timeout.min(left).min(end.at.remaining() / 2);
+        let wait = self.settings.idle_timeout.min(left).min(time_left(&lease.tend().0));
         let now = Instant::now();
-        let ready = Ready { parked, lease, since: now, until: now + wait, _places: places };
+        let ready = Ready { parked, lease, since: now, until: now + wait, places };
         let mut shelves = self.lock();
-        if shelves.closed || wait < SHORTEST_WAIT || !is_of(&registry.snapshot(), route) {
-            return;
-        }
-        if let Some(shelf) = shelves.shelf(route, now, self.settings.idle_timeout) {
-            shelf.ready.push(ready);
-            metrics::gauge!("pgsilo_warm_connections").increment(1);
-            self.stocked.notify_one();
+        let fits = wait >= SHORTEST_WAIT && is_of(&registry.snapshot(), route);
+        let shelf = shelves.shelf(route, now, self.settings.idle_timeout).filter(|_| fits);
+        let refused = match shelf {
+            Some(shelf) => {
+                shelf.ready.push(ready);
+                metrics::gauge!("pgsilo_warm_connections").increment(1);
+                None
+            }
+            None => Some(ready),
+        };
+        drop(shelves);
+        match refused {
+            None => self.stocked.notify_one(),
+            Some(ready) => self.let_go(vec![ready]),
         }
     }
 
@@ -314,63 +316,77 @@ impl Pool {
     pub(crate) async fn keep(&'static self) {
         loop {
             let stocked = self.stocked.notified();
-            match self.sweep() {
-                Some(next) => sleep_until(next).await,
+            let (gone, next) = self.lock().sweep(Instant::now(), self.settings.idle_timeout);
+            for _ in &gone {
+                count("expired");
+            }
+            self.let_go_waiting(gone);
+            match next {
                 None => stocked.await,
+                Some(next) => {
+                    tokio::select! {
+                        () = sleep_until(next) => {}
+                        () = stocked => {}
+                    }
+                }
             }
         }
-    }
-
-    /// When there will be more to let go.
-    fn sweep(&self) -> Option<Instant> {
-        let (now, idle) = (Instant::now(), self.settings.idle_timeout);
-        let mut gone = Vec::new();
-        let mut next = None;
-        let mut shelves = self.lock();
-        shelves.by_route.retain(|_, shelf| {
-            gone.extend(shelf.ready.extract_if(.., |ready| ready.until <= now));
-            next = shelf.ready.iter().map(|ready| ready.until).chain(next).min();
-            shelf.is_of_use(now, idle)
-        });
-        drop(shelves);
-        for _ in &gone {
-            count("expired");
-        }
-        self.let_go(gone);
-        next
     }
 
     /// Lets go of whatever is not of a tenant as the registry has it now.
-    pub(crate) fn keep_only(&self, registry: &Snapshot) {
-        let mut gone = Vec::new();
-        self.lock().by_route.retain(|route, shelf| {
-            let stays = is_of(registry, route);
-            if !stays {
-                gone.append(&mut shelf.ready);
-            }
-            stays
-        });
-        self.let_go(gone);
+    pub(crate) fn keep_only(&'static self, registry: &Snapshot) {
+        let gone = self.lock().keep_only(|route| is_of(registry, route));
+        self.let_go_waiting(gone);
     }
 
-    /// Lets go of everything and makes nothing more: pgsilo is stopping.
-    pub(crate) fn close(&self) {
-        let mut shelves = self.lock();
-        shelves.closed = true;
-        let gone = shelves.by_route.drain().flat_map(|(_, shelf)| shelf.ready).collect();
-        drop(shelves);
-        self.let_go(gone);
+    /// Lets go of everything and keeps nothing more: pgsilo is stopping.
+    pub(crate) fn close(&'static self) {
+        let gone = self.lock().close();
+        self.let_go_waiting(gone);
+        self.tasks.close();
     }
 
-    /// Closes the connections; their leases are revoked.
-    fn let_go(&self, gone: Vec<Ready>) {
+    /// Waits, once it is [closed](Pool::close), until what was being made or let go is gone.
+    pub(crate) async fn closed(&self, patience: Duration) {
+        let _bounded = timeout(patience, self.tasks.wait()).await;
+    }
+
+    /// Of connections that are counted as waiting.
+    fn let_go_waiting(&'static self, gone: Vec<Ready>) {
         metrics::gauge!("pgsilo_warm_connections").decrement(gone.len() as f64);
-        drop(gone);
+        self.let_go(gone);
+    }
+
+    /// Frees the places at once, says goodbye to the databases, closes, and gives the leases back.
+    fn let_go(&'static self, gone: Vec<Ready>) {
+        for Ready { parked, lease, places, .. } in gone {
+            drop(places);
+            let leave = async move {
+                let _best_effort = timeout(GOODBYE, parked.say_goodbye()).await;
+                drop(lease);
+            };
+            self.tasks.spawn_on(leave, &self.runtime);
+        }
+    }
+
+    /// Of connections that do not answer: nobody there to say goodbye to.
+    fn forget(&self, gone: Vec<Ready>) {
+        metrics::gauge!("pgsilo_warm_connections").decrement(gone.len() as f64);
+        for ready in gone {
+            count("lost");
+            drop(ready);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Shelves> {
         self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How long a connection may go on waiting, as far as its lease goes: nobody renews one that waits, and
+/// a session that takes it should not be told at once that it ends.
+fn time_left(end: &LeaseEnd) -> Duration {
+    end.at.remaining().saturating_sub(end.duration / 3)
 }
 
 /// Whether a route's tenant is still as the registry has it.
@@ -382,126 +398,4 @@ fn is_of(registry: &Snapshot, route: &Route) -> bool {
 /// What became of a wish for a connection that is ready.
 fn count(result: &'static str) {
     metrics::counter!("pgsilo_warm_total", "result" => result).increment(1);
-}
-
-impl Shelves {
-    /// A route's shelf; a new one where there is room for its account.
-    fn shelf(&mut self, route: &Arc<Route>, now: Instant, idle: Duration) -> Option<&mut Shelf> {
-        if !self.by_route.contains_key(route) {
-            let own = |known: &&Arc<Route>| known.tenant().id() == route.tenant().id();
-            let is_full = |shelves: &Shelves| {
-                shelves.by_route.len() >= ROUTES
-                    || shelves.by_route.keys().filter(own).count() >= ROUTES_OF_A_TENANT
-            };
-            if is_full(self) {
-                self.by_route.retain(|_, shelf| shelf.is_of_use(now, idle));
-            }
-            if is_full(self) {
-                return None;
-            }
-            let demand = Demand { last: now, gap: None };
-            let shelf = Shelf { demand, ready: Vec::new(), preparing: 0, not_before: None };
-            return Some(self.by_route.entry(Arc::clone(route)).or_insert(shelf));
-        }
-        self.by_route.get_mut(route)
-    }
-
-    /// Of what takes up the places, what has waited in vain for longest: twice the time in which
-    /// sessions of its route came, or more.
-    fn overdue(&mut self, now: Instant, full: Full<'_>) -> Option<Ready> {
-        let is_in_the_way = |route: &Route| match full {
-            Full::InAll => true,
-            Full::Of(tenant) => route.tenant().id() == tenant,
-        };
-        let oldest = |shelf: &Shelf| shelf.ready.first().map(|oldest| oldest.since);
-        let is_overdue = |shelf: &Shelf| {
-            let waited = oldest(shelf).map(|since| now - since);
-            waited.zip(shelf.demand.gap).is_some_and(|(waited, gap)| waited > gap * 2)
-        };
-        let overdue = self
-            .by_route
-            .iter_mut()
-            .filter(|(route, shelf)| is_in_the_way(route) && is_overdue(shelf))
-            .map(|(_, shelf)| shelf)
-            .min_by_key(|shelf| oldest(shelf))?;
-        Some(overdue.ready.remove(0))
-    }
-}
-
-impl Shelf {
-    fn is_of_use(&self, now: Instant, idle: Duration) -> bool {
-        !self.ready.is_empty() || self.preparing > 0 || now - self.demand.last <= idle
-    }
-}
-
-impl Demand {
-    /// Somebody came, the first one or another.
-    fn came(&mut self, now: Instant, idle: Duration) {
-        let since = now - self.last;
-        self.last = now;
-        // A long silence counts as one, so that it is soon forgotten.
-        let since = since.min(idle * 2);
-        self.gap = match self.gap {
-            Some(gap) => Some((gap * 3 + since) / 4),
-            None if since.is_zero() => None,
-            None => Some(since),
-        };
-    }
-
-    /// How many should wait: none where it would be in vain, else one, and as many more as are
-    /// taken while two are made.
-    fn wanted(&self, idle: Duration, takes: Duration) -> usize {
-        match self.gap {
-            Some(gap) if gap <= idle => {
-                1 + (takes.as_secs_f64() * 2.0 / gap.as_secs_f64().max(1e-6)) as usize
-            }
-            Some(_) | None => 0,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use tokio::time::Instant;
-
-    use super::Demand;
-
-    const IDLE: Duration = Duration::from_secs(10);
-    const TAKES: Duration = Duration::from_millis(20);
-
-    fn wanted_after(gaps: &[u64]) -> usize {
-        let mut now = Instant::now();
-        let mut demand = Demand { last: now, gap: None };
-        demand.came(now, IDLE);
-        for gap in gaps {
-            now += Duration::from_millis(*gap);
-            demand.came(now, IDLE);
-        }
-        demand.wanted(IDLE, TAKES)
-    }
-
-    #[test]
-    fn none_is_wanted_for_those_who_come_once_or_seldom() {
-        assert_eq!(wanted_after(&[]), 0);
-        assert_eq!(wanted_after(&[60_000, 60_000, 60_000]), 0);
-    }
-
-    #[test]
-    fn as_many_are_wanted_as_come_while_they_are_made() {
-        assert_eq!(wanted_after(&[9_000]), 1);
-        assert_eq!(wanted_after(&[50; 20]), 1);
-        assert_eq!(wanted_after(&[10; 20]), 5);
-        assert_eq!(wanted_after(&[1; 20]), 41);
-    }
-
-    #[test]
-    fn a_silence_is_soon_forgotten() {
-        let mut gaps = vec![50; 20];
-        gaps.push(3_600_000);
-        assert_eq!(wanted_after(&gaps), 1, "it is half of what is too seldom");
-        gaps.extend([50; 20]);
-        assert_eq!(wanted_after(&gaps), 1);
-    }
 }

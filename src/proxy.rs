@@ -81,7 +81,7 @@ impl Proxy {
     }
 
     /// From now on connections are refused, idle sessions end, and transactions get `patience`.
-    pub(crate) fn drain(&self, patience: Duration) {
+    pub(crate) fn drain(&'static self, patience: Duration) {
         self.drain.send_replace(Some(BootTime::now() + patience));
         self.pool.close();
     }

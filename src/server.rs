@@ -100,6 +100,7 @@ async fn run(config: &'static Config) -> Result<(), ServeError> {
     if let Some(cores) = Arc::into_inner(cores) {
         let _stopped = tokio::task::spawn_blocking(|| cores.stop()).await;
     }
+    proxy.pool.closed(CLOSE_PATIENCE).await;
     proxy.lessor.close(CLOSE_PATIENCE).await;
     tracing::info!("stopped");
     Ok(())
@@ -107,7 +108,7 @@ async fn run(config: &'static Config) -> Result<(), ServeError> {
 
 /// Ends every session: the idle at once, transactions within the time they have. Connections
 /// that still come are told that pgsilo is shutting down. A second signal cuts it short.
-async fn drain(proxy: &Proxy, tasks: &TaskTracker, signals: &mut Signals) {
+async fn drain(proxy: &'static Proxy, tasks: &TaskTracker, signals: &mut Signals) {
     let patience = proxy.limits().drain_timeout;
     tracing::info!(patience_seconds = patience.as_secs(), connections = tasks.len(), "draining");
     proxy.drain(patience);

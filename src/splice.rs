@@ -103,6 +103,8 @@ struct Left {
 struct Talk {
     /// ReadyForQuery messages that the client is owed.
     owed: u32,
+    /// The same, but for those that a COPY may have swallowed: a client can claim that of any.
+    unanswered: u32,
     /// The client has begun what its next Sync will end.
     open: bool,
     /// The newest request that a ReadyForQuery answers: `Q`, `F` or `S`.
@@ -232,7 +234,7 @@ impl<'c> Relay<'c> {
                 (Event::FrontendEnded, _) => return Box::pin(self.frontend_ended()).await,
                 (Event::BackendEnded, _) => return self.backend_ended(),
                 (Event::Parted, _) => {
-                    self.left_whole = self.can_tell();
+                    self.left_whole = self.can_tell() && self.up.is_empty();
                     return Ending::ClientLeft;
                 }
                 (Event::Quiet, Some(order)) => {
@@ -495,6 +497,7 @@ impl Talk {
         match header.tag {
             b'Q' | b'F' | b'S' => {
                 self.owed += 1;
+                self.unanswered = self.unanswered.saturating_add(1);
                 self.open = false;
                 self.newest = header.tag;
             }
@@ -502,7 +505,8 @@ impl Talk {
             b'c' | b'f' | b'd' | b'H' => {}
             b'X' => {
                 self.terminated = true;
-                if !self.is_busy() && self.status == Some(Status::Idle) {
+                let answered = self.unanswered == 0 && !self.is_busy();
+                if answered && self.status == Some(Status::Idle) {
                     return Seen::Parts;
                 }
             }
@@ -515,6 +519,7 @@ impl Talk {
         self.complained = header.tag == b'E';
         if header.tag == b'Z' {
             self.owed = self.owed.saturating_sub(1);
+            self.unanswered = self.unanswered.saturating_sub(1);
             self.status = header.first.and_then(Status::parse);
         }
         Seen::Passes

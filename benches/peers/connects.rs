@@ -18,8 +18,9 @@ const RATE: f64 = 20.0;
 const STAGES: [&str; 5] = ["secured", "identified", "routed", "leased", "attached"];
 
 pub(crate) async fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: &mut Report) {
-    let clear: Vec<_> = contenders.plain().into_iter().chain([contenders.warm]).collect();
-    let tls: Vec<_> = contenders.tls().into_iter().chain([contenders.warm_tls]).collect();
+    let Contenders { warm, warm_tls, reuse, reuse_tls, .. } = *contenders;
+    let clear: Vec<_> = contenders.plain().into_iter().chain([warm, reuse]).collect();
+    let tls: Vec<_> = contenders.tls().into_iter().chain([warm_tls, reuse_tls]).collect();
     for (how, all) in [("clear", clear), ("tls", tls)] {
         logins(plan, ground, &all, how, contenders.proxy(), report).await;
         churn(plan, ground, &all, how, report);
@@ -56,6 +57,9 @@ async fn logins(
             }
             "pgsilo warm" => {
                 report.goal(&format!("login_warm_{how}_vs_direct"), ratio, Goal::AtMost(0.5));
+            }
+            "pgsilo reuse" if !contender.tls => {
+                report.goal("login_reuse_clear_ms", at(own, 0.5), Goal::AtMost(1.0));
             }
             _ => {}
         }
@@ -112,4 +116,8 @@ fn churn(plan: Plan, ground: &Ground, all: &[Contender], how: &str, report: &mut
         (figure(&text, "tps = "), figure(&text, "number of transactions actually processed: "))
     });
     report.table(&scores, "logins/s", (1000.0, "CPU s / 1000"));
+    let [direct, .., reuse] = &scores[..] else { panic!("several") };
+    if !direct.contender.tls {
+        report.goal("churn_reuse_vs_direct", reuse.ratio(direct), Goal::AtLeast(10.0));
+    }
 }

@@ -91,9 +91,13 @@ pub(crate) struct Contenders {
     /// With connections that are ready, as by default; the others make each when it is asked for.
     pub(crate) warm: Contender,
     pub(crate) warm_tls: Contender,
+    /// With connections that serve one session after the other (`backend.reuse = "reset"`).
+    pub(crate) reuse: Contender,
+    pub(crate) reuse_tls: Contender,
     pub(crate) versions: Vec<String>,
     proxy: Proxy,
     _warm_proxy: Proxy,
+    _reuse_proxy: Proxy,
     _peers: [Peer; 2],
 }
 
@@ -121,6 +125,13 @@ impl Contenders {
         let by_default = Settings { warm: String::new(), ..settings(ground) };
         let warm_proxy = Proxy::of(&ground.world, by_default).await;
         let [warm_plain, warm_tls] = warm_proxy.addresses()[..] else { panic!("two listeners") };
+        let reusing = Settings {
+            warm: "max_per_tenant = 16\n".to_owned(),
+            backend: "reuse = \"reset\"\n".to_owned(),
+            ..settings(ground)
+        };
+        let reuse_proxy = Proxy::of(&ground.world, reusing).await;
+        let [reuse_plain, reuse_tls] = reuse_proxy.addresses()[..] else { panic!("two listeners") };
         let direct_at = local(ground.port());
         let of =
             |name, address, tls, pid| Contender { name, address, tls, pid, takes_token: false };
@@ -141,6 +152,8 @@ impl Contenders {
             pgsilo_tls: pgsilo("pgsilo", tls, true, &proxy),
             warm: pgsilo("pgsilo warm", warm_plain, false, &warm_proxy),
             warm_tls: pgsilo("pgsilo warm", warm_tls, true, &warm_proxy),
+            reuse: pgsilo("pgsilo reuse", reuse_plain, false, &reuse_proxy),
+            reuse_tls: pgsilo("pgsilo reuse", reuse_tls, true, &reuse_proxy),
             versions: vec![
                 ground.server.clone(),
                 version(Path::new("haproxy"), "-v"),
@@ -149,6 +162,7 @@ impl Contenders {
             ],
             proxy,
             _warm_proxy: warm_proxy,
+            _reuse_proxy: reuse_proxy,
             _peers: [haproxy, pgbouncer],
         }
     }

@@ -8,15 +8,16 @@
 use std::io;
 use std::sync::Arc;
 
+use aws_lc_rs::rand;
 use bytes::Bytes;
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{
     ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::Instant;
 
 use super::{Connection, Process, Redial, Route};
+use crate::clock::BootTime;
 use crate::lease::Credential;
 use crate::registry::Tenant;
 use crate::stream::{self, Stream};
@@ -24,6 +25,7 @@ use crate::tenant::TenantId;
 use crate::wire::message::{self, Authentication, ErrorFields};
 use crate::wire::startup::{self, StartupError};
 
+const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
 /// The longest message that a database may send before its first ReadyForQuery, in bytes.
 const MAX_MESSAGE: usize = 64 * 1024;
 /// The most that all of its messages may come to before then, in bytes.
@@ -54,7 +56,7 @@ pub(crate) struct Attachment {
 /// What has become of a connection since it was logged in on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Past {
-    pub(crate) made: Instant,
+    pub(crate) made: BootTime,
     /// How many sessions have had it before.
     pub(crate) sessions: u32,
 }
@@ -77,6 +79,13 @@ impl Attachment {
 }
 
 impl Parked {
+    /// Tells the database that nobody will use it.
+    pub(crate) async fn say_goodbye(self) -> io::Result<()> {
+        let mut stream = self.stream.resume()?;
+        stream.write_all(&TERMINATE).await?;
+        stream.shutdown().await
+    }
+
     /// The database's process.
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid
@@ -142,7 +151,7 @@ impl Connection {
         self.authenticate(credential, &tenant).await?;
         let (process, mut greeting) = self.read_greeting().await?;
         self.check_seal(tenant.id(), &mut greeting).await?;
-        let past = Past { made: Instant::now(), sessions: 0 };
+        let past = Past { made: BootTime::now(), sessions: 0 };
         Ok(Attachment { stream: self.stream, process, greeting, past })
     }
 
@@ -258,18 +267,26 @@ impl Connection {
 
     /// Runs statements, each on its own but all sent at once; the rows of the last, each one text.
     /// `aside` is told what comes between: settings and notices.
+    ///
+    /// A question that nobody can know comes behind them, and its answer must: so what is read are the
+    /// answers to these statements, and not to something that was asked here before.
     pub(super) async fn ask(
         &mut self,
         statements: &[&str],
         mut aside: impl FnMut(u8, &[u8]),
     ) -> Result<Vec<String>, BackendError> {
+        let mut nonce = [0; 16];
+        rand::fill(&mut nonce).map_err(|_none| BackendError::Protocol("no randomness"))?;
+        let nonce = u128::from_ne_bytes(nonce).to_string();
+        let question = format!("SELECT '{nonce}'");
         let mut queries = Vec::new();
-        for statement in statements {
+        for statement in statements.iter().copied().chain([question.as_str()]) {
             message::raw(&mut queries, b'Q', &[statement.as_bytes(), &[0]].concat());
         }
         self.send(&queries).await?;
-        let mut rows = Vec::new();
-        for _ in statements {
+        let (mut rows, mut answer) = (Vec::new(), Vec::new());
+        for number in 0..=statements.len() {
+            let rows = if number < statements.len() { &mut rows } else { &mut answer };
             rows.clear();
             loop {
                 let (tag, body) = self.read_message().await?;
@@ -286,7 +303,10 @@ impl Connection {
                 }
             }
         }
-        Ok(rows)
+        match answer == [nonce] {
+            true => Ok(rows),
+            false => Err(BackendError::Protocol("answers to something else")),
+        }
     }
 
     async fn read_authentication(&mut self) -> Result<Authentication, BackendError> {

@@ -12,9 +12,10 @@ use crate::wire::message;
 /// How long a reset may take before the connection is closed instead: it was idle.
 const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Nothing of a session survives it: cursors, prepared statements, settings, LISTEN, advisory locks,
-/// plans, temporary tables, sequences' state. It may not stand in a transaction block with others, and
-/// before PostgreSQL 18 it forgets the role that a login begins with, where one is set for the user.
+/// `DISCARD ALL` ends cursors, prepared statements, settings, LISTEN, advisory locks, plans, temporary
+/// tables, sequences' state; docs/operations.md says what it does not reach. It may not stand in a
+/// transaction block with others, and of the role that a login begins with, where one is set for the
+/// user, not every version keeps: so that is set again.
 const STATEMENTS: [&str; 2] = ["DISCARD ALL", "RESET ROLE"];
 
 impl Attachment {

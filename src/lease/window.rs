@@ -97,7 +97,7 @@ fn is_fit(joint: &Joint) -> bool {
     match joint.peek() {
         None => true,
         Some(Ok(held)) => {
-            let end = held.keeper.end();
+            let (end, _) = held.keeper.tend();
             !end.is_final && end.at.remaining() > end.duration / 4
         }
         Some(Err(_)) => false,

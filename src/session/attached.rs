@@ -34,7 +34,7 @@ pub(super) struct Held {
     pub(super) identity: Box<Identity>,
     pub(super) access: Access,
     pub(super) permits: SessionPermits,
-    pub(super) _address: Option<TallyPermit<IpAddr>>,
+    pub(super) address: Option<TallyPermit<IpAddr>>,
     /// What makes the connection another session's, if it may become that.
     pub(super) kept: Option<Box<Kept>>,
     pub(super) lease: Lease,
@@ -78,14 +78,14 @@ impl<'c> Attached<'c> {
         client.reached("attached");
         // The next one like it, prepared while nobody waits.
         let proxy = client.proxy;
-        proxy.pool.expect(&route, &proxy.registry().snapshot());
+        proxy.pool.expect(&route, proxy.registry());
         let held = Held {
             cancel_key,
             tenant: Arc::clone(route.tenant()),
             identity,
             access: route.access(),
             permits,
-            _address: address,
+            address,
             kept: proxy.pool.keeps().then(|| Box::new(Kept { route, greeting, past })),
             lease,
         };

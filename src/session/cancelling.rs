@@ -32,9 +32,9 @@ impl<'c> Cancelling<'c> {
         let found = client.proxy.cancel_keys.find(&self.request, client.address);
         let result = match found {
             None => "unknown_key",
-            Some(found) => match found.process().cancel().await {
+            Some(found) => match found.cancel().await {
                 Ok(()) => {
-                    audit::cancelled(&client.trail, found.process().pid);
+                    audit::cancelled(&client.trail, found.pid());
                     "forwarded"
                 }
                 Err(error) => {

@@ -41,8 +41,9 @@ pub struct Route {
     /// OpenBAO's role for the tenant and the access that the claims grant.
     role: String,
     access: Access,
-    /// Issuer and subject, where the lease is asked for with their token: it is for nobody else.
-    holder: Option<(Arc<str>, Arc<str>)>,
+    /// A hash of the very token, where the lease is asked for with it: OpenBAO might have refused
+    /// another.
+    token: Option<[u8; 32]>,
     /// Names and values, as the client sent them.
     settings: Vec<Setting>,
 }
@@ -73,11 +74,11 @@ impl Route {
 /// Of a tenant as the registry had it at one moment: after a reload it is another.
 impl PartialEq for Route {
     fn eq(&self, other: &Route) -> bool {
-        let Route { tenant, role, access, holder, settings } = self;
+        let Route { tenant, role, access, token, settings } = self;
         Arc::ptr_eq(tenant, &other.tenant)
             && *role == other.role
             && *access == other.access
-            && *holder == other.holder
+            && *token == other.token
             && *settings == other.settings
     }
 }
@@ -86,8 +87,8 @@ impl Eq for Route {}
 
 impl Hash for Route {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Route { tenant, role, access, holder, settings } = self;
-        (tenant.id(), role, access, holder, settings).hash(state);
+        let Route { tenant, role, access, token, settings } = self;
+        (tenant.id(), role, access, token, settings).hash(state);
     }
 }
 
@@ -133,14 +134,8 @@ impl<'c> Routed<'c> {
         client.trail.placement = tenant.placement().to_string().into();
         client.trail.role = role.as_str().into();
         client.reached("routed");
-        let holder = match &*identity {
-            Identity::Token(claims) if proxy.lessor.needs_token() => {
-                let (issuer, subject, _) = claims.names();
-                Some((Arc::clone(issuer), Arc::clone(subject)))
-            }
-            Identity::Token(_) | Identity::Certificate(_) => None,
-        };
-        let route = Arc::new(Route { tenant, role, access, holder, settings });
+        let shown = token.as_ref().map(Secret::sha256);
+        let route = Arc::new(Route { tenant, role, access, token: shown, settings });
         Ok(Routed { started, route, identity, token, permits })
     }
 

@@ -66,9 +66,9 @@ impl<'c> Spliced<'c> {
     /// Lets the pool have the connection, for another session on an equal route.
     async fn give_back(self: Box<Self>) {
         let Spliced { client, held, backend } = *self;
-        let Held { cancel_key, permits, kept, lease, .. } = held;
+        let Held { cancel_key, permits, kept, lease, address, .. } = held;
         // A session that comes meanwhile is not refused for this one.
-        drop(permits);
+        drop((permits, address));
         let proxy = client.proxy;
         let Some((process, kept)) = cancel_key.withdraw().zip(kept) else { return };
         let Kept { route, greeting, past } = *kept;

@@ -193,14 +193,14 @@ async fn pgsilo_may_log_in_with_a_jwt_of_its_own() {
     proxy.connect(&mint::token("acme"), "acme").await.expect("served");
 }
 
-fn session_authority() -> Settings {
+pub(crate) fn session_authority() -> Settings {
     let lease = "authority = \"session\"\n[lease.session.roles]\n\
         read-write = \"pgsilo-session-rw\"\nread-only = \"pgsilo-session-ro\"\n";
     Settings { openbao: address(), lease: lease.to_owned(), ..Settings::default() }
 }
 
 /// OpenBAO takes the subject for the entity, and the entity for the tenant.
-fn own_token(tenant: &str, access: &str) -> String {
+pub(crate) fn own_token(tenant: &str, access: &str) -> String {
     let subject = format!("alice@{tenant}");
     mint::token_with(tenant, json!({ "sub": subject, "access": access }))
 }

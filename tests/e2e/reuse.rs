@@ -4,6 +4,7 @@
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::openbao::{own_token, session_authority};
 use crate::support::proxy::{Proxy, Settings};
 use crate::support::raw::{Message, Raw, query, tagged};
 use crate::support::{eventually, mint};
@@ -159,7 +160,20 @@ async fn what_was_not_left_clean_is_closed() {
     let proxy = proxy().await;
     let flush = tagged(b'H', b"");
     let parse = tagged(b'P', b"\0SELECT 1\0\0\0");
-    let unclean: [(&str, Vec<Vec<u8>>); 9] = [
+    // Whoever believes these has nothing left to answer, and the next session reads the answers.
+    let stray = tagged(b'c', b"");
+    let slow = query("SELECT pg_sleep(0.3)");
+    let forged = [
+        &slow[..],
+        &query("SELECT 'acme'"),
+        &tagged(b'S', b""),
+        &stray,
+        &stray,
+        &stray,
+        &TERMINATE,
+    ];
+    let unclean: [(&str, Vec<Vec<u8>>); 10] = [
+        ("a goodbye behind CopyDones that end nothing", vec![forged.concat()]),
         ("no goodbye", vec![]),
         ("an open transaction", vec![query("BEGIN"), TERMINATE.to_vec()]),
         ("a failed one", vec![query("BEGIN"), query("SELECT 1/0"), TERMINATE.to_vec()]),
@@ -235,7 +249,25 @@ async fn a_connection_is_closed_when_it_is_old() {
 }
 
 #[tokio::test]
-async fn another_subject_takes_it_unless_the_lease_was_asked_for_with_its_token() {
+async fn under_session_authority_nobody_takes_it_but_who_shows_the_same_token() {
+    let Settings { warm, backend, .. } = settings("", "");
+    let proxy = Proxy::with(Settings { warm, backend, ..session_authority() }).await;
+    let (own, other) = (own_token("acme", "read-write"), own_token("acme", "read-write"));
+    assert_ne!(own, other, "two tokens of one subject");
+    let mut first = Raw::unix(&proxy.socket()).await;
+    first.log_in(&own, "acme").await;
+    let had = pid(&mut first).await;
+    leave(&proxy, first).await;
+    let mut second = Raw::unix(&proxy.socket()).await;
+    second.log_in(&other, "acme").await;
+    assert_ne!(pid(&mut second).await, had);
+    let mut third = Raw::unix(&proxy.socket()).await;
+    third.log_in(&own, "acme").await;
+    assert_eq!(pid(&mut third).await, had);
+}
+
+#[tokio::test]
+async fn another_subject_takes_it_under_the_proxys_authority() {
     let proxy = proxy().await;
     let mut first = log_in(&proxy).await;
     let had = pid(&mut first).await;

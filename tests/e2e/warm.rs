@@ -177,6 +177,17 @@ async fn nobody_waits_for_one_session_alone_and_nothing_waits_for_long() {
 }
 
 #[tokio::test]
+async fn nothing_waits_until_its_lease_is_nearly_over() {
+    let proxy = Proxy::with_role("tenant-acme-warm", "6s", "6s", warm(ONE)).await;
+    let token = mint::token("acme");
+    made_ready(&proxy, &token, PLAIN).await;
+    // Of six seconds, the last two are not for a session to begin in.
+    proxy.metric_reaches("pgsilo_warm_total{result=\"expired\"}", 1.0).await;
+    let ended = proxy.events("ended");
+    assert!(ended.iter().all(|event| event["ending"] == "client_left"), "{ended:?}");
+}
+
+#[tokio::test]
 async fn a_connection_that_died_waiting_is_noticed() {
     let proxy = proxy().await;
     let token = mint::token("acme");
