@@ -386,7 +386,8 @@ impl Pool {
 /// How long a connection may go on waiting, as far as its lease goes: nobody renews one that waits, and
 /// a session that takes it should not be told at once that it ends.
 fn time_left(end: &LeaseEnd) -> Duration {
-    end.at.remaining().saturating_sub(end.duration / 3)
+    let least = end.duration / if end.is_final { 2 } else { 3 };
+    end.at.remaining().saturating_sub(least)
 }
 
 /// Whether a route's tenant is still as the registry has it.

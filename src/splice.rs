@@ -286,7 +286,10 @@ impl<'c> Relay<'c> {
                     up.discards = true;
                     cx.waker().wake_by_ref();
                 }
-                Poll::Pending if up.withheld => return Poll::Ready(Event::Parted),
+                // It may still have answers to read.
+                Poll::Pending if up.withheld && up.is_empty() && down.is_empty() => {
+                    return Poll::Ready(Event::Parted);
+                }
                 Poll::Pending => {}
             }
             Poll::Pending
@@ -401,6 +404,10 @@ impl Pipe {
             if ready!(self.poll_left(cx, sink)).is_err() {
                 return Poll::Ready(Moved::SinkBroken);
             }
+            if self.withheld {
+                // Behind its goodbye a client has nothing to say.
+                return self.poll_flush(cx, sink);
+            }
             if self.ended {
                 return Poll::Ready(Moved::SourceEnded);
             }
@@ -424,9 +431,6 @@ impl Pipe {
             }
             if self.poll_chunk(cx, sink, chunk).is_err() {
                 return Poll::Ready(Moved::SinkBroken);
-            }
-            if self.withheld {
-                return Poll::Pending;
             }
         }
         cx.waker().wake_by_ref();
