@@ -13,7 +13,7 @@ use crate::rounds::{median, play, quantile};
 use crate::support::proxy::Proxy;
 
 /// Logins a second at each contender.
-const RATE: f64 = 20.0;
+const RATE: u32 = 20;
 /// The stages of a login, as pgsilo's metric names them.
 const STAGES: [&str; 5] = ["secured", "identified", "routed", "leased", "attached"];
 
@@ -42,7 +42,7 @@ async fn logins(
     report.line(&format!("{:12} {:>8} {:>8} {:>8} {:>8}", "", "p50", "p90", "p99", "/ direct"));
     let at = |times: &[f64], share| quantile(times.iter().copied(), share) * 1e3;
     for (contender, own) in all.iter().zip(&times) {
-        // One after the other, so what the machine did meanwhile met both.
+        // Of the same number in the same round.
         let ratio = median(own.iter().zip(&times[0]).map(|(own, direct)| own / direct));
         report.line(&format!(
             "{:12} {:>8.2} {:>8.2} {:>8.2} {ratio:>8.3}",
