@@ -34,7 +34,7 @@ bench: clients ## beside a direct connection and peers; QUICK=1 for less; instal
 
 plots: ## docs/benchmarks/*.svg, drawn from RUN=benches/runs/DATE-bench.txt
 	@[ -n "$(RUN)" ] || { echo "make plots RUN=benches/runs/DATE-bench.txt" >&2; exit 2; }
-	@[ -e "$(TOOLS)/pygal" ] || python3 -m pip install --quiet --target "$(TOOLS)/pygal" pygal==3.0.5
+	@[ -e "$(TOOLS)/pygal" ] || python3 -m pip install --quiet --root-user-action=ignore --target "$(TOOLS)/pygal" pygal==3.0.5
 	@PYTHONPATH="$(TOOLS)/pygal" python3 scripts/plots.py "$(RUN)" docs/benchmarks
 
 soak: clients ## many short sessions, and nothing left of them; SESSIONS=10000 AT_ONCE=50
