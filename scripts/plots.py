@@ -60,6 +60,7 @@ def chart(title, unit, groups, names):
         width=720,
         height=380,
         legend_at_bottom=True,
+        truncate_legend=-1,
         legend_at_bottom_columns=len(names),
         print_values=True,
         js=[],
