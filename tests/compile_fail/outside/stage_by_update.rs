@@ -3,7 +3,7 @@
 use pgsilo::session::{Leased, Routed};
 
 fn other_tenant<'c>(mut mine: Routed<'c>, theirs: Routed<'c>) {
-    mine.tenant = theirs.tenant;
+    mine.route = theirs.route;
 }
 
 fn other_route<'c>(mut mine: Leased<'c>, theirs: Routed<'c>) {

@@ -56,9 +56,10 @@ fn splice_twice(attached: Attached<'_>) {
 }
 
 async fn log_in_twice_on_one_connection(leased: Leased<'_>) {
-    let (routed, lease, connection) = leased.into_parts();
-    let _ = connection.log_in(lease.credential(), routed.started().startup()).await;
-    let _ = connection.log_in(lease.credential(), routed.started().startup()).await; //~ E0382
+    let (_routed, lease, connected) = leased.into_parts();
+    let leased::Connected::Dialled(connection) = connected else { return };
+    let _ = connection.log_in(lease.credential()).await;
+    let _ = connection.log_in(lease.credential()).await; //~ E0382
 }
 
 async fn refuse_twice(client: Client, first: Refusal, second: Refusal) {
@@ -82,8 +83,20 @@ fn keep_a_lease(lease: &crate::lease::Lease) -> crate::lease::Lease {
     lease.clone() //~ E0308
 }
 
-fn take_another_tenant(mut routed: Routed<'_>, tenant: std::sync::Arc<crate::registry::Tenant>) {
-    routed.tenant = tenant; //~ E0616
+fn take_another_route(mut routed: Routed<'_>, route: std::sync::Arc<Route>) {
+    routed.route = route; //~ E0616
+}
+
+fn lead_a_route_elsewhere(mut route: Route, tenant: std::sync::Arc<crate::registry::Tenant>) {
+    route.tenant = tenant; //~ E0616
+}
+
+fn keep_a_route_to_change_it(route: &Route) -> Route {
+    route.clone() //~ E0308
+}
+
+async fn take_a_connection_without_a_route(proxy: &'static crate::proxy::Proxy, id: &crate::tenant::TenantId) {
+    let _ = proxy.pool.take(id).await; //~ E0308
 }
 
 fn take_another_lease(mut leased: Leased<'_>, lease: crate::lease::Lease) {
