@@ -5,13 +5,7 @@
 # ONLY=queries,copies,connects,idle runs some parts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-tools=${PGSILO_TOOLS:-.tools}
-
-fail() { echo "bench: $*" >&2; exit 1; }
 . scripts/packages.sh
-
-[ "$(uname -sm)" = "Linux x86_64" ] || fail "the PostgreSQL with TLS is packaged for Linux on x86_64 only"
-[ -n "${PGSILO_PYTHON:-}" ] || fail "run \`make bench\`, which prepares the rest"
 
 export PATH="$PATH:/usr/sbin"
 wanted=()

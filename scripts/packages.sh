@@ -1,9 +1,17 @@
-# Sourced by test-all.sh and bench.sh: what they install and where. Needs $tools and `fail`.
+# Sourced by test-all.sh and bench.sh from the project's folder: what they need, install, and where.
+
+tools=${PGSILO_TOOLS:-.tools}
+this=$(basename "$0" .sh)
+
+fail() { echo "$this: $*" >&2; exit 1; }
+
+[ "$(uname -sm)" = "Linux x86_64" ] || fail "the PostgreSQL with TLS is packaged for Linux on x86_64 only"
+[ -n "${PGSILO_PYTHON:-}" ] || fail "run \`make $this\`, which prepares the rest"
 
 # debian PACKAGE...: installs Debian packages, as root or by sudo.
 debian() {
     command -v apt-get >/dev/null || fail "install these first: $*"
-    echo "$(basename "$0"): installing $*"
+    echo "$this: installing $*"
     local as_root=()
     [ "$(id -u)" = 0 ] || as_root=(sudo)
     export DEBIAN_FRONTEND=noninteractive
@@ -18,7 +26,7 @@ npm_packages() {
     lock=$(sha256sum tests/more/node/package-lock.json | cut -c1-12)
     node=$(realpath -m "$tools/node-$lock")
     [ -e "$node/complete" ] && return
-    echo "$(basename "$0"): installing the npm packages of tests/more/node"
+    echo "$this: installing the npm packages of tests/more/node"
     rm -rf "$node"
     mkdir -p "$node"
     cp tests/more/node/package.json tests/more/node/package-lock.json "$node"

@@ -134,7 +134,7 @@ macro_rules! event {
     ($level:expr, $trail:expr, $($more:tt)+) => {
         at_level!(
             $level, target: "pgsilo::audit",
-session = %$trail.session, address = &*$trail.address, tls = $trail.tls,
+            session = %$trail.session, address = &*$trail.address, tls = $trail.tls,
             user = &*$trail.user, database = &*$trail.database,
             application = &*$trail.application, issuer = &*$trail.issuer,
             subject = &*$trail.subject, token_id = &*$trail.token_id,

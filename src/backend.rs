@@ -2,8 +2,8 @@
 //!
 //! Invariant: a connection is opened to the placement of a [`Route`], which only a routed session
 //! has, and nowhere else, and logs in with that route's settings; so tenant, placement and credential
-//! cannot be crossed. A [`Redial`] remembers where a route led, for cancel requests. No other module connects a socket to a
-//! database; `login.rs` is all that may speak on a fresh connection.
+//! cannot be crossed. A [`Redial`] remembers where a route led, for cancel requests. No other module
+//! connects a socket to a database; `login.rs` is all that may speak on a fresh connection.
 
 mod login;
 mod reset;

@@ -32,7 +32,7 @@ use crate::limits::{Tally, TallyPermit};
 use crate::registry::{Registry, Snapshot};
 use crate::session::Route;
 use crate::tenant::TenantId;
-use shelves::{Full, Places, Ready, Shelves};
+use shelves::{Full, Places, Ready, Shelf, Shelves};
 
 /// How long a connection that waited may take to answer before a new one is made instead.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -129,7 +129,7 @@ impl Pool {
         while let Some(ready) = self.newest(route) {
             if time_left(&ready.lease.tend().0).is_zero() {
                 count("expired");
-                self.let_go(vec![ready]);
+                self.let_go(ready);
                 continue;
             }
             let Ready { parked, lease, .. } = ready;
@@ -145,7 +145,9 @@ impl Pool {
                     tracing::debug!("a connection that waited does not answer");
                     // Nor will the others there: they are not tried one after the other.
                     let gone = self.lock().clear(route);
-                    self.forget(gone);
+                    for _ in &gone {
+                        count("lost");
+                    }
                 }
             }
             count("lost");
@@ -154,10 +156,14 @@ impl Pool {
         None
     }
 
+    /// On its own, so that nothing is locked while it is tried.
     fn newest(&self, route: &Route) -> Option<Ready> {
-        let newest = self.lock().get(route)?.newest(Instant::now())?;
-        metrics::gauge!("pgsilo_warm_connections").decrement(1);
-        Some(newest)
+        self.lock().newest(route, Instant::now())
+    }
+
+    /// How many wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock().waiting()
     }
 
     /// A session of this route is served: has the next one made, if more are likely to come while it
@@ -185,13 +191,9 @@ impl Pool {
     fn begin(&'static self, route: &Arc<Route>, now: Instant) -> bool {
         let tenant = route.tenant().id();
         let Some(of_tenant) = self.making.count(tenant) else { return false };
-        let places = self.places(tenant).or_else(|full| {
-            let overdue = self.lock().overdue(now, full).ok_or(full)?;
-            count("expired");
-            self.let_go_waiting(vec![overdue]);
-            self.places(tenant)
-        });
-        let Ok(places) = places else { return false };
+        let Some(places) = self.places(tenant, |shelves, full| shelves.overdue(now, full)) else {
+            return false;
+        };
         let mut shelves = self.lock();
         let Some(shelf) = shelves.get(route) else { return false };
         shelf.preparing += 1;
@@ -201,7 +203,24 @@ impl Pool {
         true
     }
 
-    fn places<'t>(&'static self, tenant: &'t TenantId) -> Result<Places, Full<'t>> {
+    /// A place for one more, if need be that of another, which goes.
+    fn places(
+        &'static self,
+        tenant: &TenantId,
+        other: impl FnOnce(&mut Shelves, Full<'_>) -> Option<Ready>,
+    ) -> Option<Places> {
+        match self.free_places(tenant) {
+            Ok(places) => Some(places),
+            Err(full) => {
+                let other = other(&mut self.lock(), full)?;
+                count("expired");
+                self.let_go(other);
+                self.free_places(tenant).ok()
+            }
+        }
+    }
+
+    fn free_places<'t>(&'static self, tenant: &'t TenantId) -> Result<Places, Full<'t>> {
         let own = self.tenants.count(tenant).ok_or(Full::Of(tenant))?;
         let all = Arc::clone(&self.all).try_acquire_owned().map_err(|_full| Full::InAll)?;
         Ok(Places::new(all, own))
@@ -234,21 +253,19 @@ impl Pool {
         let ready = Ready { parked, lease, since: now, until, places };
         let mut shelves = self.lock();
         shelves.took(now - began);
-        let refused = match shelves.get(route) {
-            Some(shelf) => {
-                shelf.ready.push(ready);
-                metrics::gauge!("pgsilo_warm_connections").increment(1);
-                None
-            }
-            None => Some(ready),
-        };
+        let refused = put(shelves.get(route), ready);
         drop(shelves);
+        if refused.is_none() {
+            tracing::debug!(tenant = %route.tenant().id(), role = &*role, pid, "a connection waits for a session");
+        }
+        self.is_put(refused);
+    }
+
+    /// One was put on its shelf, or there is none for it.
+    fn is_put(&'static self, refused: Option<Ready>) {
         match refused {
-            None => {
-                self.stocked.notify_one();
-                tracing::debug!(tenant = %route.tenant().id(), role = &*role, pid, "a connection waits for a session");
-            }
-            Some(ready) => self.let_go(vec![ready]),
+            None => self.stocked.notify_one(),
+            Some(ready) => self.let_go(ready),
         }
     }
 
@@ -271,13 +288,9 @@ impl Pool {
         registry: &Registry,
     ) {
         let Some(max_age) = self.settings.reuse else { return };
-        let places = self.places(route.tenant().id()).or_else(|full| {
-            let other = self.lock().oldest_of_others(route, full).ok_or(full)?;
-            count("expired");
-            self.let_go_waiting(vec![other]);
-            self.places(route.tenant().id())
-        });
-        let Ok(places) = places else { return };
+        let places =
+            self.places(route.tenant().id(), |shelves, full| shelves.oldest_of_others(route, full));
+        let Some(places) = places else { return };
         let attachment = match used.reset(route).await {
             Ok(attachment) => attachment,
             Err(error) => {
@@ -297,19 +310,9 @@ impl Pool {
         let mut shelves = self.lock();
         let fits = wait >= SHORTEST_WAIT && is_of(&registry.snapshot(), route);
         let shelf = shelves.shelf(route, now, self.settings.idle_timeout).filter(|_| fits);
-        let refused = match shelf {
-            Some(shelf) => {
-                shelf.ready.push(ready);
-                metrics::gauge!("pgsilo_warm_connections").increment(1);
-                None
-            }
-            None => Some(ready),
-        };
+        let refused = put(shelf, ready);
         drop(shelves);
-        match refused {
-            None => self.stocked.notify_one(),
-            Some(ready) => self.let_go(vec![ready]),
-        }
+        self.is_put(refused);
     }
 
     /// Lets go of what has waited in vain, for as long as the process lives.
@@ -317,10 +320,10 @@ impl Pool {
         loop {
             let stocked = self.stocked.notified();
             let (gone, next) = self.lock().sweep(Instant::now(), self.settings.idle_timeout);
-            for _ in &gone {
+            for ready in gone {
                 count("expired");
+                self.let_go(ready);
             }
-            self.let_go_waiting(gone);
             match next {
                 None => stocked.await,
                 Some(next) => {
@@ -336,13 +339,13 @@ impl Pool {
     /// Lets go of whatever is not of a tenant as the registry has it now.
     pub(crate) fn keep_only(&'static self, registry: &Snapshot) {
         let gone = self.lock().keep_only(|route| is_of(registry, route));
-        self.let_go_waiting(gone);
+        gone.into_iter().for_each(|ready| self.let_go(ready));
     }
 
     /// Lets go of everything and keeps nothing more: pgsilo is stopping.
     pub(crate) fn close(&'static self) {
         let gone = self.lock().close();
-        self.let_go_waiting(gone);
+        gone.into_iter().for_each(|ready| self.let_go(ready));
         self.tasks.close();
     }
 
@@ -351,35 +354,30 @@ impl Pool {
         let _bounded = timeout(patience, self.tasks.wait()).await;
     }
 
-    /// Of connections that are counted as waiting.
-    fn let_go_waiting(&'static self, gone: Vec<Ready>) {
-        metrics::gauge!("pgsilo_warm_connections").decrement(gone.len() as f64);
-        self.let_go(gone);
-    }
-
-    /// Frees the places at once, says goodbye to the databases, closes, and gives the leases back.
-    fn let_go(&'static self, gone: Vec<Ready>) {
-        for Ready { parked, lease, places, .. } in gone {
-            drop(places);
-            let leave = async move {
-                let _best_effort = timeout(GOODBYE, parked.say_goodbye()).await;
-                drop(lease);
-            };
-            self.tasks.spawn_on(leave, &self.runtime);
-        }
-    }
-
-    /// Of connections that do not answer: nobody there to say goodbye to.
-    fn forget(&self, gone: Vec<Ready>) {
-        metrics::gauge!("pgsilo_warm_connections").decrement(gone.len() as f64);
-        for ready in gone {
-            count("lost");
-            drop(ready);
-        }
+    /// Frees the place at once, says goodbye to the database, closes, and gives the lease back.
+    fn let_go(&'static self, ready: Ready) {
+        let Ready { parked, lease, places, .. } = ready;
+        drop(places);
+        let leave = async move {
+            let _best_effort = timeout(GOODBYE, parked.say_goodbye()).await;
+            drop(lease);
+        };
+        self.tasks.spawn_on(leave, &self.runtime);
     }
 
     fn lock(&self) -> MutexGuard<'_, Shelves> {
         self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Puts one on a shelf; without a shelf it comes back.
+fn put(shelf: Option<&mut Shelf>, ready: Ready) -> Option<Ready> {
+    match shelf {
+        Some(shelf) => {
+            shelf.ready.push(ready);
+            None
+        }
+        None => Some(ready),
     }
 }
 

@@ -2,7 +2,7 @@
 //! session, alive as long as the process.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -31,8 +31,8 @@ pub(crate) struct Proxy {
     pub(crate) sessions: Arc<Semaphore>,
     pub(crate) tenants: Tally<TenantId>,
     pub(crate) addresses: Tally<IpAddr>,
-    /// When the last transaction must have ended; `None` while pgsilo is not stopping.
-    drain: watch::Sender<Option<BootTime>>,
+    /// When the last transaction must have ended; not set while pgsilo is not stopping.
+    drain: OnceLock<BootTime>,
     /// See [`Proxy::changed`].
     changed: Notify,
 }
@@ -58,7 +58,7 @@ impl Proxy {
             sessions: Arc::new(Semaphore::new(limits.max_sessions)),
             tenants: Tally::new(limits.max_sessions_per_tenant),
             addresses: Tally::new(limits.max_connections_per_address),
-            drain: watch::Sender::new(None),
+            drain: OnceLock::new(),
             changed: Notify::new(),
             config,
         };
@@ -82,18 +82,19 @@ impl Proxy {
 
     /// From now on connections are refused, idle sessions end, and transactions get `patience`.
     pub(crate) fn drain(&'static self, patience: Duration) {
-        self.drain.send_replace(Some(BootTime::now() + patience));
+        self.drain.get_or_init(|| BootTime::now() + patience);
         self.pool.close();
+        self.changed.notify_waiters();
     }
 
     /// Whether pgsilo is stopping.
     pub(crate) fn is_draining(&self) -> bool {
-        self.drain.borrow().is_some()
+        self.drained_by().is_some()
     }
 
     /// By when pgsilo wants to be done, once it is stopping.
     pub(crate) fn drained_by(&self) -> Option<BootTime> {
-        *self.drain.borrow()
+        self.drain.get().copied()
     }
 
     /// Resolves when anything has changed that may end a session: the registry, the list of those
@@ -106,11 +107,9 @@ impl Proxy {
     async fn tell_of_changes(&'static self) {
         let mut registry = self.registry().subscribe();
         let mut denied = self.config.denied.as_ref().map(Denied::subscribe);
-        let mut drain = self.drain.subscribe();
         loop {
             tokio::select! {
                 _ = registry.changed() => {}
-                _ = drain.changed() => {}
                 () = changed(denied.as_mut()) => {}
                 () = clock::resumed() => {}
             }

@@ -24,6 +24,7 @@ use crate::ending::Ending;
 use crate::frontend::Frontend;
 use crate::stream::Stream;
 use crate::wire::frame::{FrameCounter, Header, Status};
+use crate::wire::message::TERMINATE;
 
 /// Bytes that are read at once: TLS records have 16 KiB, a COPY fills all of it.
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -36,7 +37,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const BEHIND_AN_ANSWER: Duration = Duration::from_millis(25);
 /// How long a database may take to close after a Terminate.
 const GOODBYE: Duration = Duration::from_secs(5);
-const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
 
 static TO_BACKEND: LazyLock<Counter> =
     LazyLock::new(|| metrics::counter!("pgsilo_bytes_total", "direction" => "to_backend"));

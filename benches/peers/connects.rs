@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use crate::Plan;
 use crate::contenders::{Contender, Contenders};
-use crate::ground::{Ground, said};
-use crate::queries::figure;
+use crate::ground::{Ground, variable};
+use crate::queries::pgbench;
 use crate::report::{Goal, Report};
 use crate::rounds::{median, play, quantile};
 use crate::support::proxy::Proxy;
@@ -74,8 +74,7 @@ async fn logins(
 /// What each login took, in seconds.
 fn time(plan: Plan, ground: &Ground, all: &[Contender]) -> Vec<Vec<f64>> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/connects.py");
-    let python = std::env::var("PGSILO_PYTHON").expect("run `make bench`: it sets PGSILO_PYTHON");
-    let mut command = Command::new(python);
+    let mut command = Command::new(variable("PGSILO_PYTHON"));
     command.arg(script).arg(plan.connects.to_string()).arg(RATE.to_string());
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("Python starts");
@@ -107,14 +106,8 @@ async fn stages(proxy: &Proxy) -> Vec<(f64, f64)> {
 /// Applications that connect for each query.
 fn churn(plan: Plan, ground: &Ground, all: &[Contender], how: &str, report: &mut Report) {
     report.heading(&format!("pgbench -S -C, 4 clients, {how}: a login for each query"));
-    let scores = play(plan.rounds, all, |contender| {
-        let mut pgbench = ground.program("pgbench");
-        contender.told(&mut pgbench, ground);
-        pgbench.args(["--no-vacuum", "--select-only", "--connect", "--client", "4", "--jobs", "2"]);
-        pgbench.args(["--time", &plan.seconds.to_string()]);
-        let text = said(&mut pgbench);
-        (figure(&text, "tps = "), figure(&text, "number of transactions actually processed: "))
-    });
+    let args = ["--connect", "--client", "4", "--jobs", "2"];
+    let scores = play(plan.rounds, all, |contender| pgbench(plan, ground, contender, &args));
     report.table(&scores, "logins/s", (1000.0, "CPU s / 1000"));
     let [direct, .., reuse] = &scores[..] else { panic!("several") };
     if !direct.contender.tls {

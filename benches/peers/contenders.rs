@@ -1,12 +1,13 @@
 //! Those that are measured: a direct connection, HAProxy, PgBouncer, and pgsilo.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::ground::{DATABASE, Ground, PASSWORD, ROLE, version};
+use crate::support::bao::free_port;
 use crate::support::eventually;
 use crate::support::mint;
 use crate::support::proxy::{PLAIN, Proxy, Settings, TLS, folder};
@@ -256,8 +257,4 @@ async fn start(mut command: Command, dir: PathBuf, port: u16) -> Peer {
 
 fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind(local(0)).and_then(|socket| socket.local_addr()).expect("a port").port()
 }

@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use crate::Plan;
 use crate::contenders::Contenders;
 use crate::ground::{Ground, said};
 use crate::report::{Goal, Report};
-use crate::rounds::play;
+use crate::rounds::{Score, play};
 
 const GB: f64 = 1e9;
 const ROW: usize = 1000;
@@ -19,13 +20,8 @@ pub(crate) fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: 
     let bytes = (rows * (ROW + 1)) as f64;
     report.heading(&format!("COPY out, {:.2} GB in rows of {ROW} bytes, in clear", bytes / GB));
     let sql = format!("COPY (SELECT repeat('x', {ROW}) FROM generate_series(1, {rows})) TO STDOUT");
-    let out = play(plan.rounds, &contenders.plain(), |contender| {
-        let mut psql = ground.program("psql");
-        contender.told(&mut psql, ground);
-        psql.args(["--no-psqlrc", "--quiet", "--output", "/dev/null", "--command", &sql]);
-        let began = Instant::now();
-        said(&mut psql);
-        (bytes / 1e6 / began.elapsed().as_secs_f64(), bytes)
+    let out = measure(plan, ground, contenders, bytes, |psql| {
+        psql.args(["--output", "/dev/null", "--command", &sql]);
     });
     report.table(&out, "MB/s", (GB, "CPU s / GB"));
     let [direct, _, _, pgsilo] = &out[..] else { panic!("four") };
@@ -37,19 +33,33 @@ pub(crate) fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: 
     write_rows(&file, rows);
     // Nothing is kept, so that no round is slower than the one before.
     let sql = "BEGIN; TRUNCATE copied; COPY copied FROM STDIN WITH (FREEZE); ROLLBACK";
-    let into = play(plan.rounds, &contenders.plain(), |contender| {
-        let mut psql = ground.program("psql");
-        contender.told(&mut psql, ground);
-        psql.args(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--command", sql]);
+    let into = measure(plan, ground, contenders, bytes, |psql| {
+        psql.args(["--set", "ON_ERROR_STOP=1", "--command", sql]);
         psql.stdin(File::open(&file).expect("opened"));
-        let began = Instant::now();
-        said(&mut psql);
-        (bytes / 1e6 / began.elapsed().as_secs_f64(), bytes)
     });
     report.table(&into, "MB/s", (GB, "CPU s / GB"));
     let [direct, _, _, pgsilo] = &into[..] else { panic!("four") };
     report.goal("copy_in_vs_direct", pgsilo.ratio(direct), Goal::AtLeast(0.97));
     report.goal("copy_in_cpu_s_per_gb", pgsilo.cost() * GB, Goal::AtMost(0.5));
+}
+
+/// Has each contender's psql move those bytes.
+fn measure(
+    plan: Plan,
+    ground: &Ground,
+    contenders: &Contenders,
+    bytes: f64,
+    asks: impl Fn(&mut Command),
+) -> Vec<Score> {
+    play(plan.rounds, &contenders.plain(), |contender| {
+        let mut psql = ground.program("psql");
+        contender.told(&mut psql, ground);
+        psql.args(["--no-psqlrc", "--quiet"]);
+        asks(&mut psql);
+        let began = Instant::now();
+        said(&mut psql);
+        (bytes / 1e6 / began.elapsed().as_secs_f64(), bytes)
+    })
 }
 
 fn write_rows(file: &Path, rows: usize) {

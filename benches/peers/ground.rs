@@ -115,8 +115,8 @@ impl Ground {
     }
 }
 
-/// What `scripts/bench.sh` has told.
-fn variable(name: &str) -> String {
+/// What `make bench` has told.
+pub(crate) fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("run `make bench`: it sets {name}"))
 }
 

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use crate::Plan;
-use crate::client::{Client, Door};
+use crate::client::{enter, take};
 use crate::contenders::{Contender, Contenders};
 use crate::ground::Ground;
 use crate::machine::memory_kib;
 use crate::report::{Goal, Report};
 use crate::support::eventually;
+use crate::support::raw::Raw;
 
 /// Sessions before the first look: what a contender makes once is not a session's.
 const WARM_UP: usize = 50;
@@ -49,13 +50,12 @@ async fn tell(plan: Plan, ground: &Ground, contender: &Contender, report: &mut R
 async fn measure(plan: Plan, ground: &Ground, contender: &Contender) -> Held {
     ground.quiet().await;
     let pid = contender.pid.expect("a process of its own");
-    let door = Door::of(contender, ground);
-    let _first = open(&door, WARM_UP).await;
+    let _first = open(contender, ground, WARM_UP).await;
     let before = settled(pid).await;
-    let mut sessions = open(&door, plan.idle).await;
+    let mut sessions = open(contender, ground, plan.idle).await;
     let fresh = settled(pid).await;
     for session in &mut sessions {
-        session.take(THROUGH).await;
+        take(session, THROUGH).await;
     }
     let used = settled(pid).await;
     let each = |kib: f64| (kib - before) / plan.idle as f64;
@@ -63,10 +63,11 @@ async fn measure(plan: Plan, ground: &Ground, contender: &Contender) -> Held {
 }
 
 /// One after the other: what many logins at once need is another question.
-async fn open(door: &Door, count: usize) -> Vec<Client> {
+async fn open(contender: &Contender, ground: &Ground, count: usize) -> Vec<Raw> {
+    let secret = contender.password(ground);
     let mut sessions = Vec::with_capacity(count);
     for _ in 0..count {
-        sessions.push(door.enter().await);
+        sessions.push(enter(contender, ground, &secret).await);
     }
     sessions
 }

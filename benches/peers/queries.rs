@@ -46,20 +46,27 @@ pub(crate) fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: 
 }
 
 fn measure(plan: Plan, ground: &Ground, contenders: &[Contender], clients: usize) -> Vec<Score> {
-    play(plan.rounds, contenders, |contender| {
-        let mut pgbench = ground.program("pgbench");
-        contender.told(&mut pgbench, ground);
-        pgbench.args(["--no-vacuum", "--select-only", "--protocol", "prepared"]);
-        pgbench.args(["--client", &clients.to_string(), "--jobs", &clients.min(2).to_string()]);
-        pgbench.args(["--time", &plan.seconds.to_string()]);
-        let text = said(&mut pgbench);
-        let number = |before: &str| figure(&text, before);
-        (number("tps = "), number("number of transactions actually processed: "))
-    })
+    let (clients, jobs) = (clients.to_string(), clients.min(2).to_string());
+    let args = ["--protocol", "prepared", "--client", &clients, "--jobs", &jobs];
+    play(plan.rounds, contenders, |contender| pgbench(plan, ground, contender, &args))
+}
+
+/// Selects for as long as a turn is: transactions a second, and transactions.
+pub(crate) fn pgbench(
+    plan: Plan,
+    ground: &Ground,
+    contender: &Contender,
+    args: &[&str],
+) -> (f64, f64) {
+    let mut pgbench = ground.program("pgbench");
+    contender.told(&mut pgbench, ground);
+    pgbench.args(["--no-vacuum", "--select-only", "--time", &plan.seconds.to_string()]);
+    let text = said(pgbench.args(args));
+    (figure(&text, "tps = "), figure(&text, "number of transactions actually processed: "))
 }
 
 /// The number behind some words of what pgbench says.
-pub(crate) fn figure(text: &str, before: &str) -> f64 {
+fn figure(text: &str, before: &str) -> f64 {
     let rest = text.split_once(before).unwrap_or_else(|| panic!("no {before:?} in\n{text}")).1;
     let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
     rest[..end].parse().expect("a number")

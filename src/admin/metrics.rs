@@ -69,7 +69,6 @@ pub(crate) fn install() -> Result<PrometheusHandle, String> {
     }
     gauge!("pgsilo_sessions_active").set(0);
     gauge!("pgsilo_revocations_pending").set(0);
-    gauge!("pgsilo_warm_connections").set(0);
     Ok(handle)
 }
 
@@ -92,6 +91,7 @@ pub(crate) fn observe(proxy: &Proxy) {
     for (issuer, age) in proxy.verifier().ages() {
         gauge!("pgsilo_keys_age_seconds", "issuer" => issuer.to_owned()).set(age.as_secs_f64());
     }
+    gauge!("pgsilo_warm_connections").set(proxy.pool.waiting() as f64);
     let free = proxy.handshakes.available_permits();
     gauge!("pgsilo_handshakes_active").set((proxy.limits().max_handshakes - free) as f64);
 }

@@ -25,7 +25,6 @@ use crate::tenant::TenantId;
 use crate::wire::message::{self, Authentication, ErrorFields};
 use crate::wire::startup::{self, StartupError};
 
-const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
 /// The longest message that a database may send before its first ReadyForQuery, in bytes.
 const MAX_MESSAGE: usize = 64 * 1024;
 /// The most that all of its messages may come to before then, in bytes.
@@ -82,7 +81,7 @@ impl Parked {
     /// Tells the database that nobody will use it.
     pub(crate) async fn say_goodbye(self) -> io::Result<()> {
         let mut stream = self.stream.resume()?;
-        stream.write_all(&TERMINATE).await?;
+        stream.write_all(&message::TERMINATE).await?;
         stream.shutdown().await
     }
 

@@ -38,9 +38,9 @@ impl Attachment {
             names.join(",")
         );
         let reset = async {
-            let [discard, role] = STATEMENTS;
+            let [discard_all, reset_role] = STATEMENTS;
             // What a reset reports of settings goes back to what was reported at first.
-            connection.ask(&[discard, role, &settings], |_, _| {}).await
+            connection.ask(&[discard_all, reset_role, &settings], |_, _| {}).await
         };
         let now = match timeout(RESET_TIMEOUT, reset).await {
             Ok(now) => now?,

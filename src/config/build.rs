@@ -144,11 +144,7 @@ impl Build<'_> {
         for (key, bound) in
             [("max_handshakes", raw.max_handshakes), ("max_sessions", raw.max_sessions)]
         {
-            if bound > MAX_BOUND {
-                let field = format!("limits.{key}");
-                return self
-                    .wrong(field, format_args!("{bound} is out of range; at most {MAX_BOUND}"));
-            }
+            self.check_bound(format!("limits.{key}"), bound)?;
         }
         if raw.max_handshakes == 0 {
             return self.wrong("limits.max_handshakes", "zero; nobody could log in");
@@ -175,13 +171,16 @@ impl Build<'_> {
         })
     }
 
+    fn check_bound(&self, field: String, bound: usize) -> Result<(), FileError> {
+        match bound > MAX_BOUND {
+            true => self.wrong(field, format_args!("{bound} is out of range; at most {MAX_BOUND}")),
+            false => Ok(()),
+        }
+    }
+
     fn warm(&self, raw: &RawWarm, backend: &RawBackend) -> Result<Warm, FileError> {
         for (key, bound) in [("max", raw.max), ("max_per_tenant", raw.max_per_tenant)] {
-            if bound > MAX_BOUND {
-                let field = format!("warm.{key}");
-                return self
-                    .wrong(field, format_args!("{bound} is out of range; at most {MAX_BOUND}"));
-            }
+            self.check_bound(format!("warm.{key}"), bound)?;
         }
         if raw.max_per_tenant == 0 {
             return self.wrong("warm.max_per_tenant", "zero; for none at all, set warm.max to 0");

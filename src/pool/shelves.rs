@@ -94,6 +94,17 @@ impl Shelves {
         self.by_route.get_mut(route)
     }
 
+    pub(super) fn waiting(&self) -> usize {
+        self.by_route.values().map(|shelf| shelf.ready.len()).sum()
+    }
+
+    /// Takes the newest of a route that has time left: the older ones go if they are too many.
+    pub(super) fn newest(&mut self, route: &Route, now: Instant) -> Option<Ready> {
+        let ready = &mut self.by_route.get_mut(route)?.ready;
+        let place = ready.iter().rposition(|ready| ready.until > now)?;
+        Some(ready.remove(place))
+    }
+
     /// A route's shelf; a new one where there is room for its account and nothing is closed.
     pub(super) fn shelf(
         &mut self,
@@ -204,12 +215,6 @@ impl Shelves {
 }
 
 impl Shelf {
-    /// Takes the newest that has time left: the older ones go if they are too many.
-    pub(super) fn newest(&mut self, now: Instant) -> Option<Ready> {
-        let place = self.ready.iter().rposition(|ready| ready.until > now)?;
-        Some(self.ready.remove(place))
-    }
-
     fn is_of_use(&self, now: Instant, idle: Duration) -> bool {
         !self.ready.is_empty() || self.preparing > 0 || now - self.demand.last <= idle
     }

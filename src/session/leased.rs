@@ -8,7 +8,7 @@ use crate::backend::{self, Attachment, Connection};
 use crate::lease::Lease;
 use crate::refusal::Refusal;
 
-/// Proves that OpenBAO granted a credential for just this session.
+/// Proves that OpenBAO granted a credential, which is this session's for as long as it lives.
 #[derive(Debug)]
 pub struct Leased<'c> {
     routed: Routed<'c>,

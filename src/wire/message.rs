@@ -196,6 +196,9 @@ pub fn parse_single_column(body: &[u8]) -> Option<String> {
     fits.then(|| String::from_utf8_lossy(value).into_owned())
 }
 
+/// Terminate, whole.
+pub const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
+
 /// The tagged messages that follow one another in `bytes`; stops where that is not a whole one.
 pub fn split(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     std::iter::from_fn(move || {

@@ -13,7 +13,7 @@ async fn session_role(client: &tokio_postgres::Client) -> String {
     client.query_one("SELECT session_user::text", &[]).await.expect("a row").get(0)
 }
 
-async fn role_is_gone(role: &str) -> Duration {
+pub(crate) async fn role_is_gone(role: &str) -> Duration {
     let began = Instant::now();
     let superuser = world().superuser("postgres").await;
     eventually("the leased role to be dropped", async || {

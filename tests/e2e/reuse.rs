@@ -2,12 +2,14 @@
 //! session reaches the next, and what was not left clean is closed.
 
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use crate::leases::role_is_gone;
 use crate::openbao::{own_token, session_authority};
+use crate::support::mint;
 use crate::support::proxy::{Proxy, Settings};
 use crate::support::raw::{Message, Raw, query, tagged};
-use crate::support::{eventually, mint};
+use crate::support::world::world;
 
 const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
 
@@ -48,10 +50,6 @@ async fn run(client: &mut Raw, sql: &str) -> Vec<Message> {
     answer
 }
 
-async fn started(proxy: &Proxy, number: usize) -> Value {
-    eventually("the session's event", async || proxy.events("started").get(number).cloned()).await
-}
-
 #[tokio::test]
 async fn the_next_session_has_the_same_connection_and_lease() {
     let proxy = proxy().await;
@@ -60,7 +58,7 @@ async fn the_next_session_has_the_same_connection_and_lease() {
     leave(&proxy, first).await;
     let mut second = log_in(&proxy).await;
     assert_eq!(pid(&mut second).await, had);
-    let (one, two) = (started(&proxy, 0).await, started(&proxy, 1).await);
+    let (one, two) = (proxy.served(0).await, proxy.served(1).await);
     assert_eq!(one["role"], two["role"]);
     assert_eq!((&one["warm"], &one["reused"]), (&json!(false), &json!(false)));
     assert_eq!((&two["warm"], &two["reused"]), (&json!(true), &json!(true)));
@@ -201,7 +199,7 @@ async fn what_was_not_left_clean_is_closed() {
         }
         drop(client);
         proxy.metric_reaches("pgsilo_revocations_total", number as f64 + 1.0).await;
-        assert_eq!(started(&proxy, number).await["reused"], false, "{how}");
+        assert_eq!(proxy.served(number).await["reused"], false, "{how}");
     }
     assert_eq!(proxy.metric("pgsilo_leases_total").await, count as f64);
     assert_eq!(proxy.metric("pgsilo_warm_total{result=\"used\"}").await, 0.0);
@@ -214,7 +212,7 @@ async fn what_a_reset_cannot_bring_back_is_closed() {
     let mut client = log_in(&proxy).await;
     run(&mut client, "CREATE TEMP TABLE t (x int)").await;
     let had = pid(&mut client).await;
-    let superuser = crate::support::world::world().superuser("tenant_acme").await;
+    let superuser = world().superuser("tenant_acme").await;
     // The reset waits for the table's lock, until its patience is over.
     let schema: String = superuser
         .query_one(
@@ -233,7 +231,7 @@ async fn what_a_reset_cannot_bring_back_is_closed() {
     superuser.batch_execute("ROLLBACK").await.expect("unlocked");
     let mut next = log_in(&proxy).await;
     assert_ne!(pid(&mut next).await, had);
-    assert_eq!(started(&proxy, 1).await["reused"], false);
+    assert_eq!(proxy.served(1).await["reused"], false);
 }
 
 #[tokio::test]
@@ -303,14 +301,8 @@ async fn a_stop_lets_go_of_what_waits() {
     let mut proxy = proxy().await;
     let client = log_in(&proxy).await;
     leave(&proxy, client).await;
-    let role = started(&proxy, 0).await["role"].as_str().expect("a role").to_owned();
+    let role = proxy.served(0).await["role"].as_str().expect("a role").to_owned();
     proxy.signal(Signal::TERM);
     assert!(proxy.ended().await.success());
-    let superuser = crate::support::world::world().superuser("postgres").await;
-    eventually("the role to be gone", async || {
-        let sql = "SELECT count(*) FROM pg_roles WHERE rolname = $1";
-        let left: i64 = superuser.query_one(sql, &[&role]).await.expect("told").get(0);
-        (left == 0).then_some(())
-    })
-    .await;
+    role_is_gone(&role).await;
 }

@@ -2,14 +2,14 @@
 //! something else, that has died, or that outlived what it was made from.
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_postgres::SimpleQueryMessage;
 
-use crate::support::mint;
+use crate::leases::role_is_gone;
 use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::{Message, Raw, startup};
+use crate::support::raw::{Message, Raw, query, startup};
 use crate::support::world::{World, world};
-use serde_json::json;
+use crate::support::{eventually, mint};
 
 fn warm(keys: &str) -> Settings {
     Settings { warm: keys.to_owned(), ..Settings::default() }
@@ -34,15 +34,6 @@ async fn log_in(proxy: &Proxy, token: &str, parameters: Parameters<'_>) -> (Raw,
     client.send_password(token).await;
     let greeting = client.until(b'Z').await;
     (client, greeting)
-}
-
-/// The event of the session that was served last, once there are that many.
-async fn served(proxy: &Proxy, number: usize) -> Value {
-    crate::support::eventually("the session's event", async || {
-        let events = proxy.events("started");
-        (events.len() >= number).then(|| events[number - 1].clone())
-    })
-    .await
 }
 
 /// Two sessions, so that a third is expected; what waits for it.
@@ -71,7 +62,7 @@ const FOUND_OUT: &str = "SELECT name, setting, source, reset_val FROM pg_setting
     SELECT current_setting('application_name'), current_setting('pgsilo.tenant'), txid_current_if_assigned()";
 
 async fn found_out(client: &mut Raw) -> Vec<Message> {
-    client.send(&crate::support::raw::query(FOUND_OUT)).await;
+    client.send(&query(FOUND_OUT)).await;
     client.until(b'Z').await
 }
 
@@ -92,11 +83,11 @@ async fn a_session_cannot_tell_that_its_connection_was_ready() {
     let waiting = made_ready(&proxy, &token, parameters).await;
     let (mut ready, greeting) = log_in(&proxy, &token, parameters).await;
 
-    assert_eq!(served(&proxy, 1).await["warm"], false);
-    let event = served(&proxy, 4).await;
+    assert_eq!(proxy.served(0).await["warm"], false);
+    let event = proxy.served(3).await;
     assert_eq!((&event["warm"], &event["role"]), (&json!(true), &waiting["role"]));
     assert_eq!(event["backend_pid"], waiting["pid"]);
-    assert_ne!(served(&proxy, 1).await["role"], event["role"], "a lease of its own");
+    assert_ne!(proxy.served(0).await["role"], event["role"], "a lease of its own");
     // Its key and its role are its own.
     let but_its_own = |greeting: &[Message]| -> Vec<Message> {
         let own = |message: &&Message| {
@@ -126,14 +117,14 @@ async fn only_an_equal_session_takes_it() {
     ];
     for (number, (token, parameters)) in others.into_iter().enumerate() {
         let (_client, _) = log_in(&proxy, token, parameters).await;
-        let event = served(&proxy, 3 + number).await;
+        let event = proxy.served(2 + number).await;
         assert_eq!(event["warm"], false, "{parameters:?}");
     }
     // Names that are only logged make no difference; another subject of the tenant makes none.
     let colleague = mint::token_with("acme", json!({ "sub": "colleague" }));
     let (_client, _) =
         log_in(&proxy, &colleague, &[("database", "whatever"), ("user", "somebody")]).await;
-    let event = served(&proxy, 9).await;
+    let event = proxy.served(8).await;
     assert_eq!((&event["warm"], &event["subject"]), (&json!(true), &json!("colleague")));
 }
 
@@ -147,7 +138,7 @@ async fn what_waits_in_vain_makes_room_for_what_is_wanted() {
     let other_waits = |line: &Value| {
         line["message"] == "a connection waits for a session" && line["pid"] != first["pid"]
     };
-    crate::support::eventually("a connection of the other kind", async || {
+    eventually("a connection of the other kind", async || {
         drop(log_in(&proxy, &token, other).await);
         proxy.lines().into_iter().find(other_waits)
     })
@@ -155,7 +146,7 @@ async fn what_waits_in_vain_makes_room_for_what_is_wanted() {
     proxy.metric_reaches("pgsilo_warm_connections", 1.0).await;
     let served_before = proxy.events("started").len();
     let (_client, _) = log_in(&proxy, &token, other).await;
-    assert_eq!(served(&proxy, served_before + 1).await["warm"], true);
+    assert_eq!(proxy.served(served_before).await["warm"], true);
     proxy.metric_reaches("pgsilo_warm_total{result=\"expired\"}", 1.0).await;
 }
 
@@ -198,7 +189,7 @@ async fn a_connection_that_died_waiting_is_noticed() {
     assert!(superuser.query_one(sql, &[&pid]).await.expect("terminated").get::<_, bool>(0));
     let (mut client, _) = log_in(&proxy, &token, PLAIN).await;
     assert_eq!(client.ask("SELECT 'alive'").await, "alive");
-    assert_eq!(served(&proxy, 3).await["warm"], false);
+    assert_eq!(proxy.served(2).await["warm"], false);
     proxy.metric_reaches("pgsilo_warm_total{result=\"lost\"}", 1.0).await;
 }
 
@@ -210,7 +201,7 @@ async fn a_connection_that_does_not_answer_is_not_waited_for() {
     kill_process(hung, Signal::STOP).expect("it lives");
     let (mut client, _) = log_in(&proxy, &token, PLAIN).await;
     assert_eq!(client.ask("SELECT 'alive'").await, "alive");
-    assert_eq!(served(&proxy, 3).await["warm"], false);
+    assert_eq!(proxy.served(2).await["warm"], false);
     kill_process(hung, Signal::CONT).expect("it lives");
     assert_eq!(proxy.metric("pgsilo_warm_total{result=\"lost\"}").await, 1.0);
 }
@@ -225,7 +216,7 @@ async fn a_reload_of_the_registry_lets_go_of_it() {
     let leases = proxy.metric("pgsilo_leases_total").await;
     proxy.metric_reaches("pgsilo_revocations_total", leases).await;
     let (_client, _) = log_in(&proxy, &token, PLAIN).await;
-    assert_eq!(served(&proxy, 3).await["warm"], false);
+    assert_eq!(proxy.served(2).await["warm"], false);
 }
 
 #[tokio::test]
@@ -262,7 +253,7 @@ async fn a_setting_that_is_reloaded_while_it_waits_is_told_to_its_session() {
         superuser.batch_execute(sql).await.expect("set");
     }
     // The postmaster signals each process; this one heard of it when a later one has.
-    crate::support::eventually("the setting", async || {
+    eventually("the setting", async || {
         let rows = world.superuser("postgres").await.simple_query("SHOW timezone").await;
         rows.expect("told").iter().any(|row| {
             matches!(row, SimpleQueryMessage::Row(row) if row.get(0) == Some("Asia/Tokyo"))
@@ -271,7 +262,7 @@ async fn a_setting_that_is_reloaded_while_it_waits_is_told_to_its_session() {
     })
     .await;
     let (mut client, greeting) = log_in(&proxy, &token, PLAIN).await;
-    let event = served(&proxy, 3).await;
+    let event = proxy.served(2).await;
     assert_eq!((&event["warm"], &event["backend_pid"]), (&json!(true), &waiting["pid"]));
     assert_eq!(told(&greeting), "Asia/Tokyo\0");
     assert_eq!(client.ask("SHOW timezone").await, "Asia/Tokyo");
@@ -299,14 +290,7 @@ async fn a_stop_lets_go_of_all_of_them() {
     let waiting = made_ready(&proxy, &mint::token("acme"), PLAIN).await;
     proxy.signal(Signal::TERM);
     assert!(proxy.ended().await.success());
-    let superuser = world().superuser("postgres").await;
-    let role = waiting["role"].as_str().expect("a role").to_owned();
-    crate::support::eventually("the role to be gone", async || {
-        let sql = "SELECT count(*) FROM pg_roles WHERE rolname = $1";
-        let left: i64 = superuser.query_one(sql, &[&role]).await.expect("told").get(0);
-        (left == 0).then_some(())
-    })
-    .await;
+    role_is_gone(waiting["role"].as_str().expect("a role")).await;
 }
 
 #[tokio::test]
@@ -316,7 +300,7 @@ async fn what_cannot_be_made_is_not_tried_again_at_once_and_harms_nobody() {
     // The lease is for a role that OpenBAO does not know, but for the sessions before the reload.
     made_ready(&proxy, &token, PLAIN).await;
     let (_first, _) = log_in(&proxy, &token, PLAIN).await;
-    assert_eq!(served(&proxy, 3).await["warm"], true);
+    assert_eq!(proxy.served(2).await["warm"], true);
     proxy.reload(&proxy.tenants().replacen("tenant-acme-rw", "tenant-acme-none", 1));
     proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
     let mut client = Raw::unix(&proxy.socket()).await;

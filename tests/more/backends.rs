@@ -100,10 +100,7 @@ async fn a_connection_that_is_ready_is_taken_wherever_its_database_is() {
         for number in 2..6 {
             proxy.metric_reaches("pgsilo_warm_connections", 1.0).await;
             let client = accepted(&proxy).await;
-            let event = eventually("the session's event", async || {
-                proxy.events("started").get(number).cloned()
-            });
-            assert_eq!(event.await["warm"], true, "{placement}");
+            assert_eq!(proxy.served(number).await["warm"], true, "{placement}");
             let sql = "SELECT repeat('x', 100000), pg_backend_pid()";
             let row = client.query_one(sql, &[]).await.expect("a row");
             assert_eq!(row.get::<_, &str>(0).len(), 100_000);

@@ -16,6 +16,7 @@ use rcgen::{
 };
 use serde_json::json;
 
+use crate::support::bao::free_port;
 use crate::support::proxy::{Proxy, Settings, folder};
 use crate::support::world::world;
 use crate::support::{PATIENCE, eventually};
@@ -279,11 +280,6 @@ async fn placed_with(role: &str, placement: &str, settings: Settings) -> Proxy {
     let reloaded = proxy.logged(|line| line["message"] == "registry reloaded");
     tokio::time::timeout(PATIENCE, reloaded).await.expect("reloaded");
     proxy
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
-    listener.local_addr().expect("an address").port()
 }
 
 /// PostgreSQL refuses to run as root: then it runs as nobody.

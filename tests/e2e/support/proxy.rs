@@ -243,6 +243,13 @@ impl Proxy {
             .await
     }
 
+    /// The event `started` of a session, by its number from 0 in the order in which they were
+    /// served, once it is there.
+    pub(crate) async fn served(&self, number: usize) -> Value {
+        eventually("the session's event", async || self.events("started").get(number).cloned())
+            .await
+    }
+
     /// `GET path` of its HTTP endpoints: status and body.
     pub(crate) async fn get(&self, path: &str) -> (u16, String) {
         let response =

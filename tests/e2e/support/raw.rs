@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::PATIENCE;
 use super::authority::Pair;
-use super::world::world;
+use super::world::{World, world};
 
 pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
@@ -86,9 +86,14 @@ pub(crate) fn query(sql: &str) -> Vec<u8> {
     tagged(b'Q', &[sql.as_bytes(), &[0]].concat())
 }
 
-fn client_config(alpn: &[&[u8]], own: Option<&Pair>, more_roots: &[u8]) -> rustls::ClientConfig {
+fn client_config(
+    world: &World,
+    alpn: &[&[u8]],
+    own: Option<&Pair>,
+    more_roots: &[u8],
+) -> rustls::ClientConfig {
     let mut roots = rustls::RootCertStore::empty();
-    let ca = CertificateDer::from_pem_file(world().dir().join("ca.crt")).expect("a CA");
+    let ca = CertificateDer::from_pem_file(world.dir().join("ca.crt")).expect("a CA");
     roots.add(ca).expect("a good CA");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     for ca in CertificateDer::pem_slice_iter(more_roots) {
@@ -106,6 +111,15 @@ fn client_config(alpn: &[&[u8]], own: Option<&Pair>, more_roots: &[u8]) -> rustl
     config
 }
 
+async fn connect(
+    config: rustls::ClientConfig,
+    host: &str,
+    tcp: TcpStream,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let name = ServerName::try_from(host.to_owned()).expect("a name");
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+}
+
 impl Raw {
     pub(crate) async fn tcp(address: SocketAddr) -> Raw {
         let tcp = TcpStream::connect(address).await.expect("connected");
@@ -119,10 +133,16 @@ impl Raw {
 
     /// TLS after an SSLRequest, as most clients do it.
     pub(crate) async fn tls(address: SocketAddr) -> Raw {
+        Raw::tls_of(world(), address).await
+    }
+
+    /// The same, of another sandbox.
+    pub(crate) async fn tls_of(world: &World, address: SocketAddr) -> Raw {
         let mut tcp = TcpStream::connect(address).await.expect("connected");
         tcp.write_all(&ssl_request()).await.expect("sent");
         assert_eq!(tcp.read_u8().await.expect("an answer"), b'S');
-        Raw::handshake(tcp, &[b"postgresql"]).await.expect("TLS")
+        let config = client_config(world, &[b"postgresql"], None, b"");
+        Raw(Box::new(connect(config, "localhost", tcp).await.expect("TLS")))
     }
 
     /// TLS from the first byte.
@@ -154,7 +174,7 @@ impl Raw {
         own: &Pair,
         count: usize,
     ) -> Vec<rustls::HandshakeKind> {
-        let config = Arc::new(client_config(&[b"postgresql"], Some(own), b""));
+        let config = Arc::new(client_config(world(), &[b"postgresql"], Some(own), b""));
         let mut kinds = Vec::new();
         for _ in 0..count {
             let tcp = TcpStream::connect(address).await.expect("connected");
@@ -176,9 +196,7 @@ impl Raw {
         own: Option<&Pair>,
         more_roots: &[u8],
     ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
-        let config = client_config(alpn, own, more_roots);
-        let name = ServerName::try_from(host.to_owned()).expect("a name");
-        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+        connect(client_config(world(), alpn, own, more_roots), host, tcp).await
     }
 
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
