@@ -52,7 +52,7 @@ struct Plan {
 }
 
 const FULL: Plan = Plan { rounds: 7, seconds: 3, idle: 1000, connects: 200 };
-const QUICK: Plan = Plan { rounds: 3, seconds: 1, idle: 200, connects: 40 };
+const QUICK: Plan = Plan { rounds: 3, seconds: 1, idle: 200, connects: 20 };
 
 fn main() {
     let quick = std::env::var("QUICK").is_ok_and(|text| !text.is_empty() && text != "0");
