@@ -12,7 +12,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -38,6 +38,8 @@ const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 pub(crate) struct Connection {
     stream: Stream,
     route: Arc<Route>,
+    /// What the database has sent and nobody has read: several messages come at once.
+    unread: BytesMut,
     /// Bytes of messages that the database has sent during its login.
     heard: usize,
 }
@@ -72,7 +74,7 @@ pub(crate) enum DialError {
 /// Opens a connection to the database of a route, under TLS where its placement asks for it.
 pub(crate) async fn dial(route: &Arc<Route>) -> Result<Connection, DialError> {
     let stream = Redial(Arc::clone(route.tenant())).connect().await?;
-    Ok(Connection { stream, route: Arc::clone(route), heard: 0 })
+    Ok(Connection::new(stream, route))
 }
 
 impl Redial {
@@ -162,6 +164,16 @@ impl Redial {
 }
 
 impl Connection {
+    fn new(stream: Stream, route: &Arc<Route>) -> Connection {
+        Connection { stream, route: Arc::clone(route), unread: BytesMut::new(), heard: 0 }
+    }
+
+    /// Behind an answer that was the last: see [`Connection::ask`].
+    fn into_stream(self) -> Stream {
+        debug_assert!(self.unread.is_empty(), "the session would miss it");
+        self.stream
+    }
+
     /// The hash that binds SCRAM to this TLS connection (RFC 5929), where there is one.
     fn channel_binding(&self) -> Option<Vec<u8>> {
         match &self.stream {

@@ -65,6 +65,8 @@ pub struct Warm {
     pub max_per_tenant: usize,
     /// How long one waits. Where sessions come less often than that, none does.
     pub idle_timeout: Duration,
+    /// How old its database's word may be, of whose it is, for a session to take one unasked.
+    pub check_after: Duration,
     /// How old a connection may be that waits for another session when one has left it; `None`: it
     /// is closed.
     pub reuse: Option<Duration>,

@@ -58,8 +58,8 @@ pub(crate) struct Pool {
     slots: Semaphore,
     making: Tally<TenantId>,
     shelves: Mutex<Shelves>,
-    /// Something was put on a shelf.
-    stocked: Notify,
+    /// Something will have waited in vain before the next sweep.
+    due: Notify,
     /// Connections that are being made or let go.
     tasks: TaskTracker,
 }
@@ -105,7 +105,7 @@ impl Pool {
             slots: Semaphore::new(AT_ONCE),
             making: Tally::new(Some(AT_ONCE_FOR_A_TENANT)),
             shelves: Mutex::default(),
-            stocked: Notify::new(),
+            due: Notify::new(),
             tasks: TaskTracker::new(),
         }
     }
@@ -133,7 +133,7 @@ impl Pool {
                 continue;
             }
             let Ready { parked, lease, .. } = ready;
-            match timeout(ANSWER_TIMEOUT, parked.resume(route)).await {
+            match timeout(ANSWER_TIMEOUT, parked.resume(route, self.settings.check_after)).await {
                 Ok(Ok(attachment)) => {
                     count("used");
                     return Some((lease, attachment));
@@ -251,22 +251,33 @@ impl Pool {
         let now = Instant::now();
         let until = now + self.settings.idle_timeout.min(time_left(&lease.tend().0));
         let ready = Ready { parked, lease, since: now, until, places };
-        let mut shelves = self.lock();
-        shelves.took(now - began);
-        let refused = put(shelves.get(route), ready);
-        drop(shelves);
-        if refused.is_none() {
+        let waits = self.shelve(ready, |shelves| {
+            shelves.took(now - began);
+            shelves.get(route)
+        });
+        if waits {
             tracing::debug!(tenant = %route.tenant().id(), role = &*role, pid, "a connection waits for a session");
         }
-        self.is_put(refused);
     }
 
-    /// One was put on its shelf, or there is none for it.
-    fn is_put(&'static self, refused: Option<Ready>) {
-        match refused {
-            None => self.stocked.notify_one(),
-            Some(ready) => self.let_go(ready),
+    /// Puts one on its shelf; if there is none, lets it go.
+    fn shelve(
+        &'static self,
+        ready: Ready,
+        shelf: impl FnOnce(&mut Shelves) -> Option<&mut Shelf>,
+    ) -> bool {
+        let until = ready.until;
+        let mut shelves = self.lock();
+        let Some(shelf) = shelf(&mut shelves) else {
+            drop(shelves);
+            self.let_go(ready);
+            return false;
+        };
+        shelf.ready.push(ready);
+        if shelves.is_due_sooner(until) {
+            self.due.notify_one();
         }
+        true
     }
 
     /// As a session does it: the lease and the dial at once, then the login.
@@ -307,29 +318,27 @@ impl Pool {
         let wait = self.settings.idle_timeout.min(left).min(time_left(&lease.tend().0));
         let now = Instant::now();
         let ready = Ready { parked, lease, since: now, until: now + wait, places };
-        let mut shelves = self.lock();
-        let fits = wait >= SHORTEST_WAIT && is_of(&registry.snapshot(), route);
-        let shelf = shelves.shelf(route, now, self.settings.idle_timeout).filter(|_| fits);
-        let refused = put(shelf, ready);
-        drop(shelves);
-        self.is_put(refused);
+        self.shelve(ready, |shelves| {
+            let fits = wait >= SHORTEST_WAIT && is_of(&registry.snapshot(), route);
+            shelves.shelf(route, now, self.settings.idle_timeout).filter(|_| fits)
+        });
     }
 
     /// Lets go of what has waited in vain, for as long as the process lives.
     pub(crate) async fn keep(&'static self) {
         loop {
-            let stocked = self.stocked.notified();
+            let due = self.due.notified();
             let (gone, next) = self.lock().sweep(Instant::now(), self.settings.idle_timeout);
             for ready in gone {
                 count("expired");
                 self.let_go(ready);
             }
             match next {
-                None => stocked.await,
+                None => due.await,
                 Some(next) => {
                     tokio::select! {
                         () = sleep_until(next) => {}
-                        () = stocked => {}
+                        () = due => {}
                     }
                 }
             }
@@ -367,17 +376,6 @@ impl Pool {
 
     fn lock(&self) -> MutexGuard<'_, Shelves> {
         self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Puts one on a shelf; without a shelf it comes back.
-fn put(shelf: Option<&mut Shelf>, ready: Ready) -> Option<Ready> {
-    match shelf {
-        Some(shelf) => {
-            shelf.ready.push(ready);
-            None
-        }
-        None => Some(ready),
     }
 }
 

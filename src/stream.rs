@@ -8,6 +8,7 @@
 mod socket;
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::unix::net as unix;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -107,6 +108,20 @@ pub(crate) enum Parked {
 }
 
 impl Parked {
+    /// Whether it is open and nothing has come on it, as far as this machine knows.
+    pub(crate) fn is_silent(&self) -> bool {
+        let socket = match self {
+            Parked::Tcp(tcp) => SockRef::from(tcp),
+            Parked::Unix(unix) => SockRef::from(unix),
+            Parked::Backend(tls) => match &tls.get_ref().0 {
+                Socket::Parked(tcp) => SockRef::from(tcp),
+                Socket::Here(_) | Socket::Lost => return false,
+            },
+        };
+        let peeked = socket.peek(&mut [MaybeUninit::uninit(); 1]);
+        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
     /// Brings it to the event loop that this runs on.
     pub(crate) fn resume(self) -> io::Result<Stream> {
         match self {

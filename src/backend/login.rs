@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::rand;
 use bytes::Bytes;
@@ -32,15 +33,25 @@ const MAX_LOGIN: usize = 256 * 1024;
 /// PostgreSQL's default is 4096; the count is the server's to choose and ours to pay for.
 const MAX_SCRAM_ITERATIONS: u32 = 100_000;
 
-/// The seal, from the catalog: a SHOW would tell what the client's own `options` say. The
-/// client's search_path is in force, so every name is qualified.
-const READ_SEAL: &str = "SELECT pg_catalog.substr(setting, 15) \
-    FROM pg_catalog.pg_database d \
-    JOIN pg_catalog.pg_db_role_setting s ON s.setdatabase OPERATOR(pg_catalog.=) d.oid, \
-    LATERAL pg_catalog.unnest(s.setconfig) AS setting \
-    WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database() \
-    AND s.setrole OPERATOR(pg_catalog.=) '0'::pg_catalog.oid \
-    AND pg_catalog.starts_with(setting, 'pgsilo.tenant=')";
+/// A message's tag and length.
+const HEADER: usize = 5;
+/// What a database may send at once, in bytes: the answer to a login, or to a question.
+const READ_AT_ONCE: usize = 4096;
+/// What the seal is, among the settings of a database.
+const SEAL: &str = "pgsilo.tenant=";
+
+/// The settings of the database itself, from the catalog: a SHOW would tell what the client's own
+/// `options` say. The client's search_path is in force, so every name is qualified. Filtered in SQL, it
+/// would take the database twice as long.
+pub(super) fn settings_of_database(nonce: &str) -> String {
+    format!(
+        "SELECT '{nonce}' OPERATOR(pg_catalog.||) pg_catalog.unnest(setconfig) \
+         FROM pg_catalog.pg_db_role_setting \
+         WHERE setrole OPERATOR(pg_catalog.=) '0'::pg_catalog.oid \
+         AND setdatabase OPERATOR(pg_catalog.=) (SELECT oid FROM pg_catalog.pg_database \
+         WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database())"
+    )
+}
 
 /// A logged-in connection to a database that is the tenant's.
 #[derive(Debug)]
@@ -56,6 +67,8 @@ pub(crate) struct Attachment {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Past {
     pub(crate) made: BootTime,
+    /// When its database last said whose it is.
+    pub(crate) sealed: BootTime,
     /// How many sessions have had it before.
     pub(crate) sessions: u32,
 }
@@ -91,14 +104,23 @@ impl Parked {
     }
 
     /// Comes to the event loop that this runs on, if the connection still lives and its database is
-    /// still sealed for the tenant of the route, which must be the one that it was dialled for.
-    pub(crate) async fn resume(self, route: &Arc<Route>) -> Result<Attachment, BackendError> {
-        let Parked { stream, process, mut greeting, past } = self;
+    /// sealed for the tenant of the route, which must be the one that it was dialled for. What the
+    /// database said of that lately counts, if it has said nothing since then.
+    pub(crate) async fn resume(
+        self,
+        route: &Arc<Route>,
+        lately: Duration,
+    ) -> Result<Attachment, BackendError> {
+        let Parked { stream, process, mut greeting, mut past } = self;
+        if past.sealed.elapsed() < lately && stream.is_silent() {
+            return Ok(Attachment { stream: stream.resume()?, process, greeting, past });
+        }
         let stream = stream.resume()?;
-        let mut connection = Connection { stream, route: Arc::clone(route), heard: 0 };
+        let mut connection = Connection::new(stream, route);
         // What a reload has changed meanwhile is told here as well, and becomes part of the greeting.
         connection.check_seal(route.tenant().id(), &mut greeting).await?;
-        Ok(Attachment { stream: connection.stream, process, greeting, past })
+        past.sealed = BootTime::now();
+        Ok(Attachment { stream: connection.into_stream(), process, greeting, past })
     }
 }
 
@@ -150,8 +172,9 @@ impl Connection {
         self.authenticate(credential, &tenant).await?;
         let (process, mut greeting) = self.read_greeting().await?;
         self.check_seal(tenant.id(), &mut greeting).await?;
-        let past = Past { made: BootTime::now(), sessions: 0 };
-        Ok(Attachment { stream: self.stream, process, greeting, past })
+        let now = BootTime::now();
+        let past = Past { made: now, sealed: now, sessions: 0 };
+        Ok(Attachment { stream: self.into_stream(), process, greeting, past })
     }
 
     async fn authenticate(
@@ -256,56 +279,54 @@ impl Connection {
         tenant: &TenantId,
         greeting: &mut Vec<u8>,
     ) -> Result<(), BackendError> {
-        let seals = self.ask(&[READ_SEAL], |tag, body| message::raw(greeting, tag, body)).await?;
-        match <[String; 1]>::try_from(seals) {
-            Ok([found]) if found == tenant.as_str() => Ok(()),
-            Ok([found]) => Err(BackendError::SealBroken { expected: tenant.clone(), found }),
-            Err(_none) => Err(BackendError::Unsealed(tenant.clone())),
-        }
+        let aside = |tag, body: &[u8]| message::raw(greeting, tag, body);
+        let settings = self.ask(&[], settings_of_database, aside).await?;
+        is_sealed_for(tenant, &settings)
     }
 
-    /// Runs statements, each on its own but all sent at once; the rows of the last, each one text.
-    /// `aside` is told what comes between: settings and notices.
+    /// Runs statements and a question behind them, each on its own but all sent at once; the rows of
+    /// the last answer, each one text. `aside` is told what comes between: settings and notices.
     ///
-    /// A question that nobody can know comes behind them, and its answer must: so what is read are the
-    /// answers to these statements, and not to something that was asked here before.
+    /// The question is made of something that nobody can know, and every row of its answer must begin
+    /// with that: so what is read is the answer to this question, and not to one that was asked here
+    /// before, nor the invention of whoever was here before. Nothing is left unread.
     pub(super) async fn ask(
         &mut self,
         statements: &[&str],
+        question: impl FnOnce(&str) -> String,
         mut aside: impl FnMut(u8, &[u8]),
     ) -> Result<Vec<String>, BackendError> {
         let mut nonce = [0; 16];
         rand::fill(&mut nonce).map_err(|_none| BackendError::Protocol("no randomness"))?;
-        let nonce = u128::from_ne_bytes(nonce).to_string();
-        let question = format!("SELECT '{nonce}'");
+        let nonce = format!("{:032x}", u128::from_ne_bytes(nonce));
+        let question = question(&nonce);
         let mut queries = Vec::new();
         for statement in statements.iter().copied().chain([question.as_str()]) {
             message::raw(&mut queries, b'Q', &[statement.as_bytes(), &[0]].concat());
         }
         self.send(&queries).await?;
-        let (mut rows, mut answer) = (Vec::new(), Vec::new());
-        for number in 0..=statements.len() {
-            let rows = if number < statements.len() { &mut rows } else { &mut answer };
-            rows.clear();
-            loop {
-                let (tag, body) = self.read_message().await?;
-                match tag {
-                    b'S' | b'N' => aside(tag, &body),
-                    b'D' => rows.push(
-                        message::parse_single_column(&body)
-                            .ok_or(BackendError::Protocol("a row that is not one text"))?,
-                    ),
-                    b'E' => return Err(ErrorFields::parse(&body).into()),
-                    b'T' | b'C' => {}
-                    b'Z' if body.as_ref() == b"I" => break,
-                    _ => return Err(BackendError::Protocol("an unknown message behind a query")),
+        let mut rows = Vec::new();
+        let mut unanswered = statements.len() + 1;
+        while unanswered > 0 || !self.unread.is_empty() {
+            let (tag, body) = self.read_message().await?;
+            match tag {
+                b'S' | b'N' => aside(tag, &body),
+                b'D' if unanswered == 1 => {
+                    let row = message::parse_single_column(&body)
+                        .ok_or(BackendError::Protocol("a row that is not one text"))?;
+                    let own = row.strip_prefix(&nonce);
+                    rows.push(
+                        own.ok_or(BackendError::Protocol("an answer to something else"))?
+                            .to_owned(),
+                    );
                 }
+                b'E' => return Err(ErrorFields::parse(&body).into()),
+                b'T' | b'D' | b'C' if unanswered > 0 => {}
+                b'Z' if unanswered > 0 && body.as_ref() == b"I" => unanswered -= 1,
+                _ => return Err(BackendError::Protocol("an unknown message behind a query")),
             }
         }
-        match answer == [nonce] {
-            true => Ok(rows),
-            false => Err(BackendError::Protocol("answers to something else")),
-        }
+        Ok(rows)
     }
 
     async fn read_authentication(&mut self) -> Result<Authentication, BackendError> {
@@ -321,23 +342,35 @@ impl Connection {
         }
     }
 
+    /// The next message. What has come behind it waits for the next call.
     async fn read_message(&mut self) -> Result<(u8, Bytes), BackendError> {
-        let mut header = [0; 5];
-        self.stream.read_exact(&mut header).await?;
-        let [tag, length @ ..] = header;
-        let length = (u32::from_be_bytes(length) as usize)
+        self.fill(HEADER).await?;
+        let tag = self.unread[0];
+        let length = u32::from_be_bytes([1, 2, 3, 4].map(|at| self.unread[at]));
+        let length = (length as usize)
             .checked_sub(4)
             .filter(|length| *length <= MAX_MESSAGE)
             .ok_or(BackendError::Protocol("a message of an impossible length"))?;
-        self.heard += header.len() + length;
+        self.heard += HEADER + length;
         if self.heard > MAX_LOGIN {
             return Err(BackendError::Protocol(
                 "more messages during its login than are believable",
             ));
         }
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body).await?;
-        Ok((tag, body.into()))
+        self.fill(HEADER + length).await?;
+        let message = self.unread.split_to(HEADER + length).freeze();
+        Ok((tag, message.slice(HEADER..)))
+    }
+
+    /// Reads until that many bytes are there, and what comes with them.
+    async fn fill(&mut self, bytes: usize) -> io::Result<()> {
+        while self.unread.len() < bytes {
+            self.unread.reserve(READ_AT_ONCE.max(bytes - self.unread.len()));
+            if self.stream.read_buf(&mut self.unread).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(())
     }
 
     async fn send_password(&mut self, password: &[u8]) -> Result<(), BackendError> {
@@ -355,6 +388,19 @@ impl Connection {
         self.stream.write_all(packet).await?;
         self.stream.flush().await?;
         Ok(())
+    }
+}
+
+/// Whether the settings of a database seal it for a tenant.
+pub(super) fn is_sealed_for(tenant: &TenantId, settings: &[String]) -> Result<(), BackendError> {
+    let mut seals = settings.iter().filter_map(|setting| setting.strip_prefix(SEAL));
+    match (seals.next(), seals.next()) {
+        (Some(found), None) if found == tenant.as_str() => Ok(()),
+        (Some(found), None) => {
+            let found = found.to_owned();
+            Err(BackendError::SealBroken { expected: tenant.clone(), found })
+        }
+        _ => Err(BackendError::Unsealed(tenant.clone())),
     }
 }
 

@@ -6,22 +6,23 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::login::{is_sealed_for, settings_of_database};
 use super::{Attachment, BackendError, Connection, Past, Route};
+use crate::clock::BootTime;
 use crate::wire::message;
 
 /// How long a reset may take before the connection is closed instead: it was idle.
 const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// `DISCARD ALL` ends cursors, prepared statements, settings, LISTEN, advisory locks, plans, temporary
-/// tables, sequences' state; docs/operations.md says what it does not reach. It may not stand in a
-/// transaction block with others, and of the role that a login begins with, where one is set for the
-/// user, not every version keeps: so that is set again.
-const STATEMENTS: [&str; 2] = ["DISCARD ALL", "RESET ROLE"];
-
 impl Attachment {
     /// Resets a connection that a session has left, between two messages and outside a transaction.
     /// What the next session will be told in its greeting must still be true, or the connection is
     /// not as a new one would be.
+    ///
+    /// `DISCARD ALL` ends cursors, prepared statements, settings, LISTEN, advisory locks, plans,
+    /// temporary tables, sequences' state; docs/operations.md says what it does not reach. It may not
+    /// stand in one query with others, and of the role that a login begins with, where one is set for
+    /// the user, not every version keeps: so that is set again.
     ///
     /// # Errors
     /// It is lost, the database refused, or something is not as it was: it may not be used again.
@@ -29,19 +30,19 @@ impl Attachment {
         let Attachment { stream, process, greeting, past } = self;
         let told = told(&greeting)
             .ok_or(BackendError::Protocol("a setting that cannot be asked for by its name"))?;
-        let mut connection = Connection { stream, route: Arc::clone(route), heard: 0 };
+        let mut connection = Connection::new(stream, route);
         let names: Vec<&str> = told.keys().copied().collect();
-        let settings = format!(
-            "SELECT name OPERATOR(pg_catalog.||) '=' OPERATOR(pg_catalog.||) \
-             pg_catalog.current_setting(name) \
-             FROM pg_catalog.unnest('{{{}}}'::pg_catalog.text[]) AS name",
-            names.join(",")
-        );
-        let reset = async {
-            let [discard_all, reset_role] = STATEMENTS;
-            // What a reset reports of settings goes back to what was reported at first.
-            connection.ask(&[discard_all, reset_role, &settings], |_, _| {}).await
+        let question = |nonce: &str| {
+            format!(
+                "RESET ROLE; SELECT '{nonce}' OPERATOR(pg_catalog.||) name \
+                 OPERATOR(pg_catalog.||) '=' OPERATOR(pg_catalog.||) pg_catalog.current_setting(name) \
+                 FROM pg_catalog.unnest('{{{}}}'::pg_catalog.text[]) AS name; {}",
+                names.join(","),
+                settings_of_database(nonce)
+            )
         };
+        // What a reset reports of settings goes back to what was reported at first.
+        let reset = connection.ask(&["DISCARD ALL"], question, |_, _| {});
         let now = match timeout(RESET_TIMEOUT, reset).await {
             Ok(now) => now?,
             Err(_elapsed) => return Err(BackendError::Protocol("a reset that takes too long")),
@@ -50,15 +51,18 @@ impl Attachment {
             line.split_once('=')
                 .is_some_and(|(name, value)| told.get(name) == Some(&value.as_bytes()))
         };
-        if now.len() != told.len() || !now.iter().all(is_true) {
+        let (now, of_database) = now.split_at_checked(told.len()).unwrap_or_default();
+        if now.is_empty() || !now.iter().all(is_true) {
             return Err(BackendError::Protocol("settings that a reset does not bring back"));
         }
-        let past = Past { sessions: past.sessions + 1, ..past };
-        Ok(Attachment { stream: connection.stream, process, greeting, past })
+        is_sealed_for(route.tenant().id(), of_database)?;
+        let past = Past { sealed: BootTime::now(), sessions: past.sessions + 1, ..past };
+        Ok(Attachment { stream: connection.into_stream(), process, greeting, past })
     }
 }
 
-/// Each setting that a greeting tells of, and its value; `None` if a name is not one of PostgreSQL's.
+/// Each setting that a greeting tells of, and its value; `None` if a name is not one of PostgreSQL's,
+/// or there is none.
 fn told(greeting: &[u8]) -> Option<BTreeMap<&str, &[u8]>> {
     let mut told = BTreeMap::new();
     for (tag, body) in message::split(greeting) {
@@ -73,7 +77,7 @@ fn told(greeting: &[u8]) -> Option<BTreeMap<&str, &[u8]>> {
         }
         told.insert(name, value);
     }
-    Some(told)
+    (!told.is_empty()).then_some(told)
 }
 
 #[cfg(test)]

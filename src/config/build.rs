@@ -201,7 +201,14 @@ impl Build<'_> {
         if reuse.is_some_and(|max_age| max_age.is_zero()) {
             return self.wrong("backend.max_age", "zero; nothing could be used again");
         }
+        if raw.check_after.0 > raw.idle_timeout.0 {
+            return self.wrong(
+                "warm.check_after",
+                format_args!("{:?} is longer than idle_timeout", raw.check_after.0),
+            );
+        }
         Ok(Warm {
+            check_after: raw.check_after.0,
             max: raw.max,
             max_per_tenant: raw.max_per_tenant,
             idle_timeout: raw.idle_timeout.0,

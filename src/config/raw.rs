@@ -298,11 +298,17 @@ pub(super) struct RawWarm {
     pub(super) max: usize,
     pub(super) max_per_tenant: usize,
     pub(super) idle_timeout: Text<Duration>,
+    pub(super) check_after: Text<Duration>,
 }
 
 impl Default for RawWarm {
     fn default() -> RawWarm {
-        RawWarm { max: 100, max_per_tenant: 4, idle_timeout: Text(Duration::from_secs(10)) }
+        RawWarm {
+            max: 100,
+            max_per_tenant: 4,
+            idle_timeout: Text(Duration::from_secs(10)),
+            check_after: Text(Duration::from_millis(250)),
+        }
     }
 }
 

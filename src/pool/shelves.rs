@@ -29,6 +29,8 @@ pub(super) struct Shelves {
     takes: Option<Duration>,
     /// Tenants for which making one has failed: not again before then.
     not_before: HashMap<TenantId, Instant>,
+    /// When the next sweep is due.
+    sweep: Option<Instant>,
     closed: bool,
 }
 
@@ -193,7 +195,17 @@ impl Shelves {
             shelf.is_of_use(now, idle)
         });
         self.not_before.retain(|_, time| now < *time);
+        self.sweep = next;
         (gone, next)
+    }
+
+    /// Whether the next sweep would come too late for what waits until then. It is put forward.
+    pub(super) fn is_due_sooner(&mut self, until: Instant) -> bool {
+        let sooner = self.sweep.is_none_or(|sweep| until < sweep);
+        if sooner {
+            self.sweep = Some(until);
+        }
+        sooner
     }
 
     /// What waits for a route.

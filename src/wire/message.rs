@@ -181,10 +181,12 @@ impl Authentication {
 }
 
 /// BackendKeyData's body: the process id and the secret.
-pub fn parse_backend_key_data(body: &Bytes) -> Option<(u32, Bytes)> {
+pub fn parse_backend_key_data(body: &[u8]) -> Option<(u32, Bytes)> {
     let pid = u32::from_be_bytes(body.get(..4)?.try_into().ok()?);
-    let secret = body.slice(4..);
-    (1..=super::startup::MAX_CANCEL_SECRET).contains(&secret.len()).then_some((pid, secret))
+    let secret = &body[4..];
+    let fits = (1..=super::startup::MAX_CANCEL_SECRET).contains(&secret.len());
+    // Kept for as long as the session: not with all that came beside it.
+    fits.then(|| (pid, Bytes::copy_from_slice(secret)))
 }
 
 /// The only column of a DataRow, lossily decoded; `None` when it is NULL or not the only one.

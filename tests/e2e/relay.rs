@@ -177,14 +177,14 @@ async fn a_database_that_dies_without_a_word_is_told_of() {
         let login = [tagged(b'R', &[0; 4]), tagged(b'K', &[0, 0, 0, 9, 1, 2, 3, 4]), ready.clone()]
             .concat();
         let _said = tcp.write_all(&login).await;
-        // Behind the seal comes a question whose answer stands in it: `SELECT '1234'`.
+        // Every row of the seal's answer begins with what stands in its question: `SELECT '1234'`.
         let asked = tcp.read(&mut sink).await.expect("the seal's query");
         let question = String::from_utf8_lossy(&sink[..asked]).into_owned();
-        let answer = question.rsplit('\'').nth(1).expect("a text");
-        let length = (answer.len() as u32).to_be_bytes();
-        let row = [&b"\0\x01"[..], &length, answer.as_bytes()].concat();
-        let seal = tagged(b'D', b"\0\x01\0\0\0\x04acme");
-        let said = [seal, ready.clone(), tagged(b'D', &row), ready].concat();
+        let nonce = question.split('\'').nth(1).expect("a text");
+        let setting = format!("{nonce}pgsilo.tenant=acme");
+        let length = (setting.len() as u32).to_be_bytes();
+        let row = [&b"\0\x01"[..], &length, setting.as_bytes()].concat();
+        let said = [tagged(b'D', &row), ready].concat();
         let _said = tcp.write_all(&said).await;
         let _query = tcp.read(&mut sink).await;
     })

@@ -9,7 +9,7 @@ use crate::openbao::{own_token, session_authority};
 use crate::support::mint;
 use crate::support::proxy::{Proxy, Settings};
 use crate::support::raw::{Message, Raw, query, tagged};
-use crate::support::world::world;
+use crate::support::world::{World, world};
 
 const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
 
@@ -66,6 +66,22 @@ async fn the_next_session_has_the_same_connection_and_lease() {
     assert_eq!(proxy.metric("pgsilo_leases_total").await, 1.0, "and nothing is made ahead");
     let ended = proxy.event("ended", |_| true).await;
     assert_eq!(ended["ending"], "client_left");
+}
+
+#[tokio::test]
+async fn a_database_that_is_another_tenants_when_a_session_leaves_serves_nobody() {
+    let world = World::own().await;
+    let proxy = Proxy::of(&world, settings("", "")).await;
+    let token = mint::token_of(&world, "acme");
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.log_in(&token, "acme").await;
+    let sql = "ALTER DATABASE tenant_acme SET pgsilo.tenant = 'globex'";
+    world.superuser("postgres").await.batch_execute(sql).await.expect("sealed for another");
+    client.send(&TERMINATE).await;
+    assert_eq!(client.next().await, None, "the session is over");
+    proxy.metric_reaches("pgsilo_warm_total{result=\"unclean\"}", 1.0).await;
+    assert_eq!(proxy.metric("pgsilo_warm_connections").await, 0.0);
+    proxy.metric_reaches("pgsilo_revocations_total", 1.0).await;
 }
 
 /// What one session does, and what the next one must not see of it: a question whose answer is the

@@ -15,8 +15,10 @@ fn warm(keys: &str) -> Settings {
     Settings { warm: keys.to_owned(), ..Settings::default() }
 }
 
-/// One waits at most, so that it is known which.
-const ONE: &str = "max_per_tenant = 1\nidle_timeout = \"60s\"\n";
+/// One waits at most, so that it is known which, and is asked whose it is before it is taken.
+const ONE: &str = "max_per_tenant = 1\nidle_timeout = \"60s\"\ncheck_after = \"0s\"\n";
+/// The same, but for one that has said so within the last minute.
+const UNASKED: &str = "max_per_tenant = 1\nidle_timeout = \"60s\"\ncheck_after = \"60s\"\n";
 
 async fn proxy() -> Proxy {
     Proxy::with(warm(ONE)).await
@@ -180,17 +182,44 @@ async fn nothing_waits_until_its_lease_is_nearly_over() {
 
 #[tokio::test]
 async fn a_connection_that_died_waiting_is_noticed() {
-    let proxy = proxy().await;
-    let token = mint::token("acme");
-    let waiting = made_ready(&proxy, &token, PLAIN).await;
-    let superuser = world().superuser("postgres").await;
-    let pid = waiting["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
-    let sql = "SELECT pg_terminate_backend($1, 10000)";
-    assert!(superuser.query_one(sql, &[&pid]).await.expect("terminated").get::<_, bool>(0));
-    let (mut client, _) = log_in(&proxy, &token, PLAIN).await;
-    assert_eq!(client.ask("SELECT 'alive'").await, "alive");
-    assert_eq!(proxy.served(2).await["warm"], false);
-    proxy.metric_reaches("pgsilo_warm_total{result=\"lost\"}", 1.0).await;
+    for keys in [ONE, UNASKED] {
+        let proxy = Proxy::with(warm(keys)).await;
+        let token = mint::token("acme");
+        let waiting = made_ready(&proxy, &token, PLAIN).await;
+        let superuser = world().superuser("postgres").await;
+        let pid = waiting["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
+        let sql = "SELECT pg_terminate_backend($1, 10000)";
+        assert!(superuser.query_one(sql, &[&pid]).await.expect("terminated").get::<_, bool>(0));
+        let (mut client, _) = log_in(&proxy, &token, PLAIN).await;
+        assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+        assert_eq!(proxy.served(2).await["warm"], false);
+        proxy.metric_reaches("pgsilo_warm_total{result=\"lost\"}", 1.0).await;
+    }
+}
+
+/// When the database began with the newest query of each of acme's connections.
+async fn last_asked(superuser: &tokio_postgres::Client) -> Vec<(i32, String)> {
+    let sql = "SELECT pid, query_start::text FROM pg_stat_activity \
+        WHERE usename LIKE 'tenant-acme-rw-%' AND datname = 'tenant_acme' ORDER BY pid";
+    let rows = superuser.query(sql, &[]).await.expect("told");
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+#[tokio::test]
+async fn one_that_has_lately_said_whose_it_is_is_not_asked_again() {
+    let world = World::own().await;
+    let superuser = world.superuser("postgres").await;
+    for (keys, asked) in [(ONE, true), (UNASKED, false)] {
+        let proxy = Proxy::of(&world, warm(keys)).await;
+        let token = mint::token_of(&world, "acme");
+        let pid = pid(&made_ready(&proxy, &token, PLAIN).await).as_raw_nonzero().get();
+        let at = |times: Vec<(i32, String)>| times.into_iter().find(|(own, _)| *own == pid);
+        let before = at(last_asked(&superuser).await).expect("it waits");
+        let (_client, _) = log_in(&proxy, &token, PLAIN).await;
+        assert_eq!(proxy.served(2).await["backend_pid"], pid);
+        let after = at(last_asked(&superuser).await).expect("it is used");
+        assert_eq!(before != after, asked, "{keys}");
+    }
 }
 
 #[tokio::test]

@@ -86,12 +86,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "format = \"json\"",
         "format = \"jsn\"",
-        "pgsilo.toml:133: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
+        "pgsilo.toml:134: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
     ),
     (
         "level = \"info\"",
         "level = \"loud\"",
-        "pgsilo.toml:134: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
+        "pgsilo.toml:135: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
     ),
     (
         "mode = \"0660\"",
@@ -474,19 +474,24 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "pgsilo.toml:116: warm.idle_timeout: 660s is out of range; use 1s to 10m",
     ),
     (
+        "check_after = \"250ms\"",
+        "check_after = \"11s\"",
+        "pgsilo.toml:117: warm.check_after: 11s is longer than idle_timeout",
+    ),
+    (
         "reuse = \"never\"",
         "reuse = \"always\"",
-        "pgsilo.toml:124: backend.reuse: \"always\" is not known here; use one of: never, reset",
+        "pgsilo.toml:125: backend.reuse: \"always\" is not known here; use one of: never, reset",
     ),
     (
         "cores = 0",
         "cores = 5000",
-        "pgsilo.toml:137: runtime.cores: 5000 is out of range; use 0 to 1024",
+        "pgsilo.toml:138: runtime.cores: 5000 is out of range; use 0 to 1024",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"9432\"",
-        "pgsilo.toml:130: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
+        "pgsilo.toml:131: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
     ),
     (
         "id = \"globex\"",
@@ -733,7 +738,7 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"0.0.0.0:9432\"",
-        "pgsilo.toml:130: admin.address: not a loopback address: anybody who reaches it can read the metrics",
+        "pgsilo.toml:131: admin.address: not a loopback address: anybody who reaches it can read the metrics",
     ),
     ("algorithms = [\"ES256\"]", "algorithms = [\"ES256\", \"RS256\"]", ""),
     (
