@@ -2,7 +2,7 @@
 # What `make bench` needs beside the tools: PgBouncer and HAProxy, a PostgreSQL that speaks TLS, and
 # a psql and a pgbench that do. Installs Debian packages (as root or by sudo) and npm packages, then
 # runs benches/peers. Arguments go to cargo bench; QUICK=1 ends within three minutes, and
-# ONLY=queries,copies,connects,idle runs some parts.
+# ONLY=queries,copies,connects,idle,scale runs some parts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/packages.sh
@@ -40,5 +40,6 @@ fi
 
 export PGSILO_POSTGRES_TLS="$node/node_modules/postgres-18/native"
 export PGSILO_PGBENCH_BIN="$clients"
-ulimit -n "$(ulimit -H -n)"
+# Ten thousand sessions have two ends each.
+ulimit -n 65536 2>/dev/null || ulimit -n "$(ulimit -H -n)"
 exec cargo bench --bench peers "$@"

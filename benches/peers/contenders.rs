@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::ground::{DATABASE, Ground, PASSWORD, ROLE, version};
+use crate::stand_in;
 use crate::support::bao::free_port;
 use crate::support::eventually;
 use crate::support::mint;
@@ -119,42 +120,33 @@ impl Drop for Peer {
 
 impl Contenders {
     pub(crate) async fn start(ground: &Ground) -> Contenders {
-        let (haproxy, haproxy_at) = haproxy(ground).await;
+        let (haproxy, haproxy_at) = haproxy(ground.port(), ground.connections).await;
         let (pgbouncer, pgbouncer_at) = pgbouncer(ground).await;
-        let proxy = Proxy::of(&ground.world, settings(ground)).await;
+        let proxy = Proxy::of(&ground.world, settings(ground.connections)).await;
         let [plain, tls] = proxy.addresses()[..] else { panic!("two listeners") };
-        let by_default = Settings { warm: String::new(), ..settings(ground) };
+        let by_default = Settings { warm: String::new(), ..settings(ground.connections) };
         let warm_proxy = Proxy::of(&ground.world, by_default).await;
         let [warm_plain, warm_tls] = warm_proxy.addresses()[..] else { panic!("two listeners") };
         let reusing = Settings {
             warm: "max_per_tenant = 16\n".to_owned(),
             backend: "reuse = \"reset\"\n".to_owned(),
-            ..settings(ground)
+            ..settings(ground.connections)
         };
         let reuse_proxy = Proxy::of(&ground.world, reusing).await;
         let [reuse_plain, reuse_tls] = reuse_proxy.addresses()[..] else { panic!("two listeners") };
         let direct_at = local(ground.port());
-        let of =
-            |name, address, tls, pid| Contender { name, address, tls, pid, takes_token: false };
-        let pgsilo = |name, address, tls, proxy: &Proxy| Contender {
-            name,
-            address,
-            tls,
-            pid: Some(proxy.pid()),
-            takes_token: true,
-        };
         Contenders {
-            direct: of("direct", direct_at, false, None),
-            direct_tls: of("direct", direct_at, true, None),
-            haproxy: of("HAProxy", haproxy_at, false, Some(haproxy.child.id())),
-            pgbouncer: of("PgBouncer", pgbouncer_at, false, Some(pgbouncer.child.id())),
-            pgbouncer_tls: of("PgBouncer", pgbouncer_at, true, Some(pgbouncer.child.id())),
-            pgsilo: pgsilo("pgsilo", plain, false, &proxy),
-            pgsilo_tls: pgsilo("pgsilo", tls, true, &proxy),
-            warm: pgsilo("pgsilo warm", warm_plain, false, &warm_proxy),
-            warm_tls: pgsilo("pgsilo warm", warm_tls, true, &warm_proxy),
-            reuse: pgsilo("pgsilo reuse", reuse_plain, false, &reuse_proxy),
-            reuse_tls: pgsilo("pgsilo reuse", reuse_tls, true, &reuse_proxy),
+            direct: peer_at("direct", direct_at, false, None),
+            direct_tls: peer_at("direct", direct_at, true, None),
+            haproxy: peer_at("HAProxy", haproxy_at, false, Some(haproxy.child.id())),
+            pgbouncer: peer_at("PgBouncer", pgbouncer_at, false, Some(pgbouncer.child.id())),
+            pgbouncer_tls: peer_at("PgBouncer", pgbouncer_at, true, Some(pgbouncer.child.id())),
+            pgsilo: pgsilo_at("pgsilo", plain, false, &proxy),
+            pgsilo_tls: pgsilo_at("pgsilo", tls, true, &proxy),
+            warm: pgsilo_at("pgsilo warm", warm_plain, false, &warm_proxy),
+            warm_tls: pgsilo_at("pgsilo warm", warm_tls, true, &warm_proxy),
+            reuse: pgsilo_at("pgsilo reuse", reuse_plain, false, &reuse_proxy),
+            reuse_tls: pgsilo_at("pgsilo reuse", reuse_tls, true, &reuse_proxy),
             versions: vec![
                 ground.server.clone(),
                 version(Path::new("haproxy"), "-v"),
@@ -184,10 +176,51 @@ impl Contenders {
     }
 }
 
-fn settings(ground: &Ground) -> Settings {
+/// Those that many sessions can be held through, in front of a stand-in for a database, and for pgsilo
+/// one for OpenBAO: PostgreSQL makes a role the slower, the more of a tenant there are.
+#[derive(Debug)]
+pub(crate) struct Many {
+    pub(crate) direct: Contender,
+    pub(crate) haproxy: Contender,
+    pub(crate) pgsilo: Contender,
+    _proxy: Proxy,
+    _peer: Peer,
+}
+
+impl Many {
+    /// Starts them, for so many connections.
+    pub(crate) async fn start(ground: &Ground, connections: usize) -> Many {
+        let (database, openbao) = (stand_in::database().await, stand_in::openbao().await);
+        let (peer, haproxy_at) = haproxy(database.port(), connections).await;
+        let openbao = format!(
+            "address = \"http://{openbao}\"\n\
+             auth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"secret-id\" }} }}\n"
+        );
+        let settings = Settings { openbao, ..settings(connections) };
+        let proxy = Proxy::of(&ground.world, settings).await;
+        proxy.place_acme_at(database.port(), "auth = [\"password\"]\n").await;
+        Many {
+            direct: peer_at("direct", database, false, None),
+            haproxy: peer_at("HAProxy", haproxy_at, false, Some(peer.child.id())),
+            pgsilo: pgsilo_at("pgsilo", proxy.address(), false, &proxy),
+            _proxy: proxy,
+            _peer: peer,
+        }
+    }
+}
+
+fn peer_at(name: &'static str, address: SocketAddr, tls: bool, pid: Option<u32>) -> Contender {
+    Contender { name, address, tls, pid, takes_token: false }
+}
+
+fn pgsilo_at(name: &'static str, address: SocketAddr, tls: bool, proxy: &Proxy) -> Contender {
+    Contender { name, address, tls, pid: Some(proxy.pid()), takes_token: true }
+}
+
+fn settings(connections: usize) -> Settings {
     let limits = format!(
-        "max_sessions_per_tenant = {0}\nmax_connections_per_address = {0}\nmax_sessions = {0}\n",
-        ground.connections
+        "max_sessions_per_tenant = {connections}\nmax_connections_per_address = {connections}\n\
+         max_sessions = {connections}\n"
     );
     let log_level = "info";
     Settings { listeners: PLAIN.to_owned() + TLS, limits, log_level, ..Settings::default() }
@@ -222,15 +255,14 @@ async fn pgbouncer(ground: &Ground) -> (Peer, SocketAddr) {
     (start(command, dir, port).await, local(port))
 }
 
-async fn haproxy(ground: &Ground) -> (Peer, SocketAddr) {
+async fn haproxy(to: u16, connections: usize) -> (Peer, SocketAddr) {
     let (dir, port) = (folder(), free_port());
     let config = format!(
         "global\n  nbthread {}\n  maxconn {}\ndefaults\n  mode tcp\n  timeout connect 5s\n  \
          timeout client 1h\n  timeout server 1h\nlisten postgres\n  bind 127.0.0.1:{port}\n  \
-         server postgres 127.0.0.1:{}\n",
+         server postgres 127.0.0.1:{to}\n",
         processors(),
-        ground.connections,
-        ground.port(),
+        connections,
     );
     fs::write(dir.join("haproxy.cfg"), config).expect("written");
     let mut command = Command::new("haproxy");

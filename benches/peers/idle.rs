@@ -73,7 +73,7 @@ async fn open(contender: &Contender, ground: &Ground, count: usize) -> Vec<Raw> 
 }
 
 /// The memory of a process once it no longer changes.
-async fn settled(pid: u32) -> f64 {
+pub(crate) async fn settled(pid: u32) -> f64 {
     let mut last = f64::NAN;
     eventually("memory to settle", async || {
         tokio::time::sleep(Duration::from_millis(200)).await;

@@ -24,6 +24,8 @@ mod machine;
 mod queries;
 mod report;
 mod rounds;
+mod scale;
+mod stand_in;
 
 use std::path::Path;
 
@@ -47,12 +49,17 @@ struct Plan {
     seconds: u32,
     /// Idle sessions of each contender.
     idle: usize,
+    /// Idle sessions of a contender in front of a stand-in for a database.
+    many: usize,
+    /// And in front of PostgreSQL.
+    real: usize,
     /// Connects of each contender, at 20 a second.
     connects: usize,
 }
 
-const FULL: Plan = Plan { rounds: 7, seconds: 3, idle: 1000, connects: 200 };
-const QUICK: Plan = Plan { rounds: 3, seconds: 1, idle: 200, connects: 20 };
+const FULL: Plan =
+    Plan { rounds: 7, seconds: 3, idle: 1000, many: 10_000, real: 2000, connects: 200 };
+const QUICK: Plan = Plan { rounds: 3, seconds: 1, idle: 100, many: 900, real: 90, connects: 20 };
 
 fn main() {
     let quick = std::env::var("QUICK").is_ok_and(|text| !text.is_empty() && text != "0");
@@ -65,7 +72,7 @@ fn main() {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let ground = Ground::start(plan.idle).await;
+        let ground = Ground::start(plan.idle.max(plan.real)).await;
         let contenders = Contenders::start(&ground).await;
         let mut report = Report::new(plan, &ground, &contenders);
         if wants("queries") {
@@ -79,6 +86,9 @@ fn main() {
         }
         if wants("idle") {
             idle::run(plan, &ground, &contenders, &mut report).await;
+        }
+        if wants("scale") {
+            scale::run(plan, &ground, &mut report).await;
         }
         report.goals_in_lines();
         // A part of it is for whoever works on that part.

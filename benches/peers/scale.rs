@@ -1,0 +1,148 @@
+//! Many idle sessions and one that works among them: what each costs must not depend on how many there
+//! are.
+
+use std::time::Instant;
+
+use futures_util::{StreamExt, stream};
+use rustix::process::{Resource, getrlimit};
+
+use crate::Plan;
+use crate::client::enter;
+use crate::contenders::{Contender, Contenders, Many};
+use crate::ground::Ground;
+use crate::idle::settled;
+use crate::machine::cpu_seconds;
+use crate::report::{Goal, Report};
+use crate::rounds::quantile;
+use crate::support::raw::Raw;
+
+/// Clients that log in at once.
+const AT_ONCE: usize = 16;
+/// Sessions before the first look: what is made once is not a session's.
+const WARM_UP: usize = 50;
+/// Queries of the one that works, for each look and second of a turn.
+const QUERIES: usize = 3000;
+/// Descriptors that are not for sessions.
+const SPARE: usize = 200;
+
+/// What was seen at one look.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    sessions: usize,
+    kib: f64,
+    /// Of the contender, for each login since the look before.
+    login_ms: f64,
+    /// Microseconds that 99 of 100 queries of the one that works take at most.
+    p99: f64,
+}
+
+pub(crate) async fn run(plan: Plan, ground: &Ground, report: &mut Report) {
+    // This process has both ends of it.
+    let limit = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
+    let many = plan.many.min(limit.saturating_sub(SPARE) / 2);
+    if many < plan.many {
+        report
+            .line(&format!("{limit} descriptors are allowed: {many} sessions, not {}", plan.many));
+    }
+    let to_stand_in = Many::start(ground, many + 2 * WARM_UP).await;
+    title(report, many, "a stand-in for a database");
+    let (p50, p99) = work(plan, ground, &to_stand_in.direct).await;
+    report.line(&format!("direct: {p50:.1} us, 99 of 100 within {p99:.1} us"));
+    for contender in [to_stand_in.haproxy, to_stand_in.pgsilo] {
+        let looks = fill(plan, ground, &contender, many, report).await;
+        if contender.is_pgsilo() {
+            goals("scale", &looks, report);
+        }
+    }
+    drop(to_stand_in);
+
+    // Processes of their own: memory that other sessions have left would serve these.
+    let fresh = Contenders::start(ground).await;
+    title(report, plan.real, "PostgreSQL");
+    let (p50, p99) = work(plan, ground, &fresh.direct).await;
+    report.line(&format!("direct: {p50:.1} us, 99 of 100 within {p99:.1} us"));
+    for contender in [fresh.haproxy, fresh.pgbouncer, fresh.pgsilo] {
+        ground.quiet().await;
+        let looks = fill(plan, ground, &contender, plan.real, report).await;
+        if contender.is_pgsilo() {
+            goals("scale_real", &looks, report);
+        }
+    }
+}
+
+fn title(report: &mut Report, sessions: usize, of: &str) {
+    report.heading(&format!("{sessions} idle sessions with {of}, and one that works among them"));
+    report.line(&format!(
+        "{:12} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10}",
+        "", "sessions", "KiB each", "logins/s", "ms CPU", "query us", "p99 us"
+    ));
+}
+
+/// The last looks against the first ones.
+fn goals(name: &str, looks: &[Look], report: &mut Report) {
+    let [alone, first, .., last] = looks else { panic!("several looks") };
+    let each = |look: &Look| (look.kib - alone.kib) / look.sessions as f64;
+    report.goal(&format!("{name}_kib_last_vs_first"), each(last) / each(first), Goal::AtMost(1.1));
+    let cpu = last.login_ms / first.login_ms;
+    report.goal(&format!("{name}_login_cpu_last_vs_first"), cpu, Goal::AtMost(1.25));
+    report.goal(&format!("{name}_p99_among_vs_alone"), last.p99 / alone.p99, Goal::AtMost(1.25));
+}
+
+/// Opens the sessions, and looks on the way. They are closed when the last look is over.
+async fn fill(
+    plan: Plan,
+    ground: &Ground,
+    contender: &Contender,
+    all: usize,
+    report: &mut Report,
+) -> Vec<Look> {
+    let pid = contender.pid.expect("a process of its own");
+    let mut sessions = open(contender, ground, WARM_UP).await;
+    let warm_up = sessions.len();
+    let (p50, p99) = work(plan, ground, contender).await;
+    let kib = settled(pid).await;
+    let alone = Look { sessions: 0, kib, login_ms: 0.0, p99 };
+    report.line(&format!(
+        "{:12} {:>8} {:>10} {:>10} {:>10} {p50:>10.1} {p99:>10.1}",
+        contender.name, 0, "", "", ""
+    ));
+    let mut looks = vec![alone];
+    for step in 1..=plan.rounds {
+        let wanted = warm_up + all * step / plan.rounds;
+        let new = wanted - sessions.len();
+        let (began, used) = (Instant::now(), cpu_seconds(pid));
+        sessions.extend(open(contender, ground, new).await);
+        let logins = new as f64 / began.elapsed().as_secs_f64();
+        let login_ms = (cpu_seconds(pid) - used) / new as f64 * 1e3;
+        let kib = settled(pid).await;
+        let (p50, p99) = work(plan, ground, contender).await;
+        let look = Look { sessions: wanted - warm_up, kib, login_ms, p99 };
+        report.line(&format!(
+            "{:12} {:>8} {:>10.2} {logins:>10.0} {login_ms:>10.2} {p50:>10.1} {p99:>10.1}",
+            contender.name,
+            look.sessions,
+            (kib - alone.kib) / look.sessions as f64
+        ));
+        looks.push(look);
+    }
+    looks
+}
+
+async fn open(contender: &Contender, ground: &Ground, count: usize) -> Vec<Raw> {
+    let secret = contender.password(ground);
+    let logins = (0..count).map(|_| enter(contender, ground, &secret));
+    stream::iter(logins).buffer_unordered(AT_ONCE).collect().await
+}
+
+/// A session that asks one small question after the other: the middle and the slowest hundredth of
+/// its times, in microseconds.
+async fn work(plan: Plan, ground: &Ground, contender: &Contender) -> (f64, f64) {
+    let mut client = enter(contender, ground, &contender.password(ground)).await;
+    let mut times = Vec::new();
+    for _ in 0..QUERIES * plan.seconds as usize {
+        let began = Instant::now();
+        client.ask("SELECT '1'").await;
+        times.push(began.elapsed().as_secs_f64() * 1e6);
+    }
+    (quantile(times.iter().copied(), 0.5), quantile(times.iter().copied(), 0.99))
+}

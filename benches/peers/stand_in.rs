@@ -1,0 +1,104 @@
+//! A database that does nothing but answer, for more sessions than a PostgreSQL has processes for, and
+//! an OpenBAO that grants at once, for as many leases.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::fake;
+use crate::support::raw::tagged;
+
+/// Starts one. It lets anybody in with a password in clear, is sealed for acme, and answers every
+/// query with a row.
+pub(crate) async fn database() -> SocketAddr {
+    fake::serves(|mut tcp| async move {
+        let _gone = serve_database(&mut tcp).await;
+    })
+    .await
+}
+
+async fn serve_database(tcp: &mut TcpStream) -> std::io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let mut asked = [0; 1024];
+    let _startup = tcp.read(&mut asked).await?;
+    tcp.write_all(&tagged(b'R', &[0, 0, 0, 3])).await?;
+    let _password = tcp.read(&mut asked).await?;
+    let (key, ready) = (tagged(b'K', &[0, 0, 0, 9, 1, 2, 3, 4]), tagged(b'Z', b"I"));
+    let version = tagged(b'S', b"server_version\x0018\0");
+    tcp.write_all(&[tagged(b'R', &[0; 4]), version, key, ready.clone()].concat()).await?;
+    loop {
+        let length = tcp.read(&mut asked).await?;
+        if length == 0 || asked[0] == b'X' {
+            return Ok(());
+        }
+        let row = answer(&asked[..length]);
+        let count = (row.len() as u32).to_be_bytes();
+        let row = [&b"\0\x01"[..], &count, row.as_bytes()].concat();
+        let done = tagged(b'C', b"SELECT 1\0");
+        tcp.write_all(&[tagged(b'D', &row), done, ready.clone()].concat()).await?;
+    }
+}
+
+/// The seal, behind what stands in its question; else anything.
+fn answer(query: &[u8]) -> String {
+    let sql = String::from_utf8_lossy(query);
+    match sql.contains("pg_db_role_setting") {
+        true => format!("{}pgsilo.tenant=acme", sql.split('\'').nth(1).unwrap_or_default()),
+        false => "1".to_owned(),
+    }
+}
+
+/// Starts one. Every lease is another, and lives for an hour.
+pub(crate) async fn openbao() -> SocketAddr {
+    fake::serves(|mut tcp| async move {
+        let _gone = serve_openbao(&mut tcp).await;
+    })
+    .await
+}
+
+async fn serve_openbao(tcp: &mut TcpStream) -> std::io::Result<()> {
+    static LEASES: AtomicU64 = AtomicU64::new(0);
+    tcp.set_nodelay(true)?;
+    let mut asked = Vec::new();
+    loop {
+        let (head, length) = loop {
+            if let Some(whole) = request(&asked) {
+                break whole;
+            }
+            if tcp.read_buf(&mut asked).await? == 0 {
+                return Ok(());
+            }
+        };
+        let number = LEASES.fetch_add(1, Ordering::Relaxed);
+        let answer = match head.starts_with("GET /v1/database/creds/") {
+            true => json!({
+                "lease_id": format!("database/creds/acme/{number:024}"), "lease_duration": 3600,
+                "renewable": true,
+                "data": { "username": format!("tenant-acme-rw-{number:020}"), "password": "any" },
+            }),
+            false => json!({
+                "auth": { "client_token": "s.stand-in", "lease_duration": 3600, "renewable": true },
+            }),
+        };
+        asked.drain(..length);
+        let body = answer.to_string();
+        let length = body.len();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+        tcp.write_all((head + &body).as_bytes()).await?;
+    }
+}
+
+/// The head of a request that is there as a whole, and its length with its body.
+fn request(asked: &[u8]) -> Option<(String, usize)> {
+    let end = asked.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
+    let head = String::from_utf8_lossy(&asked[..end]).into_owned();
+    let body = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
+    });
+    let whole = end + body.unwrap_or(0);
+    (asked.len() >= whole).then_some((head, whole))
+}
