@@ -2,7 +2,8 @@
 # What `make bench` needs beside the tools: PgBouncer and HAProxy, a PostgreSQL that speaks TLS, and
 # a psql and a pgbench that do. Installs Debian packages (as root or by sudo) and npm packages, then
 # runs benches/peers. Arguments go to cargo bench; QUICK=1 ends within three minutes, and
-# ONLY=queries,copies,connects,idle,scale runs some parts.
+# ONLY=queries,copies,connects,idle,scale runs some parts, and
+# ONLY=relays pgsilo's relay beside bare ones.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/packages.sh
@@ -37,6 +38,12 @@ elif [ ! -e "$clients/complete" ]; then
     )
 fi
 "$clients/pgbench" --version >/dev/null || fail "$clients/pgbench does not run"
+
+# --- bare relays, for whoever works on pgsilo's --------------------------------------------------
+case ",${ONLY:-}," in *,relays,*)
+    cargo build --quiet --release --locked --manifest-path benches/relays/Cargo.toml --target-dir target/relays
+    export PGSILO_RELAYS="$PWD/target/relays/release/pgsilo-relays"
+esac
 
 export PGSILO_POSTGRES_TLS="$node/node_modules/postgres-18/native"
 export PGSILO_PGBENCH_BIN="$clients"

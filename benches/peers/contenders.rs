@@ -105,9 +105,10 @@ pub(crate) struct Contenders {
 
 /// A peer's process and its folder.
 #[derive(Debug)]
-struct Peer {
+pub(crate) struct Peer {
     child: Child,
     dir: PathBuf,
+    port: u16,
 }
 
 impl Drop for Peer {
@@ -118,10 +119,35 @@ impl Drop for Peer {
     }
 }
 
+impl Peer {
+    /// Starts its program and waits until it listens.
+    pub(crate) async fn start(mut command: Command, dir: PathBuf, port: u16) -> Peer {
+        let log = fs::File::create(dir.join("log")).expect("made");
+        let name = command.get_program().to_string_lossy().into_owned();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
+        let mut peer = Peer { child, dir, port };
+        eventually(&name, async || {
+            if let Some(status) = peer.child.try_wait().expect("waited") {
+                let log = fs::read_to_string(peer.dir.join("log")).unwrap_or_default();
+                panic!("{name} ended with {status}: {log}");
+            }
+            TcpStream::connect(local(port)).ok()
+        })
+        .await;
+        peer
+    }
+
+    pub(crate) fn contender(&self, name: &'static str, tls: bool) -> Contender {
+        let pid = Some(self.child.id());
+        Contender { name, address: local(self.port), tls, pid, takes_token: false }
+    }
+}
+
 impl Contenders {
     pub(crate) async fn start(ground: &Ground) -> Contenders {
-        let (haproxy, haproxy_at) = haproxy(ground.port(), ground.connections).await;
-        let (pgbouncer, pgbouncer_at) = pgbouncer(ground).await;
+        let haproxy = haproxy(ground.port(), ground.connections).await;
+        let pgbouncer = pgbouncer(ground).await;
         let proxy = Proxy::of(&ground.world, settings(ground.connections)).await;
         let [plain, tls] = proxy.addresses()[..] else { panic!("two listeners") };
         let by_default = Settings { warm: String::new(), ..settings(ground.connections) };
@@ -134,13 +160,13 @@ impl Contenders {
         };
         let reuse_proxy = Proxy::of(&ground.world, reusing).await;
         let [reuse_plain, reuse_tls] = reuse_proxy.addresses()[..] else { panic!("two listeners") };
-        let direct_at = local(ground.port());
+        let database = local(ground.port());
         Contenders {
-            direct: peer_at("direct", direct_at, false, None),
-            direct_tls: peer_at("direct", direct_at, true, None),
-            haproxy: peer_at("HAProxy", haproxy_at, false, Some(haproxy.child.id())),
-            pgbouncer: peer_at("PgBouncer", pgbouncer_at, false, Some(pgbouncer.child.id())),
-            pgbouncer_tls: peer_at("PgBouncer", pgbouncer_at, true, Some(pgbouncer.child.id())),
+            direct: direct_at(database, false),
+            direct_tls: direct_at(database, true),
+            haproxy: haproxy.contender("HAProxy", false),
+            pgbouncer: pgbouncer.contender("PgBouncer", false),
+            pgbouncer_tls: pgbouncer.contender("PgBouncer", true),
             pgsilo: pgsilo_at("pgsilo", plain, false, &proxy),
             pgsilo_tls: pgsilo_at("pgsilo", tls, true, &proxy),
             warm: pgsilo_at("pgsilo warm", warm_plain, false, &warm_proxy),
@@ -191,7 +217,7 @@ impl Many {
     /// Starts them, for so many connections.
     pub(crate) async fn start(ground: &Ground, connections: usize) -> Many {
         let (database, openbao) = (stand_in::database().await, stand_in::openbao().await);
-        let (peer, haproxy_at) = haproxy(database.port(), connections).await;
+        let peer = haproxy(database.port(), connections).await;
         let openbao = format!(
             "address = \"http://{openbao}\"\n\
              auth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"secret-id\" }} }}\n"
@@ -200,8 +226,8 @@ impl Many {
         let proxy = Proxy::of(&ground.world, settings).await;
         proxy.place_acme_at(database.port(), "auth = [\"password\"]\n").await;
         Many {
-            direct: peer_at("direct", database, false, None),
-            haproxy: peer_at("HAProxy", haproxy_at, false, Some(peer.child.id())),
+            direct: direct_at(database, false),
+            haproxy: peer.contender("HAProxy", false),
             pgsilo: pgsilo_at("pgsilo", proxy.address(), false, &proxy),
             _proxy: proxy,
             _peer: peer,
@@ -209,8 +235,8 @@ impl Many {
     }
 }
 
-fn peer_at(name: &'static str, address: SocketAddr, tls: bool, pid: Option<u32>) -> Contender {
-    Contender { name, address, tls, pid, takes_token: false }
+fn direct_at(address: SocketAddr, tls: bool) -> Contender {
+    Contender { name: "direct", address, tls, pid: None, takes_token: false }
 }
 
 fn pgsilo_at(name: &'static str, address: SocketAddr, tls: bool, proxy: &Proxy) -> Contender {
@@ -227,7 +253,7 @@ fn settings(connections: usize) -> Settings {
 }
 
 /// In session mode, as pgsilo is: a client has its server to itself.
-async fn pgbouncer(ground: &Ground) -> (Peer, SocketAddr) {
+async fn pgbouncer(ground: &Ground) -> Peer {
     let (dir, port) = (folder(), free_port());
     for name in ["server.crt", "server.key"] {
         fs::copy(ground.world.dir().join(name), dir.join(name)).expect("copied");
@@ -252,10 +278,10 @@ async fn pgbouncer(ground: &Ground) -> (Peer, SocketAddr) {
         assert!(owned.is_ok_and(|status| status.success()), "chown");
         command.uid(65534).gid(65534);
     }
-    (start(command, dir, port).await, local(port))
+    Peer::start(command, dir, port).await
 }
 
-async fn haproxy(to: u16, connections: usize) -> (Peer, SocketAddr) {
+async fn haproxy(to: u16, connections: usize) -> Peer {
     let (dir, port) = (folder(), free_port());
     let config = format!(
         "global\n  nbthread {}\n  maxconn {}\ndefaults\n  mode tcp\n  timeout connect 5s\n  \
@@ -267,24 +293,7 @@ async fn haproxy(to: u16, connections: usize) -> (Peer, SocketAddr) {
     fs::write(dir.join("haproxy.cfg"), config).expect("written");
     let mut command = Command::new("haproxy");
     command.arg("-db").arg("-q").arg("-f").arg(dir.join("haproxy.cfg"));
-    (start(command, dir, port).await, local(port))
-}
-
-async fn start(mut command: Command, dir: PathBuf, port: u16) -> Peer {
-    let log = fs::File::create(dir.join("log")).expect("made");
-    let name = command.get_program().to_string_lossy().into_owned();
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-    let child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
-    let mut peer = Peer { child, dir };
-    eventually(&name, async || {
-        if let Some(status) = peer.child.try_wait().expect("waited") {
-            let log = fs::read_to_string(peer.dir.join("log")).unwrap_or_default();
-            panic!("{name} ended with {status}: {log}");
-        }
-        TcpStream::connect(local(port)).ok()
-    })
-    .await;
-    peer
+    Peer::start(command, dir, port).await
 }
 
 fn local(port: u16) -> SocketAddr {

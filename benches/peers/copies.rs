@@ -1,57 +1,88 @@
 //! COPY out of the database and into it.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use crate::Plan;
-use crate::contenders::Contenders;
+use crate::contenders::{Contender, Contenders};
 use crate::ground::{Ground, said};
 use crate::report::{Goal, Report};
 use crate::rounds::{Score, play};
+use crate::support::proxy::folder;
 
 const GB: f64 = 1e9;
 const ROW: usize = 1000;
 
 pub(crate) fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: &mut Report) {
-    let rows = plan.seconds as usize * 250_000;
-    let bytes = (rows * (ROW + 1)) as f64;
-    report.heading(&format!("COPY out, {:.2} GB in rows of {ROW} bytes, in clear", bytes / GB));
-    let sql = format!("COPY (SELECT repeat('x', {ROW}) FROM generate_series(1, {rows})) TO STDOUT");
-    let out = measure(plan, ground, contenders, bytes, |psql| {
-        psql.args(["--output", "/dev/null", "--command", &sql]);
-    });
-    report.table(&out, "MB/s", (GB, "CPU s / GB"));
+    let out = out(plan, ground, &contenders.plain(), report);
     let [direct, _, _, pgsilo] = &out[..] else { panic!("four") };
     report.goal("copy_out_vs_direct", pgsilo.ratio(direct), Goal::AtLeast(1.2));
     report.goal("copy_out_cpu_s_per_gb", pgsilo.cost() * GB, Goal::AtMost(0.6));
 
-    report.heading(&format!("COPY in, {:.2} GB in rows of {ROW} bytes, in clear", bytes / GB));
-    let file = contenders.proxy().dir().join("rows");
-    write_rows(&file, rows);
-    // Nothing is kept, so that no round is slower than the one before.
-    let sql = "BEGIN; TRUNCATE copied; COPY copied FROM STDIN WITH (FREEZE); ROLLBACK";
-    let into = measure(plan, ground, contenders, bytes, |psql| {
-        psql.args(["--set", "ON_ERROR_STOP=1", "--command", sql]);
-        psql.stdin(File::open(&file).expect("opened"));
-    });
-    report.table(&into, "MB/s", (GB, "CPU s / GB"));
+    let into = into(plan, ground, &contenders.plain(), report);
     let [direct, _, _, pgsilo] = &into[..] else { panic!("four") };
     report.goal("copy_in_vs_direct", pgsilo.ratio(direct), Goal::AtLeast(0.97));
     report.goal("copy_in_cpu_s_per_gb", pgsilo.cost() * GB, Goal::AtMost(0.5));
+}
+
+pub(crate) fn out(
+    plan: Plan,
+    ground: &Ground,
+    contenders: &[Contender],
+    report: &mut Report,
+) -> Vec<Score> {
+    let rows = rows(plan);
+    report
+        .heading(&format!("COPY out, {:.2} GB in rows of {ROW} bytes, in clear", bytes(rows) / GB));
+    let sql = format!("COPY (SELECT repeat('x', {ROW}) FROM generate_series(1, {rows})) TO STDOUT");
+    measure(plan, ground, contenders, report, |psql| {
+        psql.args(["--output", "/dev/null", "--command", &sql]);
+    })
+}
+
+pub(crate) fn into(
+    plan: Plan,
+    ground: &Ground,
+    contenders: &[Contender],
+    report: &mut Report,
+) -> Vec<Score> {
+    let rows = rows(plan);
+    report
+        .heading(&format!("COPY in, {:.2} GB in rows of {ROW} bytes, in clear", bytes(rows) / GB));
+    let dir = folder();
+    let file = dir.join("rows");
+    write_rows(&file, rows);
+    // Nothing is kept, so that no round is slower than the one before.
+    let sql = "BEGIN; TRUNCATE copied; COPY copied FROM STDIN WITH (FREEZE); ROLLBACK";
+    let scores = measure(plan, ground, contenders, report, |psql| {
+        psql.args(["--set", "ON_ERROR_STOP=1", "--command", sql]);
+        psql.stdin(File::open(&file).expect("opened"));
+    });
+    fs::remove_dir_all(dir).expect("removed");
+    scores
+}
+
+fn rows(plan: Plan) -> usize {
+    plan.seconds as usize * 250_000
+}
+
+fn bytes(rows: usize) -> f64 {
+    (rows * (ROW + 1)) as f64
 }
 
 /// Has each contender's psql move those bytes.
 fn measure(
     plan: Plan,
     ground: &Ground,
-    contenders: &Contenders,
-    bytes: f64,
+    contenders: &[Contender],
+    report: &mut Report,
     asks: impl Fn(&mut Command),
 ) -> Vec<Score> {
-    play(plan.rounds, &contenders.plain(), |contender| {
+    let bytes = bytes(rows(plan));
+    let scores = play(plan.rounds, contenders, |contender| {
         let mut psql = ground.program("psql");
         contender.told(&mut psql, ground);
         psql.args(["--no-psqlrc", "--quiet"]);
@@ -59,7 +90,9 @@ fn measure(
         let began = Instant::now();
         said(&mut psql);
         (bytes / 1e6 / began.elapsed().as_secs_f64(), bytes)
-    })
+    });
+    report.table(&scores, "MB/s", (GB, "CPU s / GB"));
+    scores
 }
 
 fn write_rows(file: &Path, rows: usize) {

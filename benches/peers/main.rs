@@ -22,6 +22,7 @@ mod ground;
 mod idle;
 mod machine;
 mod queries;
+mod relays;
 mod report;
 mod rounds;
 mod scale;
@@ -90,11 +91,18 @@ fn main() {
         if wants("scale") {
             scale::run(plan, &ground, &mut report).await;
         }
-        report.goals_in_lines();
-        // A part of it is for whoever works on that part.
-        if only.is_empty() {
-            let name = if quick { "bench-quick" } else { "bench" };
-            report.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/runs"), name);
+        // For whoever works on the relay.
+        if !only.is_empty() && wants("relays") {
+            relays::run(plan, &ground, &contenders, &mut report).await;
         }
+        report.goals_in_lines();
+        // A part of the benchmark is for whoever works on that part.
+        let name = match only.as_str() {
+            "" => "bench",
+            "relays" => "relays",
+            _ => return,
+        };
+        let name = if quick { format!("{name}-quick") } else { name.to_owned() };
+        report.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/runs"), &name);
     });
 }

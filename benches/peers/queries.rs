@@ -11,9 +11,7 @@ const QUERIES: f64 = 100_000.0;
 
 pub(crate) fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: &mut Report) {
     for clients in [1, 8, 32] {
-        report.heading(&format!("pgbench -S -M prepared, {clients} clients, in clear"));
-        let scores = measure(plan, ground, &contenders.plain(), clients);
-        report.table(&scores, "queries/s", (QUERIES, "CPU s / 100k"));
+        let scores = tell(plan, ground, &contenders.plain(), clients, report);
         let [direct, haproxy, _pgbouncer, pgsilo] = &scores[..] else { panic!("four") };
         let (ratio, haproxys) = (pgsilo.ratio(direct), haproxy.ratio(direct));
         match clients {
@@ -43,6 +41,20 @@ pub(crate) fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: 
     report.table(&scores, "queries/s", (QUERIES, "CPU s / 100k"));
     let [direct, _pgbouncer, pgsilo] = &scores[..] else { panic!("three") };
     report.goal("tls_c8_vs_direct_tls", pgsilo.ratio(direct), Goal::AtLeast(0.60));
+}
+
+/// In clear.
+pub(crate) fn tell(
+    plan: Plan,
+    ground: &Ground,
+    contenders: &[Contender],
+    clients: usize,
+    report: &mut Report,
+) -> Vec<Score> {
+    report.heading(&format!("pgbench -S -M prepared, {clients} clients, in clear"));
+    let scores = measure(plan, ground, contenders, clients);
+    report.table(&scores, "queries/s", (QUERIES, "CPU s / 100k"));
+    scores
 }
 
 fn measure(plan: Plan, ground: &Ground, contenders: &[Contender], clients: usize) -> Vec<Score> {

@@ -1,0 +1,39 @@
+//! pgsilo's relay beside bare ones, which do nothing but move bytes: through one buffer of a thread, by
+//! splice(2), by io_uring. Not for goals: to know what the way of moving costs.
+
+use std::process::Command;
+
+use crate::Plan;
+use crate::contenders::{Contender, Contenders, Peer, processors};
+use crate::ground::{Ground, variable};
+use crate::report::Report;
+use crate::support::bao::free_port;
+use crate::support::proxy::folder;
+use crate::{copies, queries};
+
+/// What benches/relays knows, and what it is called here.
+const KINDS: [(&str, &str); 3] =
+    [("scratch", "bare buffer"), ("splice", "bare splice"), ("uring", "bare uring")];
+
+pub(crate) async fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: &mut Report) {
+    let mut all = vec![contenders.direct, contenders.haproxy, contenders.pgsilo];
+    let mut running = Vec::new();
+    for (kind, name) in KINDS {
+        let (contender, peer) = start(kind, name, ground).await;
+        all.push(contender);
+        running.push(peer);
+    }
+    for clients in [1, 8, 32] {
+        queries::tell(plan, ground, &all, clients, report);
+    }
+    copies::out(plan, ground, &all, report);
+    copies::into(plan, ground, &all, report);
+}
+
+async fn start(kind: &str, name: &'static str, ground: &Ground) -> (Contender, Peer) {
+    let port = free_port();
+    let mut command = Command::new(variable("PGSILO_RELAYS"));
+    command.args([kind, &port.to_string(), &ground.port().to_string(), &processors().to_string()]);
+    let peer = Peer::start(command, folder(), port).await;
+    (peer.contender(name, false), peer)
+}
