@@ -113,6 +113,9 @@ impl Trail {
 
 /// What a client sent, for an event: escaped, so that it cannot pass for something else.
 pub(crate) fn name(bytes: &[u8]) -> Arc<str> {
+    if bytes.is_empty() {
+        return Arc::default();
+    }
     let text = String::from_utf8_lossy(bytes);
     text.chars().take(MAX_NAME).flat_map(char::escape_debug).collect::<String>().into()
 }

@@ -123,9 +123,27 @@ pub struct Placement {
     pub tls: PlacementTls,
     /// What the database may ask for besides SCRAM.
     pub auth: AuthMethods,
+    /// All of it that a log tells, once for all who tell it.
+    name: Arc<str>,
 }
 
 impl Placement {
+    fn new(
+        host: Host,
+        dbname: String,
+        region: Option<String>,
+        tls: PlacementTls,
+        auth: AuthMethods,
+    ) -> Placement {
+        let name = format!("{host}/{dbname}").into();
+        Placement { host, dbname, region, tls, auth, name }
+    }
+
+    /// The server and the database, for logs: `db:5432/tenant_acme`.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
     /// Whether both name the same database on the same server.
     pub fn is_same_database(&self, other: &Placement) -> bool {
         self.host == other.host && self.dbname == other.dbname
@@ -134,7 +152,7 @@ impl Placement {
 
 impl fmt::Display for Placement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.host, self.dbname)
+        f.write_str(&self.name)
     }
 }
 

@@ -175,23 +175,9 @@ impl<'c> Relay<'c> {
         }
     }
 
-    /// Relays until the session has ended and its client has been told, because either side has
-    /// ended or an order came; without an `idle_timeout` it may be idle for ever.
-    pub(crate) async fn run(
-        &mut self,
-        orders: &impl Orders,
-        idle_timeout: Option<Duration>,
-        session: impl std::fmt::Display,
-    ) -> Ending {
-        let ending = self.relay(orders, idle_timeout).await;
-        // What comes once in a session is boxed here and below: what a session that is idle holds is
-        // as large as the largest that it may become.
-        Box::pin(self.end(ending, session)).await;
-        ending
-    }
-
-    /// Tells the client and lets the database go.
-    async fn end(&mut self, ending: Ending, session: impl std::fmt::Display) {
+    /// Tells the client how it ended, and lets the database go. What comes once in a session is boxed,
+    /// here and below: what an idle one holds is as large as the largest that it may become.
+    pub(crate) async fn end(&mut self, ending: Ending, session: impl std::fmt::Display) {
         let message = ending.message(session).filter(|_| self.can_tell()).unwrap_or_default();
         let Relay { frontend, backend, up, talk, left_whole, .. } = self;
         let tell = async {
@@ -211,53 +197,64 @@ impl<'c> Relay<'c> {
         tokio::join!(tell, let_go);
     }
 
-    async fn relay(&mut self, orders: &impl Orders, idle_timeout: Option<Duration>) -> Ending {
-        let mut order = std::pin::pin!(orders.sooner(None));
-        let mut ordered: Option<Order> = None;
-        let mut late: Option<Pin<Box<_>>> = None;
-        let mut idle = idle_timeout.map(|timeout| Box::pin(sleep(timeout)));
-        loop {
-            let event = tokio::select! {
-                biased;
-                event = poll_fn(|cx| self.poll(cx, ordered.is_some())) => event,
-                order = &mut order => Event::Order(order),
-                () = set(&mut late) => Event::Late,
-                () = set(&mut idle) => Event::IdleCheck,
-            };
-            match (event, ordered) {
-                (Event::Order(newer), _) => {
-                    ordered = Some(newer);
-                    late = Some(Box::pin(newer.by.arrives()));
-                    order.set(orders.sooner(ordered));
-                }
-                (Event::FrontendEnded, _) if self.may_half_close() => self.half_close(),
-                (Event::FrontendEnded, _) => return Box::pin(self.frontend_ended()).await,
-                (Event::BackendEnded, _) => return self.backend_ended(),
-                (Event::Parted, _) => {
-                    self.left_whole = self.can_tell() && self.up.is_empty();
-                    return Ending::ClientLeft;
-                }
-                (Event::Quiet, Some(order)) => {
-                    Box::pin(self.pause_behind_an_answer()).await;
-                    return order.ending;
-                }
-                (Event::Late, Some(order)) => {
-                    Box::pin(self.interrupt()).await;
-                    Box::pin(self.pause_behind_an_answer()).await;
-                    return order.ending;
-                }
-                (Event::IdleCheck, _) => {
-                    let (Some(timeout), Some(timer)) = (idle_timeout, &mut idle) else { continue };
-                    match self.last_bytes.elapsed() >= timeout {
-                        true if self.talk.is_busy() || !self.can_tell() => {
-                            self.last_bytes = Instant::now();
-                        }
-                        true => return Ending::IdleTimeout,
-                        false => {}
+    /// Relays until either side has ended or an order came; without an `idle_timeout` it may be idle for
+    /// ever.
+    #[expect(clippy::manual_async_fn, reason = "an async fn holds its arguments twice")]
+    pub(crate) fn run(
+        &mut self,
+        orders: &impl Orders,
+        idle_timeout: Option<Duration>,
+    ) -> impl Future<Output = Ending> {
+        async move {
+            let mut order = std::pin::pin!(orders.sooner(None));
+            let mut ordered: Option<Order> = None;
+            let mut late: Option<Pin<Box<_>>> = None;
+            let mut idle = idle_timeout.map(|timeout| Box::pin(sleep(timeout)));
+            loop {
+                let event = tokio::select! {
+                    biased;
+                    event = poll_fn(|cx| self.poll(cx, ordered.is_some())) => event,
+                    order = &mut order => Event::Order(order),
+                    () = set(&mut late) => Event::Late,
+                    () = set(&mut idle) => Event::IdleCheck,
+                };
+                match (event, ordered) {
+                    (Event::Order(newer), _) => {
+                        ordered = Some(newer);
+                        late = Some(Box::pin(newer.by.arrives()));
+                        order.set(orders.sooner(ordered));
                     }
-                    timer.as_mut().reset(self.last_bytes + timeout);
+                    (Event::FrontendEnded, _) if self.may_half_close() => self.half_close(),
+                    (Event::FrontendEnded, _) => return Box::pin(self.frontend_ended()).await,
+                    (Event::BackendEnded, _) => return self.backend_ended(),
+                    (Event::Parted, _) => {
+                        self.left_whole = self.can_tell() && self.up.is_empty();
+                        return Ending::ClientLeft;
+                    }
+                    (Event::Quiet, Some(order)) => {
+                        Box::pin(self.pause_behind_an_answer()).await;
+                        return order.ending;
+                    }
+                    (Event::Late, Some(order)) => {
+                        Box::pin(self.interrupt()).await;
+                        Box::pin(self.pause_behind_an_answer()).await;
+                        return order.ending;
+                    }
+                    (Event::IdleCheck, _) => {
+                        let (Some(timeout), Some(timer)) = (idle_timeout, &mut idle) else {
+                            continue;
+                        };
+                        match self.last_bytes.elapsed() >= timeout {
+                            true if self.talk.is_busy() || !self.can_tell() => {
+                                self.last_bytes = Instant::now();
+                            }
+                            true => return Ending::IdleTimeout,
+                            false => {}
+                        }
+                        timer.as_mut().reset(self.last_bytes + timeout);
+                    }
+                    (Event::Quiet | Event::Late, None) => {}
                 }
-                (Event::Quiet | Event::Late, None) => {}
             }
         }
     }
@@ -536,9 +533,9 @@ impl Talk {
 }
 
 /// Waits for that, for ever if there is none.
-async fn set<F: Future<Output = ()> + Unpin>(future: &mut Option<F>) {
-    match future {
-        Some(future) => future.await,
-        None => std::future::pending().await,
-    }
+fn set<F: Future<Output = ()> + Unpin>(future: &mut Option<F>) -> impl Future<Output = ()> {
+    poll_fn(|cx| match future {
+        Some(future) => Pin::new(future).poll(cx),
+        None => Poll::Pending,
+    })
 }

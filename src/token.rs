@@ -209,7 +209,7 @@ impl From<TokenError> for Rejected {
 #[derive(Debug)]
 pub struct Issuer {
     /// Must equal `iss`.
-    pub issuer: String,
+    pub issuer: Arc<str>,
     /// One of them must be in `aud`.
     pub audience: Vec<String>,
     /// The algorithms in use; a key's own are narrowed to these.
@@ -267,14 +267,14 @@ pub enum IssuerFault {
 /// Verifies tokens; shared by every session. Only the issuers' keys change.
 #[derive(Debug)]
 pub struct Verifier {
-    issuers: HashMap<String, Issuer>,
+    issuers: HashMap<Arc<str>, Issuer>,
 }
 
 impl Verifier {
     /// Checks the issuers against each other and narrows every key's algorithms to what
     /// its issuer allows.
     pub fn new(issuers: Vec<Issuer>) -> Result<Verifier, IssuerError> {
-        let mut known: HashMap<String, Issuer> = HashMap::with_capacity(issuers.len());
+        let mut known: HashMap<Arc<str>, Issuer> = HashMap::with_capacity(issuers.len());
         for (index, mut issuer) in issuers.into_iter().enumerate() {
             issuer.settle().map_err(|fault| IssuerError { issuer: index, fault })?;
             if known.contains_key(&issuer.issuer) {
@@ -339,9 +339,7 @@ impl Verifier {
 
     /// For each issuer whose keys may change, how long they have not been known to be its own.
     pub(crate) fn ages(&self) -> impl Iterator<Item = (&str, Duration)> {
-        self.issuers
-            .values()
-            .filter_map(|issuer| Some((issuer.issuer.as_str(), issuer.keys.age()?)))
+        self.issuers.values().filter_map(|issuer| Some((&*issuer.issuer, issuer.keys.age()?)))
     }
 
     /// The one way from a token to claims. `now` is the only clock for what the token says.

@@ -255,7 +255,7 @@ impl Reading<'_> {
                 server_name: None,
             }))?,
         };
-        Ok(Placement { host, dbname: raw.dbname, region: raw.region, tls, auth })
+        Ok(Placement::new(host, raw.dbname, raw.region, tls, auth))
     }
 
     fn tls(&mut self, raw: RawTls) -> Result<PlacementTls, Wrong> {

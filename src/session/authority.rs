@@ -40,24 +40,27 @@ pub(super) struct Authority<'s> {
 
 impl Orders for Authority<'_> {
     /// Resolves when the session must end sooner than `than`.
-    async fn sooner(&self, than: Option<Order>) -> Order {
-        loop {
-            // Made first: what changes behind this line is not missed.
-            let changed = self.proxy.changed();
-            let (lease, login) = self.lease.changed();
-            let wake = {
-                let (end, again) = self.lease.tend();
-                self.tell_of_renewals(&end);
-                match self.next(&end, than) {
-                    Next::Order(order) => return order,
-                    Next::Look(wake) => again.map_or(wake, |again| again.min(wake)),
+    #[expect(clippy::manual_async_fn, reason = "an async fn holds its arguments twice")]
+    fn sooner(&self, than: Option<Order>) -> impl Future<Output = Order> {
+        async move {
+            loop {
+                // Made first: what changes behind this line is not missed.
+                let changed = self.proxy.changed();
+                let (lease, login) = self.lease.changed();
+                let wake = {
+                    let (end, again) = self.lease.tend();
+                    self.tell_of_renewals(&end);
+                    match self.next(&end, than) {
+                        Next::Order(order) => return order,
+                        Next::Look(wake) => again.map_or(wake, |again| again.min(wake)),
+                    }
+                };
+                tokio::select! {
+                    () = changed => {}
+                    () = lease => {}
+                    () = login => {}
+                    () = sleep(wake.remaining()) => {}
                 }
-            };
-            tokio::select! {
-                () = changed => {}
-                () = lease => {}
-                () = login => {}
-                () = sleep(wake.remaining()) => {}
             }
         }
     }

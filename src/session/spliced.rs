@@ -54,7 +54,8 @@ impl<'c> Spliced<'c> {
             trail,
             told: AtomicU32::new(0),
         };
-        let ending = relay.run(&authority, proxy.limits().idle_timeout, trail.session).await;
+        let ending = relay.run(&authority, proxy.limits().idle_timeout).await;
+        Box::pin(relay.end(ending, trail.session)).await;
         drop(active);
         metrics::counter!("pgsilo_endings_total", "ending" => ending.label()).increment(1);
         audit::ended(trail, ending, began.elapsed().as_secs_f64());

@@ -75,7 +75,7 @@ pub(super) fn judge(
     };
     let tenants = tenants(issuer.tenant_claim.find(payload).ok_or(TokenError::TenantAbsent)?)?;
     Ok(Claims {
-        issuer: issuer.issuer.as_str().into(),
+        issuer: Arc::clone(&issuer.issuer),
         subject: subject.into(),
         token_id: token_id.map(Arc::from),
         tenants: tenants.into(),

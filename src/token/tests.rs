@@ -281,7 +281,7 @@ fn issuers_must_make_sense() {
         assert_eq!(error.issuer, 1);
         error.fault
     };
-    assert_eq!(fault(|i| i.issuer.clear()), IssuerFault::Unnamed);
+    assert_eq!(fault(|i| i.issuer = "".into()), IssuerFault::Unnamed);
     assert_eq!(fault(|i| i.issuer = "https://other.example".into()), IssuerFault::Duplicate);
     assert_eq!(fault(|i| i.audience.clear()), IssuerFault::NoAudience);
     assert_eq!(fault(|i| i.audience.push(String::new())), IssuerFault::NoAudience);

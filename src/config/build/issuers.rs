@@ -64,7 +64,7 @@ impl Build<'_> {
                     format_args!("{:?} is not one: {error}", raw.default_access),
                 )
             })?,
-            issuer: raw.issuer,
+            issuer: raw.issuer.into(),
             audience: raw.audience,
             algorithms,
             keys,
