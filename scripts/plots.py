@@ -42,8 +42,19 @@ def rows(lines, column):
     return found
 
 
-def chart(title, unit, groups, names):
-    """A bar chart: groups is [(label, {name: figure})]."""
+def points(lines):
+    """name -> [(the first figure, the last one)], of all lines that are a contender's."""
+    found = {}
+    for line in lines:
+        name = next((n for n in COLOURS if line.startswith(n + " ")), None)
+        figures = re.findall(r"\d+(?:\.\d+)?", line[len(name):]) if name else []
+        if figures:
+            found.setdefault(name, []).append((float(figures[0]), float(figures[-1])))
+    return found
+
+
+def drawing(kind, title, unit, names, **more):
+    """An empty chart of a kind."""
     style = Style(
         background="white",
         plot_background="white",
@@ -55,23 +66,37 @@ def chart(title, unit, groups, names):
         legend_font_size=13,
         value_font_size=12,
     )
-    bars = pygal.Bar(
+    return kind(
         style=style,
         width=720,
         height=380,
         legend_at_bottom=True,
         truncate_legend=-1,
         legend_at_bottom_columns=len(names),
-        print_values=True,
         js=[],
         value_formatter=lambda value: f"{value:.2f}" if value < 10 else f"{value:.0f}",
         title=f"{title} ({unit})",
         disable_xml_declaration=True,
+        **more,
     )
+
+
+def chart(title, unit, groups, names):
+    """Bars: groups is [(label, {name: figure})]."""
+    bars = drawing(pygal.Bar, title, unit, names, print_values=True)
     bars.x_labels = [label for label, _ in groups]
     for name in names:
         bars.add(name, [figures.get(name) for _, figures in groups])
     return bars.render(is_unicode=True)
+
+
+def course(title, unit, x_title, lines):
+    """Lines: name -> [(x, y)]."""
+    names = list(lines)
+    xy = drawing(pygal.XY, title, unit, names, x_title=x_title, range=(0, None), include_x_axis=True)
+    for name in names:
+        xy.add(name, lines[name])
+    return xy.render(is_unicode=True)
 
 
 def main():
@@ -110,6 +135,8 @@ def main():
         "logins": chart("A login, median", "ms", logins, everyone),
         "churn": chart("Logins of four clients that connect for each query", "a second", churn, everyone),
         "idle": chart("An idle session", "KiB", idle, peers),
+        "scale": course("99 of 100 queries among idle sessions take at most", "us", "idle sessions",
+                        points(part("idle sessions with a stand-in"))),
     }.items():
         # Some random names that would make each drawing differ from the last.
         svg = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", name, svg)

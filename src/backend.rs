@@ -40,7 +40,7 @@ pub(crate) struct Connection {
     route: Arc<Route>,
     /// What the database has sent and nobody has read: several messages come at once.
     unread: BytesMut,
-    /// Bytes of messages that the database has sent during its login.
+    /// Bytes of messages that the database has sent so far, to us.
     heard: usize,
 }
 
@@ -168,10 +168,12 @@ impl Connection {
         Connection { stream, route: Arc::clone(route), unread: BytesMut::new(), heard: 0 }
     }
 
-    /// Behind an answer that was the last: see [`Connection::ask`].
-    fn into_stream(self) -> Stream {
-        debug_assert!(self.unread.is_empty(), "the session would miss it");
-        self.stream
+    /// For a session, which would miss what was read ahead: [`Connection::ask`] leaves nothing.
+    fn into_stream(self) -> Result<Stream, BackendError> {
+        match self.unread.is_empty() {
+            true => Ok(self.stream),
+            false => Err(BackendError::Protocol("more than an answer")),
+        }
     }
 
     /// The hash that binds SCRAM to this TLS connection (RFC 5929), where there is one.

@@ -4,7 +4,7 @@
 //! nobody waits, the next connection of a route that sessions come for is made: with a lease as a session's
 //! own would be, by the same dial and the same login, its seal checked, never used by anyone. Whoever
 //! comes next on an equal [`Route`] (the same tenant at the same place, the same access, the same
-//! settings byte for byte) takes it, checks its seal again, and cannot tell the difference.
+//! settings byte for byte) takes it, its seal read again if that was long ago, and cannot tell the difference.
 //!
 //! Where the operator says so (`backend.reuse`), a connection that a session has left takes the place
 //! of one made ahead: reset, checked, and with the lease that it was made with.
@@ -274,7 +274,7 @@ impl Pool {
             return false;
         };
         shelf.ready.push(ready);
-        if shelves.is_due_sooner(until) {
+        if shelves.put_forward(until) {
             self.due.notify_one();
         }
         true

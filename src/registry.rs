@@ -74,6 +74,8 @@ pub struct Tenant {
     id: TenantId,
     state: State,
     placement: Placement,
+    /// The placement as logs tell it, once for all who do.
+    place: Arc<str>,
     lease: LeaseRoles,
 }
 
@@ -91,6 +93,11 @@ impl Tenant {
     /// Where its database is.
     pub fn placement(&self) -> &Placement {
         &self.placement
+    }
+
+    /// The same, for logs: `db:5432/tenant_acme`.
+    pub(crate) fn place(&self) -> &Arc<str> {
+        &self.place
     }
 
     /// What to lease for it.
@@ -123,27 +130,9 @@ pub struct Placement {
     pub tls: PlacementTls,
     /// What the database may ask for besides SCRAM.
     pub auth: AuthMethods,
-    /// All of it that a log tells, once for all who tell it.
-    name: Arc<str>,
 }
 
 impl Placement {
-    fn new(
-        host: Host,
-        dbname: String,
-        region: Option<String>,
-        tls: PlacementTls,
-        auth: AuthMethods,
-    ) -> Placement {
-        let name = format!("{host}/{dbname}").into();
-        Placement { host, dbname, region, tls, auth, name }
-    }
-
-    /// The server and the database, for logs: `db:5432/tenant_acme`.
-    pub fn name(&self) -> &Arc<str> {
-        &self.name
-    }
-
     /// Whether both name the same database on the same server.
     pub fn is_same_database(&self, other: &Placement) -> bool {
         self.host == other.host && self.dbname == other.dbname
@@ -152,7 +141,7 @@ impl Placement {
 
 impl fmt::Display for Placement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
+        write!(f, "{}/{}", self.host, self.dbname)
     }
 }
 

@@ -108,14 +108,15 @@ pub(crate) enum Parked {
 }
 
 impl Parked {
-    /// Whether it is open and nothing has come on it, as far as this machine knows.
+    /// Whether it is open and nothing has come on it that nobody has read, as far as this machine knows.
     pub(crate) fn is_silent(&self) -> bool {
         let socket = match self {
             Parked::Tcp(tcp) => SockRef::from(tcp),
             Parked::Unix(unix) => SockRef::from(unix),
-            Parked::Backend(tls) => match &tls.get_ref().0 {
-                Socket::Parked(tcp) => SockRef::from(tcp),
-                Socket::Here(_) | Socket::Lost => return false,
+            Parked::Backend(tls) => match tls.get_ref() {
+                // With something left inside, or told of an end, TLS wants to read no more.
+                (Socket::Parked(tcp), tls) if tls.wants_read() => SockRef::from(tcp),
+                _ => return false,
             },
         };
         let peeked = socket.peek(&mut [MaybeUninit::uninit(); 1]);

@@ -4,9 +4,9 @@ use crate::contenders::Contender;
 use crate::machine::{self, Use};
 
 /// The share of the processors that others may have had in a turn that counts.
-const NOISE: f64 = 0.10;
+pub(crate) const NOISE: f64 = 0.10;
 /// How often a turn is taken at most, for the quietest one to count.
-const TRIES: usize = 3;
+pub(crate) const TRIES: usize = 3;
 
 /// One turn of one contender.
 #[derive(Debug, Clone, Copy)]

@@ -11,9 +11,9 @@ use crate::client::enter;
 use crate::contenders::{Contender, Contenders, Many};
 use crate::ground::Ground;
 use crate::idle::settled;
-use crate::machine::cpu_seconds;
+use crate::machine::{Use, cpu_seconds};
 use crate::report::{Goal, Report};
-use crate::rounds::quantile;
+use crate::rounds::{NOISE, TRIES, quantile};
 use crate::support::raw::Raw;
 
 /// Clients that log in at once.
@@ -97,9 +97,9 @@ async fn fill(
     report: &mut Report,
 ) -> Vec<Look> {
     let pid = contender.pid.expect("a process of its own");
+    let (p50, p99) = work(plan, ground, contender).await;
     let mut sessions = open(contender, ground, WARM_UP).await;
     let warm_up = sessions.len();
-    let (p50, p99) = work(plan, ground, contender).await;
     let kib = settled(pid).await;
     let alone = Look { sessions: 0, kib, login_ms: 0.0, p99 };
     report.line(&format!(
@@ -135,14 +135,25 @@ async fn open(contender: &Contender, ground: &Ground, count: usize) -> Vec<Raw> 
 }
 
 /// A session that asks one small question after the other: the middle and the slowest hundredth of
-/// its times, in microseconds.
+/// its times, in microseconds. Asked again when others had the processors.
 async fn work(plan: Plan, ground: &Ground, contender: &Contender) -> (f64, f64) {
     let mut client = enter(contender, ground, &contender.password(ground)).await;
-    let mut times = Vec::new();
-    for _ in 0..QUERIES * plan.seconds as usize {
-        let began = Instant::now();
-        client.ask("SELECT '1'").await;
-        times.push(began.elapsed().as_secs_f64() * 1e6);
+    let (mut quietest, mut best) = (f64::INFINITY, (f64::NAN, f64::NAN));
+    for _ in 0..TRIES {
+        let (turn, mut times) = (Use::now(), Vec::new());
+        for _ in 0..QUERIES * plan.seconds as usize {
+            let began = Instant::now();
+            client.ask("SELECT '1'").await;
+            times.push(began.elapsed().as_secs_f64() * 1e6);
+        }
+        let noise = Use::taken_by_others(turn);
+        if noise < quietest {
+            quietest = noise;
+            best = (quantile(times.iter().copied(), 0.5), quantile(times.iter().copied(), 0.99));
+        }
+        if noise <= NOISE {
+            break;
+        }
     }
-    (quantile(times.iter().copied(), 0.5), quantile(times.iter().copied(), 0.99))
+    best
 }

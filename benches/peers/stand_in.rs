@@ -46,7 +46,7 @@ async fn serve_database(tcp: &mut TcpStream) -> std::io::Result<()> {
 fn answer(query: &[u8]) -> String {
     let sql = String::from_utf8_lossy(query);
     match sql.contains("pg_db_role_setting") {
-        true => format!("{}pgsilo.tenant=acme", sql.split('\'').nth(1).unwrap_or_default()),
+        true => format!("{}acme", sql.split('\'').nth(1).unwrap_or_default()),
         false => "1".to_owned(),
     }
 }

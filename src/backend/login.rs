@@ -28,28 +28,27 @@ use crate::wire::startup::{self, StartupError};
 
 /// The longest message that a database may send before its first ReadyForQuery, in bytes.
 const MAX_MESSAGE: usize = 64 * 1024;
-/// The most that all of its messages may come to before then, in bytes.
+/// The most that all of its messages may come to before then, or until a question of ours is answered,
+/// in bytes.
 const MAX_LOGIN: usize = 256 * 1024;
 /// PostgreSQL's default is 4096; the count is the server's to choose and ours to pay for.
 const MAX_SCRAM_ITERATIONS: u32 = 100_000;
 
 /// A message's tag and length.
 const HEADER: usize = 5;
-/// What a database may send at once, in bytes: the answer to a login, or to a question.
+/// Room that is made before a read, in bytes: for the answer to a login, or to a question.
 const READ_AT_ONCE: usize = 4096;
-/// What the seal is, among the settings of a database.
-const SEAL: &str = "pgsilo.tenant=";
-
-/// The settings of the database itself, from the catalog: a SHOW would tell what the client's own
-/// `options` say. The client's search_path is in force, so every name is qualified. Filtered in SQL, it
-/// would take the database twice as long.
-pub(super) fn settings_of_database(nonce: &str) -> String {
+/// Asks for the seal, from the catalog: a SHOW would tell what the client's own `options` say. The
+/// client's search_path is in force, so every name is qualified; and its encoding, so that no other
+/// setting is read, which might not be sayable in it.
+pub(super) fn seal_query(nonce: &str) -> String {
     format!(
-        "SELECT '{nonce}' OPERATOR(pg_catalog.||) pg_catalog.unnest(setconfig) \
-         FROM pg_catalog.pg_db_role_setting \
+        "SELECT '{nonce}' OPERATOR(pg_catalog.||) pg_catalog.substr(setting, 15) \
+         FROM pg_catalog.unnest((SELECT setconfig FROM pg_catalog.pg_db_role_setting \
          WHERE setrole OPERATOR(pg_catalog.=) '0'::pg_catalog.oid \
          AND setdatabase OPERATOR(pg_catalog.=) (SELECT oid FROM pg_catalog.pg_database \
-         WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database())"
+         WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()))) AS setting \
+         WHERE pg_catalog.starts_with(setting, 'pgsilo.tenant=')"
     )
 }
 
@@ -67,7 +66,7 @@ pub(crate) struct Attachment {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Past {
     pub(crate) made: BootTime,
-    /// When its database last said whose it is.
+    /// When its database was last asked whose it is, and said so.
     pub(crate) sealed: BootTime,
     /// How many sessions have had it before.
     pub(crate) sessions: u32,
@@ -118,9 +117,9 @@ impl Parked {
         let stream = stream.resume()?;
         let mut connection = Connection::new(stream, route);
         // What a reload has changed meanwhile is told here as well, and becomes part of the greeting.
-        connection.check_seal(route.tenant().id(), &mut greeting).await?;
         past.sealed = BootTime::now();
-        Ok(Attachment { stream: connection.into_stream(), process, greeting, past })
+        connection.check_seal(route.tenant().id(), &mut greeting).await?;
+        Ok(Attachment { stream: connection.into_stream()?, process, greeting, past })
     }
 }
 
@@ -171,10 +170,10 @@ impl Connection {
         self.send(&packet).await?;
         self.authenticate(credential, &tenant).await?;
         let (process, mut greeting) = self.read_greeting().await?;
-        self.check_seal(tenant.id(), &mut greeting).await?;
         let now = BootTime::now();
+        self.check_seal(tenant.id(), &mut greeting).await?;
         let past = Past { made: now, sealed: now, sessions: 0 };
-        Ok(Attachment { stream: self.into_stream(), process, greeting, past })
+        Ok(Attachment { stream: self.into_stream()?, process, greeting, past })
     }
 
     async fn authenticate(
@@ -279,9 +278,14 @@ impl Connection {
         tenant: &TenantId,
         greeting: &mut Vec<u8>,
     ) -> Result<(), BackendError> {
-        let aside = |tag, body: &[u8]| message::raw(greeting, tag, body);
-        let settings = self.ask(&[], settings_of_database, aside).await?;
-        is_sealed_for(tenant, &settings)
+        let mut news = Vec::new();
+        let aside = |tag, body: &[u8]| message::raw(&mut news, tag, body);
+        let seals = self.ask(&[], seal_query, aside).await?;
+        is_sealed_for(tenant, &seals)?;
+        if !news.is_empty() {
+            *greeting = told_anew(greeting, &news);
+        }
+        Ok(())
     }
 
     /// Runs statements and a question behind them, each on its own but all sent at once; the rows of
@@ -295,7 +299,7 @@ impl Connection {
         statements: &[&str],
         question: impl FnOnce(&str) -> String,
         mut aside: impl FnMut(u8, &[u8]),
-    ) -> Result<Vec<String>, BackendError> {
+    ) -> Result<Vec<Vec<u8>>, BackendError> {
         let mut nonce = [0; 16];
         rand::fill(&mut nonce).map_err(|_none| BackendError::Protocol("no randomness"))?;
         let nonce = format!("{:032x}", u128::from_ne_bytes(nonce));
@@ -314,7 +318,7 @@ impl Connection {
                 b'D' if unanswered == 1 => {
                     let row = message::parse_single_column(&body)
                         .ok_or(BackendError::Protocol("a row that is not one text"))?;
-                    let own = row.strip_prefix(&nonce);
+                    let own = row.strip_prefix(nonce.as_bytes());
                     rows.push(
                         own.ok_or(BackendError::Protocol("an answer to something else"))?
                             .to_owned(),
@@ -391,13 +395,32 @@ impl Connection {
     }
 }
 
-/// Whether the settings of a database seal it for a tenant.
-pub(super) fn is_sealed_for(tenant: &TenantId, settings: &[String]) -> Result<(), BackendError> {
-    let mut seals = settings.iter().filter_map(|setting| setting.strip_prefix(SEAL));
-    match (seals.next(), seals.next()) {
-        (Some(found), None) if found == tenant.as_str() => Ok(()),
-        (Some(found), None) => {
-            let found = found.to_owned();
+/// A greeting whose settings are as they are told now. What a question of ours made the database say
+/// besides is nothing to a session.
+fn told_anew(greeting: &[u8], news: &[u8]) -> Vec<u8> {
+    let name = |body: &[u8]| body.split(|byte| *byte == 0).next().map(<[u8]>::to_vec);
+    let news: Vec<_> = message::split(news).filter(|(tag, _)| *tag == b'S').collect();
+    let is_old = |(tag, body): &(u8, &[u8])| {
+        *tag == b'S' && news.iter().any(|(_, newer)| name(newer) == name(body))
+    };
+    let mut told = Vec::with_capacity(greeting.len());
+    let kept = message::split(greeting).filter(|message| !is_old(message));
+    // The last word on each setting.
+    let newest = news.iter().enumerate().filter(|(at, (_, body))| {
+        news[at + 1..].iter().all(|(_, newer)| name(newer) != name(body))
+    });
+    for (tag, body) in kept.chain(newest.map(|(_, message)| *message)) {
+        message::raw(&mut told, tag, body);
+    }
+    told
+}
+
+/// Whether the answer to [`seal_query`] is a tenant's.
+pub(super) fn is_sealed_for(tenant: &TenantId, seals: &[Vec<u8>]) -> Result<(), BackendError> {
+    match seals {
+        [found] if *found == tenant.as_str().as_bytes() => Ok(()),
+        [found] => {
+            let found = String::from_utf8_lossy(found).into_owned();
             Err(BackendError::SealBroken { expected: tenant.clone(), found })
         }
         _ => Err(BackendError::Unsealed(tenant.clone())),
@@ -424,7 +447,37 @@ fn scram_iterations(challenge: &[u8]) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::scram_iterations;
+    use super::{scram_iterations, told_anew};
+    use crate::wire::message;
+
+    fn messages(messages: &[(u8, &str)]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (tag, text) in messages {
+            message::raw(&mut bytes, *tag, format!("{text}\0").as_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_greeting_that_is_told_anew_does_not_grow() {
+        let greeting =
+            messages(&[(b'N', "welcome"), (b'S', "TimeZone\0UTC"), (b'S', "is_superuser\0off")]);
+        let news = messages(&[
+            (b'N', "a plan"),
+            (b'S', "TimeZone\0Asia/Seoul"),
+            (b'S', "DateStyle\0ISO"),
+            (b'S', "TimeZone\0Asia/Tokyo"),
+        ]);
+        let told = told_anew(&greeting, &news);
+        let expected = messages(&[
+            (b'N', "welcome"),
+            (b'S', "is_superuser\0off"),
+            (b'S', "DateStyle\0ISO"),
+            (b'S', "TimeZone\0Asia/Tokyo"),
+        ]);
+        assert_eq!(told, expected);
+        assert_eq!(told_anew(&told, &news), expected);
+    }
 
     #[test]
     fn iterations_are_read_from_the_challenge() {

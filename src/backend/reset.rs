@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::login::{is_sealed_for, settings_of_database};
+use super::login::{is_sealed_for, seal_query};
 use super::{Attachment, BackendError, Connection, Past, Route};
 use crate::clock::BootTime;
 use crate::wire::message;
@@ -38,26 +38,29 @@ impl Attachment {
                  OPERATOR(pg_catalog.||) '=' OPERATOR(pg_catalog.||) pg_catalog.current_setting(name) \
                  FROM pg_catalog.unnest('{{{}}}'::pg_catalog.text[]) AS name; {}",
                 names.join(","),
-                settings_of_database(nonce)
+                seal_query(nonce)
             )
         };
         // What a reset reports of settings goes back to what was reported at first.
         let reset = connection.ask(&["DISCARD ALL"], question, |_, _| {});
-        let now = match timeout(RESET_TIMEOUT, reset).await {
-            Ok(now) => now?,
+        let asked = BootTime::now();
+        let answer = match timeout(RESET_TIMEOUT, reset).await {
+            Ok(answer) => answer?,
             Err(_elapsed) => return Err(BackendError::Protocol("a reset that takes too long")),
         };
-        let is_true = |line: &String| {
-            line.split_once('=')
-                .is_some_and(|(name, value)| told.get(name) == Some(&value.as_bytes()))
+        let is_true = |row: &Vec<u8>| {
+            let mut parts = row.splitn(2, |byte| *byte == b'=');
+            let name = parts.next().and_then(|name| std::str::from_utf8(name).ok());
+            name.is_some_and(|name| told.get(name).copied() == parts.next())
         };
-        let (now, of_database) = now.split_at_checked(told.len()).unwrap_or_default();
-        if now.is_empty() || !now.iter().all(is_true) {
-            return Err(BackendError::Protocol("settings that a reset does not bring back"));
+        let changed = BackendError::Protocol("settings that a reset does not bring back");
+        let Some((now, seals)) = answer.split_at_checked(told.len()) else { return Err(changed) };
+        if !now.iter().all(is_true) {
+            return Err(changed);
         }
-        is_sealed_for(route.tenant().id(), of_database)?;
-        let past = Past { sealed: BootTime::now(), sessions: past.sessions + 1, ..past };
-        Ok(Attachment { stream: connection.into_stream(), process, greeting, past })
+        is_sealed_for(route.tenant().id(), seals)?;
+        let past = Past { sealed: asked, sessions: past.sessions + 1, ..past };
+        Ok(Attachment { stream: connection.into_stream()?, process, greeting, past })
     }
 }
 

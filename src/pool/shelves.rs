@@ -100,7 +100,7 @@ impl Shelves {
         self.by_route.values().map(|shelf| shelf.ready.len()).sum()
     }
 
-    /// Takes the newest of a route that has time left: the older ones go if they are too many.
+    /// Takes the newest of a route that has time left.
     pub(super) fn newest(&mut self, route: &Route, now: Instant) -> Option<Ready> {
         let ready = &mut self.by_route.get_mut(route)?.ready;
         let place = ready.iter().rposition(|ready| ready.until > now)?;
@@ -199,8 +199,8 @@ impl Shelves {
         (gone, next)
     }
 
-    /// Whether the next sweep would come too late for what waits until then. It is put forward.
-    pub(super) fn is_due_sooner(&mut self, until: Instant) -> bool {
+    /// Puts the next sweep forward, if it would come too late for what waits until then. Whether it has.
+    pub(super) fn put_forward(&mut self, until: Instant) -> bool {
         let sooner = self.sweep.is_none_or(|sweep| until < sweep);
         if sooner {
             self.sweep = Some(until);
@@ -264,7 +264,7 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::Demand;
+    use super::{Demand, Shelves};
 
     const IDLE: Duration = Duration::from_secs(10);
     const TAKES: Duration = Duration::from_millis(20);
@@ -278,6 +278,18 @@ mod tests {
             demand.came(now, IDLE);
         }
         demand.wanted(IDLE, TAKES)
+    }
+
+    #[test]
+    fn a_sweep_is_put_forward_and_never_back() {
+        let (mut shelves, now) = (Shelves::default(), Instant::now());
+        assert!(shelves.put_forward(now + IDLE), "there was none");
+        assert!(!shelves.put_forward(now + IDLE));
+        assert!(!shelves.put_forward(now + IDLE * 2));
+        assert!(shelves.put_forward(now + IDLE / 2));
+        assert!(!shelves.put_forward(now + IDLE));
+        assert!(shelves.sweep(now + IDLE, IDLE).0.is_empty());
+        assert!(shelves.put_forward(now + IDLE * 2), "nothing waits any more");
     }
 
     #[test]

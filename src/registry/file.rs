@@ -217,12 +217,9 @@ impl Reading<'_> {
             RawState::Suspended => State::Suspended,
             RawState::Paused => State::Paused,
         };
-        Ok(Tenant {
-            id,
-            state,
-            placement: self.placement(raw.placement)?,
-            lease: lease(raw.lease)?,
-        })
+        let placement = self.placement(raw.placement)?;
+        let place = placement.to_string().into();
+        Ok(Tenant { id, state, placement, place, lease: lease(raw.lease)? })
     }
 
     fn placement(&mut self, raw: RawPlacement) -> Result<Placement, Wrong> {
@@ -255,7 +252,7 @@ impl Reading<'_> {
                 server_name: None,
             }))?,
         };
-        Ok(Placement::new(host, raw.dbname, raw.region, tls, auth))
+        Ok(Placement { host, dbname: raw.dbname, region: raw.region, tls, auth })
     }
 
     fn tls(&mut self, raw: RawTls) -> Result<PlacementTls, Wrong> {

@@ -131,7 +131,7 @@ impl<'c> Routed<'c> {
         let settings = started.startup().settings();
         let settings = settings.map(|(name, value)| (name.into(), value.into())).collect();
         let client = started.client();
-        client.trail.placement = Arc::clone(tenant.placement().name());
+        client.trail.placement = Arc::clone(tenant.place());
         client.trail.role = role.as_str().into();
         client.reached("routed");
         let shown = token.as_ref().map(Secret::sha256);

@@ -189,13 +189,13 @@ pub fn parse_backend_key_data(body: &[u8]) -> Option<(u32, Bytes)> {
     fits.then(|| (pid, Bytes::copy_from_slice(secret)))
 }
 
-/// The only column of a DataRow, lossily decoded; `None` when it is NULL or not the only one.
-pub fn parse_single_column(body: &[u8]) -> Option<String> {
+/// The only column of a DataRow; `None` when it is NULL or not the only one.
+pub fn parse_single_column(body: &[u8]) -> Option<&[u8]> {
     let (count, rest) = body.split_at_checked(2)?;
     let (length, value) = rest.split_at_checked(4)?;
     let length = i32::from_be_bytes(length.try_into().ok()?);
     let fits = count == [0, 1] && usize::try_from(length).ok()? == value.len();
-    fits.then(|| String::from_utf8_lossy(value).into_owned())
+    fits.then_some(value)
 }
 
 /// Terminate, whole.
@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_single_column_is_read_and_nothing_else() {
-        assert_eq!(parse_single_column(b"\0\x01\0\0\0\x04acme"), Some("acme".into()));
+        assert_eq!(parse_single_column(b"\0\x01\0\0\0\x04acme"), Some(&b"acme"[..]));
         for bad in [
             &b"\0\x01\xff\xff\xff\xff"[..],
             b"\0\x02\0\0\0\x01a\0\0\0\x01b",

@@ -238,6 +238,57 @@ async fn a_database_that_is_not_postgresql_is_a_refusal() {
     }
 }
 
+/// A session that was there before could have left answers to questions that it foresaw, or a database
+/// could say more than it was asked.
+#[tokio::test]
+async fn only_the_answer_to_the_very_question_says_whose_a_database_is() {
+    type Answer = fn(&str) -> Vec<u8>;
+    let else_ = "an answer to something else";
+    let unknown = "an unknown message behind a query";
+    let cases: [(Answer, &str); 6] = [
+        (|_| [fake::row("acme"), tagged(b'Z', b"I")].concat(), else_),
+        (
+            |number| {
+                let foreseen = [fake::row("acme"), tagged(b'C', b"SELECT 1\0"), tagged(b'Z', b"I")];
+                [foreseen.concat(), fake::row(&format!("{number}acme")), tagged(b'Z', b"I")]
+                    .concat()
+            },
+            else_,
+        ),
+        (
+            |number| {
+                let foreseen = [tagged(b'C', b"SELECT 0\0"), tagged(b'Z', b"I")].concat();
+                [foreseen, fake::row(&format!("{number}acme")), tagged(b'Z', b"I")].concat()
+            },
+            unknown,
+        ),
+        (|number| [fake::row(&format!("{number}acme")), tagged(b'Z', b"T")].concat(), unknown),
+        (
+            |number| {
+                let seal = fake::row(&format!("{number}acme"));
+                [seal.clone(), seal, tagged(b'Z', b"I")].concat()
+            },
+            "the database has no seal",
+        ),
+        (
+            |number| {
+                let fatal = tagged(b'E', b"SFATAL\0C57P01\0Mterminating connection\0\0");
+                [fake::row(&format!("{number}acme")), tagged(b'Z', b"I"), fatal].concat()
+            },
+            "57P01: terminating connection",
+        ),
+    ];
+    for (number, (answer, cause)) in cases.into_iter().enumerate() {
+        let address = fake::database(answer).await;
+        let proxy = Proxy::start().await;
+        proxy.place_acme_at(address.port(), "auth = [\"scram-sha-256\", \"password\"]\n").await;
+        proxy.connect(&mint::token("acme"), "acme").await.expect_err("refused");
+        let event = proxy.event("refused", |_| true).await;
+        let told = event["cause"].as_str().expect("a cause");
+        assert!(told.contains(cause), "{number}: {told}");
+    }
+}
+
 #[tokio::test]
 async fn a_database_that_trusts_everybody_is_refused() {
     let ok: &'static [u8] = Box::leak(tagged(b'R', &[0, 0, 0, 0]).into_boxed_slice());

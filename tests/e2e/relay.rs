@@ -168,27 +168,8 @@ async fn a_client_that_says_goodbye_and_closes_its_half_reads_what_it_asked_for(
 #[tokio::test]
 async fn a_database_that_dies_without_a_word_is_told_of() {
     // A stand-in that logs in (its placement allows a password in clear), then closes.
-    let address = fake::serves(|mut tcp| async move {
-        let mut sink = [0; 4096];
-        let _startup = tcp.read(&mut sink).await;
-        let _asked = tcp.write_all(&tagged(b'R', &[0, 0, 0, 3])).await;
-        let _password = tcp.read(&mut sink).await;
-        let ready = tagged(b'Z', b"I");
-        let login = [tagged(b'R', &[0; 4]), tagged(b'K', &[0, 0, 0, 9, 1, 2, 3, 4]), ready.clone()]
-            .concat();
-        let _said = tcp.write_all(&login).await;
-        // Every row of the seal's answer begins with what stands in its question: `SELECT '1234'`.
-        let asked = tcp.read(&mut sink).await.expect("the seal's query");
-        let question = String::from_utf8_lossy(&sink[..asked]).into_owned();
-        let nonce = question.split('\'').nth(1).expect("a text");
-        let setting = format!("{nonce}pgsilo.tenant=acme");
-        let length = (setting.len() as u32).to_be_bytes();
-        let row = [&b"\0\x01"[..], &length, setting.as_bytes()].concat();
-        let said = [tagged(b'D', &row), ready].concat();
-        let _said = tcp.write_all(&said).await;
-        let _query = tcp.read(&mut sink).await;
-    })
-    .await;
+    let seal = |number: &str| [fake::row(&format!("{number}acme")), tagged(b'Z', b"I")].concat();
+    let address = fake::database(seal).await;
     let proxy = plain().await;
     proxy.place_acme_at(address.port(), "auth = [\"scram-sha-256\", \"password\"]\n").await;
     let mut client = session(&proxy).await;

@@ -8,7 +8,7 @@ use crate::leases::role_is_gone;
 use crate::openbao::{own_token, session_authority};
 use crate::support::mint;
 use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::{Message, Raw, query, tagged};
+use crate::support::raw::{Message, Raw, query, startup, tagged};
 use crate::support::world::{World, world};
 
 const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
@@ -24,6 +24,9 @@ fn settings(warm: &str, backend: &str) -> Settings {
 async fn proxy() -> Proxy {
     Proxy::with(settings("", "")).await
 }
+
+/// Whether a connection is asked whose it is before it is taken: always, and not within a minute.
+const ASKED: [&str; 2] = ["check_after = \"0s\"\n", "check_after = \"60s\"\n"];
 
 async fn log_in(proxy: &Proxy) -> Raw {
     let mut client = Raw::unix(&proxy.socket()).await;
@@ -117,24 +120,29 @@ const STATE: [(&str, &str); 13] = [
 
 #[tokio::test]
 async fn nothing_of_a_session_reaches_the_next() {
-    let proxy = proxy().await;
-    let mut fresh = log_in(&proxy).await;
+    for asked in ASKED {
+        nothing_crosses(&Proxy::with(settings(asked, "")).await).await;
+    }
+}
+
+async fn nothing_crosses(proxy: &Proxy) {
+    let mut fresh = log_in(proxy).await;
     let mut expected = Vec::new();
     for (_, look) in STATE {
         expected.push(fresh.ask(look).await);
     }
     let had = pid(&mut fresh).await;
-    leave(&proxy, fresh).await;
+    leave(proxy, fresh).await;
     // Each on its own, and all together at last.
     let mut rounds: Vec<Vec<&str>> = STATE.iter().map(|(act, _)| vec![*act]).collect();
     rounds.push(STATE.iter().map(|(act, _)| *act).filter(|act| *act != STATE[7].0).collect());
     for acts in rounds {
-        let mut client = log_in(&proxy).await;
+        let mut client = log_in(proxy).await;
         for act in &acts {
             run(&mut client, act).await;
         }
-        leave(&proxy, client).await;
-        let mut next = log_in(&proxy).await;
+        leave(proxy, client).await;
+        let mut next = log_in(proxy).await;
         assert_eq!(pid(&mut next).await, had, "{acts:?}: the same connection");
         for ((_, look), expected) in STATE.iter().zip(&expected) {
             assert_eq!(next.ask(look).await, *expected, "{acts:?}: {look}");
@@ -144,28 +152,63 @@ async fn nothing_of_a_session_reaches_the_next() {
         let answer = next.until(b'Z').await;
         let error = answer.iter().find(|message| message.tag == b'E').expect("refused");
         assert_eq!(error.sqlstate(), "55000", "lastval is not yet defined in this session");
-        leave(&proxy, next).await;
+        leave(proxy, next).await;
     }
     assert_eq!(proxy.metric("pgsilo_leases_total").await, 1.0);
 }
 
 #[tokio::test]
 async fn a_greeting_tells_what_is_so() {
-    let proxy = proxy().await;
-    let mut client = Raw::unix(&proxy.socket()).await;
-    let first = client.log_in(&mint::token("acme"), "acme").await;
-    for sql in ["SET TimeZone = 'Asia/Tokyo'", "SET application_name = 'somebody'"] {
-        run(&mut client, sql).await;
+    for asked in ASKED {
+        let proxy = Proxy::with(settings(asked, "")).await;
+        let mut client = Raw::unix(&proxy.socket()).await;
+        let first = client.log_in(&mint::token("acme"), "acme").await;
+        for sql in ["SET TimeZone = 'Asia/Tokyo'", "SET application_name = 'somebody'"] {
+            run(&mut client, sql).await;
+        }
+        leave(&proxy, client).await;
+        let mut client = Raw::unix(&proxy.socket()).await;
+        let second = client.log_in(&mint::token("acme"), "acme").await;
+        assert_eq!(but_the_key(&first), but_the_key(&second));
+        let key =
+            |greeting: &[Message]| greeting.iter().find(|message| message.tag == b'K').cloned();
+        assert_ne!(key(&first), key(&second), "a cancel key of its own");
     }
-    leave(&proxy, client).await;
-    let mut client = Raw::unix(&proxy.socket()).await;
-    let second = client.log_in(&mint::token("acme"), "acme").await;
-    let but_the_key = |greeting: &[Message]| -> Vec<Message> {
-        greeting.iter().filter(|message| message.tag != b'K').cloned().collect()
-    };
-    assert_eq!(but_the_key(&first), but_the_key(&second));
-    let key = |greeting: &[Message]| greeting.iter().find(|message| message.tag == b'K').cloned();
-    assert_ne!(key(&first), key(&second), "a cancel key of its own");
+}
+
+fn but_the_key(greeting: &[Message]) -> Vec<Message> {
+    greeting.iter().filter(|message| message.tag != b'K').cloned().collect()
+}
+
+/// A client may have the database say much about every question, pgsilo's included.
+#[tokio::test]
+async fn what_a_database_says_of_our_questions_is_told_to_nobody() {
+    for asked in ASKED {
+        let proxy = Proxy::with(settings(asked, "")).await;
+        let parameters = [
+            ("user", "app"),
+            ("database", "acme"),
+            ("options", "-c client_min_messages=log -c debug_print_plan=on"),
+        ];
+        let mut greetings = Vec::new();
+        for _ in 0..4 {
+            let mut client = Raw::unix(&proxy.socket()).await;
+            client.send(&startup(&parameters)).await;
+            client.send_password(&mint::token("acme")).await;
+            let greeting = client.until(b'Z').await;
+            client.send(&query("SELECT 1")).await;
+            let answer = client.until(b'Z').await;
+            assert!(
+                answer.iter().any(|message| message.tag == b'N'),
+                "a plan, to whom it concerns"
+            );
+            leave(&proxy, client).await;
+            greetings.push(but_the_key(&greeting));
+        }
+        assert_eq!(proxy.served(3).await["reused"], true);
+        assert!(greetings.iter().all(|greeting| *greeting == greetings[0]));
+        assert!(greetings[0].iter().all(|message| message.tag != b'N'), "{:?}", greetings[0]);
+    }
 }
 
 /// How a session may end so that its connection is nobody's any more.

@@ -197,12 +197,10 @@ async fn a_connection_that_died_waiting_is_noticed() {
     }
 }
 
-/// When the database began with the newest query of each of acme's connections.
-async fn last_asked(superuser: &tokio_postgres::Client) -> Vec<(i32, String)> {
-    let sql = "SELECT pid, query_start::text FROM pg_stat_activity \
-        WHERE usename LIKE 'tenant-acme-rw-%' AND datname = 'tenant_acme' ORDER BY pid";
-    let rows = superuser.query(sql, &[]).await.expect("told");
-    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+/// When a database's process began with its newest query.
+async fn last_asked(superuser: &tokio_postgres::Client, pid: Pid) -> String {
+    let sql = "SELECT query_start::text FROM pg_stat_activity WHERE pid = $1";
+    superuser.query_one(sql, &[&pid.as_raw_nonzero().get()]).await.expect("it lives").get(0)
 }
 
 #[tokio::test]
@@ -212,13 +210,11 @@ async fn one_that_has_lately_said_whose_it_is_is_not_asked_again() {
     for (keys, asked) in [(ONE, true), (UNASKED, false)] {
         let proxy = Proxy::of(&world, warm(keys)).await;
         let token = mint::token_of(&world, "acme");
-        let pid = pid(&made_ready(&proxy, &token, PLAIN).await).as_raw_nonzero().get();
-        let at = |times: Vec<(i32, String)>| times.into_iter().find(|(own, _)| *own == pid);
-        let before = at(last_asked(&superuser).await).expect("it waits");
+        let pid = pid(&made_ready(&proxy, &token, PLAIN).await);
+        let before = last_asked(&superuser, pid).await;
         let (_client, _) = log_in(&proxy, &token, PLAIN).await;
-        assert_eq!(proxy.served(2).await["backend_pid"], pid);
-        let after = at(last_asked(&superuser).await).expect("it is used");
-        assert_eq!(before != after, asked, "{keys}");
+        assert_eq!(proxy.served(2).await["backend_pid"], pid.as_raw_nonzero().get());
+        assert_eq!(before != last_asked(&superuser, pid).await, asked, "{keys}");
     }
 }
 
@@ -263,6 +259,22 @@ async fn a_seal_that_changed_while_it_waited_is_noticed() {
     assert_eq!(client.fatal().await.sqlstate(), "XX000");
     assert_eq!(proxy.event("refused", |_| true).await["reason"], "seal_broken");
     assert_eq!(proxy.metric("pgsilo_warm_total{result=\"lost\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_setting_that_a_client_cannot_read_in_its_encoding_is_not_in_its_way() {
+    let world = World::own().await;
+    let proxy = Proxy::of(&world, warm(ONE)).await;
+    let token = mint::token_of(&world, "acme");
+    let superuser = world.superuser("postgres").await;
+    let sql = "ALTER DATABASE tenant_acme SET shop.currency = '\u{20ac}'";
+    superuser.batch_execute(sql).await.expect("set");
+    let parameters: Parameters<'_> =
+        &[("user", "app"), ("database", "acme"), ("client_encoding", "LATIN1")];
+    made_ready(&proxy, &token, parameters).await;
+    let (mut client, _) = log_in(&proxy, &token, parameters).await;
+    assert_eq!(client.ask("SHOW client_encoding").await, "LATIN1");
+    assert_eq!(proxy.served(2).await["warm"], true);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Databases behind TLS, other login methods, a Unix socket, PostgreSQL 15: what pgsilo accepts
 //! of a placement's server, and what it refuses before it has sent anything worth having.
 
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::OnceCell;
 use tokio_postgres::error::SqlState;
@@ -91,10 +92,12 @@ async fn a_connection_that_is_ready_is_taken_wherever_its_database_is() {
     let cluster = cluster().await;
     let tls = tcp("localhost", cluster.port, &format!("ca = \"{}\"", cluster.ca().display()));
     let unix = format!("socket = \"{}\"\n", cluster.socket().display());
-    for placement in [tls, unix] {
-        let warm = "max_per_tenant = 1\nidle_timeout = \"60s\"\n".to_owned();
+    for (placement, check_after) in [(&tls, "0s"), (&tls, "60s"), (&unix, "0s"), (&unix, "60s")] {
+        let warm = format!(
+            "max_per_tenant = 1\nidle_timeout = \"60s\"\ncheck_after = \"{check_after}\"\n"
+        );
         let settings = Settings { warm, ..Settings::default() };
-        let proxy = cluster.proxy_with("scram", &placement, settings).await;
+        let proxy = cluster.proxy_with("scram", placement, settings).await;
         drop((accepted(&proxy).await, accepted(&proxy).await));
         // Each core gets every other session.
         for number in 2..6 {
@@ -107,6 +110,16 @@ async fn a_connection_that_is_ready_is_taken_wherever_its_database_is() {
             cancels(cluster, &client).await;
         }
         assert_eq!(proxy.metric("pgsilo_warm_total{result=\"lost\"}").await, 0.0);
+        // One that died meanwhile is noticed, asked or not.
+        proxy.metric_reaches("pgsilo_warm_connections", 1.0).await;
+        let waits = |line: &Value| line["message"] == "a connection waits for a session";
+        let waiting = proxy.lines().into_iter().rfind(waits).expect("logged");
+        let sql = format!("SELECT pg_terminate_backend({}, 10000)", waiting["pid"]);
+        let row = cluster.superuser().await.query_one(&sql, &[]).await.expect("terminated");
+        assert!(row.get::<_, bool>(0));
+        accepted(&proxy).await.query_one("SELECT 1", &[]).await.expect("a row");
+        assert_eq!(proxy.served(6).await["warm"], false, "{placement}");
+        assert_eq!(proxy.metric("pgsilo_warm_total{result=\"lost\"}").await, 1.0);
     }
 }
 

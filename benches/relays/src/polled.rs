@@ -130,7 +130,7 @@ impl Lane {
                 Ok(false) => return Flow::Waits,
                 Err(_gone) => return Flow::Ends,
             }
-            let (read, asked) = match self {
+            let (read, all) = match self {
                 Lane::Scratch { left } => {
                     let read = (&*source).read(scratch);
                     if let Ok(length) = read {
@@ -139,6 +139,7 @@ impl Lane {
                             Err(_gone) => return Flow::Ends,
                         }
                     }
+                    // As tokio has it: less than was asked for means that there is no more now.
                     (read, scratch.len())
                 }
                 Lane::Splice { pipe, left } => {
@@ -151,13 +152,13 @@ impl Lane {
                             Err(_gone) => return Flow::Ends,
                         }
                     }
-                    (read.map_err(io::Error::from), CHUNK)
+                    // A pipe may be full of small pieces: only the next call tells.
+                    (read.map_err(io::Error::from), 1)
                 }
             };
             match read {
                 Ok(0) => return Flow::Ends,
-                // As tokio has it: less than was asked for means that there is no more now.
-                Ok(length) if length < asked => return Flow::Waits,
+                Ok(length) if length < all => return Flow::Waits,
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flow::Waits,
                 Err(_gone) => return Flow::Ends,

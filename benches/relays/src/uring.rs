@@ -39,12 +39,13 @@ impl Uring {
         let (pairs, arrivals) = channel::<[TcpStream; 2]>();
         let (mut bell, doorbell) = io::pipe()?;
         thread::spawn(move || -> io::Result<()> {
+            // Before the ring, and so behind it when both go.
+            let mut lanes: Vec<Option<Lane>> = Vec::new();
             let mut ring: IoUring = IoUring::builder()
                 .setup_single_issuer()
                 .setup_defer_taskrun()
                 .setup_coop_taskrun()
                 .build(4096)?;
-            let mut lanes: Vec<Option<Lane>> = Vec::new();
             push(&mut ring, &[wait_for_bell(&bell)])?;
             loop {
                 ring.submit_and_wait(1)?;
@@ -117,9 +118,8 @@ fn wait_for_bell(bell: &io::PipeReader) -> Entry {
 fn push(ring: &mut IoUring, entries: &[Entry]) -> io::Result<()> {
     // SAFETY: descriptors and buffers belong to a `Lane`, or are the doorbell, and stay until the
     // operation is over: a lane goes with the completion of its receive, which comes behind its send.
-    if unsafe { ring.submission().push_multiple(entries) }.is_err() {
+    while unsafe { ring.submission().push_multiple(entries) }.is_err() {
         ring.submit()?;
-        unsafe { ring.submission().push_multiple(entries) }.map_err(io::Error::other)?;
     }
     Ok(())
 }

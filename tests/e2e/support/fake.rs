@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::raw::tagged;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -24,6 +25,38 @@ pub(crate) async fn silent() -> SocketAddr {
         while matches!(tcp.read(&mut sink).await, Ok(1..)) {}
     })
     .await
+}
+
+/// A database that lets anybody in who has a password, and answers as told when it is asked whose it
+/// is: it is given the number that each row of its answer must begin with.
+pub(crate) async fn database(
+    answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static,
+) -> SocketAddr {
+    let answer = Arc::new(answer);
+    serves(move |mut tcp| {
+        let answer = Arc::clone(&answer);
+        async move {
+            let mut sink = [0; 4096];
+            let _startup = tcp.read(&mut sink).await;
+            let _asked = tcp.write_all(&tagged(b'R', &[0, 0, 0, 3])).await;
+            let _password = tcp.read(&mut sink).await;
+            let key = tagged(b'K', &[0, 0, 0, 9, 1, 2, 3, 4]);
+            let login = [tagged(b'R', &[0; 4]), key, tagged(b'Z', b"I")].concat();
+            let _said = tcp.write_all(&login).await;
+            let asked = tcp.read(&mut sink).await.unwrap_or_default();
+            let question = String::from_utf8_lossy(&sink[..asked]).into_owned();
+            let number = question.split('\'').nth(1).unwrap_or_default();
+            let _said = tcp.write_all(&answer(number)).await;
+            let _query = tcp.read(&mut sink).await;
+        }
+    })
+    .await
+}
+
+/// A DataRow of one text.
+pub(crate) fn row(text: &str) -> Vec<u8> {
+    let length = (text.len() as u32).to_be_bytes();
+    tagged(b'D', &[&b"\0\x01"[..], &length, text.as_bytes()].concat())
 }
 
 /// A server that treats each connection as told.

@@ -284,7 +284,8 @@ impl Proxy {
     /// that is in force.
     pub(crate) async fn place_acme_at(&self, port: u16, more: &str) {
         let tenants = self.tenants();
-        let (before, placement) = tenants.split_once("port = ").expect("acme is the first");
+        let (before, placement) = tenants.split_once("port = ").expect("a placement");
+        assert!(before.matches("[[tenant]]").count() == 1 && before.contains("id = \"acme\""));
         let (_, behind) = placement.split_once('\n').expect("more keys");
         self.reload(&format!("{before}port = {port}\n{more}{behind}"));
         self.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
