@@ -25,7 +25,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 
-use crate::backend::{self, Attachment, BackendError, DialError, Parked};
+use crate::backend::{self, Attachment, BackendError, DialError, Parked, Past};
 use crate::config::Warm;
 use crate::lease::{Lease, LeaseEnd, LeaseError, Lessor};
 use crate::limits::{Tally, TallyPermit};
@@ -299,6 +299,14 @@ impl Pool {
         registry: &Registry,
     ) {
         let Some(max_age) = self.settings.reuse else { return };
+        let wait = |past: Past| {
+            let left = max_age.saturating_sub(past.made.elapsed());
+            self.settings.idle_timeout.min(left).min(time_left(&lease.tend().0))
+        };
+        // Before anything is done for it, or goes for it.
+        if self.shelf_for(route, &mut self.lock(), wait(used.past), registry).is_none() {
+            return;
+        }
         let places =
             self.places(route.tenant().id(), |shelves, full| shelves.oldest_of_others(route, full));
         let Some(places) = places else { return };
@@ -310,18 +318,26 @@ impl Pool {
                 return;
             }
         };
-        let left = max_age.saturating_sub(attachment.past.made.elapsed());
+        let wait = wait(attachment.past);
         let parked = match attachment.park() {
             Ok(parked) => parked,
             Err(error) => return tracing::warn!(%error, "a connection cannot leave its event loop"),
         };
-        let wait = self.settings.idle_timeout.min(left).min(time_left(&lease.tend().0));
         let now = Instant::now();
         let ready = Ready { parked, lease, since: now, until: now + wait, places };
-        self.shelve(ready, |shelves| {
-            let fits = wait >= SHORTEST_WAIT && is_of(&registry.snapshot(), route);
-            shelves.shelf(route, now, self.settings.idle_timeout).filter(|_| fits)
-        });
+        self.shelve(ready, |shelves| self.shelf_for(route, shelves, wait, registry));
+    }
+
+    /// A shelf for what a session leaves, if it may wait there for long enough.
+    fn shelf_for<'s>(
+        &self,
+        route: &Arc<Route>,
+        shelves: &'s mut Shelves,
+        wait: Duration,
+        registry: &Registry,
+    ) -> Option<&'s mut Shelf> {
+        let fits = wait >= SHORTEST_WAIT && is_of(&registry.snapshot(), route);
+        fits.then(|| shelves.shelf(route, Instant::now(), self.settings.idle_timeout))?
     }
 
     /// Lets go of what has waited in vain, for as long as the process lives.

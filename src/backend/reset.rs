@@ -17,7 +17,7 @@ const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 impl Attachment {
     /// Resets a connection that a session has left, between two messages and outside a transaction.
     /// What the next session will be told in its greeting must still be true, or the connection is
-    /// not as a new one would be.
+    /// not as a new one would be; and its role may still connect and be what it is.
     ///
     /// `DISCARD ALL` ends cursors, prepared statements, settings, LISTEN, advisory locks, plans,
     /// temporary tables, sequences' state; docs/operations.md says what it does not reach. It may not
@@ -36,7 +36,10 @@ impl Attachment {
             format!(
                 "RESET ROLE; SELECT '{nonce}' OPERATOR(pg_catalog.||) name \
                  OPERATOR(pg_catalog.||) '=' OPERATOR(pg_catalog.||) pg_catalog.current_setting(name) \
-                 FROM pg_catalog.unnest('{{{}}}'::pg_catalog.text[]) AS name; {}",
+                 FROM pg_catalog.unnest('{{{}}}'::pg_catalog.text[]) AS name \
+                 WHERE pg_catalog.pg_has_role(session_user, current_user, 'MEMBER') \
+                 AND pg_catalog.has_database_privilege(session_user, \
+                 pg_catalog.current_database(), 'CONNECT'); {}",
                 names.join(","),
                 seal_query(nonce)
             )

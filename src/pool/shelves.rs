@@ -118,10 +118,13 @@ impl Shelves {
             return None;
         }
         if !self.by_route.contains_key(route) {
-            if self.is_full(route) {
+            if self.full_for(route).is_some() {
                 self.by_route.retain(|_, shelf| shelf.is_of_use(now, idle));
             }
-            if self.is_full(route) {
+            if let Some(full) = self.full_for(route) {
+                self.forget_one(full);
+            }
+            if self.full_for(route).is_some() {
                 return None;
             }
             let demand = Demand { last: now, gap: None };
@@ -131,10 +134,26 @@ impl Shelves {
         self.by_route.get_mut(route)
     }
 
-    fn is_full(&self, route: &Route) -> bool {
+    /// What has no room for the account of one route more.
+    fn full_for<'r>(&self, route: &'r Route) -> Option<Full<'r>> {
         let tenant = route.tenant().id();
         let own = self.by_route.keys().filter(|known| known.tenant().id() == tenant);
-        self.by_route.len() >= ROUTES || own.count() >= ROUTES_OF_A_TENANT
+        match self.by_route.len() >= ROUTES {
+            true => Some(Full::InAll),
+            false => (own.count() >= ROUTES_OF_A_TENANT).then_some(Full::Of(tenant)),
+        }
+    }
+
+    /// Of the accounts that take up the room, forgets that of the route that nothing waits for and
+    /// nobody has come for the longest.
+    fn forget_one(&mut self, full: Full<'_>) {
+        let empty = self.by_route.iter().filter(|(route, shelf)| {
+            full.is_for(route) && shelf.ready.is_empty() && shelf.preparing == 0
+        });
+        let oldest = empty.min_by_key(|(_, shelf)| shelf.demand.last);
+        if let Some(route) = oldest.map(|(route, _)| Arc::clone(route)) {
+            self.by_route.remove(&route);
+        }
     }
 
     /// Somebody came for a route: how many connections should be made for those who come next.

@@ -87,6 +87,51 @@ async fn a_database_that_is_another_tenants_when_a_session_leaves_serves_nobody(
     proxy.metric_reaches("pgsilo_revocations_total", 1.0).await;
 }
 
+/// RESET ROLE asks nobody whether the role is still there.
+#[tokio::test]
+async fn a_connection_whose_role_has_lost_its_rights_is_closed() {
+    let proxy = proxy().await;
+    let superuser = world().superuser("tenant_acme").await;
+    let losses: [fn(&str) -> String; 2] = [
+        |role| format!("DROP ROLE \"{role}\""),
+        |role| format!("REVOKE tenant_acme_app FROM \"{role}\" GRANTED BY tenant_acme_broker"),
+    ];
+    for (number, loss) in losses.into_iter().enumerate() {
+        let mut client = log_in(&proxy).await;
+        let role = proxy.served(number).await["role"].as_str().expect("a role").to_owned();
+        superuser.batch_execute(&loss(&role)).await.expect("lost");
+        client.send(&TERMINATE).await;
+        assert_eq!(client.next().await, None, "the session is over");
+        let unclean = (number + 1) as f64;
+        proxy.metric_reaches("pgsilo_warm_total{result=\"unclean\"}", unclean).await;
+    }
+    assert_eq!(proxy.metric("pgsilo_warm_connections").await, 0.0);
+}
+
+/// Whoever names other settings each time takes up the room for accounts, but not for good.
+#[tokio::test]
+async fn the_next_route_finds_room_however_many_there_were() {
+    let proxy = Proxy::with(settings("max_per_tenant = 2\n", "")).await;
+    let session = async |application: &str| {
+        let mut client = Raw::unix(&proxy.socket()).await;
+        let parameters = [("user", "app"), ("database", "acme"), ("application_name", application)];
+        client.send(&startup(&parameters)).await;
+        client.send_password(&mint::token("acme")).await;
+        client.until(b'Z').await;
+        client.send(&TERMINATE).await;
+        assert_eq!(client.next().await, None, "the session is over");
+        proxy.metric_reaches("pgsilo_sessions_active", 0.0).await;
+    };
+    for number in 0..20 {
+        session(&number.to_string()).await;
+    }
+    // All but the first two had another go for them.
+    proxy.metric_reaches("pgsilo_warm_total{result=\"expired\"}", 18.0).await;
+    proxy.metric_reaches("pgsilo_warm_connections", 2.0).await;
+    session("19").await;
+    assert_eq!(proxy.served(20).await["reused"], true, "the newest is kept, whatever came before");
+}
+
 /// What one session does, and what the next one must not see of it: a question whose answer is the
 /// same as in a session that nobody was before.
 const STATE: [(&str, &str); 13] = [
