@@ -1,5 +1,6 @@
 //! Logs in as any client does, in clear or under TLS, by SCRAM or with a token.
 
+use futures_util::{StreamExt, stream};
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 
 use crate::contenders::Contender;
@@ -39,6 +40,18 @@ pub(crate) async fn enter(contender: &Contender, ground: &Ground, secret: &str) 
             _ => {}
         }
     }
+}
+
+/// Sessions of one contender, so many logins at once.
+pub(crate) async fn open(
+    contender: &Contender,
+    ground: &Ground,
+    count: usize,
+    at_once: usize,
+) -> Vec<Raw> {
+    let secret = contender.password(ground);
+    let logins = (0..count).map(|_| enter(contender, ground, &secret));
+    stream::iter(logins).buffer_unordered(at_once).collect().await
 }
 
 /// Asks for that many bytes and reads them.

@@ -35,10 +35,8 @@ pub(crate) fn out(
     report: &mut Report,
 ) -> Vec<Score> {
     let rows = rows(plan);
-    report
-        .heading(&format!("COPY out, {:.2} GB in rows of {ROW} bytes, in clear", bytes(rows) / GB));
     let sql = format!("COPY (SELECT repeat('x', {ROW}) FROM generate_series(1, {rows})) TO STDOUT");
-    measure(plan, ground, contenders, report, |psql| {
+    measure(plan, ground, contenders, report, "out", |psql| {
         psql.args(["--output", "/dev/null", "--command", &sql]);
     })
 }
@@ -50,14 +48,12 @@ pub(crate) fn into(
     report: &mut Report,
 ) -> Vec<Score> {
     let rows = rows(plan);
-    report
-        .heading(&format!("COPY in, {:.2} GB in rows of {ROW} bytes, in clear", bytes(rows) / GB));
     let dir = folder();
     let file = dir.join("rows");
     write_rows(&file, rows);
     // Nothing is kept, so that no round is slower than the one before.
     let sql = "BEGIN; TRUNCATE copied; COPY copied FROM STDIN WITH (FREEZE); ROLLBACK";
-    let scores = measure(plan, ground, contenders, report, |psql| {
+    let scores = measure(plan, ground, contenders, report, "in", |psql| {
         psql.args(["--set", "ON_ERROR_STOP=1", "--command", sql]);
         psql.stdin(File::open(&file).expect("opened"));
     });
@@ -69,19 +65,17 @@ fn rows(plan: Plan) -> usize {
     plan.seconds as usize * 250_000
 }
 
-fn bytes(rows: usize) -> f64 {
-    (rows * (ROW + 1)) as f64
-}
-
 /// Has each contender's psql move those bytes.
 fn measure(
     plan: Plan,
     ground: &Ground,
     contenders: &[Contender],
     report: &mut Report,
+    way: &str,
     asks: impl Fn(&mut Command),
 ) -> Vec<Score> {
-    let bytes = bytes(rows(plan));
+    let bytes = (rows(plan) * (ROW + 1)) as f64;
+    report.heading(&format!("COPY {way}, {:.2} GB in rows of {ROW} bytes, in clear", bytes / GB));
     let scores = play(plan.rounds, contenders, |contender| {
         let mut psql = ground.program("psql");
         contender.told(&mut psql, ground);

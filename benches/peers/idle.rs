@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use crate::Plan;
-use crate::client::{enter, take};
+use crate::client::{open, take};
 use crate::contenders::{Contender, Contenders};
 use crate::ground::Ground;
 use crate::machine::memory_kib;
 use crate::report::{Goal, Report};
 use crate::support::eventually;
-use crate::support::raw::Raw;
 
 /// Sessions before the first look: what a contender makes once is not a session's.
 const WARM_UP: usize = 50;
@@ -50,9 +49,10 @@ async fn tell(plan: Plan, ground: &Ground, contender: &Contender, report: &mut R
 async fn measure(plan: Plan, ground: &Ground, contender: &Contender) -> Held {
     ground.quiet().await;
     let pid = contender.pid.expect("a process of its own");
-    let _first = open(contender, ground, WARM_UP).await;
+    let _first = open(contender, ground, WARM_UP, 1).await;
     let before = settled(pid).await;
-    let mut sessions = open(contender, ground, plan.idle).await;
+    // One after the other: what many logins at once need is another question.
+    let mut sessions = open(contender, ground, plan.idle, 1).await;
     let fresh = settled(pid).await;
     for session in &mut sessions {
         take(session, THROUGH).await;
@@ -60,16 +60,6 @@ async fn measure(plan: Plan, ground: &Ground, contender: &Contender) -> Held {
     let used = settled(pid).await;
     let each = |kib: f64| (kib - before) / plan.idle as f64;
     Held { fresh: each(fresh), used: each(used) }
-}
-
-/// One after the other: what many logins at once need is another question.
-async fn open(contender: &Contender, ground: &Ground, count: usize) -> Vec<Raw> {
-    let secret = contender.password(ground);
-    let mut sessions = Vec::with_capacity(count);
-    for _ in 0..count {
-        sessions.push(enter(contender, ground, &secret).await);
-    }
-    sessions
 }
 
 /// The memory of a process once it no longer changes.

@@ -3,18 +3,16 @@
 
 use std::time::Instant;
 
-use futures_util::{StreamExt, stream};
 use rustix::process::{Resource, getrlimit};
 
 use crate::Plan;
-use crate::client::enter;
+use crate::client::{enter, open};
 use crate::contenders::{Contender, Contenders, Many};
 use crate::ground::Ground;
 use crate::idle::settled;
 use crate::machine::{Use, cpu_seconds};
 use crate::report::{Goal, Report};
 use crate::rounds::{NOISE, TRIES, quantile};
-use crate::support::raw::Raw;
 
 /// Clients that log in at once.
 const AT_ONCE: usize = 16;
@@ -46,8 +44,7 @@ pub(crate) async fn run(plan: Plan, ground: &Ground, report: &mut Report) {
     }
     let to_stand_in = Many::start(ground, many + 2 * WARM_UP).await;
     title(report, many, "a stand-in for a database");
-    let (p50, p99) = work(plan, ground, &to_stand_in.direct).await;
-    report.line(&format!("direct: {p50:.1} us, 99 of 100 within {p99:.1} us"));
+    tell_direct(plan, ground, &to_stand_in.direct, report).await;
     for contender in [to_stand_in.haproxy, to_stand_in.pgsilo] {
         let looks = fill(plan, ground, &contender, many, report).await;
         if contender.is_pgsilo() {
@@ -59,8 +56,7 @@ pub(crate) async fn run(plan: Plan, ground: &Ground, report: &mut Report) {
     // Processes of their own: memory that other sessions have left would serve these.
     let fresh = Contenders::start(ground).await;
     title(report, plan.real, "PostgreSQL");
-    let (p50, p99) = work(plan, ground, &fresh.direct).await;
-    report.line(&format!("direct: {p50:.1} us, 99 of 100 within {p99:.1} us"));
+    tell_direct(plan, ground, &fresh.direct, report).await;
     for contender in [fresh.haproxy, fresh.pgbouncer, fresh.pgsilo] {
         ground.quiet().await;
         let looks = fill(plan, ground, &contender, plan.real, report).await;
@@ -76,6 +72,11 @@ fn title(report: &mut Report, sessions: usize, of: &str) {
         "{:12} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10}",
         "", "sessions", "KiB each", "logins/s", "ms CPU", "query us", "p99 us"
     ));
+}
+
+async fn tell_direct(plan: Plan, ground: &Ground, direct: &Contender, report: &mut Report) {
+    let (p50, p99) = work(plan, ground, direct).await;
+    report.line(&format!("direct: {p50:.1} us, 99 of 100 within {p99:.1} us"));
 }
 
 /// The last looks against the first ones.
@@ -98,8 +99,7 @@ async fn fill(
 ) -> Vec<Look> {
     let pid = contender.pid.expect("a process of its own");
     let (p50, p99) = work(plan, ground, contender).await;
-    let mut sessions = open(contender, ground, WARM_UP).await;
-    let warm_up = sessions.len();
+    let mut sessions = open(contender, ground, WARM_UP, AT_ONCE).await;
     let kib = settled(pid).await;
     let alone = Look { sessions: 0, kib, login_ms: 0.0, p99 };
     report.line(&format!(
@@ -108,15 +108,15 @@ async fn fill(
     ));
     let mut looks = vec![alone];
     for step in 1..=plan.rounds {
-        let wanted = warm_up + all * step / plan.rounds;
-        let new = wanted - sessions.len();
+        let wanted = all * step / plan.rounds;
+        let new = WARM_UP + wanted - sessions.len();
         let (began, used) = (Instant::now(), cpu_seconds(pid));
-        sessions.extend(open(contender, ground, new).await);
+        sessions.extend(open(contender, ground, new, AT_ONCE).await);
         let logins = new as f64 / began.elapsed().as_secs_f64();
         let login_ms = (cpu_seconds(pid) - used) / new as f64 * 1e3;
         let kib = settled(pid).await;
         let (p50, p99) = work(plan, ground, contender).await;
-        let look = Look { sessions: wanted - warm_up, kib, login_ms, p99 };
+        let look = Look { sessions: wanted, kib, login_ms, p99 };
         report.line(&format!(
             "{:12} {:>8} {:>10.2} {logins:>10.0} {login_ms:>10.2} {p50:>10.1} {p99:>10.1}",
             contender.name,
@@ -126,12 +126,6 @@ async fn fill(
         looks.push(look);
     }
     looks
-}
-
-async fn open(contender: &Contender, ground: &Ground, count: usize) -> Vec<Raw> {
-    let secret = contender.password(ground);
-    let logins = (0..count).map(|_| enter(contender, ground, &secret));
-    stream::iter(logins).buffer_unordered(AT_ONCE).collect().await
 }
 
 /// A session that asks one small question after the other: the middle and the slowest hundredth of

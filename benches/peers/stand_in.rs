@@ -22,23 +22,15 @@ pub(crate) async fn database() -> SocketAddr {
 
 async fn serve_database(tcp: &mut TcpStream) -> std::io::Result<()> {
     tcp.set_nodelay(true)?;
+    fake::lets_in(tcp).await?;
     let mut asked = [0; 1024];
-    let _startup = tcp.read(&mut asked).await?;
-    tcp.write_all(&tagged(b'R', &[0, 0, 0, 3])).await?;
-    let _password = tcp.read(&mut asked).await?;
-    let (key, ready) = (tagged(b'K', &[0, 0, 0, 9, 1, 2, 3, 4]), tagged(b'Z', b"I"));
-    let version = tagged(b'S', b"server_version\x0018\0");
-    tcp.write_all(&[tagged(b'R', &[0; 4]), version, key, ready.clone()].concat()).await?;
     loop {
         let length = tcp.read(&mut asked).await?;
         if length == 0 || asked[0] == b'X' {
             return Ok(());
         }
-        let row = answer(&asked[..length]);
-        let count = (row.len() as u32).to_be_bytes();
-        let row = [&b"\0\x01"[..], &count, row.as_bytes()].concat();
-        let done = tagged(b'C', b"SELECT 1\0");
-        tcp.write_all(&[tagged(b'D', &row), done, ready.clone()].concat()).await?;
+        let row = fake::row(&answer(&asked[..length]));
+        tcp.write_all(&[row, tagged(b'C', b"SELECT 1\0"), tagged(b'Z', b"I")].concat()).await?;
     }
 }
 
@@ -46,7 +38,7 @@ async fn serve_database(tcp: &mut TcpStream) -> std::io::Result<()> {
 fn answer(query: &[u8]) -> String {
     let sql = String::from_utf8_lossy(query);
     match sql.contains("pg_db_role_setting") {
-        true => format!("{}acme", sql.split('\'').nth(1).unwrap_or_default()),
+        true => format!("{}acme", fake::number_in(&sql)),
         false => "1".to_owned(),
     }
 }

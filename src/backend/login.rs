@@ -38,6 +38,7 @@ const MAX_SCRAM_ITERATIONS: u32 = 100_000;
 const HEADER: usize = 5;
 /// Room that is made before a read, in bytes: for the answer to a login, or to a question.
 const READ_AT_ONCE: usize = 4096;
+
 /// Asks for the seal, from the catalog: a SHOW would tell what the client's own `options` say. The
 /// client's search_path is in force, so every name is qualified; and its encoding, so that no other
 /// setting is read, which might not be sayable in it.
@@ -279,8 +280,8 @@ impl Connection {
         greeting: &mut Vec<u8>,
     ) -> Result<(), BackendError> {
         let mut news = Vec::new();
-        let aside = |tag, body: &[u8]| message::raw(&mut news, tag, body);
-        let seals = self.ask(&[], seal_query, aside).await?;
+        let told = |setting: &[u8]| message::raw(&mut news, b'S', setting);
+        let seals = self.ask(&[], seal_query, told).await?;
         is_sealed_for(tenant, &seals)?;
         if !news.is_empty() {
             *greeting = told_anew(greeting, &news);
@@ -289,7 +290,8 @@ impl Connection {
     }
 
     /// Runs statements and a question behind them, each on its own but all sent at once; the rows of
-    /// the last answer, each one text. `aside` is told what comes between: settings and notices.
+    /// the last answer, each one text. `told` is given the settings that are told between, as bodies of
+    /// ParameterStatus; notices of our own questions are nobody's.
     ///
     /// The question is made of something that nobody can know, and every row of its answer must begin
     /// with that: so what is read is the answer to this question, and not to one that was asked here
@@ -298,7 +300,7 @@ impl Connection {
         &mut self,
         statements: &[&str],
         question: impl FnOnce(&str) -> String,
-        mut aside: impl FnMut(u8, &[u8]),
+        mut told: impl FnMut(&[u8]),
     ) -> Result<Vec<Vec<u8>>, BackendError> {
         let mut nonce = [0; 16];
         rand::fill(&mut nonce).map_err(|_none| BackendError::Protocol("no randomness"))?;
@@ -314,7 +316,8 @@ impl Connection {
         while unanswered > 0 || !self.unread.is_empty() {
             let (tag, body) = self.read_message().await?;
             match tag {
-                b'S' | b'N' => aside(tag, &body),
+                b'S' => told(&body),
+                b'N' => {}
                 b'D' if unanswered == 1 => {
                     let row = message::parse_single_column(&body)
                         .ok_or(BackendError::Protocol("a row that is not one text"))?;
@@ -395,24 +398,22 @@ impl Connection {
     }
 }
 
-/// A greeting whose settings are as they are told now. What a question of ours made the database say
-/// besides is nothing to a session.
+/// A greeting with settings that were told behind it: of what is told twice, the last counts.
 fn told_anew(greeting: &[u8], news: &[u8]) -> Vec<u8> {
-    let name = |body: &[u8]| body.split(|byte| *byte == 0).next().map(<[u8]>::to_vec);
-    let news: Vec<_> = message::split(news).filter(|(tag, _)| *tag == b'S').collect();
-    let is_old = |(tag, body): &(u8, &[u8])| {
-        *tag == b'S' && news.iter().any(|(_, newer)| name(newer) == name(body))
-    };
+    let messages: Vec<_> = message::split(greeting).chain(message::split(news)).collect();
     let mut told = Vec::with_capacity(greeting.len());
-    let kept = message::split(greeting).filter(|message| !is_old(message));
-    // The last word on each setting.
-    let newest = news.iter().enumerate().filter(|(at, (_, body))| {
-        news[at + 1..].iter().all(|(_, newer)| name(newer) != name(body))
-    });
-    for (tag, body) in kept.chain(newest.map(|(_, message)| *message)) {
-        message::raw(&mut told, tag, body);
+    for (at, message) in messages.iter().enumerate() {
+        let name = setting_told(message);
+        if name.is_none() || messages[at + 1..].iter().all(|later| setting_told(later) != name) {
+            message::raw(&mut told, message.0, message.1);
+        }
     }
     told
+}
+
+/// Which setting a message tells of, if any.
+fn setting_told<'m>((tag, body): &(u8, &'m [u8])) -> Option<&'m [u8]> {
+    body.split(|byte| *byte == 0).next().filter(|_| *tag == b'S')
 }
 
 /// Whether the answer to [`seal_query`] is a tenant's.
@@ -463,7 +464,6 @@ mod tests {
         let greeting =
             messages(&[(b'N', "welcome"), (b'S', "TimeZone\0UTC"), (b'S', "is_superuser\0off")]);
         let news = messages(&[
-            (b'N', "a plan"),
             (b'S', "TimeZone\0Asia/Seoul"),
             (b'S', "DateStyle\0ISO"),
             (b'S', "TimeZone\0Asia/Tokyo"),

@@ -45,7 +45,7 @@ impl Attachment {
             )
         };
         // What a reset reports of settings goes back to what was reported at first.
-        let reset = connection.ask(&["DISCARD ALL"], question, |_, _| {});
+        let reset = connection.ask(&["DISCARD ALL"], question, |_setting| {});
         let asked = BootTime::now();
         let answer = match timeout(RESET_TIMEOUT, reset).await {
             Ok(answer) => answer?,

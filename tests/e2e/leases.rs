@@ -383,17 +383,11 @@ async fn a_leased_role_cannot_make_itself_undroppable() {
 
 #[tokio::test]
 async fn a_database_that_never_stops_talking_is_not_listened_to() {
-    // It lets everybody in, then answers the question for the seal with rows without end.
+    // It lets everybody in, then answers the question for the seal with notices without end.
     let address = fake::serves(|mut tcp| async move {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut sink = [0; 4096];
-        let _startup = tcp.read(&mut sink).await;
-        let _asked = tcp.write_all(&tagged(b'R', &[0, 0, 0, 3])).await;
-        let _password = tcp.read(&mut sink).await;
-        let key = tagged(b'K', &[0, 0, 0, 9, 1, 2, 3, 4]);
-        let login = [tagged(b'R', &[0; 4]), key, tagged(b'Z', b"I")].concat();
-        let _said = tcp.write_all(&login).await;
-        let _seal = tcp.read(&mut sink).await;
+        let _let_in = fake::lets_in(&mut tcp).await;
+        let _seal = tcp.read(&mut [0; 4096]).await;
         let text = vec![b'x'; 60_000];
         while tcp.write_all(&tagged(b'N', &text)).await.is_ok() {}
     })

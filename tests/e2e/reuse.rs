@@ -8,8 +8,9 @@ use crate::leases::role_is_gone;
 use crate::openbao::{own_token, session_authority};
 use crate::support::mint;
 use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::{Message, Raw, query, startup, tagged};
+use crate::support::raw::{Message, Raw, query, tagged};
 use crate::support::world::{World, world};
+use crate::warm;
 
 const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
 
@@ -113,11 +114,8 @@ async fn a_connection_whose_role_has_lost_its_rights_is_closed() {
 async fn the_next_route_finds_room_however_many_there_were() {
     let proxy = Proxy::with(settings("max_per_tenant = 2\n", "")).await;
     let session = async |application: &str| {
-        let mut client = Raw::unix(&proxy.socket()).await;
         let parameters = [("user", "app"), ("database", "acme"), ("application_name", application)];
-        client.send(&startup(&parameters)).await;
-        client.send_password(&mint::token("acme")).await;
-        client.until(b'Z').await;
+        let (mut client, _) = warm::log_in(&proxy, &mint::token("acme"), &parameters).await;
         client.send(&TERMINATE).await;
         assert_eq!(client.next().await, None, "the session is over");
         proxy.metric_reaches("pgsilo_sessions_active", 0.0).await;
@@ -237,10 +235,8 @@ async fn what_a_database_says_of_our_questions_is_told_to_nobody() {
         ];
         let mut greetings = Vec::new();
         for _ in 0..4 {
-            let mut client = Raw::unix(&proxy.socket()).await;
-            client.send(&startup(&parameters)).await;
-            client.send_password(&mint::token("acme")).await;
-            let greeting = client.until(b'Z').await;
+            let (mut client, greeting) =
+                warm::log_in(&proxy, &mint::token("acme"), &parameters).await;
             client.send(&query("SELECT 1")).await;
             let answer = client.until(b'Z').await;
             assert!(

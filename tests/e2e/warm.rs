@@ -25,12 +25,16 @@ async fn proxy() -> Proxy {
 }
 
 /// What a client may send at the start.
-type Parameters<'a> = &'a [(&'a str, &'a str)];
+pub(crate) type Parameters<'a> = &'a [(&'a str, &'a str)];
 
 const PLAIN: Parameters<'_> = &[("user", "app"), ("database", "acme")];
 
 /// Logs in with these parameters; everything up to ReadyForQuery.
-async fn log_in(proxy: &Proxy, token: &str, parameters: Parameters<'_>) -> (Raw, Vec<Message>) {
+pub(crate) async fn log_in(
+    proxy: &Proxy,
+    token: &str,
+    parameters: Parameters<'_>,
+) -> (Raw, Vec<Message>) {
     let mut client = Raw::unix(&proxy.socket()).await;
     client.send(&startup(parameters)).await;
     client.send_password(token).await;
@@ -185,9 +189,8 @@ async fn a_connection_that_died_waiting_is_noticed() {
     for keys in [ONE, UNASKED] {
         let proxy = Proxy::with(warm(keys)).await;
         let token = mint::token("acme");
-        let waiting = made_ready(&proxy, &token, PLAIN).await;
+        let pid = pid(&made_ready(&proxy, &token, PLAIN).await).as_raw_nonzero().get();
         let superuser = world().superuser("postgres").await;
-        let pid = waiting["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
         let sql = "SELECT pg_terminate_backend($1, 10000)";
         assert!(superuser.query_one(sql, &[&pid]).await.expect("terminated").get::<_, bool>(0));
         let (mut client, _) = log_in(&proxy, &token, PLAIN).await;

@@ -27,6 +27,21 @@ pub(crate) async fn silent() -> SocketAddr {
     .await
 }
 
+/// What a database does that lets anybody in who has a password, up to its ReadyForQuery.
+pub(crate) async fn lets_in(tcp: &mut TcpStream) -> std::io::Result<()> {
+    let mut sink = [0; 4096];
+    let _startup = tcp.read(&mut sink).await?;
+    tcp.write_all(&tagged(b'R', &[0, 0, 0, 3])).await?;
+    let _password = tcp.read(&mut sink).await?;
+    let key = tagged(b'K', &[0, 0, 0, 9, 1, 2, 3, 4]);
+    tcp.write_all(&[tagged(b'R', &[0; 4]), key, tagged(b'Z', b"I")].concat()).await
+}
+
+/// The number in the question whose a database is, which each row of an answer must begin with.
+pub(crate) fn number_in(question: &str) -> &str {
+    question.split('\'').nth(1).unwrap_or_default()
+}
+
 /// A database that lets anybody in who has a password, and answers as told when it is asked whose it
 /// is: it is given the number that each row of its answer must begin with.
 pub(crate) async fn database(
@@ -37,16 +52,10 @@ pub(crate) async fn database(
         let answer = Arc::clone(&answer);
         async move {
             let mut sink = [0; 4096];
-            let _startup = tcp.read(&mut sink).await;
-            let _asked = tcp.write_all(&tagged(b'R', &[0, 0, 0, 3])).await;
-            let _password = tcp.read(&mut sink).await;
-            let key = tagged(b'K', &[0, 0, 0, 9, 1, 2, 3, 4]);
-            let login = [tagged(b'R', &[0; 4]), key, tagged(b'Z', b"I")].concat();
-            let _said = tcp.write_all(&login).await;
+            let _let_in = lets_in(&mut tcp).await;
             let asked = tcp.read(&mut sink).await.unwrap_or_default();
             let question = String::from_utf8_lossy(&sink[..asked]).into_owned();
-            let number = question.split('\'').nth(1).unwrap_or_default();
-            let _said = tcp.write_all(&answer(number)).await;
+            let _said = tcp.write_all(&answer(number_in(&question))).await;
             let _query = tcp.read(&mut sink).await;
         }
     })
