@@ -17,8 +17,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::sync::Arc;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::proxy::Proxy;
 
@@ -26,10 +27,18 @@ use crate::proxy::Proxy;
 const AT_ONCE: usize = 32;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an event loop may take to turn; a Kubernetes probe waits a second for all of it.
+const LOOP_PATIENCE: Duration = Duration::from_millis(750);
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Answers requests until the process ends.
-pub(crate) async fn serve(listener: TcpListener, metrics: PrometheusHandle, proxy: &'static Proxy) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    metrics: PrometheusHandle,
+    proxy: &'static Proxy,
+    loops: Vec<Handle>,
+) {
+    let loops: Arc<[Handle]> = loops.into();
     let slots = Arc::new(Semaphore::new(AT_ONCE));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
@@ -43,11 +52,10 @@ pub(crate) async fn serve(listener: TcpListener, metrics: PrometheusHandle, prox
                 continue;
             }
         };
-        let metrics = metrics.clone();
+        let (metrics, loops) = (metrics.clone(), Arc::clone(&loops));
         tokio::spawn(async move {
-            let answer = service_fn(move |request| {
-                let response = answer(&request, &metrics, proxy);
-                async move { Ok::<_, Infallible>(response) }
+            let answer = service_fn(async |request| {
+                Ok::<_, Infallible>(answer(&request, &metrics, proxy, &loops).await)
             });
             let serving = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -62,10 +70,11 @@ pub(crate) async fn serve(listener: TcpListener, metrics: PrometheusHandle, prox
     }
 }
 
-fn answer(
+async fn answer(
     request: &Request<Incoming>,
     metrics: &PrometheusHandle,
     proxy: &Proxy,
+    loops: &[Handle],
 ) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
@@ -79,13 +88,32 @@ fn answer(
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(EXPOSITION));
             response
         }
-        "/livez" => text(StatusCode::OK, "ok\n"),
+        "/livez" => match stuck(loops).await {
+            stuck if stuck.is_empty() => text(StatusCode::OK, "ok\n"),
+            stuck => text(StatusCode::SERVICE_UNAVAILABLE, stuck),
+        },
         "/readyz" => match unready(proxy) {
             None => text(StatusCode::OK, "ok\n"),
             Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
         },
         _ => text(StatusCode::NOT_FOUND, "there are /metrics, /livez and /readyz\n"),
     }
+}
+
+/// A line for each event loop that does not turn: each is given something to do, and should be done
+/// with it soon. That the answer comes at all shows that the control runtime turns.
+async fn stuck(loops: &[Handle]) -> String {
+    let asked: Vec<_> = loops.iter().map(|turns| turns.spawn(async {})).collect();
+    let by = Instant::now() + LOOP_PATIENCE;
+    let mut lines = String::new();
+    for (number, asked) in asked.into_iter().enumerate() {
+        let withdraw = asked.abort_handle();
+        if !matches!(timeout_at(by, asked).await, Ok(Ok(()))) {
+            withdraw.abort();
+            lines += &format!("event loop {number} does not answer\n");
+        }
+    }
+    lines
 }
 
 /// Why no session could be served now, if so.
@@ -99,6 +127,8 @@ fn unready(proxy: &Proxy) -> Option<&'static str> {
         Some("no issuer's keys are usable\n")
     } else if stale.zip(proxy.config.max_staleness).is_some_and(|(age, max)| age > max) {
         Some("the registry is stale\n")
+    } else if !proxy.is_audited() {
+        Some("sessions cannot be audited\n")
     } else {
         None
     }
@@ -111,4 +141,40 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::thread;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_event_loop_that_does_not_turn_is_named() {
+        let mut loops = Vec::new();
+        let mut threads = Vec::new();
+        for _ in 0..2 {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("built");
+            loops.push(runtime.handle().clone());
+            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+            threads.push((thread::spawn(move || runtime.block_on(stopped)), stop));
+        }
+        assert_eq!(stuck(&loops).await, "");
+        let ((held, holds), (release, released)) = (channel(), channel::<()>());
+        loops[1].spawn(async move {
+            held.send(()).expect("awaited");
+            // As a write to a pipe that nobody reads does.
+            let _released = released.recv();
+        });
+        holds.recv().expect("it is stuck");
+        assert_eq!(stuck(&loops).await, "event loop 1 does not answer\n");
+        drop(release);
+        while !stuck(&loops).await.is_empty() {}
+        for (thread, stop) in threads {
+            stop.send(()).expect("it turns");
+            thread.join().expect("no panic").expect("told");
+        }
+    }
 }

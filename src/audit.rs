@@ -14,6 +14,7 @@ use aws_lc_rs::rand;
 use tracing::Level;
 
 use crate::ending::Ending;
+use crate::log::AUDIT;
 use crate::refusal::Refusal;
 use crate::tenant::TenantId;
 use crate::token::{Claims, Rejected};
@@ -136,7 +137,7 @@ macro_rules! at_level {
 macro_rules! event {
     ($level:expr, $trail:expr, $($more:tt)+) => {
         at_level!(
-            $level, target: "pgsilo::audit",
+            $level, target: AUDIT,
             session = %$trail.session, address = &*$trail.address, tls = $trail.tls,
             user = &*$trail.user, database = &*$trail.database,
             application = &*$trail.application, issuer = &*$trail.issuer,

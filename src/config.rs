@@ -50,6 +50,8 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// How to log.
     pub log: Log,
+    /// How the audit trail is written.
+    pub audit: Audit,
     /// Event loops, at least one.
     pub cores: usize,
     /// What is allowed but unwise, one line each, with its place in the file.
@@ -166,6 +168,26 @@ pub struct Log {
     pub format: LogFormat,
     /// How much.
     pub level: tracing::Level,
+    /// Bytes of lines that may wait to be written; more are lost.
+    pub queue_bytes: usize,
+}
+
+/// How the audit trail is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Audit {
+    /// What is done when it cannot be.
+    pub on_loss: OnLoss,
+    /// Bytes of events that may wait to be written; more are lost.
+    pub queue_bytes: usize,
+}
+
+/// What is done when events cannot be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnLoss {
+    /// They are counted, and told of later.
+    Count,
+    /// That, and no session begins meanwhile.
+    Refuse,
 }
 
 /// For whom the log is.

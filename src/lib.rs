@@ -20,7 +20,7 @@
 //! config                   the file, and the ready-made objects it becomes
 //! identity                 who a session is, however that was proved
 //! token | registry | lease three parts that never import each other: they meet in stages
-//! tenant, tls, stream, ending, limits, secret, toml_file, stamp, backoff, host, cause, clock, wire
+//! tenant, tls, stream, ending, limits, secret, toml_file, stamp, backoff, host, cause, clock, wire, log
 //! ```
 //!
 //! One exception is deliberate: `backend::dial` takes a [`session::Route`], which only a routed
@@ -40,6 +40,7 @@ mod host;
 mod identity;
 pub mod lease;
 mod limits;
+pub mod log;
 mod pool;
 mod proxy;
 mod refusal;

@@ -3,14 +3,26 @@
 //! Exit codes: 0 stopped as asked, or the configuration is good; 1 could not serve; 2 usage;
 //! 3 the configuration is not valid; 4 a listener cannot be bound.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{self, Write};
+use std::panic::PanicHookInfo;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use pgsilo::config::{Config, LogFormat};
+use pgsilo::log::{AUDIT, Bounds, Kind, LogQueue, tell_of_losses};
 use pgsilo::server::{self, ServeError};
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+/// How long the end of the process waits for the last lines to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// A PostgreSQL proxy that gives every tenant its own database.
 ///
@@ -63,14 +75,22 @@ fn serve(place: &Place) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(3, &error),
     };
-    log(&config);
+    let queue = match log(&config) {
+        Ok(queue) => queue,
+        Err(error) => return fail(1, &format_args!("cannot start: {error}")),
+    };
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    match server::serve(config) {
+    let result = server::serve(config, queue.clone());
+    if let Err(error) = &result {
+        let _queued = queue.lines(Kind::Log).write_all(format!("pgsilo: {error}\n").as_bytes());
+    }
+    queue.close(LAST_LINES);
+    match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error @ ServeError::Listen(_)) => fail(4, &error),
-        Err(error @ ServeError::Start(_)) => fail(1, &error),
+        Err(ServeError::Listen(_)) => ExitCode::from(4),
+        Err(ServeError::Start(_)) => ExitCode::from(1),
     }
 }
 
@@ -103,18 +123,46 @@ fn keep_memory_private() {
     let _refused = rustix::process::setrlimit(Resource::Core, none);
 }
 
-fn log(config: &Config) {
-    let filter = EnvFilter::new(format!("warn,pgsilo={}", config.log.level));
-    // Its own complaints about a log that cannot be written go to the same place, and panic there:
-    // a full disk must not end anybody's session.
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+/// What the log is made of: a queue that nobody waits for, and the two kinds of lines that `tracing`
+/// puts there. Events of the audit trail are written whatever the level of the log is.
+///
+/// # Errors
+/// When the system refuses the thread that writes.
+fn log(config: &Config) -> io::Result<LogQueue> {
+    let bounds = Bounds { log: config.log.queue_bytes, audit: config.audit.queue_bytes };
+    let queue = LogQueue::start(io::stderr(), bounds, tell_of_losses)?;
+    let own = format!("warn,pgsilo={},{}=off", config.log.level, AUDIT);
+    let own = lines(config, &queue, Kind::Log).with_filter(EnvFilter::new(own));
+    let audit = Targets::new().with_target(AUDIT, LevelFilter::TRACE);
+    let audit = lines(config, &queue, Kind::Audit).with_filter(audit);
+    tracing_subscriber::registry().with(own).with(audit).init();
+    std::panic::set_hook(Box::new(log_panic));
+    Ok(queue)
+}
+
+fn lines<S>(config: &Config, queue: &LogQueue, kind: Kind) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+{
+    let queue = queue.clone();
+    // Complaints of its own would go to standard error, past the queue.
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(move || queue.lines(kind))
         .log_internal_errors(false);
     match config.log.format {
-        LogFormat::Json => log.json().flatten_event(true).init(),
-        LogFormat::Human => {
-            log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
-        }
+        LogFormat::Json => layer.json().flatten_event(true).boxed(),
+        LogFormat::Human => layer.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).boxed(),
     }
+}
+
+/// As the standard library says it, but through the queue: who panics does not wait for a log either.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let backtrace = Backtrace::capture();
+    let backtrace = match backtrace.status() {
+        BacktraceStatus::Captured => backtrace.to_string(),
+        _ => String::new(),
+    };
+    let thread = thread.name().unwrap_or_default();
+    tracing::error!(%panic, thread, backtrace, "a thread panicked");
 }

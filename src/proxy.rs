@@ -11,9 +11,10 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::cancel::CancelKeys;
 use crate::clock::{self, BootTime};
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, OnLoss};
 use crate::lease::{Lessor, OpenBaoError};
 use crate::limits::Tally;
+use crate::log::LogQueue;
 use crate::pool::Pool;
 use crate::registry::{Denied, Registry};
 use crate::tenant::TenantId;
@@ -26,6 +27,7 @@ pub(crate) struct Proxy {
     pub(crate) lessor: Lessor,
     pub(crate) pool: Pool,
     pub(crate) cancel_keys: CancelKeys,
+    pub(crate) log: LogQueue,
     /// Connections that are not logged in yet.
     pub(crate) handshakes: Arc<Semaphore>,
     pub(crate) sessions: Arc<Semaphore>,
@@ -45,6 +47,7 @@ impl Proxy {
     pub(crate) fn start(
         config: &'static Config,
         runtime: Handle,
+        log: LogQueue,
     ) -> Result<&'static Proxy, OpenBaoError> {
         let limits = &config.limits;
         let background = runtime.clone();
@@ -54,6 +57,7 @@ impl Proxy {
             pool: Pool::new(&config.warm, lessor.clone(), runtime),
             lessor,
             cancel_keys: CancelKeys::new(),
+            log,
             handshakes: Arc::new(Semaphore::new(limits.max_handshakes)),
             sessions: Arc::new(Semaphore::new(limits.max_sessions)),
             tenants: Tally::new(limits.max_sessions_per_tenant),
@@ -78,6 +82,14 @@ impl Proxy {
 
     pub(crate) fn limits(&self) -> &Limits {
         &self.config.limits
+    }
+
+    /// Whether a session may begin, as far as the audit trail goes.
+    pub(crate) fn is_audited(&self) -> bool {
+        match self.config.audit.on_loss {
+            OnLoss::Count => true,
+            OnLoss::Refuse => self.log.audit_keeps_up(),
+        }
     }
 
     /// From now on connections are refused, idle sessions end, and transactions get `patience`.

@@ -111,6 +111,9 @@ reasons! {
         "tenant \"{}\" may not be served from here";
     /// The registry's snapshot is older than allowed.
     RegistryStale, "57P03", "registry_stale", ERROR, "the tenant registry is out of date";
+    /// Events cannot be written, and the operator wants no session without its events.
+    AuditUnavailable, "57P03", "audit_unavailable", ERROR,
+        "sessions cannot be audited at the moment";
     /// OpenBAO unreachable, sealed or overloaded: another attempt may succeed.
     LeaseUnavailable, "57P03", "lease_unavailable", ERROR,
         "database credentials are not available at the moment";

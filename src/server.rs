@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use self::core::Cores;
 use crate::admin;
 use crate::config::Config;
+use crate::log::LogQueue;
 use crate::proxy::Proxy;
 
 pub use listen::ListenError;
@@ -38,11 +39,12 @@ pub enum ServeError {
     Start(String),
 }
 
-/// Serves until SIGTERM or SIGINT has come and every session has ended.
+/// Serves until SIGTERM or SIGINT has come and every session has ended. `log` is where `tracing` puts
+/// the lines of this process.
 ///
 /// # Errors
 /// When a listener cannot be bound or the process cannot be set up; not later.
-pub fn serve(config: Config) -> Result<(), ServeError> {
+pub fn serve(config: Config, log: LogQueue) -> Result<(), ServeError> {
     let config: &'static Config = Box::leak(Box::new(config));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -50,12 +52,12 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         .enable_all()
         .build()
         .map_err(|error| ServeError::Start(error.to_string()))?;
-    let result = runtime.block_on(run(config));
+    let result = runtime.block_on(run(config, log));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn run(config: &'static Config) -> Result<(), ServeError> {
+async fn run(config: &'static Config, log: LogQueue) -> Result<(), ServeError> {
     let failed = |error: std::io::Error| ServeError::Start(error.to_string());
     let metrics = admin::metrics::install().map_err(ServeError::Start)?;
     let listeners = listen::bind_all(&config.listeners)?;
@@ -67,14 +69,14 @@ async fn run(config: &'static Config) -> Result<(), ServeError> {
     let mut signals = Signals::new().map_err(failed)?;
     let runtime = tokio::runtime::Handle::current();
     let proxy =
-        Proxy::start(config, runtime).map_err(|error| ServeError::Start(error.to_string()))?;
+        Proxy::start(config, runtime, log).map_err(|error| ServeError::Start(error.to_string()))?;
     let (hangups, hung_up) = watch::channel(0);
     tend::files(proxy, &hung_up);
     let tasks = TaskTracker::new();
     let cores = Arc::new(Cores::start(config.cores).map_err(failed)?);
     if let Some(admin) = admin {
         tracing::info!(admin = %admin.local_addr().map_err(failed)?, "serving metrics and health");
-        tokio::spawn(admin::serve(admin, metrics, proxy));
+        tokio::spawn(admin::serve(admin, metrics, proxy, cores.loops()));
     }
     let refusing = Arc::new(Semaphore::new(config.limits.max_handshakes / 4 + 16));
     let mut accepting = Vec::new();

@@ -7,6 +7,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::ending::Ending;
+use crate::log::Kind;
 use crate::proxy::Proxy;
 use crate::refusal::Reason;
 
@@ -92,6 +93,9 @@ pub(crate) fn observe(proxy: &Proxy) {
         gauge!("pgsilo_keys_age_seconds", "issuer" => issuer.to_owned()).set(age.as_secs_f64());
     }
     gauge!("pgsilo_warm_connections").set(proxy.pool.waiting() as f64);
+    for (kind, label) in [(Kind::Log, "log"), (Kind::Audit, "audit")] {
+        counter!("pgsilo_log_lost_total", "kind" => label).absolute(proxy.log.lost(kind));
+    }
     let free = proxy.handshakes.available_permits();
     gauge!("pgsilo_handshakes_active").set((proxy.limits().max_handshakes - free) as f64);
 }
@@ -143,6 +147,10 @@ fn describe() {
     describe_counter!(
         "pgsilo_openbao_renew_failures_total",
         "Renewals of tokens at OpenBAO that failed"
+    );
+    describe_counter!(
+        "pgsilo_log_lost_total",
+        "Lines of the log that could not be written, by kind"
     );
     describe_gauge!("pgsilo_registry_tenants", "Tenants in the registry's snapshot");
     describe_gauge!(

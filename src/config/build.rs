@@ -18,10 +18,10 @@ use zeroize::Zeroizing;
 
 use self::proofs::Known;
 use super::raw::{
-    Raw, RawAuthority, RawBackend, RawFormat, RawLevel, RawLimits, RawLog, RawReuse, RawRuntime,
-    RawWarm,
+    Raw, RawAudit, RawAuthority, RawBackend, RawFormat, RawLevel, RawLimits, RawLog, RawOnLoss,
+    RawReuse, RawRuntime, RawWarm,
 };
-use super::{Config, FileError, LeaseRules, Limits, Listener, Log, LogFormat, Warm};
+use super::{Audit, Config, FileError, LeaseRules, Limits, Listener, Log, LogFormat, OnLoss, Warm};
 use crate::registry::{Denied, Registry};
 use crate::token::MAX_TOKEN_BYTES;
 use crate::toml_file::TomlFile;
@@ -30,6 +30,9 @@ use crate::toml_file::TomlFile;
 const MAX_BOUND: usize = 10_000_000;
 /// More event loops than any machine has cores is a typing error.
 const MAX_CORES: usize = 1024;
+
+/// Of lines that wait to be written: what a pipe holds, to what no machine should lose at once.
+const QUEUE_BYTES: std::ops::RangeInclusive<usize> = 64 * 1024..=1024 * 1024 * 1024;
 
 /// A connection that waits for less is never there when it is wanted.
 const MIN_WARM: Duration = Duration::from_secs(1);
@@ -53,6 +56,8 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let warm = build.warm(&raw.warm, &raw.backend)?;
     let regions = build.regions(raw.registry.regions)?;
     let cores = build.cores(&raw.runtime)?;
+    let log = build.log(&raw.log)?;
+    let audit = build.audit(&raw.audit)?;
     let admin = raw.admin.map(|admin| admin.address.0);
     if admin.is_some_and(|address| !address.ip().is_loopback()) {
         build.warn(
@@ -81,7 +86,8 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
         limits,
         warm,
         admin,
-        log: log(&raw.log),
+        log,
+        audit,
         cores,
         warnings: build.warnings,
     })
@@ -234,20 +240,39 @@ impl Build<'_> {
             ),
         }
     }
-}
 
-fn log(raw: &RawLog) -> Log {
-    Log {
-        format: match raw.format {
+    fn log(&self, raw: &RawLog) -> Result<Log, FileError> {
+        let format = match raw.format {
             RawFormat::Json => LogFormat::Json,
             RawFormat::Human => LogFormat::Human,
-        },
-        level: match raw.level {
+        };
+        let level = match raw.level {
             RawLevel::Error => tracing::Level::ERROR,
             RawLevel::Warn => tracing::Level::WARN,
             RawLevel::Info => tracing::Level::INFO,
             RawLevel::Debug => tracing::Level::DEBUG,
             RawLevel::Trace => tracing::Level::TRACE,
-        },
+        };
+        self.check_queue("log.queue_bytes", raw.queue_bytes)?;
+        Ok(Log { format, level, queue_bytes: raw.queue_bytes })
+    }
+
+    fn audit(&self, raw: &RawAudit) -> Result<Audit, FileError> {
+        let on_loss = match raw.on_loss {
+            RawOnLoss::Count => OnLoss::Count,
+            RawOnLoss::Refuse => OnLoss::Refuse,
+        };
+        self.check_queue("audit.queue_bytes", raw.queue_bytes)?;
+        Ok(Audit { on_loss, queue_bytes: raw.queue_bytes })
+    }
+
+    fn check_queue(&self, field: &str, bytes: usize) -> Result<(), FileError> {
+        let (least, most) = (QUEUE_BYTES.start(), QUEUE_BYTES.end());
+        match QUEUE_BYTES.contains(&bytes) {
+            true => Ok(()),
+            false => {
+                self.wrong(field, format_args!("{bytes} is out of range; use {least} to {most}"))
+            }
+        }
     }
 }

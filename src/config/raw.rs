@@ -31,6 +31,8 @@ pub(super) struct Raw {
     #[serde(default)]
     pub(super) log: RawLog,
     #[serde(default)]
+    pub(super) audit: RawAudit,
+    #[serde(default)]
     pub(super) runtime: RawRuntime,
 }
 
@@ -338,27 +340,52 @@ pub(super) struct RawAdmin {
     pub(super) address: Text<SocketAddr>,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLog {
     pub(super) format: RawFormat,
     pub(super) level: RawLevel,
+    pub(super) queue_bytes: usize,
 }
 
-#[derive(Deserialize, Default, Clone, Copy)]
+impl Default for RawLog {
+    fn default() -> RawLog {
+        RawLog { format: RawFormat::Json, level: RawLevel::Info, queue_bytes: 1024 * 1024 }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawAudit {
+    pub(super) on_loss: RawOnLoss,
+    pub(super) queue_bytes: usize,
+}
+
+impl Default for RawAudit {
+    fn default() -> RawAudit {
+        RawAudit { on_loss: RawOnLoss::Count, queue_bytes: 8 * 1024 * 1024 }
+    }
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawOnLoss {
+    Count,
+    Refuse,
+}
+
+#[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum RawFormat {
-    #[default]
     Json,
     Human,
 }
 
-#[derive(Deserialize, Default, Clone, Copy)]
+#[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum RawLevel {
     Error,
     Warn,
-    #[default]
     Info,
     Debug,
     Trace,

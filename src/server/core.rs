@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::listen::Arrival;
@@ -18,6 +19,7 @@ pub(super) struct Cores(Vec<Core>);
 struct Core {
     arrivals: mpsc::UnboundedSender<Arrival>,
     connections: Arc<AtomicUsize>,
+    turns: Handle,
     thread: thread::JoinHandle<()>,
 }
 
@@ -34,6 +36,11 @@ impl Cores {
     /// Starts `count` threads.
     pub(super) fn start(count: usize) -> io::Result<Cores> {
         (0..count).map(Core::start).collect::<io::Result<_>>().map(Cores)
+    }
+
+    /// The loops, in their order, to see that each still turns.
+    pub(super) fn loops(&self) -> Vec<Handle> {
+        self.0.iter().map(|core| core.turns.clone()).collect()
     }
 
     /// Stops every loop. Sessions that still run are dropped, which gives their leases back.
@@ -62,6 +69,7 @@ impl Core {
         let connections = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&connections);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let turns = runtime.handle().clone();
         let thread =
             thread::Builder::new().name(format!("pgsilo-core-{number}")).spawn(move || {
                 runtime.block_on(async move {
@@ -78,6 +86,6 @@ impl Core {
                 // not waited for.
                 runtime.shutdown_background();
             })?;
-        Ok(Core { arrivals, connections, thread })
+        Ok(Core { arrivals, connections, turns, thread })
     }
 }

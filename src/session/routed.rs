@@ -112,6 +112,10 @@ impl<'c> Routed<'c> {
     pub(super) fn route(mut identified: Identified<'c>) -> Result<Routed<'c>, Stop> {
         let proxy = identified.client().proxy;
         refuse_if_stale(proxy)?;
+        if !proxy.is_audited() {
+            let cause = "audit events are not written in time, and [audit] on_loss is \"refuse\"";
+            return Err(Refusal::new(Reason::AuditUnavailable, cause).into());
+        }
         if identified.identity().is_denied(proxy.config.denied.as_ref()) {
             let cause = "the identity is on the list of those denied";
             return Err(Refusal::new(Reason::IdentityRevoked, cause).into());

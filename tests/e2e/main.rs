@@ -25,6 +25,7 @@ mod keys;
 mod leases;
 mod limits;
 mod listeners;
+mod log;
 mod openbao;
 mod opening;
 mod orphans;

@@ -11,7 +11,7 @@ use crate::support::proxy::{Proxy, Settings};
 use crate::support::raw::{Message, Raw, startup, startup_of, tagged};
 use crate::support::world::world;
 use crate::support::{eventually, fake, mint};
-use crate::{certificates, denied, sidecar};
+use crate::{certificates, denied, log, sidecar};
 
 /// What the client is to read.
 struct Told {
@@ -214,6 +214,10 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
             .await;
             let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
             (proxy, message, told("the tenant registry is out of date"))
+        }
+        Reason::AuditUnavailable => {
+            let (proxy, message) = log::without_an_audit().await;
+            (proxy, message, told("sessions cannot be audited at the moment"))
         }
         Reason::LeaseUnavailable => {
             let address = fake::says(b"HTTP/1.1 503 Sealed\r\ncontent-length: 0\r\n\r\n").await;
@@ -426,6 +430,7 @@ refusals! {
     a_paused_tenant: TenantPaused;
     a_placement_in_another_region: ResidencyRefused;
     a_registry_that_is_stale: RegistryStale;
+    an_audit_that_nobody_reads: AuditUnavailable;
     an_openbao_that_is_sealed: LeaseUnavailable;
     an_openbao_that_says_no: LeaseDenied;
     a_database_server_that_is_not_there: BackendUnreachable;

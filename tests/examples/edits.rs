@@ -6,7 +6,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "[limits]",
         "[limit]",
-        "pgsilo.toml:98: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, warm, backend, admin, log, runtime",
+        "pgsilo.toml:98: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, warm, backend, admin, log, audit, runtime",
     ),
     (
         "[limits]",
@@ -67,6 +67,21 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "address = \"127.0.0.1:6432\"",
         "adress = \"127.0.0.1:6432\"",
         "pgsilo.toml:12: listener[0].adress: unknown key (did you mean \"address\"?); allowed here: address, tls, require_tls, plaintext, socket, mode, allow_uids, auth, sni_suffix, proxy_protocol",
+    ),
+    (
+        "on_loss = \"count\"",
+        "on_loss = \"wait\"",
+        "pgsilo.toml:139: audit.on_loss: \"wait\" is not known here; use one of: count, refuse",
+    ),
+    (
+        "queue_bytes = 8388608",
+        "queue_bytes = 1000",
+        "pgsilo.toml:140: audit.queue_bytes: 1000 is out of range; use 65536 to 1073741824",
+    ),
+    (
+        "queue_bytes = 1048576",
+        "queue_bytes = 2000000000",
+        "pgsilo.toml:136: log.queue_bytes: 2000000000 is out of range; use 65536 to 1073741824",
     ),
     (
         "login_timeout = \"10s\"",
@@ -486,7 +501,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "cores = 0",
         "cores = 5000",
-        "pgsilo.toml:138: runtime.cores: 5000 is out of range; use 0 to 1024",
+        "pgsilo.toml:143: runtime.cores: 5000 is out of range; use 0 to 1024",
     ),
     (
         "address = \"127.0.0.1:9432\"",

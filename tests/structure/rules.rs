@@ -45,6 +45,7 @@ const LAYERS: [&[&str]; 10] = [
         "cause",
         "clock",
         "wire",
+        "log",
     ],
 ];
 

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tokio::sync::OwnedMutexGuard;
 
 use super::world::{World, world};
 use super::{PATIENCE, eventually};
@@ -47,6 +48,8 @@ pub(crate) struct Settings {
     pub(crate) backend: String,
     /// How much is logged; tests look for secrets in all of it.
     pub(crate) log_level: &'static str,
+    /// More tables: `[audit]`.
+    pub(crate) more: String,
     /// A shell that runs before pgsilo, in its process: `ulimit -n 64`.
     pub(crate) before: String,
 }
@@ -66,6 +69,7 @@ impl Default for Settings {
             warm: "max = 0\n".to_owned(),
             backend: String::new(),
             log_level: "debug",
+            more: String::new(),
             before: String::new(),
         }
     }
@@ -85,6 +89,8 @@ pub(crate) struct Proxy {
     child: Child,
     dir: PathBuf,
     log: Arc<Mutex<Vec<String>>>,
+    /// Held by who wants nobody to read its log.
+    reading: Arc<tokio::sync::Mutex<()>>,
     addresses: Vec<SocketAddr>,
     admin: SocketAddr,
     /// What must not be in its log.
@@ -142,15 +148,18 @@ impl Proxy {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("pgsilo starts");
         let log = Arc::new(Mutex::new(Vec::new()));
         let (sink, lines) = (Arc::clone(&log), BufReader::new(child.stderr.take().expect("piped")));
+        let reading = Arc::new(tokio::sync::Mutex::new(()));
+        let may_read = Arc::clone(&reading);
         std::thread::spawn(move || {
-            lines
-                .lines()
-                .map_while(Result::ok)
-                .for_each(|line| sink.lock().expect("log").push(line));
+            lines.lines().map_while(Result::ok).for_each(|line| {
+                sink.lock().expect("log").push(line);
+                drop(may_read.blocking_lock());
+            });
         });
         let none = SocketAddr::from(([127, 0, 0, 1], 0));
         let secret_id = fs::read_to_string(world.dir().join("secret-id")).expect("read");
-        let mut proxy = Proxy { child, dir, log, addresses: Vec::new(), admin: none, secret_id };
+        let addresses = Vec::new();
+        let mut proxy = Proxy { child, dir, log, reading, addresses, admin: none, secret_id };
         let serving = proxy.logged(|line| line["message"] == "pgsilo serves").await;
         assert_eq!(serving["level"], "INFO");
         for line in proxy.lines() {
@@ -221,6 +230,11 @@ impl Proxy {
             .collect()
     }
 
+    /// Reads no more of its log, but for what has been read ahead, until the guard is dropped.
+    pub(crate) async fn stop_reading(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.reading).lock_owned().await
+    }
+
     /// The first line that fits, once it is there.
     pub(crate) async fn logged(&self, fits: impl Fn(&Value) -> bool) -> Value {
         let found = eventually("a line of the log", async || self.lines().into_iter().find(&fits));
@@ -248,6 +262,11 @@ impl Proxy {
     pub(crate) async fn served(&self, number: usize) -> Value {
         eventually("the session's event", async || self.events("started").get(number).cloned())
             .await
+    }
+
+    /// The address of its HTTP endpoints.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin
     }
 
     /// `GET path` of its HTTP endpoints: status and body.
@@ -391,9 +410,9 @@ fn write_files_of(world: &World, dir: &Path, settings: &Settings) {
     write!(
         config,
         "{issuers}[registry]\nfile = \"tenants.toml\"\n{}\n[openbao]\n{openbao}\n[lease]\n{}\n[limits]\n{}\n[warm]\n{}\n[backend]\n{}\n\
-         [admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"{}\"\n",
+         [admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"{}\"\n{}",
         settings.registry, settings.lease, settings.limits, settings.warm,
-        settings.backend, settings.log_level
+        settings.backend, settings.log_level, settings.more
     )
     .expect("formatted");
     fs::write(dir.join("pgsilo.toml"), config).expect("written");
