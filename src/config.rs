@@ -145,7 +145,9 @@ pub struct LeaseRules {
 pub struct Limits {
     /// From accept to login; not zero.
     pub login_timeout: Duration,
-    /// Connections that are not logged in yet; at least one.
+    /// From accept to a whole startup packet, TLS included; not zero.
+    pub startup_timeout: Duration,
+    /// Connections of each listener that are not logged in yet; at least one.
     pub max_handshakes: usize,
     /// At least one.
     pub max_sessions: usize,

@@ -1,11 +1,16 @@
 //! Bounds on what may be open at once: connections that are not logged in, sessions in all, of
-//! one tenant, connections of one address. Each is a permit, given back when it is dropped.
+//! one tenant, connections of one address. Each is a permit, given back when it is dropped; that of a
+//! connection which has proved nothing may be another's before that.
+
+mod slots;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
+
+pub(crate) use slots::{Eviction, Slot, Slots};
 
 /// Counts per key, with one bound for all keys, or none.
 #[derive(Debug)]

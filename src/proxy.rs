@@ -13,12 +13,16 @@ use crate::cancel::CancelKeys;
 use crate::clock::{self, BootTime};
 use crate::config::{Config, Limits, OnLoss};
 use crate::lease::{Lessor, OpenBaoError};
-use crate::limits::Tally;
+use crate::limits::{Slots, Tally};
 use crate::log::LogQueue;
 use crate::pool::Pool;
 use crate::registry::{Denied, Registry};
 use crate::tenant::TenantId;
 use crate::token::Verifier;
+
+/// How long a connection has to prove something before its place may be another's: what a thousand TLS
+/// handshakes take one processor.
+const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 
 /// The parts that the stages of a session meet in.
 #[derive(Debug)]
@@ -28,8 +32,8 @@ pub(crate) struct Proxy {
     pub(crate) pool: Pool,
     pub(crate) cancel_keys: CancelKeys,
     pub(crate) log: LogQueue,
-    /// Connections that are not logged in yet.
-    pub(crate) handshakes: Arc<Semaphore>,
+    /// Connections that are not logged in yet, of each listener.
+    pub(crate) handshakes: Vec<Slots>,
     pub(crate) sessions: Arc<Semaphore>,
     pub(crate) tenants: Tally<TenantId>,
     pub(crate) addresses: Tally<IpAddr>,
@@ -58,7 +62,11 @@ impl Proxy {
             lessor,
             cancel_keys: CancelKeys::new(),
             log,
-            handshakes: Arc::new(Semaphore::new(limits.max_handshakes)),
+            handshakes: config
+                .listeners
+                .iter()
+                .map(|_| Slots::new(limits.max_handshakes, HANDSHAKE_GRACE))
+                .collect(),
             sessions: Arc::new(Semaphore::new(limits.max_sessions)),
             tenants: Tally::new(limits.max_sessions_per_tenant),
             addresses: Tally::new(limits.max_connections_per_address),

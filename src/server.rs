@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use self::core::Cores;
@@ -78,12 +78,10 @@ async fn run(config: &'static Config, log: LogQueue) -> Result<(), ServeError> {
         tracing::info!(admin = %admin.local_addr().map_err(failed)?, "serving metrics and health");
         tokio::spawn(admin::serve(admin, metrics, proxy, cores.loops()));
     }
-    let refusing = Arc::new(Semaphore::new(config.limits.max_handshakes / 4 + 16));
     let mut accepting = Vec::new();
-    for listener in listeners {
+    for (listener, handshakes) in listeners.into_iter().zip(&proxy.handshakes) {
         tracing::info!(listener = %listener.name(), "listening");
-        let accept =
-            listener.accept_all(proxy, Arc::clone(&cores), Arc::clone(&refusing), tasks.clone());
+        let accept = listener.accept_all(proxy, handshakes, Arc::clone(&cores), tasks.clone());
         accepting.push(tokio::spawn(accept));
     }
     tracing::info!(

@@ -37,6 +37,7 @@ pub use spliced::Spliced;
 pub use started::{Opened, Started};
 
 use crate::audit;
+use crate::limits::Eviction;
 use crate::refusal::{Reason, Refusal};
 use client::Stop;
 
@@ -46,28 +47,52 @@ enum Admitted<'c> {
     Cancel(Cancelling<'c>),
 }
 
-/// Serves one connection from its first byte to its last.
-pub(crate) async fn serve(mut client: Box<Client>) {
+/// Serves one connection from its first byte to its last. While it has proved nothing, `eviction` may
+/// end it.
+pub(crate) async fn serve(mut client: Box<Client>, mut eviction: Option<Eviction>) {
     let deadline = client.deadline();
     // Boxed, so that a session holds only the memory that it needs now.
     let login = AssertUnwindSafe(Box::pin(login(&mut client))).catch_unwind();
-    let stop = match timeout_at(deadline, login).await {
-        Ok(Ok(Ok(Admitted::Session(spliced)))) => return spliced.run().await,
-        Ok(Ok(Ok(Admitted::Cancel(cancelling)))) => return Box::pin(cancelling.forward()).await,
-        Ok(Ok(Err(stop))) => stop,
-        Ok(Err(_panic)) => Refusal::new(Reason::Internal, "a stage of the login panicked").into(),
-        Err(_elapsed) => Refusal::new(Reason::LoginTimeout, "the login deadline passed").into(),
+    let stop = tokio::select! {
+        biased;
+        login = timeout_at(deadline, login) => match login {
+            Ok(Ok(Ok(Admitted::Session(spliced)))) => return spliced.run().await,
+            Ok(Ok(Ok(Admitted::Cancel(cancelling)))) => return Box::pin(cancelling.forward()).await,
+            Ok(Ok(Err(stop))) => stop,
+            Ok(Err(_panic)) => Refusal::new(Reason::Internal, "a stage of the login panicked").into(),
+            Err(_elapsed) => Refusal::new(Reason::LoginTimeout, "the login deadline passed").into(),
+        },
+        () = evicted(&mut eviction) => Stop::Evicted,
     };
     match stop {
-        Stop::Refused(refusal) => Box::pin(refuse(*client, *refusal)).await,
+        // First of all it is polled: whoever is evicted then has been refused.
+        Stop::Refused(refusal) => tokio::select! {
+            biased;
+            () = Box::pin(refuse(*client, *refusal)) => {}
+            () = evicted(&mut eviction) => {}
+        },
         Stop::Left => client.abandon(),
+        Stop::Evicted => client.evict(),
+    }
+}
+
+async fn evicted(eviction: &mut Option<Eviction>) {
+    match eviction {
+        Some(eviction) => eviction.told().await,
+        None => std::future::pending().await,
     }
 }
 
 /// The login, as a specification.
 async fn login(client: &mut Client) -> Result<Admitted<'_>, Stop> {
-    let accepted = Accepted::accept(client).await?;
-    let secured = Secured::secure(accepted).await?;
+    let secured = timeout_at(client.startup_deadline(), async {
+        let accepted = Accepted::accept(client).await?;
+        Secured::secure(accepted).await
+    });
+    let secured = secured.await.map_err(|_elapsed| {
+        let cause = "the startup packet did not come within [limits] startup_timeout";
+        Refusal::new(Reason::LoginTimeout, cause)
+    })??;
     let started = match Started::start(secured)? {
         Opened::Session(started) => started,
         Opened::Cancel(cancelling) => return Ok(Admitted::Cancel(cancelling)),

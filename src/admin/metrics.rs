@@ -7,6 +7,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::ending::Ending;
+use crate::limits::Slots;
 use crate::log::Kind;
 use crate::proxy::Proxy;
 use crate::refusal::Reason;
@@ -57,6 +58,7 @@ pub(crate) fn install() -> Result<PrometheusHandle, String> {
         "pgsilo_connections_total",
         "pgsilo_abandoned_total",
         "pgsilo_dropped_total",
+        "pgsilo_evicted_total",
         "pgsilo_sessions_total",
         "pgsilo_leases_total",
         "pgsilo_renewals_total",
@@ -96,8 +98,8 @@ pub(crate) fn observe(proxy: &Proxy) {
     for (kind, label) in [(Kind::Log, "log"), (Kind::Audit, "audit")] {
         counter!("pgsilo_log_lost_total", "kind" => label).absolute(proxy.log.lost(kind));
     }
-    let free = proxy.handshakes.available_permits();
-    gauge!("pgsilo_handshakes_active").set((proxy.limits().max_handshakes - free) as f64);
+    let handshakes: usize = proxy.handshakes.iter().map(Slots::taken).sum();
+    gauge!("pgsilo_handshakes_active").set(handshakes as f64);
 }
 
 fn describe() {
@@ -109,6 +111,10 @@ fn describe() {
     describe_counter!(
         "pgsilo_dropped_total",
         "Connections closed unheard, as too many were being refused"
+    );
+    describe_counter!(
+        "pgsilo_evicted_total",
+        "Connections closed unheard that had proved nothing, to make room for newer ones"
     );
     describe_counter!("pgsilo_refusals_total", "Connections refused, by reason");
     describe_counter!("pgsilo_sessions_total", "Sessions that were spliced");

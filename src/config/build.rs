@@ -147,6 +147,12 @@ impl Build<'_> {
             return self
                 .wrong("limits.login_timeout", "zero; a login needs some time, such as \"10s\"");
         }
+        if raw.startup_timeout.0.is_zero() {
+            return self.wrong(
+                "limits.startup_timeout",
+                "zero; a startup packet needs some time, such as \"5s\"",
+            );
+        }
         for (key, bound) in
             [("max_handshakes", raw.max_handshakes), ("max_sessions", raw.max_sessions)]
         {
@@ -167,6 +173,7 @@ impl Build<'_> {
         let bound = |limit: usize| (limit > 0).then_some(limit);
         Ok(Limits {
             login_timeout: raw.login_timeout.0,
+            startup_timeout: raw.startup_timeout.0,
             max_handshakes: raw.max_handshakes,
             max_sessions: raw.max_sessions,
             max_sessions_per_tenant: bound(raw.max_sessions_per_tenant),

@@ -270,6 +270,7 @@ impl Default for RawLease {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLimits {
     pub(super) login_timeout: Text<Duration>,
+    pub(super) startup_timeout: Text<Duration>,
     pub(super) max_handshakes: usize,
     pub(super) max_sessions: usize,
     pub(super) max_sessions_per_tenant: usize,
@@ -283,6 +284,7 @@ impl Default for RawLimits {
     fn default() -> RawLimits {
         RawLimits {
             login_timeout: Text(Duration::from_secs(10)),
+            startup_timeout: Text(Duration::from_secs(5)),
             max_handshakes: 1000,
             max_sessions: 10_000,
             max_sessions_per_tenant: 500,

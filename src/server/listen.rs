@@ -16,6 +16,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::core::Cores;
 use crate::config::{Listener, Place};
+use crate::limits::{Eviction, Slot, Slots};
 use crate::proxy::Proxy;
 use crate::session::Client;
 use crate::stream::{Stream, out_of_resources, tune};
@@ -54,7 +55,7 @@ pub(super) struct Arrival {
     address: Option<SocketAddr>,
     listener: &'static Listener,
     proxy: &'static Proxy,
-    handshake: Option<OwnedSemaphorePermit>,
+    handshake: Option<(Slot, Eviction)>,
     places: Places,
 }
 
@@ -156,14 +157,16 @@ impl Bound {
         }
     }
 
-    /// Accepts for as long as it is let.
+    /// Accepts for as long as it is let. `handshakes` are this listener's, and so is the bound on those
+    /// who are told that there is no place: what comes in elsewhere takes nothing away here.
     pub(super) async fn accept_all(
         self,
         proxy: &'static Proxy,
+        handshakes: &'static Slots,
         cores: Arc<Cores>,
-        refusing: Arc<Semaphore>,
         tasks: TaskTracker,
     ) {
+        let refusing = Arc::new(Semaphore::new(proxy.limits().max_handshakes / 4 + 16));
         loop {
             let (socket, address) = match self.accept().await {
                 Ok(accepted) => accepted,
@@ -178,7 +181,7 @@ impl Bound {
                 }
             };
             metrics::counter!("pgsilo_connections_total").increment(1);
-            let handshake = Arc::clone(&proxy.handshakes).try_acquire_owned().ok();
+            let handshake = handshakes.enter().await;
             let refusal = match handshake {
                 Some(_) => None,
                 // Telling takes time as well: beyond this many at once, nobody is told.
@@ -218,7 +221,7 @@ impl Bound {
 
 impl Arrival {
     /// Takes the connection to the core that this runs on, with what it holds on to until it ends.
-    pub(super) fn open(self) -> Option<(Box<Client>, Places)> {
+    pub(super) fn open(self) -> Option<(Box<Client>, Option<Eviction>, Places)> {
         let Arrival { socket, address, listener, proxy, handshake, places } = self;
         let stream = match socket {
             Raw::Tcp(tcp) => TcpStream::from_std(tcp).map(Stream::Tcp),
@@ -227,7 +230,8 @@ impl Arrival {
         let stream = stream
             .inspect_err(|error| tracing::error!(%error, "a core cannot take a connection"))
             .ok()?;
-        let client = Client::new(stream, address, listener, proxy, handshake);
-        Some((Box::new(client), places))
+        let (slot, eviction) = handshake.unzip();
+        let client = Client::new(stream, address, listener, proxy, slot);
+        Some((Box::new(client), eviction, places))
     }
 }

@@ -30,6 +30,9 @@ impl<'c> Cancelling<'c> {
     pub(super) async fn forward(mut self) {
         let client = self.accepted.client();
         let found = client.proxy.cancel_keys.find(&self.request, client.address);
+        if found.is_some() {
+            client.prove();
+        }
         let result = match found {
             None => "unknown_key",
             Some(found) => match found.cancel().await {

@@ -6,13 +6,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant as Clock;
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::audit::Trail;
 use crate::config::Listener;
 use crate::frontend::{Frontend, FrontendError};
-use crate::limits::network;
+use crate::limits::{Slot, network};
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 use crate::stream::Stream;
@@ -28,10 +27,11 @@ pub struct Client {
     pub(super) peer: Option<IpAddr>,
     /// Whom bounds count: the client's network.
     pub(super) address: Option<IpAddr>,
-    pub(super) handshake: Option<OwnedSemaphorePermit>,
+    pub(super) handshake: Option<Slot>,
     stage_began: Clock,
     accepted: Clock,
     deadline: Instant,
+    startup_deadline: Instant,
 }
 
 /// Why a login stops.
@@ -41,6 +41,8 @@ pub(super) enum Stop {
     Refused(Box<Refusal>),
     /// There is nobody to tell: a probe, a client that changed its mind, a broken connection.
     Left,
+    /// It had proved nothing, and its place is another's.
+    Evicted,
 }
 
 impl Client {
@@ -51,9 +53,9 @@ impl Client {
         address: Option<SocketAddr>,
         listener: &'static Listener,
         proxy: &'static Proxy,
-        handshake: Option<OwnedSemaphorePermit>,
+        handshake: Option<Slot>,
     ) -> Client {
-        let now = Clock::now();
+        let (now, limits) = (Clock::now(), proxy.limits());
         Client {
             frontend: Frontend::new(stream),
             proxy,
@@ -64,7 +66,8 @@ impl Client {
             handshake,
             stage_began: now,
             accepted: now,
-            deadline: Instant::now() + proxy.limits().login_timeout,
+            deadline: Instant::now() + limits.login_timeout,
+            startup_deadline: Instant::now() + limits.startup_timeout,
         }
     }
 
@@ -79,6 +82,18 @@ impl Client {
         self.deadline
     }
 
+    /// When its startup packet must be there.
+    pub(super) fn startup_deadline(&self) -> Instant {
+        self.startup_deadline
+    }
+
+    /// It has proved who it is, or that it was given something: its place is its own.
+    pub(super) fn prove(&mut self) {
+        if let Some(slot) = &mut self.handshake {
+            slot.prove();
+        }
+    }
+
     /// A stage is done: records how long it took.
     pub(super) fn reached(&mut self, stage: &'static str) {
         let now = Clock::now();
@@ -90,6 +105,12 @@ impl Client {
     /// Seconds since the connection was accepted.
     pub(super) fn seconds(&self) -> f64 {
         self.accepted.elapsed().as_secs_f64()
+    }
+
+    /// Closed without a word: who has many such connections would have each of them take time.
+    pub(super) fn evict(self) {
+        metrics::counter!("pgsilo_evicted_total").increment(1);
+        tracing::debug!(session = %self.trail.session, address = &*self.trail.address, "a connection that had proved nothing made room");
     }
 
     /// Nobody is left to be told.

@@ -46,6 +46,7 @@ impl<'c> Identified<'c> {
                 proofs::sidecar(client, source).await?
             }
         };
+        client.prove();
         client.reached("identified");
         Ok(Identified { started, identity: Box::new(proved.identity), token: proved.token })
     }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::support::mint;
-use crate::support::proxy::{PLAIN, Proxy, Settings, UNIX};
+use crate::support::proxy::{PLAIN, Proxy, Settings, TLS, UNIX};
 use crate::support::raw::{Raw, query, startup};
+use crate::support::{fake, mint};
 
-fn limits(limits: &str) -> Settings {
+fn limits_of(limits: &str) -> Settings {
     let listeners = PLAIN.to_owned() + UNIX;
     Settings { listeners, limits: limits.to_owned(), ..Settings::default() }
 }
@@ -18,7 +18,7 @@ async fn refused(client: &mut Raw, sqlstate: &str, text: &str) {
 
 #[tokio::test]
 async fn every_stage_of_a_login_has_the_same_deadline() {
-    let proxy = Proxy::with(limits("login_timeout = \"300ms\"\n")).await;
+    let proxy = Proxy::with(limits_of("login_timeout = \"300ms\"\n")).await;
     let late = "canceling authentication due to timeout";
     let mut silent = Raw::tcp(proxy.address()).await;
     let mut dripping = Raw::tcp(proxy.address()).await;
@@ -46,45 +46,150 @@ async fn a_tls_handshake_that_never_ends_is_closed() {
 }
 
 #[tokio::test]
-async fn silent_clients_disturb_nobody() {
-    let proxy = Proxy::with(limits("max_handshakes = 300\nlogin_timeout = \"60s\"\n")).await;
-    let mut silent = Vec::new();
-    for n in 0..250 {
+async fn a_startup_packet_has_a_deadline_of_its_own() {
+    let listeners = TLS.to_owned() + UNIX;
+    let limits = "startup_timeout = \"300ms\"\nlogin_timeout = \"60s\"\n".to_owned();
+    let proxy = Proxy::with(Settings { listeners, limits, ..Settings::default() }).await;
+    let mut started = Raw::unix(&proxy.socket()).await;
+    started.send(&startup(&[("user", "app"), ("database", "acme")])).await;
+    let mut in_tls = Raw::tcp(proxy.address()).await;
+    in_tls.send(&crate::support::raw::ssl_request()).await;
+    assert_eq!(in_tls.byte().await, b'S');
+    in_tls.send(&[0x16, 3, 1]).await;
+    let mut silent = Raw::tcp(proxy.address()).await;
+    let mut dripping = Raw::tcp(proxy.address()).await;
+    dripping.send(&startup(&[("user", "app")])[..12]).await;
+    for client in [&mut silent, &mut dripping] {
+        refused(client, "57014", "canceling authentication due to timeout").await;
+    }
+    in_tls.silence().await;
+    proxy
+        .event("refused", |event| {
+            event["cause"].as_str().is_some_and(|cause| cause.contains("startup_timeout"))
+        })
+        .await;
+    // Who has sent it has the rest of the time for its token.
+    started.send_password(&mint::token("acme")).await;
+    started.until(b'Z').await;
+}
+
+/// What a stranger can do to a listener without proving anything.
+#[derive(Clone, Copy, Debug)]
+enum Stranger {
+    Silent,
+    Dripping,
+    InTheHandshake,
+    Tokenless,
+}
+
+impl Stranger {
+    async fn comes(self, proxy: &Proxy) -> tokio::task::JoinHandle<()> {
         let mut client = Raw::tcp(proxy.address()).await;
-        if n % 2 == 0 {
-            client.send(&startup(&[("user", "app")])[..10]).await;
+        match self {
+            Stranger::Silent => {}
+            Stranger::Dripping => client.send(&startup(&[("user", "app")])[..5]).await,
+            Stranger::InTheHandshake => {
+                // A ClientHello that is announced.
+                client.send(&[0x16, 3, 1, 1, 0, 1]).await;
+            }
+            Stranger::Tokenless => client.send(&startup(&[("user", "app")])).await,
         }
-        silent.push(client);
+        tokio::spawn(async move {
+            let mut pace = tokio::time::interval(Duration::from_millis(200));
+            loop {
+                pace.tick().await;
+                match self {
+                    Stranger::Dripping | Stranger::InTheHandshake => {
+                        client.send_anyway(&[0]).await;
+                    }
+                    Stranger::Silent | Stranger::Tokenless => {}
+                }
+            }
+        })
     }
-    proxy.metric_reaches("pgsilo_handshakes_active", 250.0).await;
-    for _ in 0..5 {
-        let mut client = Raw::tcp(proxy.address()).await;
-        client.log_in(&mint::token("acme"), "acme").await;
-        assert_eq!(client.ask("SELECT 'served'").await, "served");
-    }
-    drop(silent);
-    proxy.metric_reaches("pgsilo_handshakes_active", 0.0).await;
 }
 
 #[tokio::test]
+async fn strangers_who_prove_nothing_keep_nobody_out() {
+    const PLACES: usize = 20;
+    let listeners = TLS.to_owned() + "require_tls = false\n" + UNIX;
+    let limits =
+        format!("max_handshakes = {PLACES}\nstartup_timeout = \"60s\"\nlogin_timeout = \"60s\"\n");
+    for stranger in
+        [Stranger::Silent, Stranger::Dripping, Stranger::InTheHandshake, Stranger::Tokenless]
+    {
+        let (listeners, limits) = (listeners.clone(), limits.clone());
+        let proxy = Proxy::with(Settings { listeners, limits, ..Settings::default() }).await;
+        let mut strangers = Vec::new();
+        for _ in 0..PLACES {
+            strangers.push(stranger.comes(&proxy).await);
+        }
+        proxy.metric_reaches("pgsilo_handshakes_active", PLACES as f64).await;
+        // Every place of that listener is taken; the socket's are its own.
+        let mut unix = Raw::unix(&proxy.socket()).await;
+        unix.log_in(&mint::token("acme"), "acme").await;
+        assert_eq!(proxy.metric("pgsilo_evicted_total").await, 0.0, "{stranger:?}");
+        for served in 1..=3 {
+            let mut client = Raw::tls(proxy.address()).await;
+            client.log_in(&mint::token("acme"), "acme").await;
+            assert_eq!(client.ask("SELECT 'served'").await, "served", "{stranger:?}");
+            strangers.push(stranger.comes(&proxy).await);
+            proxy.metric_reaches("pgsilo_evicted_total", f64::from(served)).await;
+        }
+        strangers.iter().for_each(tokio::task::JoinHandle::abort);
+        let refused = "pgsilo_refusals_total{reason=\"too_many_connections\"}";
+        assert_eq!(proxy.metric(refused).await, 0.0, "{stranger:?}");
+    }
+}
+
+/// Who has proved who it is keeps its place, so these are bounded as ever.
+#[tokio::test]
 async fn logins_under_way_are_bounded() {
-    let proxy = Proxy::with(limits("max_handshakes = 2\nlogin_timeout = \"60s\"\n")).await;
-    let mut first = Raw::tcp(proxy.address()).await;
-    let second = Raw::tcp(proxy.address()).await;
-    proxy.metric_reaches("pgsilo_handshakes_active", 2.0).await;
+    let answer = std::sync::Arc::new(tokio::sync::Notify::new());
+    let answers = std::sync::Arc::clone(&answer);
+    let bao = fake::openbao(move |tcp| {
+        let answers = std::sync::Arc::clone(&answers);
+        async move {
+            answers.notified().await;
+            drop(tcp);
+        }
+    })
+    .await;
+    let openbao = format!(
+        "address = \"http://{bao}\"\ntimeout = \"20s\"\n\
+         auth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"secret-id\" }} }}\n"
+    );
+    let settings = limits_of("max_handshakes = 2\nlogin_timeout = \"60s\"\n");
+    let proxy = Proxy::with(Settings { openbao, ..settings }).await;
+    let mut waiting = Vec::new();
+    for _ in 0..2 {
+        let mut client = Raw::tcp(proxy.address()).await;
+        client.send(&startup(&[("user", "app"), ("database", "acme")])).await;
+        client.send_password(&mint::token("acme")).await;
+        waiting.push(client);
+    }
+    proxy.metric_reaches("pgsilo_stage_seconds_count{stage=\"identified\"}", 2.0).await;
     let mut third = Raw::tcp(proxy.address()).await;
     refused(&mut third, "53300", "too many connections").await;
-    // One that has logged in, or left, makes room.
-    first.log_in(&mint::token("acme"), "acme").await;
-    drop(second);
+    // Those of another listener are not theirs.
+    let mut unix = Raw::unix(&proxy.socket()).await;
+    unix.send(&startup(&[("user", "app")])).await;
+    assert_eq!(unix.message().await.tag, b'R');
+    drop(unix);
+    answer.notify_waiters();
+    for client in &mut waiting {
+        refused(client, "57P03", "database credentials are not available at the moment").await;
+    }
+    drop(waiting);
     proxy.metric_reaches("pgsilo_handshakes_active", 0.0).await;
     let mut fourth = Raw::tcp(proxy.address()).await;
-    fourth.log_in(&mint::token("acme"), "acme").await;
+    fourth.send(&startup(&[("user", "app")])).await;
+    assert_eq!(fourth.message().await.tag, b'R');
 }
 
 #[tokio::test]
 async fn sessions_are_bounded_in_all_and_for_each_tenant() {
-    let proxy = Proxy::with(limits("max_sessions = 3\nmax_sessions_per_tenant = 2\n")).await;
+    let proxy = Proxy::with(limits_of("max_sessions = 3\nmax_sessions_per_tenant = 2\n")).await;
     let log_in = async |tenant: &str| {
         let mut client = Raw::tcp(proxy.address()).await;
         client.send(&startup(&[("user", "app"), ("database", tenant)])).await;
@@ -108,7 +213,7 @@ async fn sessions_are_bounded_in_all_and_for_each_tenant() {
 
 #[tokio::test]
 async fn connections_of_one_address_are_bounded() {
-    let proxy = Proxy::with(limits("max_connections_per_address = 2\n")).await;
+    let proxy = Proxy::with(limits_of("max_connections_per_address = 2\n")).await;
     let mut first = Raw::tcp(proxy.address()).await;
     first.log_in(&mint::token("acme"), "acme").await;
     let second = Raw::tcp(proxy.address()).await;
@@ -124,7 +229,7 @@ async fn connections_of_one_address_are_bounded() {
 
 #[tokio::test]
 pub(crate) async fn an_idle_session_is_ended_and_a_busy_one_is_not() {
-    let proxy = Proxy::with(limits("idle_timeout = \"500ms\"\n")).await;
+    let proxy = Proxy::with(limits_of("idle_timeout = \"500ms\"\n")).await;
     let mut busy = Raw::tcp(proxy.address()).await;
     busy.log_in(&mint::token("acme"), "acme").await;
     busy.send(&query("SELECT pg_sleep(1.5)")).await;
@@ -140,7 +245,7 @@ pub(crate) async fn an_idle_session_is_ended_and_a_busy_one_is_not() {
 
 #[tokio::test]
 async fn a_refused_client_that_goes_on_sending_still_reads_why() {
-    let proxy = Proxy::with(limits("")).await;
+    let proxy = Proxy::with(limits_of("")).await;
     let mut client = Raw::tcp(proxy.address()).await;
     client.send(&startup(&[("user", "app")])).await;
     client.message().await;
@@ -151,7 +256,7 @@ async fn a_refused_client_that_goes_on_sending_still_reads_why() {
 
 #[tokio::test]
 async fn a_flood_of_cancel_requests_of_one_address_is_cut_off() {
-    let proxy = Proxy::with(limits("")).await;
+    let proxy = Proxy::with(limits_of("")).await;
     for _ in 0..300 {
         let mut client = Raw::tcp(proxy.address()).await;
         client.send(&crate::support::raw::packet(80_877_102, &[0, 0, 0, 1, 9, 9, 9, 9])).await;

@@ -1,0 +1,247 @@
+//! Places for connections that have proved nothing yet.
+//!
+//! A stranger can always open as many connections as there are places. So a newcomer who finds all
+//! taken gets the place of the connection that has proved nothing for longest, which is closed, as
+//! sshd's MaxStartups makes room; but not before that one had `grace` to prove something: until then
+//! the newcomer waits, so that a crowd of honest clients does not push itself out. Who has proved who
+//! it is keeps its place. Each listener has places of its own, and so has the admin endpoint.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+/// Places, and who has them.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    max: usize,
+    grace: Duration,
+    state: Mutex<State>,
+    /// A place was given back.
+    freed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    /// By number, so the oldest first.
+    unproved: BTreeMap<u64, Unproved>,
+    proved: usize,
+    /// Those that are told to go and have not gone yet.
+    evicted: usize,
+}
+
+#[derive(Debug)]
+struct Unproved {
+    since: Instant,
+    /// Dropped unused when it has proved something.
+    evict: oneshot::Sender<()>,
+}
+
+/// A connection's place, given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    slots: &'static Slots,
+    number: u64,
+    has_proved: bool,
+}
+
+/// How a connection learns that its place is another's.
+#[derive(Debug)]
+pub(crate) struct Eviction(Option<oneshot::Receiver<()>>);
+
+/// What a look at the places came to.
+enum Look {
+    Entered(Slot, Eviction),
+    /// One can be evicted then.
+    Wait(Instant),
+    Full,
+}
+
+impl Slots {
+    /// `max` places; nobody is evicted sooner than after `grace`.
+    pub(crate) fn new(max: usize, grace: Duration) -> Slots {
+        Slots { max, grace, state: Mutex::default(), freed: Notify::new() }
+    }
+
+    /// A place for one more, free or another's, after `grace` at most. `None` when all are with
+    /// connections that have proved something, or those that were evicted do not go.
+    pub(crate) async fn enter(&'static self) -> Option<(Slot, Eviction)> {
+        loop {
+            // Made first: a place that comes free behind this line is not missed.
+            let freed = self.freed.notified();
+            match self.look(Instant::now()) {
+                Look::Entered(slot, eviction) => return Some((slot, eviction)),
+                Look::Full => return None,
+                Look::Wait(until) => tokio::select! {
+                    () = sleep_until(until) => {}
+                    () = freed => {}
+                },
+            }
+        }
+    }
+
+    /// Places that are taken.
+    pub(crate) fn taken(&self) -> usize {
+        let state = self.lock();
+        state.unproved.len() + state.proved
+    }
+
+    fn look(&'static self, now: Instant) -> Look {
+        let mut state = self.lock();
+        if state.unproved.len() + state.proved >= self.max {
+            let Some(oldest) = state.unproved.first_entry() else { return Look::Full };
+            let until = oldest.get().since + self.grace;
+            if until > now {
+                return Look::Wait(until);
+            }
+            if state.evicted >= self.max {
+                return Look::Full;
+            }
+            if let Some((_, oldest)) = state.unproved.pop_first() {
+                let _gone_already = oldest.evict.send(());
+                state.evicted += 1;
+            }
+        }
+        let number = state.next;
+        state.next += 1;
+        let (evict, told) = oneshot::channel();
+        state.unproved.insert(number, Unproved { since: now, evict });
+        Look::Entered(Slot { slots: self, number, has_proved: false }, Eviction(Some(told)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slot {
+    /// Its connection has proved something: the place is its own from now on, unless it was just
+    /// given to another.
+    pub(crate) fn prove(&mut self) {
+        let mut state = self.slots.lock();
+        if state.unproved.remove(&self.number).is_some() {
+            state.proved += 1;
+            self.has_proved = true;
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut state = self.slots.lock();
+        match (self.has_proved, state.unproved.remove(&self.number)) {
+            (true, _) => state.proved -= 1,
+            (false, Some(_)) => {}
+            (false, None) => state.evicted -= 1,
+        }
+        drop(state);
+        self.slots.freed.notify_one();
+    }
+}
+
+impl Eviction {
+    /// Resolves when the place is another's; never, once its connection has proved something.
+    pub(crate) async fn told(&mut self) {
+        let told = match &mut self.0 {
+            Some(told) => told.await,
+            None => std::future::pending().await,
+        };
+        // A receiver answers once.
+        self.0 = None;
+        if told.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    const GRACE: Duration = Duration::from_millis(50);
+
+    fn slots(max: usize, grace: Duration) -> &'static Slots {
+        Box::leak(Box::new(Slots::new(max, grace)))
+    }
+
+    #[tokio::test]
+    async fn the_oldest_that_proved_nothing_makes_room() {
+        let slots = slots(3, Duration::ZERO);
+        let (mut first, _eviction) = slots.enter().await.expect("free");
+        first.prove();
+        let (second, mut evicted) = slots.enter().await.expect("free");
+        let (_third, mut stays) = slots.enter().await.expect("free");
+        let (fourth, _eviction) = slots.enter().await.expect("the second's");
+        evicted.told().await;
+        assert!(stays.told().now_or_never().is_none());
+        assert_eq!(slots.taken(), 3);
+        // It goes when it goes: its place is another's already.
+        drop(second);
+        assert_eq!(slots.taken(), 3);
+        drop((first, fourth));
+        assert_eq!(slots.taken(), 1);
+    }
+
+    #[tokio::test]
+    async fn who_has_proved_something_keeps_its_place() {
+        let slots = slots(2, Duration::ZERO);
+        let (mut first, mut first_eviction) = slots.enter().await.expect("free");
+        let (mut second, _eviction) = slots.enter().await.expect("free");
+        first.prove();
+        second.prove();
+        assert!(slots.enter().await.is_none());
+        assert!(first_eviction.told().now_or_never().is_none());
+        drop(first);
+        assert!(slots.enter().await.is_some());
+    }
+
+    #[tokio::test]
+    async fn who_was_evicted_cannot_prove_anything_any_more() {
+        let slots = slots(1, Duration::ZERO);
+        let (mut first, mut evicted) = slots.enter().await.expect("free");
+        let (second, _eviction) = slots.enter().await.expect("the first's");
+        first.prove();
+        evicted.told().await;
+        drop(first);
+        assert_eq!(slots.taken(), 1);
+        drop(second);
+        assert_eq!(slots.taken(), 0);
+    }
+
+    #[tokio::test]
+    async fn those_who_do_not_go_are_bounded() {
+        let slots = slots(1, Duration::ZERO);
+        let mut stuck = vec![slots.enter().await.expect("free")];
+        stuck.push(slots.enter().await.expect("the first's"));
+        assert!(slots.enter().await.is_none());
+        stuck.remove(0);
+        assert!(slots.enter().await.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_newcomer_waits_for_the_others_grace() {
+        let slots = slots(1, GRACE);
+        let began = Instant::now();
+        let (_first, mut evicted) = slots.enter().await.expect("free");
+        let (_second, _eviction) = slots.enter().await.expect("the first's");
+        evicted.told().await;
+        assert!(began.elapsed() >= GRACE);
+    }
+
+    #[tokio::test]
+    async fn a_newcomer_waits_for_a_place() {
+        let slots = slots(1, Duration::from_secs(3600));
+        let (first, _eviction) = slots.enter().await.expect("free");
+        let leaves = async {
+            tokio::task::yield_now().await;
+            drop(first);
+        };
+        let (second, ()) = tokio::join!(slots.enter(), leaves);
+        assert!(second.is_some());
+    }
+}
