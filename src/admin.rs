@@ -18,20 +18,24 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::limits::Slots;
 use crate::proxy::Proxy;
 
-/// Connections served at once; a scraper needs one.
-const AT_ONCE: usize = 32;
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Connections that are open at once; a scraper needs one. More than the accepting task takes before
+/// it gives way, so that each is looked at before it can be the oldest.
+const AT_ONCE: usize = 256;
+/// From accept to a whole request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+/// From accept to the last byte of the answer.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an event loop may take to turn; a Kubernetes probe waits a second for all of it.
 const LOOP_PATIENCE: Duration = Duration::from_millis(750);
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Answers requests until the process ends.
+/// Answers requests until the process ends: one for each connection, which has little time for it, and
+/// of too many connections the oldest goes. So nobody can keep the others out by being slow.
 pub(crate) async fn serve(
     listener: TcpListener,
     metrics: PrometheusHandle,
@@ -39,11 +43,8 @@ pub(crate) async fn serve(
     loops: Vec<Handle>,
 ) {
     let loops: Arc<[Handle]> = loops.into();
-    let slots = Arc::new(Semaphore::new(AT_ONCE));
+    let slots: &'static Slots = Box::leak(Box::new(Slots::new(AT_ONCE, Duration::ZERO)));
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-            return;
-        };
         let tcp = match listener.accept().await {
             Ok((tcp, _address)) => tcp,
             Err(error) => {
@@ -52,6 +53,7 @@ pub(crate) async fn serve(
                 continue;
             }
         };
+        let Some((slot, mut eviction)) = slots.enter().await else { continue };
         let (metrics, loops) = (metrics.clone(), Arc::clone(&loops));
         tokio::spawn(async move {
             let answer = service_fn(async |request| {
@@ -60,10 +62,15 @@ pub(crate) async fn serve(
             let serving = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
+                .keep_alive(false)
                 .serve_connection(TokioIo::new(tcp), answer);
-            // A reader that does not read must not hold a place for ever.
-            if let Ok(Err(error)) = timeout(CONNECTION_TIMEOUT, serving).await {
-                tracing::debug!(%error, "an HTTP connection ended badly");
+            tokio::select! {
+                served = timeout(CONNECTION_TIMEOUT, serving) => {
+                    if let Ok(Err(error)) = served {
+                        tracing::debug!(%error, "an HTTP connection ended badly");
+                    }
+                }
+                () = eviction.told() => {}
             }
             drop(slot);
         });

@@ -2,9 +2,12 @@
 
 use rustix::process::Signal;
 
-use crate::support::mint;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
 use crate::support::proxy::Proxy;
 use crate::support::raw::Raw;
+use crate::support::{PATIENCE, mint};
 
 #[tokio::test]
 async fn metrics_count_what_happens() {
@@ -54,6 +57,41 @@ async fn health_and_unknown_paths() {
     assert_eq!(proxy.get("/livez").await, (200, "ok\n".to_owned()));
     assert_eq!(proxy.get("/readyz").await, (200, "ok\n".to_owned()));
     assert_eq!(proxy.get("/").await.0, 404);
+}
+
+#[tokio::test]
+async fn slow_clients_of_the_endpoints_keep_nobody_out() {
+    let proxy = Proxy::start().await;
+    let mut slow = Vec::new();
+    // More than it has places for. All but a few say nothing.
+    for number in 0..700 {
+        let mut tcp = TcpStream::connect(proxy.admin()).await.expect("connected");
+        match number % 20 {
+            0 => tcp
+                .write_all(b"GET /livez HTTP/1.1\r\nHost: pgsilo\r\nX-Slow: ")
+                .await
+                .expect("sent"),
+            1 => tcp.write_all(b"GET /livez HTTP/1.1\r\nHost: pgsilo\r\n\r\n").await.expect("sent"),
+            _ => {}
+        }
+        slow.push(tcp);
+    }
+    for path in ["/livez", "/readyz", "/metrics"] {
+        let answer = tokio::time::timeout(PATIENCE, proxy.get(path)).await.expect("in time");
+        assert_eq!(answer.0, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_endpoints_answer_one_request_and_close() {
+    let proxy = Proxy::start().await;
+    let mut tcp = TcpStream::connect(proxy.admin()).await.expect("connected");
+    let request = b"GET /livez HTTP/1.1\r\nHost: pgsilo\r\nConnection: keep-alive\r\n\r\n";
+    tcp.write_all(request).await.expect("sent");
+    let mut answer = String::new();
+    tcp.read_to_string(&mut answer).await.expect("an answer, and the end");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("ok\n"), "{answer}");
+    assert!(answer.to_lowercase().contains("\r\nconnection: close\r\n"), "{answer}");
 }
 
 #[tokio::test]
