@@ -16,6 +16,14 @@ path "sys/leases/revoke" {
   capabilities = ["update"]
 }
 
+# How many leases OpenBAO has given up on: a number, for the metrics.
+path "sys/leases/count" {
+  capabilities = ["read"]
+  allowed_parameters = {
+    "type" = ["irrevocable"]
+  }
+}
+
 path "auth/token/lookup-self" {
   capabilities = ["read"]
 }

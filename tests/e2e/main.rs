@@ -35,6 +35,7 @@ mod pools;
 mod refusals;
 mod relay;
 mod reuse;
+mod revocation;
 mod sidecar;
 mod support;
 mod unwell;

@@ -70,6 +70,10 @@ impl Bao {
         self.call(Method::POST, path, Some(body)).await
     }
 
+    pub(crate) async fn delete(&self, path: &str) -> Result<()> {
+        self.call(Method::DELETE, path, None).await.map(drop)
+    }
+
     /// The keys below a path; none when OpenBAO knows none.
     pub(crate) async fn list(&self, path: &str) -> Result<Vec<String>> {
         let (status, answer) = self.ask(Method::GET, &format!("{path}?list=true"), None).await?;
@@ -80,6 +84,22 @@ impl Bao {
         let keys = answer.pointer("/data/keys").and_then(Value::as_array);
         let keys = keys.with_context(|| format!("OpenBAO's answer to {path} has no keys"))?;
         Ok(keys.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect())
+    }
+
+    /// What is at a path; `None` when OpenBAO says that there is nothing: no such entry of a secrets
+    /// engine, or no such engine. Other failures have the same status.
+    pub(crate) async fn find(&self, path: &str) -> Result<Option<Value>> {
+        let (status, answer) = self.ask(Method::GET, path, None).await?;
+        let nothing = answer["errors"].as_array().is_some_and(|errors| {
+            let unrouted = |error: &Value| {
+                error.as_str().is_some_and(|text| text.starts_with("no handler for route"))
+            };
+            errors.iter().all(unrouted)
+        });
+        if status == StatusCode::NOT_FOUND && nothing {
+            return Ok(None);
+        }
+        believed(&Method::GET, path, status, answer).map(Some)
     }
 
     /// What OpenBAO knows of a lease: `None` only if it says that it knows no such one. Other

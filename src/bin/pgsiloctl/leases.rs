@@ -1,16 +1,22 @@
 //! `pgsiloctl leases audit`: roles in the tenants' databases that no live lease explains, leases
-//! that no live session explains; `--fix` takes them back.
+//! that no live session explains, and what has outlived its revocation; `--fix` takes it back.
 //!
 //! pgsilo revokes what it leased, and OpenBAO what pgsilo could not. This finds what both lost: an
-//! OpenBAO restored from a backup, a forced revocation, a broker without rights. It looks twice,
-//! some time apart, and believes only what is wrong both times: logins and endings go on meanwhile.
-//! Works as the provisioner, with the policy of `docker/openbao/provisioner.hcl`.
+//! OpenBAO restored from a backup, a forced revocation, a broker without rights, a role that another
+//! tenant's grant keeps. It looks twice, some time apart, and believes only what is wrong both times:
+//! logins and endings go on meanwhile. Works as the provisioner, with the policy of
+//! `docker/openbao/provisioner.hcl`.
 
+mod auditor;
+mod brokers;
 mod census;
+mod cluster;
+mod grants;
 mod mend;
+mod report;
+mod standing;
 mod verdict;
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,20 +24,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
-use futures_util::{StreamExt, stream};
 use pgsilo::registry::{Registry, Tenant};
-use serde_json::{Value, json};
 
 use crate::bao::Bao;
 use crate::postgres::Identity;
 use crate::secret::Secret;
 use crate::{duration, say, secret};
-use verdict::{Finding, Lease, Role};
-
-/// Tenants looked at at once.
-const AT_ONCE: usize = 8;
-/// What an audit that found something, and left it, ends with.
-const FOUND: u8 = 3;
+use auditor::{Auditor, Subject};
+use report::Report;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -44,16 +44,24 @@ pub(crate) enum Command {
 /// who is logged in as them, and the leases that OpenBAO holds. It looks twice, --settle apart, and
 /// reports what is wrong both times, one line each:
 ///
-///   orphan_role     no lease explains the role: nothing will ever drop it
-///   idle_roles      leases explain them, but nobody is logged in as them
-///   roleless_lease  the role that the lease made is gone
-///   overdue_lease   OpenBAO should have revoked it a minute ago and could not
-///   doubtful        more roles in use than leases that can be theirs; which, is not known
-///   surplus         more leases than roles in use that can be theirs; which, is not known
+///   orphan_role           no lease explains the role: nothing will ever drop it
+///   stopped_role          it is revoked and nobody can log in, but it could not be dropped
+///   idle_roles            leases explain them, but nobody is logged in as them
+///   undecided             OpenBAO is revoking leases; whether they are these idle roles', is not known
+///   roleless_lease        the role that the lease made is gone
+///   overdue_lease         OpenBAO should have revoked it a minute ago and could not
+///   irrevocable_lease     OpenBAO has given its revocation up
+///   doubtful              more roles in use than leases that can be theirs; which, is not known
+///   surplus               more leases than roles in use that can be theirs; which, is not known
+///   unknown_to_openbao    OpenBAO has no such role to lease from: its backup is older than the tenant
+///   roleless_session      a session whose role is gone: it works on
+///   prepared_transaction  it holds what it has locked, a leased role too, until it is rolled back
+///   prepared_allowed      max_prepared_transactions is not 0
+///   removed_tenant        roles of a tenant whose database is gone
 ///
-/// --fix looks once more, ends the sessions of orphaned roles, drops roles, and revokes leases. It
-/// never touches what is doubtful or surplus: leases that nobody renews end by themselves, and then
-/// it is known. The registry must name the servers where all sessions are, and each cluster's leased
+/// --fix looks once more, ends the sessions of orphaned roles, drops roles, takes away what other
+/// databases grant them, and revokes leases. It never touches what is undecided, doubtful or surplus:
+/// leases that nobody renews end by themselves, and then it is known. The registry must name the servers where all sessions are, and each cluster's leased
 /// roles must come from this OpenBAO.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
@@ -100,6 +108,10 @@ pub(crate) struct Audit {
     /// Take back what was found.
     #[arg(long)]
     fix: bool,
+    /// First give each tenant's broker a new password and tell it OpenBAO: after OpenBAO was restored from
+    /// a backup, or a standby promoted, that has another one than the other side.
+    #[arg(long, requires = "fix")]
+    new_broker_passwords: bool,
     /// Print JSON objects, one a line.
     #[arg(long)]
     json: bool,
@@ -125,26 +137,31 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
 impl Audit {
     async fn run(self) -> Result<ExitCode> {
         let auditor = self.auditor()?;
-        let tenants = self.chosen()?;
-        say::progress(&format!("looking at {}", count(tenants.len(), "tenant")));
-        let mut report = Report::default();
-        let suspects = auditor.look(&tenants, &mut report).await;
+        let registry = Registry::open(&self.registry).context("the registry")?;
+        let tenants = self.chosen(&registry)?;
+        say::progress(&format!("looking at {}", report::count(tenants.len(), "tenant")));
+        let mut report = Report::new(self.json);
+        if self.new_broker_passwords {
+            auditor.renew_brokers(&tenants, &mut report).await;
+        }
+        let looked_at = tenants.len();
+        let subjects = Subject::all(tenants, &registry);
+        let suspects = auditor.look(subjects, &mut report).await;
         if !suspects.is_empty() {
             say::progress(&format!(
                 "{} to be looked at again in {} s",
-                count(suspects.iter().map(|suspect| suspect.findings.len()).sum(), "finding"),
+                report::count(suspects.iter().map(|one| one.findings.len()).sum(), "finding"),
                 self.settle.as_secs()
             ));
             tokio::time::sleep(self.settle).await;
             for suspect in auditor.look_again(suspects, &mut report).await {
-                auditor.settle(suspect, self.fix, self.json, &mut report).await;
+                auditor.settle(suspect, self.fix, &mut report).await;
             }
         }
-        Ok(report.conclude(tenants.len()))
+        Ok(report.conclude(looked_at))
     }
 
-    fn chosen(&self) -> Result<Vec<Arc<Tenant>>> {
-        let registry = Registry::open(&self.registry).context("the registry")?;
+    fn chosen(&self, registry: &Registry) -> Result<Vec<Arc<Tenant>>> {
         let mut all: Vec<_> = registry.snapshot().tenants().cloned().collect();
         all.sort_by(|a, b| a.id().as_str().cmp(b.id().as_str()));
         for wanted in &self.tenants {
@@ -194,221 +211,4 @@ impl Audit {
         let bao = Bao::trusting(&self.bao, ca.as_deref(), self.bao_namespace.as_deref())?;
         Ok(Auditor { provisioner: Identity { user, password }, bao: bao.as_token(token) })
     }
-}
-
-/// Whoever may look, and mend.
-#[derive(Debug)]
-struct Auditor {
-    provisioner: Identity,
-    bao: Bao,
-}
-
-/// What was found of one tenant.
-#[derive(Debug)]
-struct Suspect {
-    tenant: Arc<Tenant>,
-    findings: Vec<Finding>,
-}
-
-impl Auditor {
-    /// Looks at each tenant once; gives back those with findings.
-    async fn look(&self, tenants: &[Arc<Tenant>], report: &mut Report) -> Vec<Suspect> {
-        let looks = stream::iter(tenants.iter().cloned()).map(|tenant| async move {
-            let judged = self.judge(&tenant).await;
-            (tenant, judged)
-        });
-        let mut looks = looks.buffered(AT_ONCE);
-        let mut suspects = Vec::new();
-        while let Some((tenant, judged)) = looks.next().await {
-            match judged {
-                Ok(findings) if findings.is_empty() => {}
-                Ok(findings) => suspects.push(Suspect { tenant, findings }),
-                Err(error) => report.fail(&tenant, &error),
-            }
-        }
-        suspects
-    }
-
-    /// Looks at the suspects once more; gives back those with findings that are still the same.
-    async fn look_again(&self, suspects: Vec<Suspect>, report: &mut Report) -> Vec<Suspect> {
-        let tenants: Vec<_> = suspects.iter().map(|one| Arc::clone(&one.tenant)).collect();
-        let mut confirmed = self.look(&tenants, report).await;
-        for now in &mut confirmed {
-            let before = suspects.iter().find(|one| one.tenant.id() == now.tenant.id());
-            let before = before.map(|one| &one.findings[..]).unwrap_or_default();
-            now.findings = verdict::confirmed(before, std::mem::take(&mut now.findings));
-        }
-        confirmed.retain(|one| !one.findings.is_empty());
-        confirmed
-    }
-
-    async fn judge(&self, tenant: &Tenant) -> Result<Vec<Finding>> {
-        let database = self.provisioner.connect(tenant.placement()).await?;
-        let groups = census::take(tenant, &database, &self.bao).await?;
-        let mut findings = Vec::new();
-        for group in groups {
-            findings.extend(verdict::judge(group.roles, group.leases)?);
-        }
-        Ok(findings)
-    }
-
-    /// Reports what was confirmed; mends what still is so, if that is wanted: other tenants may
-    /// have taken their time since.
-    async fn settle(&self, confirmed: Suspect, fix: bool, as_json: bool, report: &mut Report) {
-        if !fix {
-            for finding in &confirmed.findings {
-                report.tell(&confirmed.tenant, finding, &Outcome::Left, as_json);
-            }
-            return;
-        }
-        let tenant = Arc::clone(&confirmed.tenant);
-        let Some(confirmed) = self.look_again(vec![confirmed], report).await.pop() else { return };
-        let database = match self.provisioner.connect(tenant.placement()).await {
-            Ok(database) => database,
-            Err(error) => return report.fail(&tenant, &error),
-        };
-        for finding in &confirmed.findings {
-            let outcome = match mend::mend(finding, &database, &self.bao).await {
-                Ok(true) => Outcome::Mended,
-                Ok(false) => Outcome::Left,
-                Err(error) => Outcome::Failed(format!("{error:#}")),
-            };
-            report.tell(&tenant, finding, &outcome, as_json);
-        }
-    }
-}
-
-/// What became of a finding.
-#[derive(Debug)]
-enum Outcome {
-    Mended,
-    Left,
-    Failed(String),
-}
-
-/// What an audit comes to.
-#[derive(Debug, Default)]
-struct Report {
-    mended: usize,
-    left: usize,
-    failed: usize,
-    /// Tenants that could not be looked at.
-    unseen: BTreeSet<String>,
-}
-
-impl Report {
-    fn fail(&mut self, tenant: &Tenant, error: &anyhow::Error) {
-        let id = tenant.id().as_str();
-        if self.unseen.insert(id.to_owned()) {
-            say::progress(&format!("pgsiloctl: error: tenant {id}: {error:#}"));
-        }
-    }
-
-    fn tell(&mut self, tenant: &Tenant, finding: &Finding, outcome: &Outcome, as_json: bool) {
-        match outcome {
-            Outcome::Mended => self.mended += 1,
-            Outcome::Left => self.left += 1,
-            Outcome::Failed(_) => self.failed += 1,
-        }
-        say::result(&match as_json {
-            true => as_object(tenant, finding, outcome).to_string(),
-            false => as_line(tenant, finding, outcome),
-        });
-    }
-
-    fn conclude(&self, tenants: usize) -> ExitCode {
-        let Report { mended, left, failed, unseen } = self;
-        let mut words = vec![count(mended + left + failed, "finding")];
-        for (number, what) in [(mended, "mended"), (left, "left"), (failed, "not to be mended")] {
-            if *number > 0 {
-                words.push(format!("{number} {what}"));
-            }
-        }
-        if !unseen.is_empty() {
-            words.push(format!("{} could not be looked at", count(unseen.len(), "tenant")));
-        }
-        say::progress(&format!("{}: {}", count(tenants, "tenant"), words.join(", ")));
-        match (unseen.is_empty() && *failed == 0, *left) {
-            (false, _) => ExitCode::FAILURE,
-            (true, 0) => ExitCode::SUCCESS,
-            (true, _) => ExitCode::from(FOUND),
-        }
-    }
-}
-
-fn kind(finding: &Finding) -> &'static str {
-    match finding {
-        Finding::OrphanRole(_) => "orphan_role",
-        Finding::IdleRoles { .. } => "idle_roles",
-        Finding::RolelessLease(_) => "roleless_lease",
-        Finding::OverdueLease(_) => "overdue_lease",
-        Finding::Doubtful { .. } => "doubtful",
-        Finding::Surplus { .. } => "surplus",
-    }
-}
-
-fn names(roles: &[Role]) -> Vec<&str> {
-    roles.iter().map(|role| role.name.as_str()).collect()
-}
-
-fn ids(leases: &[Lease]) -> Vec<&str> {
-    leases.iter().map(|lease| lease.id.as_str()).collect()
-}
-
-fn as_object(tenant: &Tenant, finding: &Finding, outcome: &Outcome) -> Value {
-    let mut object = match finding {
-        Finding::OrphanRole(role) => json!({ "role": role.name, "sessions": role.sessions }),
-        Finding::IdleRoles { roles, leases, exact } => {
-            json!({ "roles": names(roles), "leases": ids(leases), "exact": exact })
-        }
-        Finding::RolelessLease(lease) | Finding::OverdueLease(lease) => {
-            json!({ "lease": lease.id })
-        }
-        Finding::Doubtful { roles, unexplained } => {
-            json!({ "roles": names(roles), "unexplained": unexplained })
-        }
-        Finding::Surplus { leases, roleless } => {
-            json!({ "leases": ids(leases), "roleless": roleless })
-        }
-    };
-    object["tenant"] = tenant.id().as_str().into();
-    object["finding"] = kind(finding).into();
-    object["outcome"] = match outcome {
-        Outcome::Mended => "mended".into(),
-        Outcome::Left => "left".into(),
-        Outcome::Failed(error) => json!({ "failed": error }),
-    };
-    object
-}
-
-fn as_line(tenant: &Tenant, finding: &Finding, outcome: &Outcome) -> String {
-    let what = match finding {
-        Finding::OrphanRole(role) => {
-            let sessions = count(usize::try_from(role.sessions).unwrap_or(0), "session");
-            format!("{}: no lease explains it; {sessions}", role.name)
-        }
-        Finding::IdleRoles { roles, leases, exact } => {
-            let whose = if *exact { "" } else { ", some of them of others" };
-            let (roles, leases) = (names(roles).join(" "), count(leases.len(), "lease"));
-            format!("{roles}: nobody is logged in; {leases}{whose}")
-        }
-        Finding::RolelessLease(lease) => format!("{}: its role is gone", lease.id),
-        Finding::OverdueLease(lease) => format!("{}: it has ended, and is not revoked", lease.id),
-        Finding::Doubtful { roles, unexplained } => {
-            format!("{unexplained} of these have no lease: {}", names(roles).join(" "))
-        }
-        Finding::Surplus { leases, roleless } => {
-            format!("{roleless} of these have no role: {}", ids(leases).join(" "))
-        }
-    };
-    let outcome = match outcome {
-        Outcome::Mended => "; mended".to_owned(),
-        Outcome::Left => String::new(),
-        Outcome::Failed(error) => format!("; NOT MENDED: {error}"),
-    };
-    format!("{}  {}  {what}{outcome}", tenant.id(), kind(finding))
-}
-
-fn count(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

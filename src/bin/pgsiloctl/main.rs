@@ -10,6 +10,7 @@ mod duration;
 mod leases;
 mod postgres;
 mod provision;
+mod revocation;
 mod sandbox;
 mod say;
 mod secret;

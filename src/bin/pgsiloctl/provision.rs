@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use tokio_postgres::{Client, NoTls};
 
 use crate::bao::Bao;
+use crate::revocation;
 use crate::secret::Secret;
 
 /// The mount of OpenBAO's database secrets engine.
@@ -110,7 +111,7 @@ impl Provisioner {
     pub(crate) async fn create_tenant(&self, tenant: &TenantId) -> Result<()> {
         let broker_password = Secret::random()?;
         let cluster = self.postgres.connect("postgres").await?;
-        ensure_modern(&cluster).await?;
+        ensure_fit(&cluster).await?;
         make_roles(&cluster, tenant, &broker_password).await.context("the tenant's roles")?;
         make_database(&cluster, tenant).await.context("the tenant's database")?;
         let database = self.postgres.connect(&tenant.database()).await?;
@@ -161,10 +162,9 @@ impl Provisioner {
 ///
 /// The leased role owns nothing: all it makes belongs to `works_as`, which it becomes at login
 /// and comes back to at DISCARD ALL, RESET ROLE and SET SESSION AUTHORIZATION DEFAULT. The
-/// broker is a member of it, because only a member may end its sessions; without that, a live
-/// session would go on working as `works_as` after its own role is gone. Ending is not waited
-/// for: `pg_terminate_backend` with a time-out looks again only every 100 ms, and OpenBAO makes
-/// nothing else for this tenant meanwhile.
+/// broker is a member of it, because only a member may end its sessions, and may become it, because
+/// that tells its logins from all others (see `drop.sql`); without that, a live session would go on
+/// working as `works_as` after its own role is gone.
 fn lease_statements(tenant: &TenantId, connection: &str, works_as: &str) -> Value {
     let (login, broker) = (tenant.role("login"), tenant.role("broker"));
     json!({
@@ -174,45 +174,27 @@ fn lease_statements(tenant: &TenantId, connection: &str, works_as: &str) -> Valu
         "creation_statements": [
             format!("CREATE ROLE \"{{{{name}}}}\" LOGIN PASSWORD '{{{{password}}}}' VALID UNTIL '{{{{expiration}}}}' IN ROLE \"{login}\""),
             format!("GRANT \"{works_as}\" TO \"{{{{name}}}}\" WITH INHERIT FALSE, SET TRUE"),
-            format!("GRANT \"{{{{name}}}}\" TO \"{broker}\" WITH INHERIT TRUE, SET FALSE"),
+            format!("GRANT \"{{{{name}}}}\" TO \"{broker}\" WITH INHERIT TRUE, SET TRUE"),
             format!("ALTER ROLE \"{{{{name}}}}\" SET role = '{works_as}'"),
         ],
-        "revocation_statements": [revocation()],
+        "revocation_statements": revocation::STATEMENTS,
     })
 }
 
-/// Unmakes a leased role, in one statement and so in one transaction. A role that is gone already
-/// is no failure: a lease whose revocation can never work would stay for ever. A session that
-/// took the leased role's own name on could have made things as it, and others that depend on
-/// them: they go too, or it could not be dropped. Who holds a lock on them does not hold OpenBAO
-/// up: it tries again.
-pub(crate) fn revocation() -> String {
-    let role = "{{name}}";
-    // First: a session may hold its role's row, and ALTER ROLE would wait for it in vain. And again,
-    // for who has logged in meanwhile.
-    let end = format!(
-        "PERFORM pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE usename = '{role}'"
-    );
-    format!(
-        "DO $$ BEGIN \
-         IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{role}') THEN \
-         SET LOCAL lock_timeout = '3s'; \
-         {end}; \
-         ALTER ROLE \"{role}\" NOLOGIN; \
-         PERFORM pg_catalog.pg_stat_clear_snapshot(); \
-         {end}; \
-         DROP OWNED BY \"{role}\" CASCADE; \
-         DROP ROLE \"{role}\"; \
-         END IF; END $$"
-    )
-}
-
-async fn ensure_modern(cluster: &Client) -> Result<()> {
-    let row = cluster.query_one("SELECT current_setting('server_version_num')::int4", &[]).await?;
-    let version: i32 = row.try_get(0)?;
+/// What a cluster must be for tenants to share it.
+async fn ensure_fit(cluster: &Client) -> Result<()> {
+    let settings = "SELECT current_setting('server_version_num')::int4,
+        current_setting('max_prepared_transactions')::int4";
+    let row = cluster.query_one(settings, &[]).await?;
+    let (version, prepared): (i32, i32) = (row.try_get(0)?, row.try_get(1)?);
     ensure!(
         version >= 160_000,
         "PostgreSQL 16 or newer is needed: before it, CREATEROLE is as good as superuser"
+    );
+    ensure!(
+        prepared == 0,
+        "max_prepared_transactions must be 0: what a session prepares holds its role for ever, \
+         and no revocation could end it"
     );
     Ok(())
 }

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_postgres::Client;
 
-use super::verdict::{Lease, Role};
+use super::verdict::{Finding, Lease, Role, Stopped};
 use crate::bao::{Bao, text};
 use crate::provision::USERNAME_TEMPLATE;
 
@@ -30,6 +30,15 @@ pub(super) struct Group {
     pub(super) leases: Vec<Lease>,
 }
 
+/// A tenant's.
+#[derive(Debug, Default)]
+pub(super) struct Census {
+    /// To be judged, each by itself.
+    pub(super) groups: Vec<Group>,
+    /// What is wrong whatever else there is.
+    pub(super) findings: Vec<Finding>,
+}
+
 /// What tells a tenant's leased roles from all others of the cluster: the part of OpenBAO's role
 /// in front of the random characters, which tenants of long names may share, and who made them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,7 +48,7 @@ struct Made {
 }
 
 /// Counts a tenant's roles and leases. Roles first: a role is made before its lease.
-pub(super) async fn take(tenant: &Tenant, database: &Client, bao: &Bao) -> Result<Vec<Group>> {
+pub(super) async fn take(tenant: &Tenant, database: &Client, bao: &Bao) -> Result<Census> {
     ensure_primary(database).await?;
     let mount = &tenant.lease().mount;
     let mut names: Vec<&str> =
@@ -47,21 +56,32 @@ pub(super) async fn take(tenant: &Tenant, database: &Client, bao: &Bao) -> Resul
     // Two kinds of access may lease from one role.
     names.sort_unstable();
     names.dedup();
+    let mut census = Census::default();
     let mut made = Vec::with_capacity(names.len());
     let mut groups = BTreeMap::<Made, Group>::new();
     for name in &names {
-        let how = how_made(bao, mount, name).await?;
+        let how = match how_made(bao, mount, name).await? {
+            Some(how) => how,
+            // Its roles are not judged: it may be the registry that is wrong.
+            None => {
+                let role = format!("{mount}/roles/{name}");
+                census.findings.push(Finding::UnknownToOpenBao { role });
+                continue;
+            }
+        };
         if !groups.contains_key(&how) {
-            let roles = leased_roles(database, &how).await?;
+            let (roles, stopped) = leased_roles(database, &how).await?;
+            census.findings.extend(stopped.into_iter().map(Finding::StoppedRole));
             groups.insert(how.clone(), Group { roles, leases: Vec::new() });
         }
-        made.push(how);
+        made.push((*name, how));
     }
-    for (name, how) in names.iter().zip(made) {
+    for (name, how) in made {
         let leases = leases(bao, &format!("{mount}/creds/{name}")).await?;
         groups.entry(how).or_default().leases.extend(leases);
     }
-    Ok(groups.into_values().collect())
+    census.groups = groups.into_values().collect();
+    Ok(census)
 }
 
 /// On a standby nobody is seen who works on the primary, and every role would look idle.
@@ -76,11 +96,11 @@ fn kept(name: &str) -> &str {
     name.char_indices().nth(KEPT).map_or(name, |(end, _)| &name[..end])
 }
 
-/// Reads how OpenBAO makes a role's credentials. Roles and leases are told to belong together by
+/// Reads how OpenBAO makes a role's credentials; `None` where it knows none. Roles and leases are told to belong together by
 /// the roles' names and VALID UNTIL: where those are not as they should be, every lease would look
 /// like one whose role is gone.
-async fn how_made(bao: &Bao, mount: &str, name: &str) -> Result<Made> {
-    let role = bao.read(&format!("{mount}/roles/{name}")).await?;
+async fn how_made(bao: &Bao, mount: &str, name: &str) -> Result<Option<Made>> {
+    let Some(role) = bao.find(&format!("{mount}/roles/{name}")).await? else { return Ok(None) };
     let statements = |key: &str| {
         let all = role["data"][key].as_array().into_iter().flatten();
         all.filter_map(Value::as_str).collect::<Vec<_>>().join(";").to_uppercase()
@@ -97,13 +117,18 @@ async fn how_made(bao: &Bao, mount: &str, name: &str) -> Result<Made> {
         "role {name} of OpenBAO cannot be audited: the username_template of its database is not {USERNAME_TEMPLATE:?}"
     );
     let broker = text(&config, "/data/connection_details/username")?.to_owned();
-    Ok(Made { kept: kept(name).to_owned(), broker })
+    Ok(Some(Made { kept: kept(name).to_owned(), broker }))
 }
 
-async fn leased_roles(database: &Client, how: &Made) -> Result<Vec<Role>> {
-    let query = "SELECT r.rolname::text,
+/// Those that may log in, and those that were stopped.
+async fn leased_roles(database: &Client, how: &Made) -> Result<(Vec<Role>, Vec<Stopped>)> {
+    let query = "SELECT r.rolname::text, r.rolcanlogin,
                extract(epoch FROM r.rolvaliduntil)::float8,
-               (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.usesysid = r.oid)
+               (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.usesysid = r.oid),
+               ARRAY(SELECT DISTINCT d.datname::text FROM pg_catalog.pg_shdepend s
+                   JOIN pg_catalog.pg_database d ON d.oid = s.dbid
+                   WHERE NOT r.rolcanlogin AND s.refobjid = r.oid
+                       AND s.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass)
         FROM pg_catalog.pg_roles r
         WHERE pg_catalog.starts_with(r.rolname::text, $1) AND r.rolvaliduntil IS NOT NULL
           AND EXISTS (SELECT FROM pg_catalog.pg_auth_members am
@@ -111,14 +136,22 @@ async fn leased_roles(database: &Client, how: &Made) -> Result<Vec<Role>> {
               WHERE am.roleid = r.oid AND am.admin_option AND m.rolname = $2)";
     let Made { kept, broker } = how;
     let rows = database.query(query, &[&format!("{kept}-"), broker]).await;
-    let mut roles = Vec::new();
+    let (mut roles, mut stopped) = (Vec::new(), Vec::new());
     for row in rows.context("reading the roles")? {
-        let name: String = row.try_get(0)?;
-        if is_leased(&name, kept) {
-            roles.push(Role { name, valid_until: row.try_get(1)?, sessions: row.try_get(2)? });
+        let (name, sessions): (String, i64) = (row.try_get(0)?, row.try_get(3)?);
+        if !is_leased(&name, kept) {
+            continue;
+        }
+        let valid_until = row.try_get(2)?;
+        match row.try_get(1)? {
+            true => roles.push(Role { name, valid_until, sessions }),
+            false => {
+                let databases = row.try_get(4)?;
+                stopped.push(Stopped { name, since: valid_until, sessions, databases });
+            }
         }
     }
-    Ok(roles)
+    Ok((roles, stopped))
 }
 
 /// Whether OpenBAO made this name: no role of another name, or of a longer one, is ever touched.
@@ -155,7 +188,9 @@ async fn look_up(bao: &Bao, id: String) -> Result<Option<Lease>> {
         .context("the end of a lease")?;
     let left = answer.pointer("/data/ttl").and_then(Value::as_i64).context("no ttl of a lease")?;
     let expires = expires.unix_timestamp_nanos() as f64 / 1e9;
-    Ok(Some(Lease { id, expires, overdue: -left }))
+    let given_up = answer.pointer("/data/revoke_error").and_then(Value::as_str);
+    let given_up = given_up.map(str::to_owned);
+    Ok(Some(Lease { id, expires, overdue: -left, given_up }))
 }
 
 #[cfg(test)]

@@ -1,34 +1,190 @@
 //! Takes back what nobody should have any more: leases by OpenBAO, roles that no lease reaches as
-//! the one who made them.
+//! the one who made them, and what keeps those from being dropped.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use pgsilo::registry::Placement;
 use serde_json::json;
 use tokio_postgres::Client;
 
-use super::verdict::Finding;
+use super::grants;
+use super::standing::Standing;
+use super::verdict::{ClusterFinding, Finding};
 use crate::bao::Bao;
-use crate::provision::revocation;
+use crate::postgres::Identity;
 
-/// Mends one finding; whether there was anything to be done. What is doubtful is left alone.
-pub(super) async fn mend(finding: &Finding, database: &Client, bao: &Bao) -> Result<bool> {
-    match finding {
-        Finding::OrphanRole(role) => drop_role(database, &role.name, Sessions::End).await?,
-        Finding::IdleRoles { roles, leases, exact } => {
-            if *exact {
-                for lease in leases {
-                    revoke(bao, &lease.id).await?;
+/// How often a role is tried whose large objects grow fewer: each time takes two seconds' worth.
+const PORTIONS: usize = 200;
+
+/// A placement's cluster, and OpenBAO, as the provisioner.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mender<'a> {
+    pub(super) database: &'a Client,
+    pub(super) placement: &'a Placement,
+    pub(super) provisioner: &'a Identity,
+    pub(super) bao: &'a Bao,
+}
+
+impl Mender<'_> {
+    /// Mends one finding; whether there was anything to be done. What is doubtful is left alone, and
+    /// what an operator must do.
+    pub(super) async fn mend(&self, finding: &Finding) -> Result<bool> {
+        match finding {
+            Finding::OrphanRole(role) => self.drop_role(&role.name, Sessions::End).await?,
+            Finding::StoppedRole(role) => self.drop_role(&role.name, Sessions::End).await?,
+            Finding::IdleRoles { roles, leases, exact } => {
+                if *exact {
+                    for lease in leases {
+                        self.revoke(&lease.id).await?;
+                    }
+                }
+                for role in roles {
+                    self.drop_role(&role.name, Sessions::Spare).await?;
                 }
             }
-            for role in roles {
-                drop_role(database, &role.name, Sessions::Spare).await?;
+            Finding::RolelessLease(lease)
+            | Finding::OverdueLease(lease)
+            | Finding::IrrevocableLease(lease) => self.revoke(&lease.id).await?,
+            Finding::Cluster(finding) => return self.mend_cluster(finding).await,
+            Finding::Doubtful { .. }
+            | Finding::Surplus { .. }
+            | Finding::Undecided { .. }
+            | Finding::UnknownToOpenBao { .. } => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    async fn mend_cluster(&self, finding: &ClusterFinding) -> Result<bool> {
+        match finding {
+            ClusterFinding::RolelessSession { pid, role, .. } => {
+                self.end_session(*pid, *role).await
+            }
+            ClusterFinding::PreparedTransaction { name, owner, database } => {
+                self.roll_back(name, owner, database).await?;
+                Ok(true)
+            }
+            ClusterFinding::PreparedAllowed { .. } => Ok(false),
+            ClusterFinding::RemovedTenant { roles, .. } => {
+                for role in roles {
+                    self.drop_group_role(role).await?;
+                }
+                Ok(true)
             }
         }
-        Finding::RolelessLease(lease) | Finding::OverdueLease(lease) => {
-            revoke(bao, &lease.id).await?;
-        }
-        Finding::Doubtful { .. } | Finding::Surplus { .. } => return Ok(false),
     }
-    Ok(true)
+
+    /// OpenBAO's word that it is gone, or why it is not. One that is gone already is no failure.
+    async fn revoke(&self, lease: &str) -> Result<()> {
+        if self.bao.look_up_lease(lease).await?.is_none() {
+            return Ok(());
+        }
+        self.bao.write(&format!("sys/leases/revoke/{lease}"), json!({ "sync": true })).await?;
+        Ok(())
+    }
+
+    /// Ends the role's use and drops it, with all that was made as it and all that it was granted.
+    async fn drop_role(&self, role: &str, sessions: Sessions) -> Result<()> {
+        let Some(standing) = Standing::of(self.database, role).await? else { return Ok(()) };
+        if sessions == Sessions::Spare {
+            let in_use = "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE usename = $1";
+            let in_use: i64 = self.database.query_one(in_use, &[&role]).await?.try_get(0)?;
+            ensure!(in_use == 0, "somebody has logged in as {role}");
+        }
+        let mut owned = i64::MAX;
+        for _ in 0..PORTIONS {
+            standing.revoke(self.database, role).await?;
+            let Some(left) = self.owned_by(role).await? else { return Ok(()) };
+            if left == 0 || left >= owned {
+                break;
+            }
+            owned = left;
+        }
+        grants::take_away(self.database, self.placement, self.provisioner, role).await?;
+        standing.revoke(self.database, role).await?;
+        match self.owned_by(role).await? {
+            None => Ok(()),
+            Some(_) => bail!("it stays, and nobody can log in: {}", self.why_it_stays(role).await?),
+        }
+    }
+
+    /// How many objects a role owns; `None` when it is gone.
+    async fn owned_by(&self, role: &str) -> Result<Option<i64>> {
+        let query = "SELECT (SELECT count(*) FROM pg_catalog.pg_shdepend s
+                WHERE s.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass
+                    AND s.refobjid = r.oid AND s.deptype = 'o')
+            FROM pg_catalog.pg_roles r WHERE r.rolname = $1";
+        let row = self.database.query_opt(query, &[&role]).await.context("is it gone")?;
+        Ok(row.map(|row| row.try_get(0)).transpose()?)
+    }
+
+    async fn why_it_stays(&self, role: &str) -> Result<String> {
+        let query = "SELECT (SELECT count(*) FROM pg_catalog.pg_stat_activity a
+                WHERE a.usesysid = r.oid),
+            ARRAY(SELECT coalesce(d.datname, 'all of them') || ': ' || count(*)
+                FROM pg_catalog.pg_shdepend s LEFT JOIN pg_catalog.pg_database d ON d.oid = s.dbid
+                WHERE s.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass
+                    AND s.refobjid = r.oid GROUP BY d.datname)
+            FROM pg_catalog.pg_roles r WHERE r.rolname = $1";
+        let Some(row) = self.database.query_opt(query, &[&role]).await? else {
+            return Ok("it has just gone".to_owned());
+        };
+        let (sessions, objects): (i64, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
+        Ok(match (sessions, objects.is_empty()) {
+            (1.., _) => format!("{sessions} of its sessions do not end"),
+            (_, false) => format!(
+                "objects depend on it that are too many, or that somebody holds a lock on ({})",
+                objects.join(", ")
+            ),
+            (_, true) => {
+                "logins are under way, or somebody holds a lock on it; try again in a minute".into()
+            }
+        })
+    }
+
+    /// Whether it may: `pg_signal_backend` may, and a superuser, as nobody has such a role's privileges.
+    async fn end_session(&self, pid: i32, role: u32) -> Result<bool> {
+        let may = "SELECT pg_catalog.pg_has_role('pg_signal_backend', 'USAGE')";
+        if !self.database.query_one(may, &[]).await?.try_get::<_, bool>(0)? {
+            return Ok(false);
+        }
+        // Its process may be another's by now.
+        let end = "SELECT pg_catalog.pg_terminate_backend(a.pid, 5000)
+            FROM pg_catalog.pg_stat_activity a
+            LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.usesysid
+            WHERE a.pid = $1 AND a.usesysid = $2 AND r.oid IS NULL";
+        let row = self.database.query_opt(end, &[&pid, &role]).await.context("ending it")?;
+        let ended = row.map_or(Ok(true), |row| row.try_get(0))?;
+        ensure!(ended, "it does not end");
+        Ok(true)
+    }
+
+    /// As its owner, in its database: nobody else may, but a superuser.
+    async fn roll_back(&self, name: &str, owner: &str, dbname: &str) -> Result<()> {
+        let there = Placement { dbname: dbname.to_owned(), ..self.placement.clone() };
+        let database = self.provisioner.connect(&there).await?;
+        let known = "SELECT pg_catalog.quote_literal(gid) FROM pg_catalog.pg_prepared_xacts
+            WHERE gid = $1";
+        let Some(row) = database.query_opt(known, &[&name]).await? else { return Ok(()) };
+        let literal: String = row.try_get(0)?;
+        let standing = Standing::of(&database, owner).await?;
+        let standing = standing.with_context(|| {
+            format!("only a superuser may roll it back: its owner is gone; in database {dbname}: ROLLBACK PREPARED {literal}")
+        })?;
+        standing.run_alone(&database, &format!("ROLLBACK PREPARED {literal}")).await
+    }
+
+    /// A role of a tenant that was removed: nobody's sessions are it, and no database its.
+    async fn drop_group_role(&self, role: &str) -> Result<()> {
+        let Some(standing) = Standing::of(self.database, role).await? else { return Ok(()) };
+        let leased = "SELECT r.rolname::text FROM pg_catalog.pg_roles r
+            JOIN pg_catalog.pg_auth_members am ON am.roleid = r.oid AND am.admin_option
+            JOIN pg_catalog.pg_roles m ON m.oid = am.member
+            WHERE m.rolname = $1 AND r.rolvaliduntil IS NOT NULL";
+        for row in self.database.query(leased, &[&role]).await.context("its leased roles")? {
+            self.drop_role(row.try_get(0)?, Sessions::End).await?;
+        }
+        grants::take_away(self.database, self.placement, self.provisioner, role).await?;
+        standing.drop(self.database).await
+    }
 }
 
 /// What becomes of those who are logged in as a role.
@@ -38,59 +194,4 @@ enum Sessions {
     End,
     /// There were none: if there are now, the role stays.
     Spare,
-}
-
-/// OpenBAO's word that it is gone, or why it is not. One that is gone already is no failure.
-async fn revoke(bao: &Bao, lease: &str) -> Result<()> {
-    if bao.look_up_lease(lease).await?.is_none() {
-        return Ok(());
-    }
-    bao.write(&format!("sys/leases/revoke/{lease}"), json!({ "sync": true })).await?;
-    Ok(())
-}
-
-/// Ends the role's sessions and drops it, with all that was made as it. Only who made a role may
-/// drop it, and that is the tenant's broker: the provisioner becomes that for one transaction.
-async fn drop_role(database: &Client, role: &str, sessions: Sessions) -> Result<()> {
-    // It goes into statements as it stands.
-    ensure!(
-        role.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)),
-        "{role:?} is not a name that OpenBAO makes"
-    );
-    let query = "SELECT pg_catalog.quote_ident(m.rolname)
-        FROM pg_catalog.pg_auth_members am
-        JOIN pg_catalog.pg_roles r ON r.oid = am.roleid
-        JOIN pg_catalog.pg_roles m ON m.oid = am.member
-        WHERE r.rolname = $1 AND am.admin_option";
-    let rows = database.query(query, &[&role]).await.context("who made the role")?;
-    let Some(row) = rows.first() else {
-        let still = "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = $1";
-        let gone = database.query_opt(still, &[&role]).await?.is_none();
-        ensure!(
-            gone,
-            "nobody but a superuser may drop {role}: before PostgreSQL 16 its maker may not"
-        );
-        return Ok(());
-    };
-    let maker: String = row.try_get(0)?;
-    let in_use = "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE usename = $1";
-    if sessions == Sessions::Spare {
-        let in_use: i64 = database.query_one(in_use, &[&role]).await?.try_get(0)?;
-        ensure!(in_use == 0, "somebody has logged in as {role}");
-    }
-    let drop = revocation().replace("{{name}}", role);
-    let statements = format!(
-        "BEGIN;
-         GRANT {maker} TO CURRENT_USER WITH INHERIT FALSE, SET TRUE;
-         SET LOCAL ROLE {maker};
-         {drop};
-         RESET ROLE;
-         REVOKE {maker} FROM CURRENT_USER;
-         COMMIT"
-    );
-    if let Err(error) = database.batch_execute(&statements).await {
-        let _best_effort = database.batch_execute("ROLLBACK").await;
-        return Err(error).context("dropping it as the one who made it");
-    }
-    Ok(())
 }

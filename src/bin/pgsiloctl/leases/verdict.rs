@@ -20,6 +20,18 @@ pub(super) struct Role {
     pub(super) sessions: i64,
 }
 
+/// A leased role that was stopped, by a revocation or an audit, and is not dropped: nobody can log in as it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Stopped {
+    pub(super) name: String,
+    /// When, in seconds since 1970.
+    pub(super) since: f64,
+    /// How many are logged in as it all the same.
+    pub(super) sessions: i64,
+    /// Databases where something depends on it.
+    pub(super) databases: Vec<String>,
+}
+
 /// A lease, as OpenBAO has it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Lease {
@@ -28,6 +40,8 @@ pub(super) struct Lease {
     pub(super) expires: f64,
     /// For how long it should have been gone, in seconds; negative while it is in force.
     pub(super) overdue: i64,
+    /// OpenBAO has given its revocation up, and why.
+    pub(super) given_up: Option<String>,
 }
 
 /// What is not as it should be. Two of two looks are equal only if nothing of it has moved: a
@@ -43,6 +57,17 @@ pub(super) enum Finding {
         /// No role in use may be any of the leases'.
         exact: bool,
     },
+    /// Nobody is logged in as these roles, and no lease in force explains them; but OpenBAO is
+    /// revoking these leases, and any of them may be a role's.
+    Undecided { roles: Vec<Role>, leases: Vec<Lease> },
+    /// A role that was stopped and is still there.
+    StoppedRole(Stopped),
+    /// OpenBAO has given the lease's revocation up.
+    IrrevocableLease(Lease),
+    /// OpenBAO does not know this role of its own: no lease can explain a credential of it.
+    UnknownToOpenBao { role: String },
+    /// Of the whole cluster, whoever the tenant is.
+    Cluster(ClusterFinding),
     /// The role that the lease made is gone.
     RolelessLease(Lease),
     /// The lease has ended, and OpenBAO could not revoke it.
@@ -51,6 +76,20 @@ pub(super) enum Finding {
     Doubtful { roles: Vec<Role>, unexplained: usize },
     /// More of these leases than there are roles, all of those in use.
     Surplus { leases: Vec<Lease>, roleless: usize },
+}
+
+/// What is wrong with a cluster, and of no tenant that it could be told of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ClusterFinding {
+    /// A session whose role is gone: it works on, and only a superuser and who has
+    /// `pg_signal_backend` may end it.
+    RolelessSession { pid: i32, role: u32, database: String },
+    /// A prepared transaction: it holds what it has locked, its role too, for ever.
+    PreparedTransaction { name: String, owner: String, database: String },
+    /// Sessions may prepare transactions.
+    PreparedAllowed { max: i32 },
+    /// Roles of a tenant whose database is gone.
+    RemovedTenant { id: String, roles: Vec<String> },
 }
 
 /// What VALID UNTIL has over the lease's end at the most: five seconds, and rounding.
@@ -97,13 +136,30 @@ pub(super) fn judge(mut roles: Vec<Role>, leases: Vec<Lease>) -> Result<Vec<Find
     }
     findings.extend(roleless(&leases[explained..]));
     if !ended.is_empty() {
-        // Which of them are its own, OpenBAO knows.
-        findings
-            .retain(|finding| !matches!(finding, Finding::OrphanRole(role) if role.sessions == 0));
+        findings = undecided(findings, &ended);
     }
-    let overdue = ended.into_iter().filter(|lease| lease.overdue > OVERDUE_SECONDS);
-    findings.extend(overdue.map(Finding::OverdueLease));
+    findings.extend(ended.into_iter().filter_map(|lease| match lease.given_up {
+        Some(_) => Some(Finding::IrrevocableLease(lease)),
+        None if lease.overdue > OVERDUE_SECONDS => Some(Finding::OverdueLease(lease)),
+        None => None,
+    }));
     Ok(findings)
+}
+
+/// Which role a lease made that is being revoked, OpenBAO knows and does not say.
+fn undecided(findings: Vec<Finding>, ended: &[Lease]) -> Vec<Finding> {
+    let mut unused = Vec::new();
+    let mut others = Vec::new();
+    for finding in findings {
+        match finding {
+            Finding::OrphanRole(role) if role.sessions == 0 => unused.push(role),
+            other => others.push(other),
+        }
+    }
+    if !unused.is_empty() {
+        others.push(Finding::Undecided { roles: unused, leases: ended.to_vec() });
+    }
+    others
 }
 
 fn roleless(leases: &[Lease]) -> impl Iterator<Item = Finding> {
@@ -173,28 +229,18 @@ fn unmatched(roles: &[&Role], leases: &[Lease]) -> usize {
 /// What is wrong at both of two looks. What has moved in between is alive; and of idle roles only
 /// what both looks say of their leases may be acted upon.
 pub(super) fn confirmed(before: &[Finding], now: Vec<Finding>) -> Vec<Finding> {
-    let mut idle_before = Vec::new();
-    let mut leases_before = BTreeSet::new();
-    for finding in before {
-        if let Finding::IdleRoles { roles, leases, exact } = finding {
-            idle_before.extend(roles);
-            if *exact {
-                leases_before.extend(leases.iter().map(|lease| lease.id.as_str()));
-            }
-        }
-    }
-    let same = |role: &Role| {
-        idle_before.iter().any(|b| b.name == role.name && b.valid_until == role.valid_until)
-    };
     let mut confirmed = Vec::new();
     for finding in now {
         match finding {
-            Finding::IdleRoles { mut roles, leases, exact } => {
-                roles.retain(same);
-                let known = leases.iter().all(|lease| leases_before.contains(lease.id.as_str()));
-                if !roles.is_empty() {
-                    confirmed.push(Finding::IdleRoles { roles, leases, exact: exact && known });
-                }
+            Finding::IdleRoles { roles, leases, exact } => {
+                confirmed.extend(still_idle(before, roles, leases, exact));
+            }
+            Finding::Undecided { roles, leases } => {
+                confirmed.extend(decided(before, roles, leases));
+            }
+            Finding::OrphanRole(role) if role.sessions == 0 => {
+                let unused = unused(before).any(|before| before.is_still(&role));
+                confirmed.extend(unused.then_some(Finding::OrphanRole(role)));
             }
             finding => {
                 if before.iter().any(|before| before.is_still(&finding)) {
@@ -204,6 +250,58 @@ pub(super) fn confirmed(before: &[Finding], now: Vec<Finding>) -> Vec<Finding> {
         }
     }
     confirmed
+}
+
+/// Roles that nobody was logged in as, whatever could explain them.
+fn unused(findings: &[Finding]) -> impl Iterator<Item = &Role> {
+    findings.iter().flat_map(|finding| match finding {
+        Finding::IdleRoles { roles, .. } | Finding::Undecided { roles, .. } => roles.as_slice(),
+        Finding::OrphanRole(role) if role.sessions == 0 => std::slice::from_ref(role),
+        _ => &[],
+    })
+}
+
+fn still_idle(
+    before: &[Finding],
+    mut roles: Vec<Role>,
+    leases: Vec<Lease>,
+    exact: bool,
+) -> Option<Finding> {
+    let mut leases_before = BTreeSet::new();
+    for finding in before {
+        if let Finding::IdleRoles { leases, exact: true, .. } = finding {
+            leases_before.extend(leases.iter().map(|lease| lease.id.as_str()));
+        }
+    }
+    roles.retain(|role| unused(before).any(|before| before.is_still(role)));
+    let known = leases.iter().all(|lease| leases_before.contains(lease.id.as_str()));
+    (!roles.is_empty()).then_some(Finding::IdleRoles { roles, leases, exact: exact && known })
+}
+
+/// Roles that no lease in force explains any more. The lease of one that was there at the look before is
+/// one of those that could explain it then, in force or ended; so where none of those is left, the
+/// role has no lease.
+fn decided(before: &[Finding], mut roles: Vec<Role>, mut leases: Vec<Lease>) -> Vec<Finding> {
+    let mut possible = BTreeSet::new();
+    for finding in before {
+        if let Finding::IdleRoles { leases, .. } | Finding::Undecided { leases, .. } = finding {
+            possible.extend(leases.iter().map(|lease| lease.id.as_str()));
+        }
+    }
+    roles.retain(|role| unused(before).any(|before| before.is_still(role)));
+    leases.retain(|lease| possible.contains(lease.id.as_str()));
+    match (roles.is_empty(), leases.is_empty()) {
+        (true, _) => Vec::new(),
+        (false, true) => roles.into_iter().map(Finding::OrphanRole).collect(),
+        (false, false) => vec![Finding::Undecided { roles, leases }],
+    }
+}
+
+impl Role {
+    /// Whether it is the same as at a look before: a VALID UNTIL that moved is one that was renewed.
+    fn is_still(&self, now: &Role) -> bool {
+        self.name == now.name && self.valid_until.to_bits() == now.valid_until.to_bits()
+    }
 }
 
 impl Finding {
@@ -228,11 +326,21 @@ impl Finding {
             (Finding::RolelessLease(a), Finding::RolelessLease(b)) => {
                 leases(from_ref(a), from_ref(b))
             }
-            (Finding::OverdueLease(a), Finding::OverdueLease(b)) => a.id == b.id,
+            (
+                Finding::OverdueLease(a) | Finding::IrrevocableLease(a),
+                Finding::OverdueLease(b) | Finding::IrrevocableLease(b),
+            ) => a.id == b.id,
             (Finding::Doubtful { roles: a, .. }, Finding::Doubtful { roles: b, .. }) => roles(a, b),
             (Finding::Surplus { leases: a, .. }, Finding::Surplus { leases: b, .. }) => {
                 leases(a, b)
             }
+            (Finding::StoppedRole(a), Finding::StoppedRole(b)) => {
+                a.name == b.name && a.since.to_bits() == b.since.to_bits()
+            }
+            (Finding::UnknownToOpenBao { role: a }, Finding::UnknownToOpenBao { role: b }) => {
+                a == b
+            }
+            (Finding::Cluster(a), Finding::Cluster(b)) => a == b,
             _ => false,
         }
     }

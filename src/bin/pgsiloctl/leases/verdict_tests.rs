@@ -11,11 +11,11 @@ fn role(name: &str, valid_until: f64, sessions: i64) -> Role {
 }
 
 fn lease(id: &str, expires: f64) -> Lease {
-    Lease { id: id.to_owned(), expires, overdue: -10 }
+    Lease { id: id.to_owned(), expires, overdue: -10, given_up: None }
 }
 
 fn ended(id: &str, overdue: i64) -> Lease {
-    Lease { id: id.to_owned(), expires: 1.0, overdue }
+    Lease { id: id.to_owned(), expires: 1.0, overdue, given_up: None }
 }
 
 fn judged(roles: &[Role], leases: &[Lease]) -> Vec<Finding> {
@@ -76,15 +76,62 @@ fn leases_of_one_moment_with_too_few_roles_are_a_surplus() {
     assert_eq!(judged(&[role("a", 1005.0, 1)], &leases), [surplus]);
 }
 
+fn undecided(roles: &[Role], leases: &[Lease]) -> Finding {
+    Finding::Undecided { roles: roles.to_vec(), leases: leases.to_vec() }
+}
+
 #[test]
-fn what_openbao_is_just_revoking_explains_a_role_that_nobody_uses() {
-    assert_eq!(judged(&[role("a", 1005.0, 0)], &[ended("1", 0)]), []);
+fn what_openbao_is_just_revoking_may_explain_a_role_that_nobody_uses() {
+    let unused = role("a", 1005.0, 0);
+    let ending = ended("1", 0);
+    let judgement = [undecided(from_ref(&unused), from_ref(&ending))];
+    assert_eq!(judged(from_ref(&unused), from_ref(&ending)), judgement);
     assert_eq!(judged(&[], &[ended("1", 60)]), []);
     // But not that somebody still uses one.
     let used = role("a", 1005.0, 1);
     assert_eq!(judged(from_ref(&used), &[ended("1", 5)]), [Finding::OrphanRole(used)]);
     let stuck = ended("1", 61);
-    assert_eq!(judged(&[role("a", 1005.0, 0)], from_ref(&stuck)), [Finding::OverdueLease(stuck)]);
+    assert_eq!(
+        judged(from_ref(&unused), from_ref(&stuck)),
+        [undecided(from_ref(&unused), from_ref(&stuck)), Finding::OverdueLease(stuck)]
+    );
+}
+
+#[test]
+fn what_openbao_has_given_up_is_told_as_that() {
+    let given_up = Lease { given_up: Some("out of retries".to_owned()), ..ended("1", 61) };
+    assert_eq!(judged(&[], from_ref(&given_up)), [Finding::IrrevocableLease(given_up.clone())]);
+    // It was not yet at the look before.
+    let irrevocable = vec![Finding::IrrevocableLease(given_up)];
+    assert_eq!(confirmed(&judged(&[], &[ended("1", 61)]), irrevocable.clone()), irrevocable);
+}
+
+#[test]
+fn who_is_revoked_meanwhile_does_not_hide_a_role_that_has_no_lease() {
+    let lost = role("a", 1005.0, 0);
+    let orphan = [Finding::OrphanRole(lost.clone())];
+    let look = |ended: &[Lease]| judged(from_ref(&lost), ended);
+    // Whose lease it could be is gone, or was in force at the look before and did not explain it.
+    assert_eq!(confirmed(&look(&[ended("1", 1)]), look(&[ended("2", 1)])), orphan);
+    assert_eq!(confirmed(&look(&[]), look(&[ended("2", 1)])), orphan);
+    assert_eq!(confirmed(&look(&[ended("1", 1)]), look(&[])), orphan);
+    // It is still at it: that is said, and nothing done.
+    let stuck = [ended("1", 1), ended("2", 3)];
+    let judgement = [undecided(from_ref(&lost), &stuck[..1])];
+    assert_eq!(confirmed(&look(&stuck[..1]), look(&stuck)), judgement);
+    // Sessions of the same moment come and go: once theirs could be its, once they are being revoked.
+    let busy = || judged(&[lost.clone(), role("b", 1005.0, 1)], &[lease("b", 1000.0)]);
+    assert_eq!(confirmed(&busy(), look(&[ended("c", 1)])), orphan);
+    assert_eq!(confirmed(&busy(), look(&[])), orphan);
+    let idle = [idle(from_ref(&lost), &[lease("b", 1000.0)], false)];
+    assert_eq!(confirmed(&look(&[ended("c", 1)]), busy()), idle);
+    assert_eq!(confirmed(&look(&[]), busy()), idle);
+    // That very lease has ended, and may be its.
+    let ending = ended("b", 1);
+    let judgement = [undecided(from_ref(&lost), from_ref(&ending))];
+    assert_eq!(confirmed(&busy(), look(from_ref(&ending))), judgement);
+    // A role that is gone or renewed is nobody's.
+    assert_eq!(confirmed(&look(&stuck), judged(&[role("a", 1006.0, 0)], &stuck)), []);
 }
 
 #[test]

@@ -240,6 +240,7 @@ async fn admit_provisioner(superuser: &Login) -> Result<Login> {
             "CREATE ROLE {PROVISIONER} LOGIN CREATEDB CREATEROLE NOSUPERUSER PASSWORD '{verifier}';
              ALTER ROLE {PROVISIONER} SET search_path = pg_catalog, pg_temp;
              GRANT SET ON PARAMETER pgsilo.tenant TO {PROVISIONER};
+             GRANT pg_signal_backend TO {PROVISIONER};
              REVOKE CONNECT, TEMPORARY ON DATABASE postgres, template1 FROM PUBLIC;
              GRANT CONNECT ON DATABASE postgres TO {PROVISIONER}"
         ))

@@ -1,0 +1,347 @@
+//! A credential stops working, whoever objects: another tenant, who hammers logins, the session itself.
+//!
+//! Each test has a sandbox of its own, where nobody else logs in, and logs in to PostgreSQL directly, as
+//! who has captured a leased credential would.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio_postgres::{Client, Error};
+
+use crate::orphans::{audit, world_and_proxy};
+use crate::support::proxy::Proxy;
+use crate::support::raw::Raw;
+use crate::support::world::World;
+use crate::support::{eventually, mint};
+
+/// A session that has given its leased role a password that is known, and the role's name.
+async fn captured(world: &World, proxy: &Proxy, tenant: &str) -> (Raw, String) {
+    captured_with(world, proxy, json!({ "tenant": tenant }), tenant).await
+}
+
+async fn captured_with(world: &World, proxy: &Proxy, claims: Value, tenant: &str) -> (Raw, String) {
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.log_in(&mint::signed_by(world, claims), tenant).await;
+    let role = client.ask("SELECT session_user::text").await;
+    let give = "SET ROLE NONE; ALTER ROLE CURRENT_USER PASSWORD 'captured'; SELECT 'given'";
+    assert_eq!(client.ask(give).await, "given");
+    client.ask("RESET ROLE; SELECT 'back'").await;
+    (client, role)
+}
+
+/// A login with a captured credential.
+async fn directly(world: &World, role: &str, options: &str) -> Result<Client, Error> {
+    let tenant = role.split('-').nth(1).expect("a tenant's role");
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(world.var("PG_PORT").parse().expect("a port"));
+    config.user(role).password("captured").dbname(format!("tenant_{tenant}")).options(options);
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// Waits until OpenBAO holds no lease for a role any more: it has done all that it ever will.
+async fn is_revoked(world: &World, lease_role: &str) {
+    eventually("the lease to be revoked", async || {
+        world.leases(lease_role).await.is_empty().then_some(())
+    })
+    .await;
+    let (status, answer) = world.bao("GET", "sys/leases/count?type=irrevocable", None).await;
+    assert_eq!((status, &answer["data"]["lease_count"]), (200, &json!(0)));
+}
+
+/// Whether there is such a role, and whether it may log in.
+async fn may_log_in(world: &World, role: &str) -> Option<bool> {
+    let superuser = world.superuser("postgres").await;
+    let query = "SELECT rolcanlogin FROM pg_roles WHERE rolname = $1";
+    superuser.query_opt(query, &[&role]).await.expect("asked").map(|row| row.get(0))
+}
+
+/// Sessions that have outlived their role.
+async fn roleless_sessions(world: &World) -> i64 {
+    let superuser = world.superuser("postgres").await;
+    let query = "SELECT count(*) FROM pg_stat_activity
+        WHERE usesysid <> 0 AND NOT EXISTS (SELECT FROM pg_roles WHERE oid = usesysid)";
+    superuser.query_one(query, &[]).await.expect("asked").get(0)
+}
+
+async fn is_refused(world: &World, role: &str) {
+    let error = directly(world, role, "").await.map(drop).expect_err("nobody logs in as it");
+    let sqlstate = error.code().expect("the server's answer").code();
+    assert!(["28P01", "28000"].contains(&sqlstate), "{error:?}");
+}
+
+/// Everything that a tenant may grant to a role that is not its own, by each of its roles.
+fn grants(role: &str) -> Vec<String> {
+    let granted = [
+        "CREATE SCHEMA hook",
+        "CREATE TABLE hook.t (n int, m int)",
+        "CREATE VIEW hook.v AS SELECT 1",
+        "CREATE SEQUENCE hook.s",
+        "CREATE TYPE hook.kind AS ENUM ('a')",
+        "CREATE DOMAIN hook.some AS int",
+        "CREATE FUNCTION hook.f(int, text) RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE PROCEDURE hook.p() LANGUAGE sql AS 'SELECT 1'",
+        "SELECT lo_create(4711)",
+        "GRANT SELECT ON hook.t TO PUBLIC",
+        "GRANT ALL ON SCHEMA hook TO \"ROLE\"",
+        "GRANT ALL ON hook.t, hook.v TO \"ROLE\"",
+        "GRANT UPDATE (n) ON hook.t TO \"ROLE\"",
+        "GRANT USAGE ON SEQUENCE hook.s TO \"ROLE\"",
+        "GRANT USAGE ON TYPE hook.kind, hook.some TO \"ROLE\"",
+        "GRANT EXECUTE ON FUNCTION hook.f(int, text) TO \"ROLE\"",
+        "GRANT EXECUTE ON PROCEDURE hook.p() TO \"ROLE\"",
+        "GRANT SELECT ON LARGE OBJECT 4711 TO \"ROLE\"",
+        "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO \"ROLE\"",
+        "ALTER TABLE hook.t ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY hook ON hook.t TO \"ROLE\" USING (true)",
+        // By somebody who does not own it.
+        "GRANT USAGE ON SCHEMA hook TO tenant_acme_ro",
+        "GRANT SELECT ON hook.t TO tenant_acme_ro WITH GRANT OPTION",
+        "CREATE TABLE hook.u (n int)",
+        "GRANT ALL ON hook.u TO \"ROLE\" WITH GRANT OPTION",
+    ];
+    granted.iter().map(|sql| sql.replace("ROLE", role)).collect()
+}
+
+#[tokio::test]
+async fn what_another_tenant_grants_a_role_keeps_no_credential_alive() {
+    let (world, proxy) = world_and_proxy().await;
+    let (victim, role) = captured(&world, &proxy, "globex").await;
+    let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
+    for sql in grants(&role) {
+        acme.batch_execute(&sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+    let reader = mint::signed_by(&world, json!({ "tenant": "acme", "access": "read-only" }));
+    let reader = proxy.connect(&reader, "acme").await.expect("a reader");
+    let sql = format!("GRANT SELECT ON hook.t TO \"{role}\"");
+    reader.batch_execute(&sql).await.expect("granted by who does not own it");
+
+    drop(victim);
+    is_revoked(&world, "tenant-globex-rw").await;
+    assert_eq!(may_log_in(&world, &role).await, Some(false), "it stays, and nobody may log in");
+    is_refused(&world, &role).await;
+    let (code, findings) = audit(&world, &[]).await;
+    let expected = json!({
+        "tenant": "globex", "finding": "stopped_role", "role": role, "sessions": 0,
+        "databases": ["tenant_acme"], "outcome": "left",
+    });
+    assert_eq!((code, findings), (3, vec![expected]));
+
+    let (code, findings) = audit(&world, &["--fix"]).await;
+    assert_eq!((code, &findings[0]["outcome"]), (0, &json!("mended")), "{findings:?}");
+    assert_eq!(may_log_in(&world, &role).await, None);
+    assert_eq!(audit(&world, &[]).await, (0, vec![]));
+    // What it has granted to others, it has.
+    let left = "SELECT count(*) FROM information_schema.role_table_grants
+        WHERE table_name = 't' AND grantee IN ('PUBLIC', 'tenant_acme_ro')";
+    let left: i64 = acme.query_one(left, &[]).await.expect("asked").get(0);
+    assert_eq!(left, 2);
+    reader.batch_execute("SELECT n FROM hook.t").await.expect("and so it reads");
+}
+
+/// Nor what its own tenant grants it, as the role that owns all.
+#[tokio::test]
+async fn what_its_own_tenant_grants_a_role_does_not_keep_it() {
+    let (world, proxy) = world_and_proxy().await;
+    let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
+    let role: String =
+        acme.query_one("SELECT session_user::text", &[]).await.expect("a role").get(0);
+    for sql in grants(&role) {
+        acme.batch_execute(&sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+    drop(acme);
+    is_revoked(&world, "tenant-acme-rw").await;
+    assert_eq!(may_log_in(&world, &role).await, None, "it is gone");
+}
+
+/// A login may pass all of a server's checks, and be seen as its role's only half an hour later.
+#[tokio::test]
+async fn a_login_that_is_under_way_does_not_outlive_its_role() {
+    let (world, proxy) = world_and_proxy().await;
+    let (client, role) = captured(&world, &proxy, "acme").await;
+    // In PostgreSQL, after it has asked whether the role may log in.
+    let login = directly(&world, &role, "-c post_auth_delay=20");
+    let revoked = async {
+        let superuser = world.superuser("postgres").await;
+        let starting = "SELECT l.pid FROM pg_locks l WHERE l.locktype = 'object'
+            AND l.classid = 'pg_database'::regclass AND NOT EXISTS (
+                SELECT FROM pg_stat_activity a WHERE a.pid = l.pid AND a.usesysid IS NOT NULL)";
+        let mut seen = HashMap::new();
+        eventually("the login to be under way, longer than any other takes", async || {
+            let rows = superuser.query(starting, &[]).await.expect("asked");
+            rows.iter().find_map(|row| {
+                let since = *seen.entry(row.get::<_, i32>(0)).or_insert_with(Instant::now);
+                (since.elapsed() > Duration::from_secs(1)).then_some(())
+            })
+        })
+        .await;
+        drop(client);
+        is_revoked(&world, "tenant-acme-rw").await;
+        eventually("the role to be gone", async || {
+            may_log_in(&world, &role).await.is_none().then_some(())
+        })
+        .await;
+    };
+    let (login, ()) = tokio::join!(login, revoked);
+    // It is ended in the middle of it, or as soon as it is through.
+    if let Ok(client) = login {
+        client.simple_query("SELECT 1").await.expect_err("ended before its first query");
+    }
+    assert_eq!(roleless_sessions(&world).await, 0);
+}
+
+/// Eight who log in without a pause, until the role is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logins_that_race_a_revocation_do_not_outlive_their_role() {
+    let (world, proxy) = world_and_proxy().await;
+    let world = std::sync::Arc::new(world);
+    for _ in 0..3 {
+        let (client, role) = captured(&world, &proxy, "acme").await;
+        let hammers: Vec<_> = (0..8)
+            .map(|_| {
+                let (world, role) = (std::sync::Arc::clone(&world), role.clone());
+                tokio::spawn(async move {
+                    let mut clients = Vec::new();
+                    // Until it is told that there is nobody of that name, or that nobody may.
+                    loop {
+                        match directly(&world, &role, "").await {
+                            Ok(client) => clients.push(client),
+                            Err(error) if error.code().is_some_and(|c| c.code() == "28P01") => {
+                                break;
+                            }
+                            Err(_) => {}
+                        }
+                        if clients.len() > 8 {
+                            clients.remove(0);
+                        }
+                    }
+                    clients
+                })
+            })
+            .collect();
+        eventually("them to log in", async || {
+            let superuser = world.superuser("postgres").await;
+            let query = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1";
+            let in_it: i64 = superuser.query_one(query, &[&role]).await.expect("asked").get(0);
+            (in_it > 8).then_some(())
+        })
+        .await;
+        drop(client);
+        is_revoked(&world, "tenant-acme-rw").await;
+        let mut clients = Vec::new();
+        for hammer in hammers {
+            clients.extend(hammer.await.expect("it ended"));
+        }
+        for client in &clients {
+            eventually("each session to have ended", async || {
+                client.simple_query("SELECT 1").await.is_err().then_some(())
+            })
+            .await;
+        }
+        assert_eq!(roleless_sessions(&world).await, 0);
+        assert_ne!(may_log_in(&world, &role).await, Some(true));
+    }
+}
+
+/// Read-only as it is, a session may make large objects, more than the lock table has places.
+#[tokio::test]
+async fn a_role_that_owns_more_than_the_lock_table_holds_is_dropped_in_portions() {
+    let (world, proxy) = world_and_proxy().await;
+    let claims = json!({ "tenant": "acme", "access": "read-only" });
+    let (mut client, role) = captured_with(&world, &proxy, claims, "acme").await;
+    let superuser = world.superuser("tenant_globex").await;
+    let places = "SELECT 2 * current_setting('max_locks_per_transaction')::int8
+        * current_setting('max_connections')::int8";
+    let places: i64 = superuser.query_one(places, &[]).await.expect("asked").get(0);
+    let make = format!(
+        "SET ROLE NONE; SELECT count(lo_create(0))::text FROM generate_series(1, {places})"
+    );
+    assert_eq!(client.ask(&make).await, places.to_string());
+    drop(client);
+
+    // A neighbour takes locks all the while.
+    let locks = "SELECT count(*) FROM (SELECT pg_advisory_xact_lock_shared(n)
+        FROM generate_series(1, 2000) n) taken";
+    let gone = async {
+        is_revoked(&world, "tenant-acme-ro").await;
+        assert_ne!(may_log_in(&world, &role).await, Some(true));
+        is_refused(&world, &role).await;
+        let (code, findings) = audit(&world, &["--fix"]).await;
+        assert_eq!((code, &findings[0]["outcome"]), (0, &json!("mended")), "{findings:?}");
+        assert_eq!(may_log_in(&world, &role).await, None);
+    };
+    let neighbour = async {
+        loop {
+            superuser.batch_execute(locks).await.expect("there are places left");
+        }
+    };
+    tokio::select! {
+        () = gone => {}
+        () = neighbour => {}
+    }
+    let left = "SELECT count(*) FROM pg_largeobject_metadata";
+    let acme = world.superuser("tenant_acme").await;
+    assert_eq!(acme.query_one(left, &[]).await.expect("asked").get::<_, i64>(0), 0);
+}
+
+/// Nobody but who has `pg_signal_backend` may end it, and nobody would look for it.
+#[tokio::test]
+async fn a_session_whose_role_is_gone_is_found_and_ended() {
+    let (world, _proxy) = world_and_proxy().await;
+    let superuser = world.superuser("postgres").await;
+    let made = "CREATE ROLE \"tenant-acme-lost\" LOGIN PASSWORD 'captured';
+        GRANT CONNECT ON DATABASE tenant_acme TO \"tenant-acme-lost\"";
+    superuser.batch_execute(made).await.expect("made");
+    let lost = directly(&world, "tenant-acme-lost", "").await.expect("in");
+    let dropped = "REVOKE CONNECT ON DATABASE tenant_acme FROM \"tenant-acme-lost\";
+        DROP ROLE \"tenant-acme-lost\";
+        REVOKE pg_signal_backend FROM pgsilo_provisioner";
+    superuser.batch_execute(dropped).await.expect("dropped");
+    lost.batch_execute("SELECT 1").await.expect("it works on");
+
+    let (code, findings) = audit(&world, &["--fix"]).await;
+    assert_eq!(code, 3, "{findings:?}");
+    assert_eq!(findings[0]["finding"], "roleless_session");
+    assert_eq!(findings[0]["database"], "tenant_acme");
+    lost.batch_execute("SELECT 1").await.expect("the provisioner may not");
+    superuser
+        .batch_execute("GRANT pg_signal_backend TO pgsilo_provisioner")
+        .await
+        .expect("as the recipe has it");
+    let (code, findings) = audit(&world, &["--fix"]).await;
+    assert_eq!((code, &findings[0]["outcome"]), (0, &json!("mended")), "{findings:?}");
+    lost.batch_execute("SELECT 1").await.expect_err("it is ended");
+}
+
+#[tokio::test]
+async fn roles_of_a_tenant_that_is_no_more_are_dropped_whoever_grants_them_something() {
+    let (world, proxy) = world_and_proxy().await;
+    let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
+    let (_status, answer) = world.bao("GET", "database/creds/tenant-globex-rw", None).await;
+    let leased = answer["data"]["username"].as_str().expect("a name").to_owned();
+    for role in ["tenant_globex_app", "tenant_globex_ro", "tenant_globex_broker", &leased] {
+        acme.batch_execute(&format!("GRANT SELECT ON customers TO \"{role}\""))
+            .await
+            .expect("made");
+    }
+    // Its operator has dropped the database, and could not drop its roles.
+    let superuser = world.superuser("postgres").await;
+    superuser.batch_execute("DROP DATABASE tenant_globex WITH (FORCE)").await.expect("dropped");
+    superuser.batch_execute("DROP ROLE tenant_globex_app").await.expect_err("acme objects");
+    let registry = std::fs::read_to_string(world.var("PGSILO_REGISTRY")).expect("read");
+    let (acme_only, _) = registry.split_once("[[tenant]]\nid = \"globex\"").expect("both");
+    let file = world.dir().join("acme.toml");
+    std::fs::write(&file, acme_only).expect("written");
+    let registry = file.to_str().expect("UTF-8");
+
+    let (code, findings) = audit(&world, &["--registry", registry]).await;
+    assert_eq!((code, &findings[0]["finding"]), (3, &json!("removed_tenant")), "{findings:?}");
+    assert_eq!(findings[0]["removed"], "globex");
+    let (code, findings) = audit(&world, &["--registry", registry, "--fix"]).await;
+    assert_eq!((code, &findings[0]["outcome"]), (0, &json!("mended")), "{findings:?}");
+    let left = "SELECT count(*) FROM pg_roles WHERE rolname ~ 'globex'";
+    assert_eq!(superuser.query_one(left, &[]).await.expect("asked").get::<_, i64>(0), 0);
+    acme.batch_execute("SELECT * FROM customers").await.expect("acme is served");
+}
