@@ -38,6 +38,7 @@ const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 pub(crate) struct Connection {
     stream: Stream,
     route: Arc<Route>,
+    redial: Redial,
     /// What the database has sent and nobody has read: several messages come at once.
     unread: BytesMut,
     /// Bytes of messages that the database has sent so far, to us.
@@ -46,7 +47,11 @@ pub(crate) struct Connection {
 
 /// Where a route's database is: enough to send it a cancel request.
 #[derive(Clone, Debug)]
-pub(crate) struct Redial(Arc<Tenant>);
+pub(crate) struct Redial {
+    tenant: Arc<Tenant>,
+    /// After what silence it counts as gone.
+    dead_peer_timeout: Duration,
+}
 
 /// Why a database could not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -71,17 +76,23 @@ pub(crate) enum DialError {
     Tls { to: String, error: io::Error },
 }
 
-/// Opens a connection to the database of a route, under TLS where its placement asks for it.
-pub(crate) async fn dial(route: &Arc<Route>) -> Result<Connection, DialError> {
-    let stream = Redial(Arc::clone(route.tenant())).connect().await?;
-    Ok(Connection::new(stream, route))
+/// Opens a connection to the database of a route, under TLS where its placement asks for it. A database
+/// that has answered nothing for `dead_peer_timeout` counts as gone.
+pub(crate) async fn dial(
+    route: &Arc<Route>,
+    dead_peer_timeout: Duration,
+) -> Result<Connection, DialError> {
+    let tenant = Arc::clone(route.tenant());
+    let redial = Redial { tenant, dead_peer_timeout };
+    let stream = redial.connect().await?;
+    Ok(Connection::new(stream, route, redial))
 }
 
 impl Redial {
     async fn connect(&self) -> Result<Stream, DialError> {
         let connect = async {
             let stream = self.connect_in_clear().await?;
-            match &self.0.placement().tls {
+            match &self.tenant.placement().tls {
                 PlacementTls::Disable => Ok(stream),
                 PlacementTls::Enabled { config, server_name } => {
                     self.connect_tls(stream, Arc::clone(config), server_name.as_deref()).await
@@ -95,7 +106,7 @@ impl Redial {
     }
 
     async fn connect_in_clear(&self) -> Result<Stream, DialError> {
-        let connected = match &self.0.placement().host {
+        let connected = match &self.tenant.placement().host {
             Host::Tcp { host, port } => {
                 TcpStream::connect((host.as_str(), *port)).await.map(Stream::Tcp)
             }
@@ -106,7 +117,7 @@ impl Redial {
             false => DialError::Connect { to: self.place(), error },
         })?;
         if let Stream::Tcp(tcp) = &stream {
-            tune(tcp).map_err(DialError::Local)?;
+            tune(tcp, self.dead_peer_timeout).map_err(DialError::Local)?;
         }
         Ok(stream)
     }
@@ -129,7 +140,7 @@ impl Redial {
             }
         }
         let failed = |error| DialError::Tls { to: self.place(), error };
-        let name = match (&self.0.placement().host, server_name) {
+        let name = match (&self.tenant.placement().host, server_name) {
             (_, Some(name)) => name,
             (Host::Tcp { host, .. }, None) => host,
             (Host::Unix(_), None) => "localhost",
@@ -159,13 +170,13 @@ impl Redial {
 
     /// For logs and errors.
     fn place(&self) -> String {
-        self.0.placement().to_string()
+        self.tenant.placement().to_string()
     }
 }
 
 impl Connection {
-    fn new(stream: Stream, route: &Arc<Route>) -> Connection {
-        Connection { stream, route: Arc::clone(route), unread: BytesMut::new(), heard: 0 }
+    fn new(stream: Stream, route: &Arc<Route>, redial: Redial) -> Connection {
+        Connection { stream, route: Arc::clone(route), redial, unread: BytesMut::new(), heard: 0 }
     }
 
     /// For a session, which would miss what was read ahead: [`Connection::ask`] leaves nothing.

@@ -161,6 +161,8 @@ pub struct Limits {
     pub idle_timeout: Option<Duration>,
     /// What transactions get to finish in at SIGTERM.
     pub drain_timeout: Duration,
+    /// A peer, client or database, that has answered nothing for so long counts as gone.
+    pub dead_peer_timeout: Duration,
 }
 
 /// How to log.

@@ -52,6 +52,7 @@ const AT_ONCE_FOR_A_TENANT: usize = 2;
 pub(crate) struct Pool {
     settings: &'static Warm,
     lessor: Lessor,
+    dead_peer_timeout: Duration,
     runtime: Handle,
     all: Arc<Semaphore>,
     tenants: Tally<TenantId>,
@@ -95,9 +96,15 @@ impl Drop for Making {
 }
 
 impl Pool {
-    pub(crate) fn new(settings: &'static Warm, lessor: Lessor, runtime: Handle) -> Pool {
+    pub(crate) fn new(
+        settings: &'static Warm,
+        dead_peer_timeout: Duration,
+        lessor: Lessor,
+        runtime: Handle,
+    ) -> Pool {
         Pool {
             settings,
+            dead_peer_timeout,
             lessor,
             runtime,
             all: Arc::new(Semaphore::new(settings.max)),
@@ -283,7 +290,7 @@ impl Pool {
     /// As a session does it: the lease and the dial at once, then the login.
     async fn make(&self, route: &Arc<Route>) -> Result<(Lease, Parked), NotPrepared> {
         let lease = async { Ok::<_, NotPrepared>(self.lessor.lease(route.request(None)).await?) };
-        let dial = async { Ok(backend::dial(route).await?) };
+        let dial = async { Ok(backend::dial(route, self.dead_peer_timeout).await?) };
         let (lease, connection) = tokio::try_join!(lease, dial)?;
         let attachment = connection.log_in(lease.credential()).await?;
         Ok((lease, attachment.park()?))

@@ -58,7 +58,7 @@ impl Proxy {
         config.verifier.keep_keys(&runtime);
         let lessor = Lessor::start(&config.openbao, runtime.clone())?;
         let proxy = Proxy {
-            pool: Pool::new(&config.warm, lessor.clone(), runtime),
+            pool: Pool::new(&config.warm, limits.dead_peer_timeout, lessor.clone(), runtime),
             lessor,
             cancel_keys: CancelKeys::new(),
             log,

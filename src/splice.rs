@@ -6,6 +6,8 @@
 //! All sessions of a core share one scratch buffer: a session holds memory only for what its
 //! peer would not take yet, and reads no more until that is gone.
 
+mod watch;
+
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -25,6 +27,7 @@ use crate::frontend::Frontend;
 use crate::stream::Stream;
 use crate::wire::frame::{FrameCounter, Header, Status};
 use crate::wire::message::TERMINATE;
+use watch::{Gone, Watch};
 
 /// Bytes that are read at once: TLS records have 16 KiB, a COPY fills all of it.
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -75,6 +78,7 @@ pub(crate) struct Relay<'c> {
     /// The client has said goodbye and the database does not know: it can be used again.
     left_whole: bool,
     last_bytes: Instant,
+    watch: Watch,
 }
 
 /// One direction.
@@ -142,11 +146,13 @@ enum Moved {
 
 impl<'c> Relay<'c> {
     /// With `withholds`, the database is not told that a client has left that has nothing more to ask.
+    /// A side that has answered nothing for `dead_peer_timeout` has ended.
     pub(crate) fn new(
         frontend: &'c mut Frontend,
         backend: &'c mut Stream,
         process: &'c Process,
         withholds: bool,
+        dead_peer_timeout: Duration,
     ) -> Relay<'c> {
         let pipe = |bytes, withholds| Pipe {
             counter: FrameCounter::default(),
@@ -172,6 +178,7 @@ impl<'c> Relay<'c> {
             shut: false,
             left_whole: false,
             last_bytes,
+            watch: Watch::new(dead_peer_timeout),
         }
     }
 
@@ -293,8 +300,18 @@ impl<'c> Relay<'c> {
         });
         if before != (self.up.counter.passed(), self.down.counter.passed()) {
             self.last_bytes = Instant::now();
+            self.watch.begin(self.last_bytes);
         }
         match event {
+            Poll::Pending
+                if let Poll::Ready(gone) =
+                    self.watch.poll(cx, &self.frontend.stream, self.backend) =>
+            {
+                Poll::Ready(match gone {
+                    Gone::Frontend => Event::FrontendEnded,
+                    Gone::Backend => Event::BackendEnded,
+                })
+            }
             Poll::Pending if wants_quiet && self.is_quiet() => Poll::Ready(Event::Quiet),
             event => event,
         }

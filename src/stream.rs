@@ -5,6 +5,8 @@
 //! connection is not done here: the listener accepts, `backend.rs` dials. A connection to a database
 //! can be parked: taken from one event loop and resumed on another.
 
+mod diag;
+mod peer;
 mod socket;
 
 use std::io;
@@ -13,14 +15,14 @@ use std::os::unix::net as unix;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+pub(crate) use peer::{Look, Peer, tune};
 use socket::Socket;
 
 /// A connection to a client or to a database.
@@ -91,6 +93,19 @@ impl Stream {
             Stream::Frontend(_) | Stream::Backend(_) | Stream::Gone => return false,
         };
         matches!(read, Ok(1))
+    }
+
+    /// The TCP connection, if it is one that is on an event loop.
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Stream::Tcp(tcp) => Some(tcp),
+            Stream::Frontend(tls) => Some(tls.get_ref().0),
+            Stream::Backend(tls) => match tls.get_ref().0 {
+                Socket::Here(tcp) => Some(tcp),
+                Socket::Parked(_) | Socket::Lost => None,
+            },
+            Stream::Unix(_) | Stream::Gone => None,
+        }
     }
 
     /// Whether TLS protects it.
@@ -187,32 +202,6 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         on_each!(self, stream => stream.poll_shutdown(cx))
     }
-}
-
-/// Idle time before the first keepalive probe.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-/// Time between keepalive probes.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// Probes that may stay unanswered.
-const KEEPALIVE_RETRIES: u32 = 6;
-/// How long sent bytes may stay unacknowledged before the connection counts as lost. A closed
-/// window counts as unacknowledged (tcp(7)): this is also how long a reader may pause.
-const USER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-
-/// Sets what every TCP connection has, on either side: no delay for small messages, and notice
-/// of a peer that is gone.
-///
-/// # Errors
-/// Those of `setsockopt(2)`.
-pub(crate) fn tune(tcp: &TcpStream) -> io::Result<()> {
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_RETRIES);
-    let socket = SockRef::from(tcp);
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
 }
 
 /// Whether it is this process or machine that has no more to give: ENOMEM, ENFILE, EMFILE,

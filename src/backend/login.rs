@@ -17,7 +17,7 @@ use postgres_protocol::authentication::sasl::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Connection, Process, Redial, Route};
+use super::{Connection, Process, Route};
 use crate::clock::BootTime;
 use crate::lease::Credential;
 use crate::registry::Tenant;
@@ -116,7 +116,7 @@ impl Parked {
             return Ok(Attachment { stream: stream.resume()?, process, greeting, past });
         }
         let stream = stream.resume()?;
-        let mut connection = Connection::new(stream, route);
+        let mut connection = Connection::new(stream, route, process.redial.clone());
         // What a reload has changed meanwhile is told here as well, and becomes part of the greeting.
         past.sealed = BootTime::now();
         connection.check_seal(route.tenant().id(), &mut greeting).await?;
@@ -269,8 +269,7 @@ impl Connection {
             }
         }
         let (pid, secret) = key.ok_or(BackendError::Protocol("no BackendKeyData"))?;
-        let redial = Redial(Arc::clone(self.route.tenant()));
-        let process = Process { pid, secret, redial };
+        let process = Process { pid, secret, redial: self.redial.clone() };
         Ok((process, greeting))
     }
 

@@ -30,7 +30,7 @@ impl Attachment {
         let Attachment { stream, process, greeting, past } = self;
         let told = told(&greeting)
             .ok_or(BackendError::Protocol("a setting that cannot be asked for by its name"))?;
-        let mut connection = Connection::new(stream, route);
+        let mut connection = Connection::new(stream, route, process.redial.clone());
         let names: Vec<&str> = told.keys().copied().collect();
         let question = |nonce: &str| {
             format!(

@@ -33,6 +33,10 @@ const MAX_CORES: usize = 1024;
 
 /// Of lines that wait to be written: what a pipe holds, to what no machine should lose at once.
 const QUEUE_BYTES: std::ops::RangeInclusive<usize> = 64 * 1024..=1024 * 1024 * 1024;
+/// In less, a network that is rebuilt loses sessions.
+const MIN_DEAD_PEER: Duration = Duration::from_secs(5);
+/// Longer than any machine is away that comes back.
+const MAX_DEAD_PEER: Duration = Duration::from_secs(1800);
 
 /// A connection that waits for less is never there when it is wanted.
 const MIN_WARM: Duration = Duration::from_secs(1);
@@ -170,6 +174,12 @@ impl Build<'_> {
                 format_args!("{} is out of range; use 1 to {MAX_TOKEN_BYTES}", raw.max_token_bytes),
             );
         }
+        if !(MIN_DEAD_PEER..=MAX_DEAD_PEER).contains(&raw.dead_peer_timeout.0) {
+            return self.wrong(
+                "limits.dead_peer_timeout",
+                format_args!("{:?} is out of range; use 5s to 30m", raw.dead_peer_timeout.0),
+            );
+        }
         let bound = |limit: usize| (limit > 0).then_some(limit);
         Ok(Limits {
             login_timeout: raw.login_timeout.0,
@@ -181,6 +191,7 @@ impl Build<'_> {
             max_token_bytes: raw.max_token_bytes,
             idle_timeout: Some(raw.idle_timeout.0).filter(|idle| *idle > Duration::ZERO),
             drain_timeout: raw.drain_timeout.0,
+            dead_peer_timeout: raw.dead_peer_timeout.0,
         })
     }
 

@@ -278,6 +278,7 @@ pub(super) struct RawLimits {
     pub(super) max_token_bytes: usize,
     pub(super) idle_timeout: Text<Duration>,
     pub(super) drain_timeout: Text<Duration>,
+    pub(super) dead_peer_timeout: Text<Duration>,
 }
 
 impl Default for RawLimits {
@@ -292,6 +293,7 @@ impl Default for RawLimits {
             max_token_bytes: 16_384,
             idle_timeout: Text(Duration::ZERO),
             drain_timeout: Text(Duration::from_secs(30)),
+            dead_peer_timeout: Text(Duration::from_secs(120)),
         }
     }
 }

@@ -377,6 +377,13 @@ fn client(settings: &Settings) -> Result<Client, OpenBaoError> {
     let mut builder = Client::builder()
         .timeout(settings.timeout)
         .connect_timeout(settings.timeout)
+        // A node that vanished leaves connections behind that answer nothing. So a request waits on one
+        // for no longer than its time, and none is used again that has been idle for so long: whoever
+        // comes after the first that waited in vain gets a new one.
+        .tcp_user_timeout(settings.timeout)
+        .tcp_keepalive(settings.timeout)
+        .tcp_keepalive_interval(settings.timeout)
+        .pool_idle_timeout(settings.timeout)
         .redirect(redirect::Policy::none())
         .no_proxy()
         .pool_max_idle_per_host(settings.max_concurrent_requests)

@@ -168,7 +168,7 @@ impl Bound {
     ) {
         let refusing = Arc::new(Semaphore::new(proxy.limits().max_handshakes / 4 + 16));
         loop {
-            let (socket, address) = match self.accept().await {
+            let (socket, address) = match self.accept(proxy.limits().dead_peer_timeout).await {
                 Ok(accepted) => accepted,
                 Err(error) if !out_of_resources(&error) => {
                     tracing::debug!(%error, "a connection was gone before it was accepted");
@@ -204,11 +204,11 @@ impl Bound {
         }
     }
 
-    async fn accept(&self) -> io::Result<(Raw, Option<SocketAddr>)> {
+    async fn accept(&self, dead_peer_timeout: Duration) -> io::Result<(Raw, Option<SocketAddr>)> {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (tcp, address) = listener.accept().await?;
-                tune(&tcp)?;
+                tune(&tcp, dead_peer_timeout)?;
                 Ok((Raw::Tcp(tcp.into_std()?), Some(address)))
             }
             Socket::Unix(listener, _) => {

@@ -42,7 +42,8 @@ impl<'c> Leased<'c> {
                 let route = routed.resolved();
                 let lease =
                     async { proxy.lessor.lease(route.request(token)).await.map_err(Refusal::from) };
-                let dial = async { backend::dial(route).await.map_err(Refusal::from) };
+                let patience = proxy.limits().dead_peer_timeout;
+                let dial = async { backend::dial(route, patience).await.map_err(Refusal::from) };
                 let (lease, connection) = tokio::try_join!(lease, dial)?;
                 (lease, Connected::Dialled(connection))
             }

@@ -38,8 +38,10 @@ impl<'c> Spliced<'c> {
         let proxy: &'static Proxy = proxy;
         metrics::counter!("pgsilo_sessions_total").increment(1);
         let active = Active::begin();
+        let process = held.cancel_key.process();
+        let dead_peer_timeout = proxy.limits().dead_peer_timeout;
         let mut relay =
-            Relay::new(frontend, backend, held.cancel_key.process(), held.kept.is_some());
+            Relay::new(frontend, backend, process, held.kept.is_some(), dead_peer_timeout);
         // On the clock that authority is measured in: one that is set later neither lengthens nor
         // shortens the session.
         let left = held.identity.expires_at().duration_since(SystemTime::now()).unwrap_or_default();

@@ -39,4 +39,5 @@ mod revocation;
 mod sidecar;
 mod support;
 mod unwell;
+mod vanished;
 mod warm;

@@ -15,10 +15,21 @@ pub(crate) mod raw;
 pub(crate) mod ways;
 pub(crate) mod world;
 
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
+
+use socket2::{SockFilter, SockRef};
 
 /// The longest that anything is waited for. Nothing takes this long unless it is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The machine at this end of a connection vanishes: whatever arrives is dropped before TCP sees it,
+/// so nothing is answered, and nobody is told. Of a listening socket: it answers no one.
+pub(crate) fn vanish(socket: &impl AsFd) {
+    // BPF_RET | BPF_K: not a byte of it.
+    let nothing = [SockFilter::new(0x06, 0, 0, 0)];
+    SockRef::from(socket).attach_filter(&nothing).expect("attached");
+}
 
 /// Asks again until there is an answer; for what can only be asked, not awaited.
 pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {

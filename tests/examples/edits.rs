@@ -474,6 +474,11 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "pgsilo.toml:100: limits.max_handshakes: zero; nobody could log in",
     ),
     (
+        "dead_peer_timeout = \"2m\"",
+        "dead_peer_timeout = \"0s\"",
+        "pgsilo.toml:107: limits.dead_peer_timeout: 0ns is out of range; use 5s to 30m",
+    ),
+    (
         "max_token_bytes = 16384",
         "max_token_bytes = 65537",
         "pgsilo.toml:104: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",

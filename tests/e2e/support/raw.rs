@@ -127,6 +127,11 @@ impl Raw {
         Raw(Box::new(tcp))
     }
 
+    /// Over a connection that is there.
+    pub(crate) fn over(tcp: TcpStream) -> Raw {
+        Raw(Box::new(tcp))
+    }
+
     pub(crate) async fn unix(path: &Path) -> Raw {
         Raw(Box::new(UnixStream::connect(path).await.expect("connected")))
     }
