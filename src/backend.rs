@@ -9,6 +9,7 @@ mod login;
 mod reset;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use tokio::time::timeout;
 
 pub(crate) use login::{Attachment, BackendError, Parked, Past};
 
+use crate::addresses::{self, Attempts};
 use crate::registry::{Host, PlacementTls, Tenant};
 use crate::session::Route;
 use crate::stream::{Stream, out_of_resources, tune};
@@ -51,6 +53,8 @@ pub(crate) struct Redial {
     tenant: Arc<Tenant>,
     /// After what silence it counts as gone.
     dead_peer_timeout: Duration,
+    /// Of its host's addresses, the one that was connected to: a cancel key is that server's.
+    at: Option<SocketAddr>,
 }
 
 /// Why a database could not be reached.
@@ -83,15 +87,17 @@ pub(crate) async fn dial(
     dead_peer_timeout: Duration,
 ) -> Result<Connection, DialError> {
     let tenant = Arc::clone(route.tenant());
-    let redial = Redial { tenant, dead_peer_timeout };
+    let mut redial = Redial { tenant, dead_peer_timeout, at: None };
     let stream = redial.connect().await?;
+    redial.at = stream.peer();
     Ok(Connection::new(stream, route, redial))
 }
 
 impl Redial {
     async fn connect(&self) -> Result<Stream, DialError> {
+        let attempts = Attempts::default();
         let connect = async {
-            let stream = self.connect_in_clear().await?;
+            let stream = self.connect_in_clear(&attempts).await?;
             match &self.tenant.placement().tls {
                 PlacementTls::Disable => Ok(stream),
                 PlacementTls::Enabled { config, server_name } => {
@@ -101,14 +107,14 @@ impl Redial {
         };
         match timeout(DIAL_TIMEOUT, connect).await {
             Ok(result) => result,
-            Err(_elapsed) => Err(DialError::Timeout(self.place())),
+            Err(_elapsed) => Err(DialError::Timeout(format!("{} ({attempts})", self.place()))),
         }
     }
 
-    async fn connect_in_clear(&self) -> Result<Stream, DialError> {
+    async fn connect_in_clear(&self, attempts: &Attempts) -> Result<Stream, DialError> {
         let connected = match &self.tenant.placement().host {
             Host::Tcp { host, port } => {
-                TcpStream::connect((host.as_str(), *port)).await.map(Stream::Tcp)
+                self.connect_tcp(host, *port, attempts).await.map(Stream::Tcp)
             }
             Host::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
         };
@@ -120,6 +126,25 @@ impl Redial {
             tune(tcp, self.dead_peer_timeout).map_err(DialError::Local)?;
         }
         Ok(stream)
+    }
+
+    /// To the first of its addresses that answers; the error names each.
+    async fn connect_tcp(
+        &self,
+        host: &str,
+        port: u16,
+        attempts: &Attempts,
+    ) -> io::Result<TcpStream> {
+        let all = match self.at {
+            Some(address) => vec![address],
+            None => addresses::resolve(host, port).await?,
+        };
+        addresses::race(all, attempts, TcpStream::connect).await.map_err(|error| {
+            match out_of_resources(&error) {
+                true => error,
+                false => io::Error::new(error.kind(), attempts.to_string()),
+            }
+        })
     }
 
     /// SSLRequest, exactly one byte back, then the handshake: a byte more would have come from

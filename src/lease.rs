@@ -322,7 +322,7 @@ impl Lessor {
         match timeout_at(deadline, asking).await {
             Ok(Ok(result)) => result.map(|(held, _places)| held),
             Ok(Err(_cancelled)) => Err(LeaseError::Abandoned),
-            Err(_elapsed) => Err(LeaseError::Unavailable(OpenBaoError::Timeout)),
+            Err(_elapsed) => Err(LeaseError::Unavailable(OpenBaoError::Timeout(String::new()))),
         }
     }
 
@@ -437,7 +437,7 @@ impl From<OpenBaoError> for LeaseError {
             OpenBaoError::Said { status: 400..=428 | 430..=499, .. } => LeaseError::Denied(error),
             OpenBaoError::Said { .. }
             | OpenBaoError::Unreachable(_)
-            | OpenBaoError::Timeout
+            | OpenBaoError::Timeout(_)
             | OpenBaoError::NotJson
             | OpenBaoError::TooLong => LeaseError::Unavailable(error),
             OpenBaoError::File { .. } | OpenBaoError::SameToken | OpenBaoError::Client(_) => {

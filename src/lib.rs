@@ -20,12 +20,13 @@
 //! config                   the file, and the ready-made objects it becomes
 //! identity                 who a session is, however that was proved
 //! token | registry | lease three parts that never import each other: they meet in stages
-//! tenant, tls, stream, ending, limits, secret, toml_file, stamp, backoff, host, cause, clock, wire, log
+//! tenant, tls, stream, ending, limits, secret, toml_file, stamp, backoff, host, addresses, cause, clock, wire, log
 //! ```
 //!
 //! One exception is deliberate: `backend::dial` takes a [`session::Route`], which only a routed
 //! session has, so that nothing else can be dialled, and the pool keeps connections for one. `tests/structure.rs` keeps these rules.
 
+mod addresses;
 mod admin;
 mod audit;
 mod backend;

@@ -11,6 +11,7 @@ mod socket;
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::unix::net as unix;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -106,6 +107,11 @@ impl Stream {
             },
             Stream::Unix(_) | Stream::Gone => None,
         }
+    }
+
+    /// The other end's address, of a TCP connection.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.tcp()?.peer_addr().ok()
     }
 
     /// Whether TLS protects it.

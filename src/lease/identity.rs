@@ -283,7 +283,7 @@ fn advice(error: &OpenBaoError) -> &'static str {
         OpenBaoError::Said { status: 404, .. } => "is the auth method enabled there?",
         OpenBaoError::Said { status: 503, .. } => "unseal it",
         OpenBaoError::Said { .. } => "see its log",
-        OpenBaoError::Unreachable(_) | OpenBaoError::Timeout => {
+        OpenBaoError::Unreachable(_) | OpenBaoError::Timeout(_) => {
             "check [openbao] address and ca, and that it runs"
         }
         OpenBaoError::NotJson | OpenBaoError::TooLong => "is [openbao] address an OpenBAO server?",

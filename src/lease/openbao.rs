@@ -20,6 +20,7 @@ use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 use super::Settings;
+use crate::addresses::Addresses;
 use crate::cause::root_cause;
 use crate::host::is_loopback;
 use crate::secret::Secret;
@@ -45,8 +46,8 @@ pub(crate) enum OpenBaoError {
     #[error("it cannot be reached: {0}")]
     Unreachable(String),
     /// No answer in time.
-    #[error("it did not answer in time")]
-    Timeout,
+    #[error("it did not answer in time{0}")]
+    Timeout(String),
     /// An answer that is not what the API promises.
     #[error("its answer is not the JSON that was expected")]
     NotJson,
@@ -85,6 +86,7 @@ pub(super) struct Granted {
 #[derive(Debug)]
 pub(super) struct OpenBao {
     http: Shown<Client>,
+    addresses: Addresses,
     settings: &'static Settings,
 }
 
@@ -153,7 +155,8 @@ struct Errors {
 
 impl OpenBao {
     pub(super) fn new(settings: &'static Settings) -> Result<OpenBao, OpenBaoError> {
-        Ok(OpenBao { http: Shown::new(client(settings)?), settings })
+        let addresses = Addresses::default();
+        Ok(OpenBao { http: Shown::new(client(settings, &addresses)?), addresses, settings })
     }
 
     /// Reads the client certificate again, if one is shown.
@@ -161,7 +164,7 @@ impl OpenBao {
         if self.settings.identity.is_none() {
             return Ok(());
         }
-        self.http.replace(client(self.settings)?);
+        self.http.replace(client(self.settings, &self.addresses)?);
         Ok(())
     }
 
@@ -323,7 +326,7 @@ impl OpenBao {
             None => response,
         };
         refuse_cached(&response)?;
-        read(response).await
+        self.read(response).await
     }
 
     async fn send(
@@ -348,7 +351,33 @@ impl OpenBao {
         if let Some(body) = body {
             request = request.json(body);
         }
-        request.send().await.map_err(transport)
+        let answered = request.send().await.map_err(|error| self.lost(error))?;
+        self.addresses.served(answered.remote_addr());
+        Ok(answered)
+    }
+
+    async fn read(&self, mut response: Response) -> Result<Zeroizing<Vec<u8>>, OpenBaoError> {
+        let status = response.status();
+        let mut answer = Zeroizing::new(Vec::with_capacity(USUAL_ANSWER));
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.lost(error))? {
+            if answer.len() + chunk.len() > MAX_ANSWER {
+                return Err(OpenBaoError::TooLong);
+            }
+            answer.extend_from_slice(&chunk);
+        }
+        match status.is_success() {
+            true => Ok(answer),
+            false => Err(said(status, &answer)),
+        }
+    }
+
+    /// The library's errors print the URL and, further down, the cause.
+    fn lost(&self, error: reqwest::Error) -> OpenBaoError {
+        let tried = self.addresses.failed();
+        if error.is_timeout() {
+            return OpenBaoError::Timeout(tried);
+        }
+        OpenBaoError::Unreachable(root_cause(&error.without_url()) + &tried)
     }
 
     /// Where a standby says that the active server is. The same request goes there, its token
@@ -372,11 +401,13 @@ impl OpenBao {
     }
 }
 
-fn client(settings: &Settings) -> Result<Client, OpenBaoError> {
+fn client(settings: &Settings, addresses: &Addresses) -> Result<Client, OpenBaoError> {
     let failed = |error: reqwest::Error| OpenBaoError::Client(error.without_url().to_string());
     let mut builder = Client::builder()
         .timeout(settings.timeout)
-        .connect_timeout(settings.timeout)
+        // Shared by a host's addresses, and half of it is left for the question.
+        .connect_timeout(settings.timeout / 2)
+        .dns_resolver(addresses.clone())
         // A node that vanished leaves connections behind that answer nothing. So a request waits on one
         // for no longer than its time, and none is used again that has been idle for so long: whoever
         // comes after the first that waited in vain gets a new one.
@@ -419,21 +450,6 @@ fn refuse_cached(response: &Response) -> Result<(), OpenBaoError> {
     }
 }
 
-async fn read(mut response: Response) -> Result<Zeroizing<Vec<u8>>, OpenBaoError> {
-    let status = response.status();
-    let mut answer = Zeroizing::new(Vec::with_capacity(USUAL_ANSWER));
-    while let Some(chunk) = response.chunk().await.map_err(transport)? {
-        if answer.len() + chunk.len() > MAX_ANSWER {
-            return Err(OpenBaoError::TooLong);
-        }
-        answer.extend_from_slice(&chunk);
-    }
-    match status.is_success() {
-        true => Ok(answer),
-        false => Err(said(status, &answer)),
-    }
-}
-
 impl From<AuthData> for BaoToken {
     fn from(auth: AuthData) -> BaoToken {
         BaoToken {
@@ -459,14 +475,6 @@ fn header_value(token: &Secret) -> Result<reqwest::header::HeaderValue, OpenBaoE
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, OpenBaoError> {
     serde_json::from_slice(body).map_err(|_error| OpenBaoError::NotJson)
-}
-
-/// The library's errors print the URL and, further down, the cause.
-fn transport(error: reqwest::Error) -> OpenBaoError {
-    if error.is_timeout() {
-        return OpenBaoError::Timeout;
-    }
-    OpenBaoError::Unreachable(root_cause(&error.without_url()))
 }
 
 fn said(status: StatusCode, body: &[u8]) -> OpenBaoError {

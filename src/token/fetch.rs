@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::keys::KeyError;
 use super::strict::strict_json;
+use crate::addresses::Addresses;
 use crate::cause::root_cause;
 use crate::host::is_loopback;
 
@@ -125,8 +126,8 @@ pub enum FetchError {
     #[error("it cannot be reached: {0}")]
     Unreachable(String),
     /// No whole answer in time.
-    #[error("it did not answer within 5 s")]
-    Timeout,
+    #[error("it did not answer within 5 s{0}")]
+    Timeout(String),
     /// An answer beyond any believable size.
     #[error("its answer is longer than 256 KiB")]
     TooLong,
@@ -155,7 +156,7 @@ impl FetchError {
     pub(super) fn advice(&self) -> &'static str {
         match self {
             FetchError::Said(_) => "check jwks_url, or the issuer's name, and its log",
-            FetchError::Unreachable(_) | FetchError::Timeout => {
+            FetchError::Unreachable(_) | FetchError::Timeout(_) => {
                 "check that the issuer runs and can be reached from here, and `ca`"
             }
             FetchError::TooLong => "is that the address of a JSON Web Key Set?",
@@ -180,6 +181,7 @@ impl FetchError {
 #[derive(Debug)]
 pub struct Fetcher {
     http: Client,
+    addresses: Addresses,
     at: KeysAt,
     /// The longest time between two fetches.
     pub(super) refresh: Duration,
@@ -196,9 +198,12 @@ impl Fetcher {
         max_stale: Duration,
     ) -> Result<Fetcher, FetchError> {
         let failed = |error: reqwest::Error| FetchError::Client(error.without_url().to_string());
+        let addresses = Addresses::default();
         let mut builder = Client::builder()
             .timeout(TIME_OUT)
-            .connect_timeout(TIME_OUT)
+            // Shared by a host's addresses, and half of it is left for the question.
+            .connect_timeout(TIME_OUT / 2)
+            .dns_resolver(addresses.clone())
             .redirect(redirect::Policy::custom(|attempt| {
                 let first = attempt.previous().first();
                 match first.is_some_and(|first| may_follow(first, attempt.url())) {
@@ -214,7 +219,8 @@ impl Fetcher {
         if let Some(pem) = ca {
             builder = builder.tls_certs_only(Certificate::from_pem_bundle(pem).map_err(failed)?);
         }
-        Ok(Fetcher { http: builder.build().map_err(failed)?, at, refresh, max_stale })
+        let http = builder.build().map_err(failed)?;
+        Ok(Fetcher { http, addresses, at, refresh, max_stale })
     }
 
     /// The key set as it is published now.
@@ -229,16 +235,19 @@ impl Fetcher {
                 }
             }
         };
-        timeout(TIME_OUT, fetch).await.unwrap_or(Err(FetchError::Timeout))
+        let fetched = timeout(TIME_OUT, fetch).await;
+        fetched.unwrap_or_else(|_elapsed| Err(FetchError::Timeout(self.addresses.failed())))
     }
 
     async fn get(&self, url: &KeysUrl) -> Result<Vec<u8>, FetchError> {
-        let mut response = self.http.get(url.0.clone()).send().await.map_err(transport)?;
+        let lost = |error| transport(error, &self.addresses);
+        let mut response = self.http.get(url.0.clone()).send().await.map_err(lost)?;
+        self.addresses.served(response.remote_addr());
         if response.status() != StatusCode::OK {
             return Err(FetchError::Said(response.status().as_u16()));
         }
         let mut answer = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(transport)? {
+        while let Some(chunk) = response.chunk().await.map_err(lost)? {
             if answer.len() + chunk.len() > MAX_ANSWER {
                 return Err(FetchError::TooLong);
             }
@@ -275,14 +284,15 @@ fn jwks_uri(configuration: &[u8], issuer: &str, from: &KeysUrl) -> Result<KeysUr
 }
 
 /// The library's errors print the URL and, further down, the cause.
-fn transport(error: reqwest::Error) -> FetchError {
-    if error.is_timeout() {
-        return FetchError::Timeout;
-    }
+fn transport(error: reqwest::Error, addresses: &Addresses) -> FetchError {
     if error.is_redirect() {
         return FetchError::Redirected;
     }
-    FetchError::Unreachable(root_cause(&error.without_url()))
+    let tried = addresses.failed();
+    if error.is_timeout() {
+        return FetchError::Timeout(tried);
+    }
+    FetchError::Unreachable(root_cause(&error.without_url()) + &tried)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 )]
 #![expect(clippy::needless_pass_by_value, reason = "`json!` makes values")]
 
+mod addresses;
 mod backends;
 mod cluster;
 mod drivers;
