@@ -5,6 +5,7 @@
 //! cannot be crossed. A [`Redial`] remembers where a route led, for cancel requests. No other module
 //! connects a socket to a database; `login.rs` is all that may speak on a fresh connection.
 
+mod hashing;
 mod login;
 mod reset;
 

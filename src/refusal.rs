@@ -291,6 +291,7 @@ impl From<BackendError> for Refusal {
             BackendError::Said { sqlstate, .. } if sqlstate == "57P03" => Reason::BackendNotReady,
             BackendError::Setting { .. } => Reason::SettingRejected,
             BackendError::Unsealed(_) | BackendError::SealBroken { .. } => Reason::SealBroken,
+            BackendError::Hashing(_) => Reason::Internal,
             BackendError::Lost(_)
             | BackendError::Protocol(_)
             | BackendError::Unsendable(_)

@@ -17,6 +17,7 @@ use postgres_protocol::authentication::sasl::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::hashing::{HashError, hash};
 use super::{Connection, Process, Route};
 use crate::clock::BootTime;
 use crate::lease::Credential;
@@ -143,6 +144,8 @@ pub(crate) enum BackendError {
     Iterations(u32),
     #[error("SCRAM failed: {0}")]
     Scram(io::Error),
+    #[error("SCRAM cannot be computed here: {0}")]
+    Hashing(#[from] HashError),
     #[error("the database said {sqlstate}: {text}")]
     Said { sqlstate: String, text: String },
     #[error("the database refused a startup setting: {sqlstate}: {text}")]
@@ -245,7 +248,9 @@ impl Connection {
         if iterations > MAX_SCRAM_ITERATIONS {
             return Err(BackendError::Iterations(iterations));
         }
-        scram.update(&challenge).map_err(BackendError::Scram)?;
+        let update = move || scram.update(&challenge).map(|()| scram);
+        let tenant = Arc::clone(self.route.tenant());
+        let mut scram = hash(tenant.id(), update).await?.map_err(BackendError::Scram)?;
         self.send_tagged(b'p', scram.message()).await?;
 
         let Authentication::SaslFinal(last) = self.read_authentication().await? else {

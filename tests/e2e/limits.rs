@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use crate::support::proxy::{PLAIN, Proxy, Settings, TLS, UNIX};
 use crate::support::raw::{Raw, query, startup};
 use crate::support::{fake, mint};
@@ -269,4 +271,34 @@ async fn a_flood_of_cancel_requests_of_one_address_is_cut_off() {
     tokio::time::timeout(Duration::from_secs(10), client.ask("SELECT 'fine'"))
         .await
         .expect("in time");
+}
+
+/// How long the threads of a process have worked whose names begin so, in clock ticks.
+fn worked(proxy: &Proxy, names: &str) -> u64 {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", proxy.pid())).expect("it runs");
+    let stats = threads.filter_map(|thread| {
+        std::fs::read_to_string(thread.expect("a thread").path().join("stat")).ok()
+    });
+    let of_it = stats.filter_map(|stat| {
+        // pid (name) state, and ten more before the time in user mode.
+        let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+        name.starts_with(names).then(|| rest.split(' ').nth(12)?.parse::<u64>().ok())?
+    });
+    of_it.sum()
+}
+
+/// What a database asks for before it lets anybody in is its own to choose, and so a tenant's.
+#[tokio::test]
+async fn what_a_database_asks_to_be_hashed_is_not_hashed_on_the_event_loops() {
+    let address = fake::asks_to_hash(100_000).await;
+    let proxy = Proxy::with(limits("")).await;
+    proxy.place_acme_at(address.port(), "").await;
+    let token = mint::token("acme");
+    let logins = join_all((0..40).map(|_| proxy.connect(&token, "acme"))).await;
+    assert!(logins.iter().all(Result::is_err));
+    let event = proxy.event("refused", |_| true).await;
+    assert_eq!(event["reason"], "backend_rejected", "{event}");
+    // Forty logins take the loops some time as well, but not that of four million hashes.
+    let (hashing, serving) = (worked(&proxy, "pgsilo-hash"), worked(&proxy, "pgsilo-core"));
+    assert!(hashing > 4 * serving, "{hashing} ticks beside {serving} of the event loops");
 }

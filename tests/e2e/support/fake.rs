@@ -37,6 +37,22 @@ pub(crate) async fn lets_in(tcp: &mut TcpStream) -> std::io::Result<()> {
     tcp.write_all(&[tagged(b'R', &[0; 4]), key, tagged(b'Z', b"I")].concat()).await
 }
 
+/// A database that asks for so many iterations of SCRAM's hash, and closes once it has an answer.
+pub(crate) async fn asks_to_hash(iterations: u32) -> SocketAddr {
+    serves(move |mut tcp| async move {
+        let mut said = vec![0; 4096];
+        let _startup = tcp.read(&mut said).await;
+        let _said = tcp.write_all(&tagged(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0")).await;
+        let length = tcp.read(&mut said).await.unwrap_or_default();
+        let first = String::from_utf8_lossy(&said[..length]);
+        let number = first.rsplit("r=").next().unwrap_or_default();
+        let challenge = format!("\0\0\0\x0br={number}more,s=c2FsdA==,i={iterations}");
+        let _said = tcp.write_all(&tagged(b'R', challenge.as_bytes())).await;
+        let _proof = tcp.read(&mut said).await;
+    })
+    .await
+}
+
 /// The number in the question whose a database is, which each row of an answer must begin with.
 pub(crate) fn number_in(question: &str) -> &str {
     question.split('\'').nth(1).unwrap_or_default()
