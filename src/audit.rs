@@ -1,13 +1,17 @@
 //! The audit trail: what is known of a connection, and the events that tell of it.
 //!
-//! Every connection that gets past the probes leaves events with `target: "pgsilo::audit"`:
-//! one `refused`, or one `started` and one `ended`, and between those what its lease went through.
-//! They carry the full context; no event ever carries a token, a password or a cancel key. What a
-//! client sent (its user, its database) is escaped and cut before it is written.
+//! Every connection that gets past the probes leaves events with `target: "pgsilo::audit"`: one
+//! `refused`, or one `started` and one `ended`, and between those what its lease went through. From
+//! `Identified` on none goes without a last one: where nothing else is, that is `left`, written when its
+//! trail is dropped. They carry the full context. Every credential has two events of its own, `leased` and
+//! `revoked` or `unrevoked`, also where no session came to have it. No event ever carries a token, a
+//! password or a cancel key. What a client sent (its user, its database) is escaped and cut before it is
+//! written. Any part may write events; docs/operations.md has them all.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aws_lc_rs::rand;
@@ -15,9 +19,34 @@ use tracing::Level;
 
 use crate::ending::Ending;
 use crate::log::AUDIT;
-use crate::refusal::Refusal;
-use crate::tenant::TenantId;
-use crate::token::{Claims, Rejected};
+use crate::tenant::{Access, TenantId};
+
+/// `tracing` wants the level of an event to be a constant.
+macro_rules! at_level {
+    ($level:expr, $($event:tt)+) => {
+        match $level {
+            Level::ERROR => tracing::error!($($event)+),
+            Level::WARN => tracing::warn!($($event)+),
+            Level::INFO => tracing::info!($($event)+),
+            Level::DEBUG => tracing::debug!($($event)+),
+            Level::TRACE => tracing::trace!($($event)+),
+        }
+    };
+}
+
+macro_rules! event {
+    ($level:expr, $trail:expr, $($more:tt)+) => {
+        at_level!(
+            $level, target: AUDIT,
+            session = %$trail.session, address = &*$trail.address, tls = $trail.tls,
+            user = &*$trail.user, database = &*$trail.database,
+            application = &*$trail.application, issuer = &*$trail.issuer,
+            subject = &*$trail.subject, token_id = &*$trail.token_id,
+            tenant = $trail.tenant(), access = $trail.access, placement = &*$trail.placement,
+            role = &*$trail.role, backend_pid = $trail.backend_pid, $($more)+
+        )
+    };
+}
 
 /// How much of a name that a client sent is written, in characters.
 const MAX_NAME: usize = 80;
@@ -47,6 +76,34 @@ impl fmt::Debug for SessionId {
     }
 }
 
+/// How far a connection has come: the stages of the chain, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    Accepted,
+    Secured,
+    Started,
+    Identified,
+    Routed,
+    Leased,
+    Attached,
+    Spliced,
+}
+
+impl Stage {
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Stage::Accepted => "accepted",
+            Stage::Secured => "secured",
+            Stage::Started => "started",
+            Stage::Identified => "identified",
+            Stage::Routed => "routed",
+            Stage::Leased => "leased",
+            Stage::Attached => "attached",
+            Stage::Spliced => "spliced",
+        }
+    }
+}
+
 /// What has been learned of a connection so far. The stages write into it, events read it. Texts
 /// are shared with whoever has them too: each session holds one of these.
 #[derive(Debug)]
@@ -65,6 +122,9 @@ pub(crate) struct Trail {
     pub(crate) placement: Arc<str>,
     pub(crate) role: Arc<str>,
     pub(crate) backend_pid: u32,
+    pub(crate) stage: Stage,
+    /// Its last event was written.
+    is_closed: AtomicBool,
     /// The connection to the database was ready before the client came.
     pub(crate) warm: bool,
     /// Other sessions have had it, and its lease, before.
@@ -89,26 +149,46 @@ impl Trail {
             placement: Arc::clone(&none),
             role: none,
             backend_pid: 0,
+            stage: Stage::Accepted,
+            is_closed: AtomicBool::new(false),
             warm: false,
             reused: false,
         }
     }
 
-    pub(crate) fn learn_claims(&mut self, claims: &Claims) {
-        let (issuer, subject, token_id) = claims.names();
+    /// What a verified token says of itself.
+    pub(crate) fn learn_claims(
+        &mut self,
+        (issuer, subject, token_id): (&Arc<str>, &Arc<str>, Option<&Arc<str>>),
+        access: Access,
+    ) {
         (self.issuer, self.subject) = (Arc::clone(issuer), Arc::clone(subject));
         self.token_id = token_id.cloned().unwrap_or_default();
-        self.access = claims.access().as_str();
+        self.access = access.as_str();
     }
 
     /// Of a refused token, what may be believed.
-    pub(crate) fn learn_rejected(&mut self, rejected: &Rejected) {
-        self.subject = rejected.subject.as_deref().unwrap_or_default().into();
-        self.token_id = rejected.token_id.as_deref().unwrap_or_default().into();
+    pub(crate) fn learn_rejected(&mut self, subject: Option<&str>, token_id: Option<&str>) {
+        self.subject = subject.unwrap_or_default().into();
+        self.token_id = token_id.unwrap_or_default().into();
+    }
+
+    fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
     }
 
     fn tenant(&self) -> &str {
         self.tenant.as_ref().map_or("", TenantId::as_str)
+    }
+}
+
+impl Drop for Trail {
+    /// Whoever was identified and goes without a refusal or an ending has gone as well.
+    fn drop(&mut self) {
+        if self.stage >= Stage::Identified && !*self.is_closed.get_mut() {
+            let stage = self.stage.label();
+            event!(Level::INFO, self, event = "left", stage, "left without a refusal or an ending");
+        }
     }
 }
 
@@ -121,45 +201,20 @@ pub(crate) fn name(bytes: &[u8]) -> Arc<str> {
     text.chars().take(MAX_NAME).flat_map(char::escape_debug).collect::<String>().into()
 }
 
-/// `tracing` wants the level of an event to be a constant.
-macro_rules! at_level {
-    ($level:expr, $($event:tt)+) => {
-        match $level {
-            Level::ERROR => tracing::error!($($event)+),
-            Level::WARN => tracing::warn!($($event)+),
-            Level::INFO => tracing::info!($($event)+),
-            Level::DEBUG => tracing::debug!($($event)+),
-            Level::TRACE => tracing::trace!($($event)+),
-        }
-    };
-}
-
-macro_rules! event {
-    ($level:expr, $trail:expr, $($more:tt)+) => {
-        at_level!(
-            $level, target: AUDIT,
-            session = %$trail.session, address = &*$trail.address, tls = $trail.tls,
-            user = &*$trail.user, database = &*$trail.database,
-            application = &*$trail.application, issuer = &*$trail.issuer,
-            subject = &*$trail.subject, token_id = &*$trail.token_id,
-            tenant = $trail.tenant(), access = $trail.access, placement = &*$trail.placement,
-            role = &*$trail.role, backend_pid = $trail.backend_pid, $($more)+
-        )
-    };
+/// What an event tells of a refusal.
+pub(crate) struct Told<'r> {
+    pub(crate) level: Level,
+    pub(crate) reason: &'static str,
+    pub(crate) sqlstate: &'static str,
+    pub(crate) cause: &'r str,
 }
 
 /// A connection was refused.
-pub(crate) fn refused(trail: &Trail, refusal: &Refusal) {
-    let reason = refusal.reason();
-    event!(
-        reason.level(),
-        trail,
-        event = "refused",
-        reason = reason.label(),
-        sqlstate = reason.sqlstate(),
-        cause = refusal.cause(),
-        "refused"
-    );
+pub(crate) fn refused(trail: &Trail, told: &Told<'_>) {
+    let Told { level, reason, sqlstate, cause } = *told;
+    trail.close();
+    let stage = trail.stage.label();
+    event!(level, trail, event = "refused", reason, sqlstate, stage, cause, "refused");
 }
 
 /// A session was spliced.
@@ -195,6 +250,7 @@ pub(crate) fn renewed_again(trail: &Trail, left: Duration) {
 /// A session has ended.
 pub(crate) fn ended(trail: &Trail, ending: Ending, seconds: f64) {
     let sqlstate = ending.told().map_or("", |(sqlstate, _)| sqlstate);
+    trail.close();
     event!(
         ending.level(),
         trail,
@@ -206,9 +262,83 @@ pub(crate) fn ended(trail: &Trail, ending: Ending, seconds: f64) {
     );
 }
 
-/// A cancel request found its session.
-pub(crate) fn cancelled(trail: &Trail, pid: u32) {
-    event!(Level::INFO, trail, event = "cancelled", pid, "query cancelled on request");
+/// A cancel request found its session, and went there. The trail is that of the request, with what is
+/// known of the session: its tenant, its role.
+pub(crate) fn cancelled(trail: &Trail, session: SessionId, pid: u32, failure: Option<&str>) {
+    trail.close();
+    match failure {
+        None => event!(
+            Level::INFO,
+            trail,
+            event = "cancelled",
+            cancelled_session = %session,
+            pid,
+            "query cancelled on request"
+        ),
+        Some(cause) => event!(
+            Level::WARN,
+            trail,
+            event = "cancel_failed",
+            cancelled_session = %session,
+            pid,
+            cause,
+            "a cancel request could not be forwarded"
+        ),
+    }
+}
+
+/// Cancel requests of one address that led nowhere, since the event before. No address: a Unix socket, or
+/// more addresses than are kept account of.
+pub(crate) fn cancels_refused(address: Option<IpAddr>, reason: &'static str, count: u64) {
+    let address = address.map(|address| address.to_string()).unwrap_or_default();
+    tracing::warn!(
+        target: AUDIT, event = "cancel_refused", address, reason, count,
+        "cancel requests led nowhere"
+    );
+}
+
+/// For whom a credential is asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Asker {
+    pub(crate) tenant: TenantId,
+    pub(crate) access: Access,
+    /// The session that asked; `None`: it is made ahead.
+    pub(crate) session: Option<SessionId>,
+}
+
+macro_rules! lease_event {
+    ($level:expr, $asker:expr, $($more:tt)+) => {{
+        let Asker { tenant, access, session } = $asker;
+        let ahead = session.is_none();
+        let session = session.map(|session| session.to_string()).unwrap_or_default();
+        at_level!(
+            $level, target: AUDIT, session, tenant = tenant.as_str(), access = access.as_str(),
+            ahead, $($more)+
+        )
+    }};
+}
+
+/// OpenBAO has made a credential.
+pub(crate) fn leased(asker: &Asker, role: &str, lease: &str) {
+    lease_event!(Level::INFO, asker, role, lease, event = "leased", "credential leased");
+}
+
+/// OpenBAO has taken a revocation on: that of a lease, or of the token that had asked for it.
+pub(crate) fn revoked(asker: &Asker, role: &str, lease: &str) {
+    lease_event!(Level::INFO, asker, role, lease, event = "revoked", "credential revoked");
+}
+
+/// OpenBAO did not take a credential back before its own end.
+pub(crate) fn unrevoked(asker: &Asker, role: &str, lease: &str, cause: &str) {
+    lease_event!(
+        Level::ERROR,
+        asker,
+        role,
+        lease,
+        event = "unrevoked",
+        cause,
+        "a credential was not revoked before its own end"
+    );
 }
 
 #[cfg(test)]

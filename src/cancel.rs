@@ -3,7 +3,10 @@
 //! A CancelRequest is the one packet that reaches a database without a token, so its key is
 //! the proof: it was handed out by an attached session, leads to that session's database
 //! process and nowhere else, and dies with the session. Secrets are ours, not the database's,
-//! and are compared in constant time; how many an address may show is limited.
+//! and are compared in constant time; how many an address may show is limited, and those that lead
+//! nowhere leave events whose number is bounded.
+
+mod refused;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,9 +17,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use aws_lc_rs::{constant_time, rand};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
+use crate::audit::SessionId;
 use crate::backend::{DialError, Process};
 use crate::secret::Secret;
+use crate::tenant::TenantId;
 use crate::wire::startup::{CancelRequest, Version};
+use refused::{Cause, Refused};
 
 /// Keys that one address may show in a second, right or wrong: a secret of a 3.0 client has 32
 /// bits, so guessing one takes most of a year at this rate.
@@ -29,12 +35,21 @@ const REMEMBERED: usize = 4096;
 pub(crate) struct CancelKeys {
     by_pid: Mutex<HashMap<u32, Vec<Arc<Key>>>>,
     shown: DefaultKeyedRateLimiter<IpAddr>,
+    refused: Refused,
+}
+
+/// The session that a key was handed out to.
+#[derive(Clone, Debug)]
+pub(crate) struct Whose {
+    pub(crate) session: SessionId,
+    pub(crate) tenant: TenantId,
 }
 
 #[derive(Debug)]
 struct Key {
     secret: Secret,
     process: Process,
+    whose: Whose,
     /// A cancel request is on its way, for all that is known, although nobody waits for it any more.
     astray: AtomicBool,
 }
@@ -49,39 +64,60 @@ pub(crate) struct CancelKey {
 impl CancelKeys {
     pub(crate) fn new() -> CancelKeys {
         let shown = RateLimiter::keyed(Quota::per_second(SHOWN_A_SECOND));
-        CancelKeys { by_pid: Mutex::default(), shown }
+        CancelKeys { by_pid: Mutex::default(), shown, refused: Refused::default() }
     }
 
     /// Makes a key for a database process: 4 bytes for a client of protocol 3.0, 32 for one of
     /// protocol 3.2. `None` when the machine has no randomness to give.
-    pub(crate) fn hand_out(&'static self, process: Process, version: Version) -> Option<CancelKey> {
+    pub(crate) fn hand_out(
+        &'static self,
+        process: Process,
+        version: Version,
+        whose: Whose,
+    ) -> Option<CancelKey> {
         let mut secret = [0; 32];
         rand::fill(&mut secret).ok()?;
         let length = if version >= Version::V3_2 { 32 } else { 4 };
         let key = Arc::new(Key {
             secret: Secret::new(&secret[..length]),
             process,
+            whose,
             astray: AtomicBool::new(false),
         });
         self.lock().entry(key.process.pid).or_default().push(Arc::clone(&key));
         Some(CancelKey { keys: self, key })
     }
 
-    /// Where a request leads, if its key is one that was handed out and is still in force.
+    /// Where a request leads, if its key is one that was handed out and is still in force. If it is
+    /// not, that is told of.
     pub(crate) fn find(&self, request: &CancelRequest, from: Option<IpAddr>) -> Option<Found> {
+        let found = self.look_up(request, from);
+        found.inspect_err(|cause| self.refused.record(from, *cause)).ok()
+    }
+
+    fn look_up(&self, request: &CancelRequest, from: Option<IpAddr>) -> Result<Found, Cause> {
         if let Some(from) = from {
             if self.shown.check_key(&from).is_err() {
-                tracing::warn!(address = %from, "too many cancel requests: one is ignored");
-                return None;
+                return Err(Cause::TooMany);
             }
             if self.shown.len() > REMEMBERED {
                 self.shown.retain_recent();
             }
         }
         let by_pid = self.lock();
-        let keys = by_pid.get(&request.pid)?;
-        let key = keys.iter().find(|key| same(key.secret.expose(), &request.secret))?;
-        Some(Found(Arc::clone(key)))
+        let mut keys = by_pid.get(&request.pid).into_iter().flatten();
+        let key = keys.find(|key| same(key.secret.expose(), &request.secret));
+        key.map(|key| Found(Arc::clone(key))).ok_or(Cause::UnknownKey)
+    }
+
+    /// Tells of the requests that led nowhere, now and then, for as long as the process lives.
+    pub(crate) async fn keep_telling(&self) {
+        self.refused.keep_telling().await;
+    }
+
+    /// Tells of those that nothing has told of yet.
+    pub(crate) fn tell(&self) {
+        self.refused.tell();
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, Vec<Arc<Key>>>> {
@@ -97,6 +133,11 @@ impl Found {
     /// What the database calls the process that it leads to.
     pub(crate) fn pid(&self) -> u32 {
         self.0.process.pid
+    }
+
+    /// Whose session that is.
+    pub(crate) fn whose(&self) -> &Whose {
+        &self.0.whose
     }
 
     /// Cancels whatever runs there now.

@@ -27,6 +27,7 @@ use tokio::time::{Instant as Deadline, timeout, timeout_at};
 pub(crate) use keeper::LeaseEnd;
 pub(crate) use openbao::OpenBaoError;
 
+use crate::audit::{self, Asker, SessionId};
 use crate::clock::BootTime;
 use crate::secret::Secret;
 use crate::tenant::{Access, TenantId};
@@ -154,6 +155,7 @@ pub(crate) struct Lease(Arc<Held>);
 struct Held {
     credential: Credential,
     keeper: Arc<Keeper>,
+    asker: Asker,
     /// The login was made for this lease alone, and goes with it.
     with_login: bool,
     revoker: Revoker,
@@ -218,6 +220,8 @@ pub(crate) struct Request<'r> {
     pub(crate) mount: &'r str,
     pub(crate) role: &'r str,
     pub(crate) access: Access,
+    /// For the audit trail; `None`: it is made ahead.
+    pub(crate) session: Option<SessionId>,
     /// The session token, where the authority is the session's.
     pub(crate) token: Option<Secret>,
 }
@@ -278,15 +282,16 @@ impl Lessor {
 
     /// A hold on a credential: a fresh one, or where it may be shared that of the window.
     pub(crate) async fn lease(&self, request: Request<'_>) -> Result<Lease, LeaseError> {
-        let Request { tenant, mount, role, access, token } = request;
+        let Request { tenant, mount, role, access, session, token } = request;
         let path = format!("{mount}/creds/{role}");
+        let asker = Asker { tenant: tenant.clone(), access, session };
         let held = match &self.windows {
-            None => self.clone().ask_on(path, access, token).await.map(Arc::new)?,
+            None => self.clone().ask_on(path, asker, token).await.map(Arc::new)?,
             Some(windows) => {
                 let shown = token.as_ref().map(Secret::sha256);
                 let sharers =
                     Sharers { tenant: tenant.clone(), path: path.clone(), access, token: shown };
-                let ask = || self.clone().ask_on(path, access, token).boxed();
+                let ask = || self.clone().ask_on(path, asker, token).boxed();
                 windows.join(sharers, ask).await.map_err(LeaseError::Shared)?
             }
         };
@@ -298,7 +303,7 @@ impl Lessor {
     async fn ask_on(
         self,
         path: String,
-        access: Access,
+        asker: Asker,
         token: Option<Secret>,
     ) -> Result<Held, LeaseError> {
         if self.revoker.is_full() {
@@ -315,7 +320,7 @@ impl Lessor {
             Err(_elapsed) => return Err(LeaseError::Crowded),
         };
         let asking = self.runtime.clone().spawn(async move {
-            let held = self.ask(&path, access, token).await;
+            let held = self.ask(&path, asker, token).await;
             // The places come back when somebody owns the lease, or nobody and it is gone.
             held.map(|held| (held, places))
         });
@@ -341,13 +346,14 @@ impl Lessor {
     async fn ask(
         self,
         path: &str,
-        access: Access,
+        asker: Asker,
         token: Option<Secret>,
     ) -> Result<Held, LeaseError> {
         let (began, asked) = (Instant::now(), BootTime::now());
         let result = match &self.source {
             Source::Proxy(identity) => self.ask_as_proxy(identity, path).await,
             Source::Session { mount, roles } => {
+                let access = asker.access;
                 let role = roles.get(&access).ok_or(LeaseError::NoRole(access))?;
                 let token = token.ok_or(LeaseError::Abandoned)?;
                 self.ask_as_session(mount, role, &token, path).await
@@ -356,6 +362,7 @@ impl Lessor {
         metrics::histogram!("pgsilo_lease_seconds").record(began.elapsed());
         let (granted, login) = result?;
         metrics::counter!("pgsilo_leases_total").increment(1);
+        audit::leased(&asker, &granted.username, &granted.lease_id);
         let duration = granted.duration;
         let end = LeaseEnd {
             at: asked + duration,
@@ -368,7 +375,7 @@ impl Lessor {
         let keeper = Keeper::new(self.openbao, login, lease_id, self.runtime, end);
         let credential =
             Credential { username: granted.username.into(), password: granted.password };
-        Ok(Held { credential, keeper, with_login, revoker: self.revoker })
+        Ok(Held { credential, keeper, asker, with_login, revoker: self.revoker })
     }
 
     /// A 403 means a dead token or a forbidden path. Only the former is worth a second try.
@@ -470,6 +477,7 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.keeper.stop();
         let keeper = Arc::clone(&self.keeper);
-        self.revoker.revoke(Revocation { keeper, with_login: self.with_login });
+        let (asker, role) = (self.asker.clone(), Arc::clone(self.credential.name()));
+        self.revoker.revoke(Revocation { keeper, asker, role, with_login: self.with_login });
     }
 }

@@ -13,13 +13,14 @@
 //! ```text
 //! server, admin            listeners and event loops; metrics and health
 //! session                  the chain, one file a stage, and the one call that refuses
-//! refusal, audit           the table of refusals; the trail and its events
+//! refusal                  the table of refusals
 //! proxy                    what all sessions share
 //! splice, cancel, pool     the relay; cancel keys; connections that wait for a session
 //! backend, frontend        the one dial and the login; framed reads with bounds
 //! config                   the file, and the ready-made objects it becomes
 //! identity                 who a session is, however that was proved
 //! token | registry | lease three parts that never import each other: they meet in stages
+//! audit                    the trail of a connection, and the events
 //! tenant, tls, stream, ending, limits, secret, toml_file, stamp, backoff, host, addresses, cause, clock, wire, log
 //! ```
 //!

@@ -77,6 +77,7 @@ impl Proxy {
         let proxy: &'static Proxy = Box::leak(Box::new(proxy));
         background.spawn(proxy.tell_of_changes());
         background.spawn(proxy.pool.keep());
+        background.spawn(proxy.cancel_keys.keep_telling());
         Ok(proxy)
     }
 

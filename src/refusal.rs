@@ -10,6 +10,7 @@ use std::fmt::Display;
 
 use tracing::Level;
 
+use crate::audit::Told;
 use crate::backend::{BackendError, DialError};
 use crate::lease::LeaseError;
 use crate::token::{Rejected, SourceError, TokenError};
@@ -182,6 +183,13 @@ impl Refusal {
     /// For the log and the audit event only.
     pub fn cause(&self) -> &str {
         &self.cause
+    }
+
+    /// For the audit event.
+    pub(crate) fn told(&self) -> Told<'_> {
+        let reason = self.reason;
+        let (level, sqlstate) = (reason.level(), reason.sqlstate());
+        Told { level, reason: reason.label(), sqlstate, cause: &self.cause }
     }
 
     /// The ErrorResponse. Its DETAIL ends with the session's id, for an operator to find the event.

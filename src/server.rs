@@ -100,6 +100,7 @@ async fn run(config: &'static Config, log: LogQueue) -> Result<(), ServeError> {
     if let Some(cores) = Arc::into_inner(cores) {
         let _stopped = tokio::task::spawn_blocking(|| cores.stop()).await;
     }
+    proxy.cancel_keys.tell();
     proxy.pool.closed(CLOSE_PATIENCE).await;
     proxy.lessor.close(CLOSE_PATIENCE).await;
     tracing::info!("stopped");

@@ -107,7 +107,7 @@ async fn login(client: &mut Client) -> Result<Admitted<'_>, Stop> {
 /// Turns a connection away: one metric, one audit event, one message, and the close.
 async fn refuse(mut client: Client, refusal: Refusal) {
     metrics::counter!("pgsilo_refusals_total", "reason" => refusal.reason().label()).increment(1);
-    audit::refused(&client.trail, &refusal);
+    audit::refused(&client.trail, &refusal.told());
     let message = refusal.message(client.trail.session);
     client.frontend.send_last(&message).await;
 }

@@ -15,6 +15,7 @@ use tokio::time::sleep;
 use super::keeper::Keeper;
 use super::login::Standing;
 use super::openbao::{OpenBao, OpenBaoError};
+use crate::audit::{self, Asker};
 use crate::backoff::Backoff;
 
 const AT_ONCE: usize = 16;
@@ -25,6 +26,9 @@ const LAST_RETRY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Revocation {
     pub(super) keeper: Arc<Keeper>,
+    pub(super) asker: Asker,
+    /// The database role's name.
+    pub(super) role: Arc<str>,
     /// The login was made for this lease alone: revoking it revokes both.
     pub(super) with_login: bool,
 }
@@ -94,7 +98,8 @@ impl Revoker {
 
 impl Shared {
     async fn revoke(&self, revocation: &Revocation) {
-        let (lease_id, login) = (revocation.keeper.lease_id(), revocation.keeper.login());
+        let Revocation { keeper, asker, role, .. } = revocation;
+        let (lease_id, login) = (keeper.lease_id(), keeper.login());
         let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
         let mut standing = login.watch();
         let mut failed_before = false;
@@ -102,15 +107,14 @@ impl Shared {
             let error = match self.try_once(revocation).await {
                 Ok(()) => {
                     metrics::counter!("pgsilo_revocations_total").increment(1);
-                    return;
+                    break;
                 }
                 Err(error) => error,
             };
             metrics::counter!("pgsilo_revocation_failures_total").increment(1);
             let left = revocation.keeper.end().at.remaining();
             if left.is_zero() {
-                tracing::error!(%error, lease_id, "a lease was not revoked before its own end");
-                return;
+                return audit::unrevoked(asker, role, lease_id, &error.to_string());
             }
             if !failed_before {
                 tracing::warn!(%error, lease_id, "cannot revoke a lease yet; trying again");
@@ -122,7 +126,8 @@ impl Shared {
                 _ = standing.wait_for(dead) => {}
             }
         }
-        // OpenBAO revoked the lease with the token that asked for it.
+        // Where its token is dead, OpenBAO has revoked the lease with that.
+        audit::revoked(asker, role, lease_id);
     }
 
     async fn try_once(&self, revocation: &Revocation) -> Result<(), OpenBaoError> {

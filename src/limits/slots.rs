@@ -152,7 +152,7 @@ impl Eviction {
         // A receiver answers once.
         self.0 = None;
         if told.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

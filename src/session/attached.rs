@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::client::{Client, Stop};
 use super::leased::{Connected, Leased};
 use super::routed::{Admission, Route, SessionPermits};
+use crate::audit::Stage;
 use crate::backend::{Attachment, Past};
-use crate::cancel::CancelKey;
+use crate::cancel::{CancelKey, Whose};
 use crate::identity::Identity;
 use crate::lease::Lease;
 use crate::limits::TallyPermit;
@@ -64,7 +65,8 @@ impl<'c> Attached<'c> {
         let (accepted, _startup) = started.into_parts();
         let (client, address) = accepted.into_parts();
         let Attachment { stream, process, greeting, past } = attachment;
-        let key = client.proxy.cancel_keys.hand_out(process, version);
+        let whose = Whose { session: client.trail.session, tenant: route.tenant().id().clone() };
+        let key = client.proxy.cancel_keys.hand_out(process, version, whose);
         let cancel_key = key.ok_or_else(|| Refusal::new(Reason::Internal, "no randomness"))?;
         client.trail.backend_pid = cancel_key.pid();
 
@@ -75,7 +77,7 @@ impl<'c> Attached<'c> {
         message::ready_for_query(&mut welcome);
         client.frontend.send(&welcome).await.map_err(|_lost| Stop::Left)?;
         client.handshake = None;
-        client.reached("attached");
+        client.reached(Stage::Attached);
         // The next one like it, prepared while nobody waits.
         let proxy = client.proxy;
         proxy.pool.expect(&route, proxy.registry());

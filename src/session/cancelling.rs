@@ -30,21 +30,16 @@ impl<'c> Cancelling<'c> {
     pub(super) async fn forward(mut self) {
         let client = self.accepted.client();
         let found = client.proxy.cancel_keys.find(&self.request, client.address);
-        if found.is_some() {
-            client.prove();
-        }
         let result = match found {
             None => "unknown_key",
-            Some(found) => match found.cancel().await {
-                Ok(()) => {
-                    audit::cancelled(&client.trail, found.pid());
-                    "forwarded"
-                }
-                Err(error) => {
-                    tracing::warn!(session = %client.trail.session, %error, "cannot forward a cancel request");
-                    "failed"
-                }
-            },
+            Some(found) => {
+                client.prove();
+                client.trail.tenant = Some(found.whose().tenant.clone());
+                let failure = found.cancel().await.err().map(|error| error.to_string());
+                let (session, failure) = (found.whose().session, failure.as_deref());
+                audit::cancelled(&client.trail, session, found.pid(), failure);
+                if failure.is_none() { "forwarded" } else { "failed" }
+            }
         };
         metrics::counter!("pgsilo_cancel_requests_total", "result" => result).increment(1);
         // Over TLS a close_notify, as PostgreSQL sends it: libpq calls a cancel whose connection

@@ -8,7 +8,7 @@ use std::time::Instant as Clock;
 
 use tokio::time::Instant;
 
-use crate::audit::Trail;
+use crate::audit::{Stage, Trail};
 use crate::config::Listener;
 use crate::frontend::{Frontend, FrontendError};
 use crate::limits::{Slot, network};
@@ -95,9 +95,10 @@ impl Client {
     }
 
     /// A stage is done: records how long it took.
-    pub(super) fn reached(&mut self, stage: &'static str) {
+    pub(super) fn reached(&mut self, stage: Stage) {
         let now = Clock::now();
-        metrics::histogram!("pgsilo_stage_seconds", "stage" => stage)
+        self.trail.stage = stage;
+        metrics::histogram!("pgsilo_stage_seconds", "stage" => stage.label())
             .record(now - self.stage_began);
         self.stage_began = now;
     }

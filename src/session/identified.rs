@@ -8,6 +8,7 @@ mod proofs;
 
 use super::client::{Client, Stop};
 use super::started::Started;
+use crate::audit::Stage;
 use crate::config::Proof;
 use crate::identity::Identity;
 use crate::secret::Secret;
@@ -47,7 +48,7 @@ impl<'c> Identified<'c> {
             }
         };
         client.prove();
-        client.reached("identified");
+        client.reached(Stage::Identified);
         Ok(Identified { started, identity: Box::new(proved.identity), token: proved.token })
     }
 

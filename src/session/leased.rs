@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::client::Stop;
 use super::routed::Routed;
+use crate::audit::Stage;
 use crate::backend::{self, Attachment, Connection};
 use crate::lease::Lease;
 use crate::refusal::Refusal;
@@ -39,9 +40,11 @@ impl<'c> Leased<'c> {
             }
             None => {
                 let token = routed.take_token();
+                let session = Some(routed.client().trail.session);
                 let route = routed.resolved();
-                let lease =
-                    async { proxy.lessor.lease(route.request(token)).await.map_err(Refusal::from) };
+                let lease = async {
+                    proxy.lessor.lease(route.request(session, token)).await.map_err(Refusal::from)
+                };
                 let patience = proxy.limits().dead_peer_timeout;
                 let dial = async { backend::dial(route, patience).await.map_err(Refusal::from) };
                 let (lease, connection) = tokio::try_join!(lease, dial)?;
@@ -49,7 +52,7 @@ impl<'c> Leased<'c> {
             }
         };
         routed.client().trail.role = Arc::clone(lease.credential().name());
-        routed.client().reached("leased");
+        routed.client().reached(Stage::Leased);
         Ok(Leased { routed, lease, connection })
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::client::{Client, Stop};
 use super::identified::Identified;
 use super::started::Started;
+use crate::audit::{SessionId, Stage};
 use crate::identity::Identity;
 use crate::lease::Request;
 use crate::limits::TallyPermit;
@@ -64,10 +65,11 @@ impl Route {
         self.settings.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// What to ask OpenBAO for.
-    pub(crate) fn request(&self, token: Option<Secret>) -> Request<'_> {
+    /// What to ask OpenBAO for, for a session, or `None` for one that is still to come.
+    pub(crate) fn request(&self, session: Option<SessionId>, token: Option<Secret>) -> Request<'_> {
         let mount = &self.tenant.lease().mount;
-        Request { tenant: self.tenant.id(), mount, role: &self.role, access: self.access, token }
+        let (tenant, access) = (self.tenant.id(), self.access);
+        Request { tenant, mount, role: &self.role, access, session, token }
     }
 }
 
@@ -137,7 +139,7 @@ impl<'c> Routed<'c> {
         let client = started.client();
         client.trail.placement = Arc::clone(tenant.place());
         client.trail.role = role.as_str().into();
-        client.reached("routed");
+        client.reached(Stage::Routed);
         let shown = token.as_ref().map(Secret::sha256);
         let route = Arc::new(Route { tenant, role, access, token: shown, settings });
         Ok(Routed { started, route, identity, token, permits })

@@ -5,6 +5,7 @@
 
 use super::accepted::Accepted;
 use super::client::{Client, Stop};
+use crate::audit::Stage;
 use crate::config::ListenerTls;
 use crate::frontend::First;
 use crate::refusal::{Reason, Refusal};
@@ -75,7 +76,7 @@ impl<'c> Secured<'c> {
                 .hint("Connect with sslmode=require or stricter.")
                 .into());
         }
-        client.reached("secured");
+        client.reached(Stage::Secured);
         Ok(Secured { accepted, request })
     }
 

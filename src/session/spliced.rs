@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use super::attached::{Attached, Held, Kept};
 use super::authority::Authority;
 use super::client::Client;
-use crate::audit;
+use crate::audit::{self, Stage};
 use crate::backend::Attachment;
 use crate::clock::BootTime;
 use crate::proxy::Proxy;
@@ -33,6 +33,7 @@ impl<'c> Spliced<'c> {
     pub(super) async fn run(mut self: Box<Self>) {
         let Spliced { client, held, backend } = &mut *self;
         let began = Instant::now();
+        client.trail.stage = Stage::Spliced;
         audit::started(&client.trail, client.seconds());
         let Client { frontend, proxy, trail, .. } = client;
         let proxy: &'static Proxy = proxy;

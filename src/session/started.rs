@@ -5,7 +5,7 @@ use super::accepted::Accepted;
 use super::cancelling::Cancelling;
 use super::client::{Client, Stop};
 use super::secured::{Request, Secured};
-use crate::audit;
+use crate::audit::{self, Stage};
 use crate::refusal::{Reason, Refusal};
 use crate::wire::startup::{Startup, Version};
 
@@ -48,6 +48,7 @@ impl<'c> Started<'c> {
                 Refusal::new(Reason::ReplicationRefused, "replication was asked for").into()
             );
         }
+        client.trail.stage = Stage::Started;
         Ok(Opened::Session(Started { accepted, startup }))
     }
 

@@ -226,7 +226,21 @@ async fn a_cancel_key_reaches_its_own_session_only() {
     assert_eq!(victim.message().await.tag, b'T');
     assert_eq!(victim.message().await.sqlstate(), "57014");
     victim.until(b'Z').await;
-    proxy.event("cancelled", |_| true).await;
+    // The event says whose query that was, and those of the wrong keys are one until it is told how
+    // many followed.
+    let (started, cancelled) = (proxy.served(0).await, proxy.event("cancelled", |_| true).await);
+    assert_eq!(cancelled["cancelled_session"], started["session"]);
+    assert_eq!(
+        (&cancelled["tenant"], &cancelled["pid"]),
+        (&started["tenant"], &started["backend_pid"])
+    );
+    assert_ne!(cancelled["session"], started["session"]);
+    let refused = proxy.events("cancel_refused");
+    assert_eq!(refused.len(), 1);
+    assert_eq!(
+        (&refused[0]["address"], &refused[0]["reason"], &refused[0]["count"]),
+        (&"127.0.0.1".into(), &"unknown_key".into(), &1.into())
+    );
 
     // It dies with its session.
     drop(victim);

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::support::proxy::{Proxy, Settings, folder, write_files};
 use crate::support::raw::{Raw, startup};
@@ -179,4 +180,82 @@ async fn audit_events_do_not_depend_on_how_much_is_logged() {
         "{log}"
     );
     std::fs::remove_dir_all(dir).expect("removed");
+}
+
+// --- The audit trail ---------------------------------------------------------------------------
+
+/// A credential's two events, once both are there.
+async fn leased_and_revoked(proxy: &Proxy, role: &str) -> (Value, Value) {
+    let leased = proxy.event("leased", |event| event["role"] == role).await;
+    let revoked = proxy.event("revoked", |event| event["role"] == role).await;
+    for field in ["lease", "tenant", "access", "session", "ahead"] {
+        assert_eq!(leased[field], revoked[field], "{field}");
+    }
+    let path = format!("database/creds/tenant-{}-", leased["tenant"].as_str().expect("a tenant"));
+    assert!(leased["lease"].as_str().expect("an id").contains(&path), "{leased}");
+    (leased, revoked)
+}
+
+#[tokio::test]
+async fn a_good_token_and_a_close_leave_events() {
+    const TIMES: usize = 10;
+    let proxy = Proxy::start().await;
+    for _ in 0..TIMES {
+        let mut client = Raw::unix(&proxy.socket()).await;
+        client.send(&startup(&[("user", "app"), ("database", "acme")])).await;
+        client.send_password(&mint::token("acme")).await;
+    }
+    let left = eventually("an event of each", async || {
+        let left = proxy.events("left");
+        (left.len() == TIMES).then_some(left)
+    })
+    .await;
+    for event in left {
+        assert_eq!((&event["tenant"], &event["subject"]), (&"acme".into(), &"tester".into()));
+        assert_eq!(event["stage"], "leased");
+        let (leased, _revoked) =
+            leased_and_revoked(&proxy, event["role"].as_str().expect("a role")).await;
+        assert_eq!((&leased["session"], &leased["ahead"]), (&event["session"], &false.into()));
+    }
+    assert_eq!(proxy.metric("pgsilo_leases_total").await, TIMES as f64);
+}
+
+#[tokio::test]
+async fn a_credential_is_followed_from_its_lease_to_its_end() {
+    let proxy = Proxy::start().await;
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.log_in(&mint::token("acme"), "acme").await;
+    let started = proxy.served(0).await;
+    drop(client);
+    let (leased, _revoked) =
+        leased_and_revoked(&proxy, started["role"].as_str().expect("a role")).await;
+    assert_eq!(leased["session"], started["session"]);
+
+    // Also where the session that asked never had it: its database was not there.
+    let tenants = |text: &str| text.replacen("host = \"127.0.0.1\"", "host = \"127.0.0.9\"", 1);
+    let proxy = Proxy::with(Settings { tenants, ..Settings::default() }).await;
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.send(&startup(&[("user", "app"), ("database", "acme")])).await;
+    client.send_password(&mint::token("acme")).await;
+    assert_eq!(client.fatal().await.sqlstate(), "08001");
+    let refused = proxy.event("refused", |_| true).await;
+    let session = &refused["session"];
+    assert_eq!(refused["stage"], "routed");
+    let leased = proxy.event("leased", |event| &event["session"] == session).await;
+    leased_and_revoked(&proxy, leased["role"].as_str().expect("a role")).await;
+}
+
+#[tokio::test]
+async fn a_credential_that_was_made_ahead_is_followed_as_well() {
+    let warm = "max_per_tenant = 1\nidle_timeout = \"60s\"\n".to_owned();
+    let mut proxy = Proxy::with(Settings { warm, ..Settings::default() }).await;
+    for _ in 0..2 {
+        Raw::unix(&proxy.socket()).await.log_in(&mint::token("acme"), "acme").await;
+    }
+    let leased = proxy.event("leased", |event| event["ahead"] == true).await;
+    assert_eq!((&leased["session"], &leased["tenant"]), (&"".into(), &"acme".into()));
+    proxy.metric_reaches("pgsilo_warm_connections", 1.0).await;
+    proxy.signal(Signal::TERM);
+    assert_eq!(proxy.ended().await.code(), Some(0));
+    leased_and_revoked(&proxy, leased["role"].as_str().expect("a role")).await;
 }

@@ -149,6 +149,9 @@ async fn a_second_signal_cuts_the_drain_short() {
     proxy.logged(|line| line["message"] == "draining").await;
     proxy.signal(Signal::INT);
     assert_eq!(proxy.ended().await.code(), Some(0));
+    // A session that was cut off leaves a last event, too.
+    let left = proxy.event("left", |event| event["stage"] == "spliced").await;
+    assert_eq!(left["session"], proxy.events("started")[0]["session"]);
 }
 
 #[tokio::test]

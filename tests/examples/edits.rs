@@ -449,13 +449,13 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "pgsilo.toml:67: openbao.auth: empty; add one of approle, kubernetes, jwt, certificate, token_file",
     ),
     (
-        "timeout = \"5s\"",
-        "timeout = \"0ms\"",
+        "\ntimeout = \"5s\"",
+        "\ntimeout = \"0ms\"",
         "pgsilo.toml:73: openbao.timeout: zero; a request needs some time, such as \"5s\"",
     ),
     (
-        "timeout = \"5s\"",
-        "timeout = \"21s\"",
+        "\ntimeout = \"5s\"",
+        "\ntimeout = \"21s\"",
         "pgsilo.toml:73: openbao.timeout: too long; at most 20s",
     ),
     (

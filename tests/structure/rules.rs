@@ -21,16 +21,17 @@ const STAGES: [(&str, &str, &str); 8] = [
 const SIDE_ROOMS: [&str; 3] = ["client", "cancelling", "authority"];
 
 /// The parts, as the map in `lib.rs` has them: each imports only what stands in a row below.
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 11] = [
     &["server", "admin"],
     &["session"],
-    &["refusal", "audit"],
+    &["refusal"],
     &["proxy"],
     &["splice", "cancel", "pool"],
     &["backend", "frontend"],
     &["config"],
     &["identity"],
     &["token", "registry", "lease"],
+    &["audit"],
     &[
         "tenant",
         "tls",
@@ -51,13 +52,8 @@ const LAYERS: [&[&str]; 10] = [
 ];
 
 /// In one row all the same.
-const NEIGHBOURS: [(&str, &str); 5] = [
-    ("server", "admin"),
-    ("audit", "refusal"),
-    ("ending", "wire"),
-    ("tls", "stamp"),
-    ("toml_file", "stamp"),
-];
+const NEIGHBOURS: [(&str, &str); 4] =
+    [("server", "admin"), ("ending", "wire"), ("tls", "stamp"), ("toml_file", "stamp")];
 
 /// Crates that are for the programs, or for what only programs do.
 const FOR_PROGRAMS: [&str; 5] = ["anyhow", "clap", "rcgen", "tokio_postgres", "tracing_subscriber"];

@@ -137,11 +137,11 @@ async fn verify(client: &mut Client, token: &[u8]) -> Result<Proved, Refusal> {
     let claims = match client.proxy.verifier().identify(&token).await {
         Ok(claims) => claims,
         Err(rejected) => {
-            client.trail.learn_rejected(&rejected);
+            client.trail.learn_rejected(rejected.subject.as_deref(), rejected.token_id.as_deref());
             return Err(Refusal::from(rejected));
         }
     };
-    client.trail.learn_claims(&claims);
+    client.trail.learn_claims(claims.names(), claims.access());
     if let Some(bound) = claims.bound_to() {
         let shown = client.frontend.certificate().map(thumbprint);
         if shown.as_ref() != Some(bound) {
