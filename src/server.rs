@@ -20,6 +20,7 @@ use crate::admin;
 use crate::config::Config;
 use crate::log::LogQueue;
 use crate::proxy::Proxy;
+use crate::stream;
 
 pub use listen::ListenError;
 
@@ -65,6 +66,7 @@ async fn run(config: &'static Config, log: LogQueue) -> Result<(), ServeError> {
         Some(address) => Some(listen::bind_admin(address).await?),
         None => None,
     };
+    stream::check_kernel();
     tokio::spawn(admin::metrics::tidy(metrics.clone()));
     let mut signals = Signals::new().map_err(failed)?;
     let runtime = tokio::runtime::Handle::current();

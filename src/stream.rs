@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-pub(crate) use peer::{Look, Peer, tune};
+pub(crate) use peer::{Look, Peer, check_kernel, tune};
 use socket::Socket;
 
 /// A connection to a client or to a database.

@@ -30,7 +30,7 @@ const KEEPALIVE_RETRIES: u32 = 6;
 /// The kernel counts these in seconds, and from one on.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Whether the kernel can be asked. Where it cannot, a peer that is idle is noticed in time all the
+/// Whether the kernel can be asked, found out at the start. Where it cannot, a peer that is idle is noticed in time all the
 /// same, by keepalives, and one that bytes are on their way to when the kernel gives up.
 static CAN_BE_ASKED: LazyLock<bool> = LazyLock::new(|| {
     let answer = diag::ask(([127, 0, 0, 1], 0).into(), ([127, 0, 0, 1], 0).into());
@@ -40,6 +40,11 @@ static CAN_BE_ASKED: LazyLock<bool> = LazyLock::new(|| {
     });
     works.is_ok()
 });
+
+/// Finds out whether the kernel can be asked about connections, and warns if not.
+pub(crate) fn check_kernel() {
+    LazyLock::force(&CAN_BE_ASKED);
+}
 
 /// Sets what every TCP connection has, on either side: no delay for small messages, and notice of a
 /// peer that has answered nothing for `dead_peer_timeout`.
