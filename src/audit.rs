@@ -129,6 +129,8 @@ pub(crate) struct Trail {
     pub(crate) warm: bool,
     /// Other sessions have had it, and its lease, before.
     pub(crate) reused: bool,
+    /// Its login was bound to its TLS channel.
+    pub(crate) channel_binding: bool,
 }
 
 impl Trail {
@@ -153,6 +155,7 @@ impl Trail {
             is_closed: AtomicBool::new(false),
             warm: false,
             reused: false,
+            channel_binding: false,
         }
     }
 
@@ -219,8 +222,17 @@ pub(crate) fn refused(trail: &Trail, told: &Told<'_>) {
 
 /// A session was spliced.
 pub(crate) fn started(trail: &Trail, seconds: f64) {
-    let (warm, reused) = (trail.warm, trail.reused);
-    event!(Level::INFO, trail, event = "started", warm, reused, seconds, "session started");
+    let Trail { warm, reused, channel_binding, .. } = *trail;
+    event!(
+        Level::INFO,
+        trail,
+        event = "started",
+        warm,
+        reused,
+        channel_binding,
+        seconds,
+        "session started"
+    );
 }
 
 /// The session's lease could not be renewed. It is tried again, unless its end is final.

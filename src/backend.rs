@@ -5,6 +5,7 @@
 //! cannot be crossed. A [`Redial`] remembers where a route led, for cancel requests. No other module
 //! connects a socket to a database; `login.rs` is all that may speak on a fresh connection.
 
+mod binding;
 mod hashing;
 mod login;
 mod reset;
@@ -20,6 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
+use binding::Channel;
 pub(crate) use login::{Attachment, BackendError, Parked, Past};
 
 use crate::addresses::{self, Attempts};
@@ -101,7 +103,7 @@ impl Redial {
             let stream = self.connect_in_clear(&attempts).await?;
             match &self.tenant.placement().tls {
                 PlacementTls::Disable => Ok(stream),
-                PlacementTls::Enabled { config, server_name } => {
+                PlacementTls::Enabled { config, server_name, .. } => {
                     self.connect_tls(stream, Arc::clone(config), server_name.as_deref()).await
                 }
             }
@@ -213,14 +215,18 @@ impl Connection {
         }
     }
 
-    /// The hash that binds SCRAM to this TLS connection (RFC 5929), where there is one.
-    fn channel_binding(&self) -> Option<Vec<u8>> {
-        match &self.stream {
-            Stream::Backend(tls) => {
-                let certificates = tls.get_ref().1.peer_certificates()?;
-                tls::server_end_point(certificates.first()?)
-            }
-            _ => None,
+    /// What a login can be bound to.
+    fn channel(&self) -> Channel {
+        let (Stream::Backend(tls), PlacementTls::Enabled { mode, channel_binding, .. }) =
+            (&self.stream, &self.route.tenant().placement().tls)
+        else {
+            return Channel::Clear;
+        };
+        let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+        Channel::Tls {
+            end_point: chain.first().and_then(tls::server_end_point),
+            verified_in_full: *mode == tls::Mode::VerifyFull,
+            demand: *channel_binding,
         }
     }
 }

@@ -307,6 +307,7 @@ impl From<BackendError> for Refusal {
             | BackendError::MethodUnknown(_)
             | BackendError::Trusting
             | BackendError::Iterations(_)
+            | BackendError::Unbound(_)
             | BackendError::Scram(_)
             | BackendError::Said { .. } => Reason::BackendRejected,
         };

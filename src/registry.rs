@@ -20,6 +20,7 @@ use rustls::ClientConfig;
 use tokio::sync::watch;
 
 use crate::tenant::{Access, TenantId};
+use crate::tls;
 use crate::toml_file::FileError;
 pub use denied::Denied;
 pub(crate) use denied::Shown;
@@ -178,9 +179,34 @@ pub enum PlacementTls {
     Enabled {
         /// Shared by every placement with the same mode and CA.
         config: Arc<ClientConfig>,
+        /// What that checks.
+        mode: tls::Mode,
         /// A valid name for SNI and verification where it is not the host's.
         server_name: Option<String>,
+        /// Whether a login must be bound to the connection.
+        channel_binding: ChannelBinding,
     },
+}
+
+/// Whether SCRAM is bound to its TLS connection, so that nobody in the middle can relay it. The
+/// values are libpq's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChannelBinding {
+    /// Where the server offers it.
+    Prefer,
+    /// It is, or there is no login.
+    Require,
+}
+
+impl ChannelBinding {
+    /// What holds where a placement does not say: where a certificate does not prove who the server
+    /// is, the password's proof must.
+    pub fn default_of(mode: tls::Mode) -> ChannelBinding {
+        match mode {
+            tls::Mode::Require | tls::Mode::VerifyCa => ChannelBinding::Require,
+            tls::Mode::VerifyFull => ChannelBinding::Prefer,
+        }
+    }
 }
 
 /// Authentication methods that are answered; SCRAM-SHA-256 always is.

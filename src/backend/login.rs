@@ -12,11 +12,10 @@ use std::time::Duration;
 use aws_lc_rs::rand;
 use bytes::Bytes;
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{
-    ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
-};
+use postgres_protocol::authentication::sasl::ScramSha256;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::binding::Exchange;
 use super::hashing::{HashError, hash};
 use super::{Connection, Process, Route};
 use crate::clock::BootTime;
@@ -72,6 +71,8 @@ pub(crate) struct Past {
     pub(crate) sealed: BootTime,
     /// How many sessions have had it before.
     pub(crate) sessions: u32,
+    /// Whether its login was bound to its TLS channel.
+    pub(crate) is_bound: bool,
 }
 
 /// An [`Attachment`] that waits for its session, on no event loop.
@@ -142,6 +143,11 @@ pub(crate) enum BackendError {
     Trusting,
     #[error("the database asked for {0} SCRAM iterations; at most 100000 are done")]
     Iterations(u32),
+    #[error(
+        "SCRAM cannot be bound to the TLS channel, which the placement's `tls` asks for \
+         (channel_binding): {0}"
+    )]
+    Unbound(&'static str),
     #[error("SCRAM failed: {0}")]
     Scram(io::Error),
     #[error("SCRAM cannot be computed here: {0}")]
@@ -172,21 +178,22 @@ impl Connection {
         let dbname = &tenant.placement().dbname;
         let packet = startup::encode(credential.username(), dbname, self.route.settings())?;
         self.send(&packet).await?;
-        self.authenticate(credential, &tenant).await?;
+        let is_bound = self.authenticate(credential, &tenant).await?;
         let (process, mut greeting) = self.read_greeting().await?;
         let now = BootTime::now();
         self.check_seal(tenant.id(), &mut greeting).await?;
-        let past = Past { made: now, sealed: now, sessions: 0 };
+        let past = Past { made: now, sealed: now, sessions: 0, is_bound };
         Ok(Attachment { stream: self.into_stream()?, process, greeting, past })
     }
 
+    /// Whether the login is bound to its TLS channel.
     async fn authenticate(
         &mut self,
         credential: &Credential,
         tenant: &Tenant,
-    ) -> Result<(), BackendError> {
+    ) -> Result<bool, BackendError> {
         let auth = &tenant.placement().auth;
-        match self.read_authentication().await? {
+        let is_bound = match self.read_authentication().await? {
             Authentication::Sasl(offered) => self.scram(credential, &offered).await?,
             Authentication::Md5Password(salt) if auth.md5 => {
                 let hash = md5_hash(
@@ -195,9 +202,11 @@ impl Connection {
                     salt,
                 );
                 self.send_password(hash.as_bytes()).await?;
+                false
             }
             Authentication::CleartextPassword if auth.password => {
                 self.send_password(credential.password().expose()).await?;
+                false
             }
             Authentication::Md5Password(_) => return Err(BackendError::MethodRefused("md5")),
             Authentication::CleartextPassword => {
@@ -208,32 +217,22 @@ impl Connection {
             Authentication::SaslContinue(_) | Authentication::SaslFinal(_) => {
                 return Err(BackendError::Protocol("SASL goes on before it began"));
             }
-        }
+        };
         match self.read_authentication().await? {
-            Authentication::Ok => Ok(()),
+            Authentication::Ok => Ok(is_bound),
             _ => Err(BackendError::Protocol("a second authentication request")),
         }
     }
 
-    /// SCRAM-SHA-256-PLUS where the server offers it over TLS, else SCRAM-SHA-256; where only
-    /// the offer is missing, SCRAM itself notices if somebody in the middle took it away.
+    /// SCRAM-SHA-256-PLUS or SCRAM-SHA-256, as the channel and its placement have it; whether it is
+    /// bound to the channel.
     async fn scram(
         &mut self,
         credential: &Credential,
         offered: &[String],
-    ) -> Result<(), BackendError> {
-        let offers = |name| offered.iter().any(|mechanism| mechanism == name);
-        let (mechanism, binding) = match self.channel_binding() {
-            Some(hash) if offers(SCRAM_SHA_256_PLUS) => {
-                (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash))
-            }
-            Some(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
-            None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
-        };
-        if !offers(mechanism) {
-            return Err(BackendError::MethodRefused("a SASL mechanism other than SCRAM-SHA-256"));
-        }
-        let mut scram = ScramSha256::new(credential.password().expose(), binding);
+    ) -> Result<bool, BackendError> {
+        let Exchange { mechanism, header, is_bound } = self.channel().exchange(offered)?;
+        let mut scram = ScramSha256::new(credential.password().expose(), header);
         let mut first = mechanism.as_bytes().to_vec();
         first.push(0);
         first.extend_from_slice(&(scram.message().len() as u32).to_be_bytes());
@@ -256,7 +255,8 @@ impl Connection {
         let Authentication::SaslFinal(last) = self.read_authentication().await? else {
             return Err(BackendError::Protocol("no SCRAM server signature"));
         };
-        scram.finish(&last).map_err(BackendError::Scram)
+        scram.finish(&last).map_err(BackendError::Scram)?;
+        Ok(is_bound)
     }
 
     /// All that comes between AuthenticationOk and the first ReadyForQuery.

@@ -12,7 +12,8 @@ use rustls_pki_types::ServerName;
 use serde::Deserialize;
 
 use super::{
-    AuthMethods, Binding, Host, LeaseRoles, Placement, PlacementTls, Snapshot, State, Tenant,
+    AuthMethods, Binding, ChannelBinding, Host, LeaseRoles, Placement, PlacementTls, Snapshot,
+    State, Tenant,
 };
 use crate::tenant::TenantId;
 use crate::tls;
@@ -73,6 +74,14 @@ struct RawTls {
     mode: RawMode,
     ca: Option<PathBuf>,
     server_name: Option<String>,
+    channel_binding: Option<RawChannelBinding>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum RawChannelBinding {
+    Prefer,
+    Require,
 }
 
 #[derive(Deserialize, Default, Clone, Copy)]
@@ -250,15 +259,27 @@ impl Reading<'_> {
                 mode: RawMode::default(),
                 ca: None,
                 server_name: None,
+                channel_binding: None,
             }))?,
         };
+        let must_be_bound =
+            matches!(tls, PlacementTls::Enabled { channel_binding: ChannelBinding::Require, .. });
+        if must_be_bound && (auth.md5 || auth.password) {
+            return wrong(
+                "placement.auth",
+                "\"md5\" and \"password\" cannot be bound to the TLS connection, as channel_binding = \
+                 \"require\" has it (the default of the modes \"require\" and \"verify-ca\"); remove \
+                 them, or write tls = { channel_binding = \"prefer\", ... }",
+            );
+        }
         Ok(Placement { host, dbname: raw.dbname, region: raw.region, tls, auth })
     }
 
     fn tls(&mut self, raw: RawTls) -> Result<PlacementTls, Wrong> {
         let mode = match raw.mode {
             RawMode::Disable => {
-                let unused = raw.ca.is_some() || raw.server_name.is_some();
+                let unused =
+                    raw.ca.is_some() || raw.server_name.is_some() || raw.channel_binding.is_some();
                 return match unused {
                     true => wrong(
                         "placement.tls",
@@ -297,7 +318,12 @@ impl Reading<'_> {
                 made
             }
         };
-        Ok(PlacementTls::Enabled { config, server_name: raw.server_name })
+        let channel_binding = match raw.channel_binding {
+            Some(RawChannelBinding::Prefer) => ChannelBinding::Prefer,
+            Some(RawChannelBinding::Require) => ChannelBinding::Require,
+            None => ChannelBinding::default_of(mode),
+        };
+        Ok(PlacementTls::Enabled { config, mode, server_name: raw.server_name, channel_binding })
     }
 }
 

@@ -69,6 +69,7 @@ impl<'c> Attached<'c> {
         let key = client.proxy.cancel_keys.hand_out(process, version, whose);
         let cancel_key = key.ok_or_else(|| Refusal::new(Reason::Internal, "no randomness"))?;
         client.trail.backend_pid = cancel_key.pid();
+        client.trail.channel_binding = past.is_bound;
 
         let mut welcome = Vec::with_capacity(greeting.len() + 64);
         message::authentication_ok(&mut welcome);

@@ -615,6 +615,21 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "tenants.toml:14: tenant[0].placement.auth[0]: \"md4\" is not known here (did you mean \"md5\"?); use one of: scram-sha-256, md5, password",
     ),
     (
+        "mode = \"verify-full\", ca",
+        "channel_binding = \"always\", ca",
+        "tenants.toml:13: tenant[0].placement.tls.channel_binding: \"always\" is not known here; use one of: prefer, require",
+    ),
+    (
+        "mode = \"verify-full\", ca = \"db-ca.crt\"",
+        "mode = \"disable\", channel_binding = \"prefer\"",
+        "tenants.toml:13: tenant[0].placement.tls: mode \"disable\" checks nothing; remove the other keys or the mode",
+    ),
+    (
+        "tls = { mode = \"verify-full\", ca = \"db-ca.crt\" }",
+        "auth = [\"md5\"]\ntls = { mode = \"verify-ca\", ca = \"db-ca.crt\" }",
+        "tenants.toml:13: tenant[0].placement.auth: \"md5\" and \"password\" cannot be bound to the TLS connection, as channel_binding = \"require\" has it (the default of the modes \"require\" and \"verify-ca\"); remove them, or write tls = { channel_binding = \"prefer\", ... }",
+    ),
+    (
         "ca = \"db-ca.crt\" }",
         "ca = \"db-ca.crt\", server_name = \"a b\" }",
         "tenants.toml:13: tenant[0].placement.tls.server_name: \"a b\" is not a host name or an IP address",

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::OnceCell;
 use tokio_postgres::error::SqlState;
 
-use crate::cluster::{Authority, Cluster, METHODS, placed};
+use crate::cluster::{Authority, Certificate, Cluster, METHODS, placed};
 use crate::middle::{Middle, Tampering};
 use crate::support::proxy::{Proxy, Settings};
 use crate::support::raw::tagged;
@@ -82,6 +82,7 @@ async fn every_mode_reaches_a_server_that_it_should_believe() {
         let log = cluster.log();
         let line = log.lines().find(|line| line.contains(&authenticated)).expect("logged");
         assert!(line.contains("method=scram-sha-256"), "{line}");
+        assert_eq!(proxy.served(0).await["channel_binding"], true, "{tls}");
     }
 }
 
@@ -150,7 +151,7 @@ async fn cancels(cluster: &Cluster, client: &tokio_postgres::Client) {
 // --- TLS that is not ---------------------------------------------------------------------
 
 /// A server that shows this certificate is refused, and has heard nothing inside TLS.
-async fn not_believed(certificate: &crate::cluster::Certificate, tls: &str, cause: &str) {
+async fn not_believed(certificate: &Certificate, tls: &str, cause: &str) {
     let cluster = cluster().await;
     let middle =
         Middle::start(certificate, &cluster.certificate, cluster.port, Tampering::None).await;
@@ -242,6 +243,7 @@ async fn plus_is_used(algorithm: &'static rcgen::SignatureAlgorithm) {
     let seen = middle.seen();
     assert!(contains(&seen, "SCRAM-SHA-256-PLUS\0"));
     assert!(contains(&seen, "p=tls-server-end-point,,"));
+    assert_eq!(proxy.served(0).await["channel_binding"], true);
     drop(client);
 }
 
@@ -265,33 +267,103 @@ async fn scram_is_bound_to_an_ecdsa_p384_certificate() {
     plus_is_used(&rcgen::PKCS_ECDSA_P384_SHA384).await;
 }
 
-/// `require` believes any certificate; the login must not.
-async fn somebody_in_the_middle(tampering: Tampering) -> Vec<u8> {
-    let cluster = cluster().await;
-    let own = Authority::new(&rcgen::PKCS_ECDSA_P256_SHA256).certify("localhost");
-    let middle = Middle::start(&own, &cluster.certificate, cluster.port, tampering).await;
-    let placement = tcp("localhost", middle.address.port(), "mode = \"require\"");
-    let proxy = cluster.proxy("scram", &placement).await;
-    refused(&proxy, "58000").await;
+/// `require` believes any certificate, and `verify-ca` any name; the login must not. Somebody shows
+/// `own` in front of a server.
+async fn somebody_in_the_middle(
+    server: &Cluster,
+    own: &Certificate,
+    tls: &str,
+    tampering: Tampering,
+) -> (String, Vec<u8>) {
+    let middle = Middle::start(own, &server.certificate, server.port, tampering).await;
+    let placement = tcp("localhost", middle.address.port(), tls);
+    let proxy = server.proxy("scram", &placement).await;
+    let said = refused(&proxy, "58000").await;
     assert!(proxy.events("started").is_empty());
     let seen = middle.seen();
     // The seal's query would show that the login went through.
     assert!(!contains(&seen, "pg_db_role_setting"));
-    seen
+    // Who could not be bound is never told so: it is how one asks to be relayed.
+    assert!(!contains(&seen, "n,,n="), "{tls}");
+    (said, seen)
 }
 
 #[tokio::test]
 async fn somebody_in_the_middle_of_require_cannot_relay_a_login() {
-    let seen = somebody_in_the_middle(Tampering::None).await;
-    assert!(contains(&seen, "p=tls-server-end-point,,"));
+    let own = Authority::new(&rcgen::PKCS_ECDSA_P256_SHA256).certify("localhost");
+    for tls in ["mode = \"require\"", "mode = \"require\", channel_binding = \"prefer\""] {
+        let (_, seen) = somebody_in_the_middle(cluster().await, &own, tls, Tampering::None).await;
+        assert!(contains(&seen, "p=tls-server-end-point,,"));
+    }
 }
 
 #[tokio::test]
 async fn somebody_who_takes_plus_off_the_list_is_noticed() {
-    let seen = somebody_in_the_middle(Tampering::StripPlus).await;
+    let own = Authority::new(&rcgen::PKCS_ECDSA_P256_SHA256).certify("localhost");
+    let tls = "mode = \"require\", channel_binding = \"prefer\"";
+    let (_, seen) = somebody_in_the_middle(cluster().await, &own, tls, Tampering::StripPlus).await;
     // "I could, and you do not seem to": the server knows better.
     assert!(contains(&seen, "SCRAM-SHA-256\0"));
     assert!(contains(&seen, "y,,n="));
+    // By default nothing is said at all.
+    let (said, seen) =
+        somebody_in_the_middle(cluster().await, &own, "mode = \"require\"", Tampering::StripPlus)
+            .await;
+    assert!(said.contains("does not offer SCRAM-SHA-256-PLUS"), "{said}");
+    assert!(!contains(&seen, "SCRAM-SHA-256"));
+}
+
+/// An Ed25519 signature has no hash that a certificate could be hashed with, so a login cannot be
+/// bound to one: whoever is in the middle chooses to show such a certificate.
+#[tokio::test]
+async fn somebody_with_a_certificate_that_cannot_be_bound_to_is_refused() {
+    let own = Authority::new(&rcgen::PKCS_ED25519).certify("localhost");
+    for (tls, tampering, cause) in [
+        ("mode = \"require\"", Tampering::None, "has no hash to bind to"),
+        ("mode = \"require\"", Tampering::StripPlus, "does not offer SCRAM-SHA-256-PLUS"),
+        (
+            "mode = \"require\", channel_binding = \"prefer\"",
+            Tampering::None,
+            "has no hash to bind to",
+        ),
+        // `y`: the server itself refuses it.
+        (
+            "mode = \"require\", channel_binding = \"prefer\"",
+            Tampering::StripPlus,
+            "SCRAM channel binding negotiation error",
+        ),
+    ] {
+        let (said, _) = somebody_in_the_middle(cluster().await, &own, tls, tampering).await;
+        assert!(said.contains(cause), "{tls}: {said}");
+    }
+}
+
+/// The same with `verify-ca`, where the authority itself signs with Ed25519, and has certified
+/// somebody else as well; with `verify-full`, the server is who it is.
+#[tokio::test]
+async fn a_database_that_cannot_be_bound_to_must_be_verified_in_full() {
+    let authority = Authority::new(&rcgen::PKCS_ED25519);
+    let server = Cluster::start(&var("PGSILO_POSTGRES_TLS"), authority.certify("localhost")).await;
+    let other = authority.certify("other.example");
+    let ca = format!("ca = \"{}\"", server.ca().display());
+    for tls in [
+        format!("mode = \"verify-ca\", {ca}"),
+        format!("mode = \"verify-ca\", {ca}, channel_binding = \"prefer\""),
+        "mode = \"require\"".to_owned(),
+    ] {
+        let (said, _) = somebody_in_the_middle(&server, &other, &tls, Tampering::None).await;
+        assert!(said.contains("has no hash to bind to"), "{said}");
+        // Nor without anybody in the middle: it cannot be told.
+        let proxy = server.proxy("scram", &tcp("localhost", server.port, &tls)).await;
+        refused(&proxy, "58000").await;
+    }
+    let proxy = server.proxy("scram", &tcp("localhost", server.port, &ca)).await;
+    drop(accepted(&proxy).await);
+    assert_eq!(proxy.served(0).await["channel_binding"], false);
+    let must = format!("{ca}, channel_binding = \"require\"");
+    let proxy = server.proxy("scram", &tcp("localhost", server.port, &must)).await;
+    let said = refused(&proxy, "58000").await;
+    assert!(said.contains("has no hash to bind to"), "{said}");
 }
 
 // --- Methods -----------------------------------------------------------------------------
@@ -303,10 +375,8 @@ async fn weaker_methods_only_where_the_placement_allows_them() {
         ("md5", "the database asked for md5, which the placement's `auth` does not allow"),
         ("password", "the database asked for a password in clear, which"),
     ] {
-        for (host, tls) in
-            [("127.0.0.1", "mode = \"disable\""), ("127.0.0.1", "mode = \"require\"")]
-        {
-            let placement = tcp(host, cluster.port, tls);
+        for tls in ["mode = \"disable\"", "mode = \"require\", channel_binding = \"prefer\""] {
+            let placement = tcp("127.0.0.1", cluster.port, tls);
             let proxy = cluster.proxy(method, &placement).await;
             let said = refused(&proxy, "58000").await;
             assert!(said.contains(cause), "{said}");

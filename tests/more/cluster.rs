@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair,
-    SignatureAlgorithm, date_time_ymd,
+    PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SignatureAlgorithm, date_time_ymd,
 };
 use serde_json::json;
 
@@ -61,7 +61,12 @@ impl Authority {
         let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(year, 1, 1);
-        let key = KeyPair::generate_for(self.algorithm).expect("a key");
+        // What counts is who signs. Not every OpenSSL reads an Ed25519 key as it is written here.
+        let algorithm = match self.algorithm == &PKCS_ED25519 {
+            true => &PKCS_ECDSA_P256_SHA256,
+            false => self.algorithm,
+        };
+        let key = KeyPair::generate_for(algorithm).expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("signed");
         Certificate { chain: certificate.pem(), key: key.serialize_pem(), ca: self.issuer.pem() }
     }

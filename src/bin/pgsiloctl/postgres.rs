@@ -67,9 +67,9 @@ async fn connect(mut config: Config, placement: &Placement) -> Result<Client> {
             tokio::spawn(connection);
             Ok(client)
         }
-        PlacementTls::Enabled { config: tls, server_name } => {
+        PlacementTls::Enabled { config: tls, server_name, .. } => {
             // A server that has been taken over would ask for the password itself: bound to the
-            // channel it is SCRAM or nothing.
+            // channel it is SCRAM or nothing. A placement that asks for that allows neither.
             if !placement.auth.password && !placement.auth.md5 {
                 config.channel_binding(ChannelBinding::Require);
             }
