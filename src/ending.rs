@@ -57,6 +57,9 @@ endings! {
     /// The token, its subject or the certificate was put on the list of those denied.
     IdentityRevoked, "identity_revoked", WARN,
         Some(("57P01", "terminating connection because its identity has been revoked"));
+    /// The listener no longer believes the authority that certified the client.
+    AuthorityWithdrawn, "authority_withdrawn", WARN,
+        Some(("57P01", "terminating connection because its client certificate is no longer trusted"));
     /// The credential's time is over, and it cannot be renewed any more.
     LeaseEnded, "lease_ended", INFO,
         Some(("57P01", "terminating connection because its database credential expired"));

@@ -135,9 +135,14 @@ impl Frontend {
 
     /// The certificate that the client showed in TLS, if any: its authorities are the listener's.
     pub(crate) fn certificate(&self) -> Option<&CertificateDer<'static>> {
+        self.certificates().first()
+    }
+
+    /// The same, and what it showed beside it.
+    pub(crate) fn certificates(&self) -> &[CertificateDer<'static>] {
         match &self.stream {
-            Stream::Frontend(tls) => tls.get_ref().1.peer_certificates()?.first(),
-            _ => None,
+            Stream::Frontend(tls) => tls.get_ref().1.peer_certificates().unwrap_or_default(),
+            _ => &[],
         }
     }
 

@@ -5,7 +5,11 @@
 //! Called by the configuration and the registry when they load; nothing here opens a
 //! connection.
 
+mod authorities;
+mod bound;
+mod end_point;
 mod holder;
+mod verifiers;
 
 use std::fmt;
 use std::io;
@@ -13,24 +17,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
-use aws_lc_rs::digest;
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
-use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
-    SignatureScheme,
-};
+use rustls::server::NoServerSessionStorage;
+use rustls::{CertificateError, ClientConfig, OtherError, ServerConfig};
 use rustls_pki_types::pem::{self, PemObject};
-use rustls_pki_types::{
-    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime,
-};
-use x509_parser::prelude::{FromDer, X509Certificate};
-use x509_parser::signature_algorithm::SignatureAlgorithm;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use webpki::{CertRevocationList, OwnedCertRevocationList};
+use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
+use self::authorities::{Authorities, Peers};
+pub use self::authorities::{AuthorityId, NoAuthority};
+use self::bound::Bounded;
+pub use self::end_point::server_end_point;
 pub use self::holder::{Holder, HolderError, thumbprint};
+use self::verifiers::{AnyCertificate, Clients, Databases};
 use crate::stamp::{LastRead, Stamp, read_file};
 
 /// What PostgreSQL 17 registered; libpq's `sslnegotiation=direct` insists on it.
@@ -78,6 +79,16 @@ pub enum TlsError {
         /// What rustls said.
         source: rustls::Error,
     },
+    /// A certificate that is named as an authority's and is none.
+    #[error("{path:?}: the certificate {subject:?} {reason}")]
+    NoAuthority {
+        /// Which file.
+        path: PathBuf,
+        /// Whose it is.
+        subject: String,
+        /// Why it is none.
+        reason: NoAuthority,
+    },
     /// PEM, but without a revocation list.
     #[error("{path:?} holds no revocation list; it must be PEM with an X509 CRL section")]
     NoRevocationList {
@@ -85,12 +96,18 @@ pub enum TlsError {
         path: PathBuf,
     },
     /// A revocation list that cannot be parsed or used.
-    #[error("{path:?}, or another list with it, cannot be used: {reason}")]
+    #[error("{path:?} holds a revocation list that cannot be used: {reason}")]
     BadRevocationList {
-        /// The first file.
+        /// Which file.
         path: PathBuf,
-        /// What rustls said.
+        /// What webpki said.
         reason: String,
+    },
+    /// A revocation list whose thisUpdate is to come.
+    #[error("{path:?} holds a revocation list of the future; is a clock wrong?")]
+    EarlyRevocationList {
+        /// Which file.
+        path: PathBuf,
     },
     /// PEM, but without a private key.
     #[error(
@@ -134,6 +151,8 @@ impl TlsError {
             | TlsError::BadCertificate { path, .. }
             | TlsError::NoRevocationList { path }
             | TlsError::BadRevocationList { path, .. }
+            | TlsError::EarlyRevocationList { path }
+            | TlsError::NoAuthority { path, .. }
             | TlsError::NoKey { path }
             | TlsError::BadKey { path, .. } => Some(path),
             TlsError::KeyMismatch { key, .. } => Some(key),
@@ -184,8 +203,15 @@ pub struct ClientAuthorities {
 #[derive(Debug)]
 pub struct Server {
     files: ServerFiles,
-    current: ArcSwap<ServerConfig>,
+    current: ArcSwap<Current>,
     read: Mutex<LastRead<Vec<Stamp>>>,
+}
+
+/// What the files of a listener came to.
+#[derive(Debug)]
+struct Current {
+    config: Arc<ServerConfig>,
+    clients: Option<Arc<Clients>>,
 }
 
 impl Server {
@@ -195,13 +221,32 @@ impl Server {
     /// When they are not a chain and its key.
     pub fn open(files: ServerFiles) -> Result<Server, TlsError> {
         let read = LastRead::new(files.stamps());
-        let current = ArcSwap::new(server(&files)?);
+        let current = ArcSwap::from_pointee(server(&files)?);
         Ok(Server { files, current, read: Mutex::new(read) })
     }
 
     /// What a connection that comes now is shown.
     pub fn config(&self) -> Arc<ServerConfig> {
-        self.current.load_full()
+        Arc::clone(&self.current.load().config)
+    }
+
+    /// The authority that a client's chain, leaf first, leads to now.
+    ///
+    /// # Errors
+    /// When there is none, as where the authorities have changed since the handshake.
+    pub fn authority_of(&self, chain: &[CertificateDer<'_>]) -> Result<AuthorityId, rustls::Error> {
+        let current = self.current.load();
+        match (&current.clients, chain) {
+            (Some(clients), [leaf, beside @ ..]) => {
+                clients.authority_of(leaf, beside, UnixTime::now())
+            }
+            _ => Err(rustls::Error::NoCertificatesPresented),
+        }
+    }
+
+    /// Whether clients' certificates of that authority are still believed.
+    pub fn believes(&self, authority: &AuthorityId) -> bool {
+        self.current.load().clients.as_ref().is_some_and(|clients| clients.believes(authority))
     }
 
     /// Whether clients are asked for a certificate.
@@ -218,10 +263,13 @@ impl Server {
     pub fn reload(&self, in_any_case: bool) -> Result<bool, TlsError> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let load = || {
-            self.current.store(server(&self.files)?);
+            self.current.store(Arc::new(server(&self.files)?));
             Ok(())
         };
-        let unread = |error: &TlsError| matches!(error, TlsError::Unreadable { .. });
+        // Both may pass without a change.
+        let unread = |error: &TlsError| {
+            matches!(error, TlsError::Unreadable { .. } | TlsError::EarlyRevocationList { .. })
+        };
         read.again(self.files.stamps(), in_any_case, load, unread)
     }
 }
@@ -250,51 +298,63 @@ impl ClientAuthorities {
         [self.ca.as_path()].into_iter().chain(self.crls.iter().map(PathBuf::as_path))
     }
 
+    /// An authority that has expired is an error.
+    fn verifier(&self) -> Result<Arc<Clients>, TlsError> {
+        let (pem, now) = (read(&self.ca)?, Some(UnixTime::now()));
+        let authorities = Authorities::read(&self.ca, &pem, Peers::Clients, now)?;
+        Ok(Arc::new(Clients::new(authorities, self.revocation_lists()?, self.required)))
+    }
+
     /// A chain is checked against the lists of all its authorities, up to the root; a list that is
     /// out of date counts as none.
-    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-        let roots = roots(Some(&self.ca))?;
-        let mut crls = Vec::with_capacity(self.crls.len());
+    fn revocation_lists(&self) -> Result<Vec<CertRevocationList<'static>>, TlsError> {
+        let mut lists = Vec::with_capacity(self.crls.len());
         for path in &self.crls {
             let pem = read(path)?;
-            let before = crls.len();
-            for crl in CertificateRevocationListDer::pem_slice_iter(&pem) {
-                crls.push(crl.map_err(|_| TlsError::NotPem { path: path.clone() })?);
+            let before = lists.len();
+            for list in CertificateRevocationListDer::pem_slice_iter(&pem) {
+                let list = list.map_err(|_| TlsError::NotPem { path: path.clone() })?;
+                lists.push(revocation_list(path, &list)?);
             }
-            if crls.len() == before {
+            if lists.len() == before {
                 return Err(TlsError::NoRevocationList { path: path.clone() });
             }
         }
-        let checks = !crls.is_empty();
-        let mut builder = WebPkiClientVerifier::builder_with_provider(roots, crypto());
-        if checks {
-            builder = builder.with_crls(crls).enforce_revocation_expiration();
-        }
-        if !self.required {
-            builder = builder.allow_unauthenticated();
-        }
-        builder.build().map_err(|error| match error {
-            VerifierBuilderError::InvalidCrl(_) if checks => TlsError::BadRevocationList {
-                path: self.crls[0].clone(),
-                reason: error.to_string(),
-            },
-            error => unsupported(error),
-        })
+        Ok(lists)
+    }
+}
+
+fn revocation_list(
+    path: &Path,
+    list: &CertificateRevocationListDer<'_>,
+) -> Result<CertRevocationList<'static>, TlsError> {
+    let bad = |reason: &dyn fmt::Display| TlsError::BadRevocationList {
+        path: path.into(),
+        reason: reason.to_string(),
+    };
+    let usable = OwnedCertRevocationList::from_der(list).map_err(|error| bad(&error))?;
+    // webpki looks at nextUpdate only.
+    let (_, parsed) = CertificateRevocationList::from_der(list).map_err(|error| bad(&error))?;
+    let from = u64::try_from(parsed.last_update().timestamp()).unwrap_or(0);
+    match from > UnixTime::now().as_secs() {
+        true => Err(TlsError::EarlyRevocationList { path: path.into() }),
+        false => Ok(usable.into()),
     }
 }
 
 /// What a listener shows: the chain (leaf first) and its key. Offers ALPN `postgresql`
 /// and accepts clients without ALPN.
-fn server(files: &ServerFiles) -> Result<Arc<ServerConfig>, TlsError> {
+fn server(files: &ServerFiles) -> Result<Current, TlsError> {
     let ServerFiles { certificate, key, clients } = files;
     let chain = certificates(certificate, &read(certificate)?)?;
     let secret = private_key(key)?;
     let builder = ServerConfig::builder_with_provider(crypto())
         .with_safe_default_protocol_versions()
         .map_err(unsupported)?;
-    let builder = match clients {
+    let clients = clients.as_ref().map(ClientAuthorities::verifier).transpose()?;
+    let builder = match &clients {
         None => builder.with_no_client_auth(),
-        Some(clients) => builder.with_client_cert_verifier(clients.verifier()?),
+        Some(clients) => builder.with_client_cert_verifier(Arc::new(Bounded(Arc::clone(clients)))),
     };
     let mut config = builder.with_single_cert(chain, secret).map_err(|source| match source {
         rustls::Error::InconsistentKeys(_) => {
@@ -310,7 +370,7 @@ fn server(files: &ServerFiles) -> Result<Arc<ServerConfig>, TlsError> {
     // certificate along that nobody looks at again.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+    Ok(Current { config: Arc::new(config), clients })
 }
 
 /// How a database is checked. `ca` is a PEM file of roots, `None` the system's. No ALPN:
@@ -319,13 +379,14 @@ pub fn client(mode: Mode, ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsErr
     let builder = ClientConfig::builder_with_provider(crypto())
         .with_safe_default_protocol_versions()
         .map_err(unsupported)?;
-    let webpki = |roots| {
-        WebPkiServerVerifier::builder_with_provider(roots, crypto()).build().map_err(unsupported)
+    let of_authorities = |names| -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
+        let databases = Databases { authorities: of_databases(ca)?, names };
+        Ok(Arc::new(Bounded(Arc::new(databases))))
     };
-    let verifier: Arc<dyn ServerCertVerifier> = match mode {
-        Mode::Require => Arc::new(AnyCertificate(crypto())),
-        Mode::VerifyCa => Arc::new(AnyName(webpki(roots(ca)?)?)),
-        Mode::VerifyFull => webpki(roots(ca)?)?,
+    let verifier = match mode {
+        Mode::Require => Arc::new(AnyCertificate),
+        Mode::VerifyCa => of_authorities(false)?,
+        Mode::VerifyFull => of_authorities(true)?,
     };
     let config =
         builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
@@ -334,6 +395,22 @@ pub fn client(mode: Mode, ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsErr
 
 fn unsupported(error: impl fmt::Display) -> TlsError {
     TlsError::Unsupported(error.to_string())
+}
+
+/// A peer's certificates are refused for a reason of ours.
+fn refused(reason: impl fmt::Display) -> rustls::Error {
+    CertificateError::Other(OtherError(Arc::new(Told(reason.to_string())))).into()
+}
+
+/// rustls tells of another's error by its Debug.
+#[derive(thiserror::Error)]
+#[error("{0}")]
+struct Told(String);
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// Every certificate of a PEM file, at least one.
@@ -355,170 +432,32 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     read_file(path).map_err(|source| TlsError::Unreadable { path: path.into(), source })
 }
 
-fn roots(ca: Option<&Path>) -> Result<Arc<RootCertStore>, TlsError> {
-    let Some(path) = ca else {
-        return system_roots().ok_or(TlsError::NoSystemRoots);
-    };
-    trusted(path, &read(path)?)
+/// One that has expired is no error: a registry is one file for all tenants, and its other tenants
+/// are served. A database that it certifies is not believed.
+fn of_databases(ca: Option<&Path>) -> Result<Arc<Authorities>, TlsError> {
+    match ca {
+        Some(path) => Authorities::read(path, &read(path)?, Peers::Servers, None),
+        None => system_roots().ok_or(TlsError::NoSystemRoots),
+    }
 }
 
-/// A CA file as it is, once every certificate in it is known to be usable as a root.
+/// A CA file as it is, for a client of HTTPS, once every certificate in it is known to be an
+/// authority's that has not expired.
 pub(crate) fn roots_pem(path: &Path) -> Result<Vec<u8>, TlsError> {
     let pem = read(path)?;
-    trusted(path, &pem)?;
+    Authorities::read(path, &pem, Peers::Servers, Some(UnixTime::now()))?;
     Ok(pem)
-}
-
-fn trusted(path: &Path, pem: &[u8]) -> Result<Arc<RootCertStore>, TlsError> {
-    let mut store = RootCertStore::empty();
-    for certificate in certificates(path, pem)? {
-        store
-            .add(certificate)
-            .map_err(|source| TlsError::BadCertificate { path: path.into(), source })?;
-    }
-    Ok(Arc::new(store))
 }
 
 /// The system's roots, read once for the life of the process: a hundred thousand
 /// placements may share them. Single bad files there are the system's business, and so is
 /// `SSL_CERT_FILE`, which stands in for the system's store as it does for OpenSSL.
-fn system_roots() -> Option<Arc<RootCertStore>> {
-    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+fn system_roots() -> Option<Arc<Authorities>> {
+    static ROOTS: OnceLock<Arc<Authorities>> = OnceLock::new();
     let roots = ROOTS.get_or_init(|| {
-        let mut store = RootCertStore::empty();
-        store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        Arc::new(store)
+        Authorities::among(&rustls_native_certs::load_native_certs().certs, Peers::Servers)
     });
-    (!roots.is_empty()).then(|| roots.clone())
-}
-
-/// `sslmode=require`: believes any certificate, but its holder must still prove, by the
-/// handshake's signature, to have the key: channel binding depends on it.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// `sslmode=verify-ca`: everything that webpki checks, but the name. webpki looks at the
-/// name last, so a name error means that the chain was good.
-#[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
-
-impl ServerCertVerifier for AnyName {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        match self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
-        {
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
-            verdict => verdict,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-}
-
-/// RFC 5929 `tls-server-end-point`: the leaf hashed with its own signature's hash, where
-/// MD5 and SHA-1 become SHA-256. `None` where the RFC leaves it undefined (Ed25519), as
-/// PostgreSQL's `X509_get_signature_nid` path does.
-pub fn server_end_point(leaf: &CertificateDer<'_>) -> Option<Vec<u8>> {
-    let (rest, certificate) = X509Certificate::from_der(leaf).ok()?;
-    if !rest.is_empty() {
-        return None;
-    }
-    let identifier = &certificate.signature_algorithm;
-    let hash = match identifier.algorithm.to_id_string().as_str() {
-        // RSASSA-PSS says its hash in its parameters; none means SHA-1.
-        "1.2.840.113549.1.1.10" => match SignatureAlgorithm::try_from(identifier).ok()? {
-            SignatureAlgorithm::RSASSA_PSS(parameters) => {
-                match parameters.hash_algorithm_oid().to_id_string().as_str() {
-                    "1.2.840.113549.2.5" | "1.3.14.3.2.26" | "2.16.840.1.101.3.4.2.1" => {
-                        &digest::SHA256
-                    }
-                    "2.16.840.1.101.3.4.2.2" => &digest::SHA384,
-                    "2.16.840.1.101.3.4.2.3" => &digest::SHA512,
-                    "2.16.840.1.101.3.4.2.4" => &digest::SHA224,
-                    _ => return None,
-                }
-            }
-            _ => return None,
-        },
-        // RSA with MD5, SHA-1, SHA-256; ECDSA with SHA-1, SHA-256; DSA with SHA-1, SHA-256.
-        "1.2.840.113549.1.1.4"
-        | "1.2.840.113549.1.1.5"
-        | "1.2.840.113549.1.1.11"
-        | "1.2.840.10045.4.1"
-        | "1.2.840.10045.4.3.2"
-        | "1.2.840.10040.4.3"
-        | "2.16.840.1.101.3.4.3.2" => &digest::SHA256,
-        "1.2.840.113549.1.1.14" | "1.2.840.10045.4.3.1" => &digest::SHA224,
-        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => &digest::SHA384,
-        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => &digest::SHA512,
-        _ => return None,
-    };
-    Some(digest::digest(hash, leaf).as_ref().to_vec())
+    (!roots.is_empty()).then(|| Arc::clone(roots))
 }
 
 #[cfg(test)]

@@ -36,6 +36,10 @@ fn made() -> &'static [(&'static str, String)] {
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
+        let mut old = CertificateParams::new(Vec::new()).unwrap();
+        old.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        old.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        let old = old.self_signed(&KeyPair::generate().unwrap()).unwrap();
         let key = KeyPair::generate().unwrap();
         let leaf = CertificateParams::new(vec!["localhost".into()]).unwrap();
         let leaf = leaf.signed_by(&key, &ca).unwrap();
@@ -46,6 +50,7 @@ fn made() -> &'static [(&'static str, String)] {
             ("denied.toml", include_str!("../config/denied.toml").into()),
             ("clients-ca.crt", ca.pem()),
             ("clients.crl", crl(&ca)),
+            ("old-ca.crt", old.pem()),
             ("token", "e30.e30.e30\n".into()),
             ("server.crt", leaf.pem() + &ca.pem()),
             ("server.key", key.serialize_pem()),

@@ -87,7 +87,11 @@ fn look_at_denied(proxy: &Proxy, in_any_case: bool, said: &mut Said) {
 fn look_at_others(proxy: &Proxy, hangup: bool, said: &mut Said) {
     let listeners = proxy.config.listeners.iter().enumerate();
     for (number, tls) in listeners.filter_map(|(n, listener)| Some((n, listener.tls.as_ref()?))) {
-        tell(said, ("certificate", number), tls.server.reload(hangup).into());
+        let outcome = tls.server.reload(hangup).into();
+        if matches!(outcome, Outcome::Read) && tls.server.asks_clients() {
+            proxy.authorities_changed();
+        }
+        tell(said, ("certificate", number), outcome);
     }
     for (number, outcome) in proxy.verifier().reload_files(hangup).into_iter().enumerate() {
         tell(said, ("keys", number), outcome.into());

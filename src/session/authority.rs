@@ -1,4 +1,5 @@
-//! What a session's life hangs on: its lease, its identity, its tenant, the process. Each may say
+//! What a session's life hangs on: its lease, its identity and who certified that, its tenant, the
+//! process. Each may say
 //! that it must end, and by when; what says so more urgently than before is heard.
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,6 +9,7 @@ use tokio::time::sleep;
 
 use crate::audit::{self, Trail};
 use crate::clock::BootTime;
+use crate::config::Listener;
 use crate::ending::Ending;
 use crate::identity::Identity;
 use crate::lease::{Lease, LeaseEnd};
@@ -15,6 +17,7 @@ use crate::proxy::Proxy;
 use crate::registry::{Snapshot, State, Tenant};
 use crate::splice::{Order, Orders};
 use crate::tenant::Access;
+use crate::tls::AuthorityId;
 
 /// What is left for the last words before an authority is really over.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -28,6 +31,10 @@ pub(super) struct Authority<'s> {
     pub(super) lease: &'s Lease,
     pub(super) identity: &'s Identity,
     pub(super) access: Access,
+    /// Where it came in.
+    pub(super) listener: &'static Listener,
+    /// Who certified the client there, if it showed a certificate.
+    pub(super) certified_by: Option<AuthorityId>,
     /// When the token or the certificate ends.
     pub(super) expires: BootTime,
     /// What was left of that when the session began.
@@ -87,6 +94,7 @@ impl Authority<'_> {
             self.drained(now),
             self.withdrawn(now),
             self.revoked(now),
+            self.uncertified(now),
             Some(self.lease_ends(end)),
             self.expires(),
         ];
@@ -132,6 +140,14 @@ impl Authority<'_> {
         let denied = self.identity.is_denied(self.proxy.config.denied.as_ref());
         let order = Order { ending: Ending::IdentityRevoked, by: now };
         denied.then_some(Threat { from: now, order })
+    }
+
+    /// The authority that certified the client is not among the listener's any more: it would not get
+    /// through its handshake now, whatever it has shown behind that.
+    fn uncertified(&self, now: BootTime) -> Option<Threat> {
+        let (authority, tls) = (self.certified_by.as_ref()?, self.listener.tls.as_ref()?);
+        let order = Order { ending: Ending::AuthorityWithdrawn, by: now };
+        (!tls.server.believes(authority)).then_some(Threat { from: now, order })
     }
 
     /// While the lease is still renewed, only what is left after the renewals have failed for

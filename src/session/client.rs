@@ -15,6 +15,7 @@ use crate::limits::{Slot, network};
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 use crate::stream::Stream;
+use crate::tls::AuthorityId;
 
 /// A connection that came in, whatever it may want.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub struct Client {
     /// Whom bounds count: the client's network.
     pub(super) address: Option<IpAddr>,
     pub(super) handshake: Option<Slot>,
+    /// Who certified the client, if it showed a certificate.
+    pub(super) authority: Option<AuthorityId>,
     stage_began: Clock,
     accepted: Clock,
     deadline: Instant,
@@ -64,6 +67,7 @@ impl Client {
             peer: address.map(|address| address.ip().to_canonical()),
             address: address.map(|address| network(address.ip())),
             handshake,
+            authority: None,
             stage_began: now,
             accepted: now,
             deadline: Instant::now() + limits.login_timeout,

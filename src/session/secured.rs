@@ -89,9 +89,21 @@ async fn handshake(client: &mut Client, tls: Option<&ListenerTls>) -> Result<(),
     let Some(tls) = tls else {
         return Err(Stop::Left);
     };
-    client.frontend.accept_tls(tls.server.config()).await.map_err(|error| {
+    let failed = |client: &Client, error: &dyn std::fmt::Display| {
         metrics::counter!("pgsilo_tls_failures_total").increment(1);
         tracing::info!(address = &*client.trail.address, %error, "a client's TLS handshake failed");
         Stop::Left
-    })
+    };
+    if let Err(error) = client.frontend.accept_tls(tls.server.config()).await {
+        return Err(failed(client, &error));
+    }
+    let shown = client.frontend.certificates();
+    if !shown.is_empty() {
+        // Which one that is, the handshake does not tell; and they may have changed meanwhile.
+        match tls.server.authority_of(shown) {
+            Ok(authority) => client.authority = Some(authority),
+            Err(error) => return Err(failed(client, &error)),
+        }
+    }
+    Ok(())
 }

@@ -35,7 +35,7 @@ impl<'c> Spliced<'c> {
         let began = Instant::now();
         client.trail.stage = Stage::Spliced;
         audit::started(&client.trail, client.seconds());
-        let Client { frontend, proxy, trail, .. } = client;
+        let Client { frontend, proxy, trail, listener, authority: certified_by, .. } = client;
         let proxy: &'static Proxy = proxy;
         metrics::counter!("pgsilo_sessions_total").increment(1);
         let active = Active::begin();
@@ -52,6 +52,8 @@ impl<'c> Spliced<'c> {
             lease: &held.lease,
             identity: &held.identity,
             access: held.access,
+            listener,
+            certified_by: *certified_by,
             expires: BootTime::now() + left,
             left,
             trail,

@@ -4,10 +4,13 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use aws_lc_rs::digest;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PKCS_ECDSA_P256_SHA256,
-    PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256, PKCS_RSA_SHA512,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519,
+    PKCS_RSA_SHA256, PKCS_RSA_SHA512, date_time_ymd,
 };
+use rustls_pki_types::ServerName;
 
 use super::*;
 
@@ -90,7 +93,8 @@ fn shake(
 }
 
 fn shown(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
-    server(&ServerFiles { certificate: certificate.into(), key: key.into(), clients: None })
+    let files = ServerFiles { certificate: certificate.into(), key: key.into(), clients: None };
+    server(&files).map(|current| current.config)
 }
 
 #[test]
@@ -205,4 +209,199 @@ fn rsa_pss_says_its_hash_in_its_parameters() {
     let certificate = CertificateDer::from_pem_slice(pem).unwrap();
     let expected = digest::digest(&digest::SHA384, &certificate).as_ref().to_vec();
     assert_eq!(server_end_point(&certificate), Some(expected));
+}
+
+// --- Authorities -------------------------------------------------------------------------
+
+type Root = CertifiedIssuer<'static, KeyPair>;
+
+/// An authority with what is changed of it.
+fn root(change: impl FnOnce(&mut CertificateParams)) -> Root {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "root");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    change(&mut params);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// An authority below another.
+fn below(above: &Root, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Root {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    change(&mut params);
+    CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), above).unwrap()
+}
+
+/// What an authority signs for a peer called `db.example`.
+fn leaf(above: &Root, change: impl FnOnce(&mut CertificateParams)) -> CertificateDer<'static> {
+    let mut params = CertificateParams::new(vec!["db.example".to_owned()]).unwrap();
+    change(&mut params);
+    params.signed_by(&KeyPair::generate().unwrap(), above).unwrap().der().clone()
+}
+
+fn read_roots(pem: &str, peers: Peers) -> Result<Arc<Authorities>, NoAuthority> {
+    let now = Some(UnixTime::now());
+    match Authorities::read(Path::new("/ca"), pem.as_bytes(), peers, now) {
+        Ok(all) => Ok(all),
+        Err(TlsError::NoAuthority { reason, .. }) => Err(reason),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Made by `openssl x509 -req -signkey` without extensions: version 1.
+const VERSION_1: &str = include_str!("version-1.pem");
+
+#[test]
+fn what_is_no_authority_is_not_taken_for_one() {
+    use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+    let cases: [(Root, Option<NoAuthority>, Option<NoAuthority>); 9] = [
+        (root(|_| {}), None, None),
+        (root(|params| params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0))), None, None),
+        // Nothing at all, and CA:FALSE.
+        (
+            root(|params| params.is_ca = IsCa::NoCa),
+            Some(NoAuthority::Leaf),
+            Some(NoAuthority::Leaf),
+        ),
+        (
+            root(|params| params.is_ca = IsCa::ExplicitNoCa),
+            Some(NoAuthority::Leaf),
+            Some(NoAuthority::Leaf),
+        ),
+        (root(|params| params.key_usages = vec![KeyUsagePurpose::KeyCertSign]), None, None),
+        (
+            root(|params| params.key_usages = vec![KeyUsagePurpose::CrlSign]),
+            Some(NoAuthority::MayNotSign),
+            Some(NoAuthority::MayNotSign),
+        ),
+        (
+            root(|params| params.extended_key_usages = vec![ClientAuth]),
+            None,
+            Some(NoAuthority::OtherPeers("servers")),
+        ),
+        (
+            root(|params| params.extended_key_usages = vec![ServerAuth]),
+            Some(NoAuthority::OtherPeers("clients")),
+            None,
+        ),
+        (
+            root(|params| params.not_after = date_time_ymd(2021, 1, 1)),
+            Some(NoAuthority::Expired),
+            Some(NoAuthority::Expired),
+        ),
+    ];
+    let good = root(|_| {}).pem();
+    for (root, of_clients, of_servers) in cases {
+        // One that is none spoils the file.
+        let pem = good.clone() + &root.pem();
+        let what = root.pem();
+        assert_eq!(read_roots(&pem, Peers::Clients).err(), of_clients, "{what}");
+        assert_eq!(read_roots(&pem, Peers::Servers).err(), of_servers, "{what}");
+        // Of the system's, it is left out.
+        let found = Authorities::among(&[root.der().clone()], Peers::Servers);
+        assert_eq!(found.is_empty(), of_servers.is_some(), "{what}");
+    }
+    assert_eq!(read_roots(VERSION_1, Peers::Clients).err(), Some(NoAuthority::Version1));
+}
+
+/// Whether a chain is believed by one who knows this authority only.
+fn believed(root: &Root, chain: &[&CertificateDer<'static>], peers: Peers) -> Result<(), String> {
+    let all = Authorities::read(Path::new("/ca"), root.pem().as_bytes(), peers, None).unwrap();
+    let chain: Vec<_> = chain.iter().map(|&certificate| certificate.clone()).collect();
+    let name = ServerName::try_from("db.example").unwrap();
+    all.check(&chain[0], &chain[1..], &[], Some(&name), UnixTime::now())
+        .map(|id| assert!(all.has(&id)))
+        .map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_root_says_how_long_a_chain_below_it_may_be() {
+    for (path_length, depth, good) in [
+        (None, 3, true),
+        (Some(0), 0, true),
+        (Some(0), 1, false),
+        (Some(1), 1, true),
+        (Some(1), 2, false),
+    ] {
+        let root = root(|params| {
+            if let Some(most) = path_length {
+                params.is_ca = IsCa::Ca(BasicConstraints::Constrained(most));
+            }
+        });
+        let mut between: Vec<Root> = Vec::new();
+        for level in 0..depth {
+            let next = below(between.last().unwrap_or(&root), &format!("level {level}"), |_| {});
+            between.push(next);
+        }
+        let own = leaf(between.last().unwrap_or(&root), |_| {});
+        let mut chain = vec![&own];
+        chain.extend(between.iter().rev().map(|issuer| issuer.der()));
+        for peers in [Peers::Clients, Peers::Servers] {
+            let verdict = believed(&root, &chain, peers);
+            assert_eq!(verdict.is_ok(), good, "{path_length:?} {depth}: {verdict:?}");
+        }
+    }
+}
+
+#[test]
+fn a_key_signs_what_it_is_for() {
+    use KeyUsagePurpose::{CrlSign, DigitalSignature, KeyAgreement, KeyCertSign, KeyEncipherment};
+    let root = root(|_| {});
+    for (usages, good) in
+        [(vec![], true), (vec![KeyCertSign], true), (vec![DigitalSignature, CrlSign], false)]
+    {
+        let issuer = below(&root, "below", |params| params.key_usages.clone_from(&usages));
+        let own = leaf(&issuer, |_| {});
+        for peers in [Peers::Clients, Peers::Servers] {
+            let verdict = believed(&root, &[&own, issuer.der()], peers);
+            assert_eq!(verdict.is_ok(), good, "{usages:?} {verdict:?}");
+        }
+    }
+    for (usage, of_clients, of_servers) in [
+        (DigitalSignature, true, true),
+        (KeyAgreement, true, true),
+        (KeyEncipherment, false, true),
+        (CrlSign, false, false),
+    ] {
+        let own = leaf(&root, |params| params.key_usages = vec![usage.clone()]);
+        assert_eq!(believed(&root, &[&own], Peers::Clients).is_ok(), of_clients, "{usage:?}");
+        assert_eq!(believed(&root, &[&own], Peers::Servers).is_ok(), of_servers, "{usage:?}");
+    }
+}
+
+#[test]
+fn what_an_expired_root_has_signed_is_not_believed() {
+    let good = root(|_| {});
+    for root in [
+        root(|params| params.not_after = date_time_ymd(2021, 1, 1)),
+        root(|params| params.not_before = date_time_ymd(2090, 1, 1)),
+    ] {
+        let own = leaf(&root, |_| {});
+        let said = believed(&root, &[&own], Peers::Servers).unwrap_err();
+        assert!(said.contains("expired") || said.contains("not valid yet"), "{said}");
+        // By another path it is.
+        let pem = root.pem() + &good.pem();
+        let all = Authorities::read(Path::new("/ca"), pem.as_bytes(), Peers::Servers, None);
+        let other = leaf(&good, |_| {});
+        all.unwrap().check(&other, &[], &[], None, UnixTime::now()).unwrap();
+    }
+}
+
+#[test]
+fn an_authority_that_is_certified_anew_is_the_same_one() {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, "root");
+    let key = KeyPair::generate().unwrap();
+    let old = params.self_signed(&key).unwrap().pem();
+    params.not_after = date_time_ymd(2090, 1, 1);
+    let new = params.self_signed(&key).unwrap().pem();
+    let other = params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem();
+    assert_ne!(old, new);
+    let issuer = CertifiedIssuer::self_signed(params, key).unwrap();
+    let own = leaf(&issuer, |_| {});
+    let [old, new, other] = [old, new, other].map(|pem| read_roots(&pem, Peers::Clients).unwrap());
+    let id = old.check(&own, &[], &[], None, UnixTime::now()).unwrap();
+    assert!(old.has(&id) && new.has(&id) && !other.has(&id));
 }

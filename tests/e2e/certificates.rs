@@ -1,14 +1,16 @@
 //! Client certificates: as who a session is, and as what a token is bound to.
 
 use std::fs;
+use std::sync::Arc;
 
 use serde_json::json;
 use time::{Duration, OffsetDateTime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::authority::{Authority, Pair};
 use crate::support::proxy::{Proxy, Settings};
 use crate::support::raw::{Raw, query, startup};
-use crate::support::{eventually, mint};
+use crate::support::{eventually, fake, mint};
 
 const BILLING: &str = "spiffe://example.org/ns/app/sa/billing";
 const REPORTS: &str = "spiffe://example.org/ns/app/sa/reports";
@@ -291,4 +293,183 @@ async fn tls_sessions_are_not_resumed() {
     let own = authority.client(BILLING, 7);
     let kinds = Raw::handshakes_of_one_client(proxy.address(), &own, 3).await;
     assert_eq!(kinds, [rustls::HandshakeKind::Full; 3]);
+}
+
+const FAILED: &str = "pgsilo_tls_failures_total";
+
+/// A search for a path among certificates of one subject takes longer than is left for it, and
+/// anybody can make them.
+#[tokio::test]
+async fn a_chain_of_many_certificates_is_turned_away_and_is_not_searched() {
+    let authority = Authority::new();
+    let proxy = asking(&authority, "", str::to_owned).await;
+    for (count, said) in [
+        (10, "10 certificates were shown beside the peer's own; 4 may be"),
+        (5, "5 certificates were shown beside the peer's own; 4 may be"),
+        (4, "certificates of one subject and different keys were shown"),
+    ] {
+        let forged = Authority::self_made(&[], BILLING, count);
+        assert!(broken(&mut connect(&proxy, &forged, "acme").await).await);
+        proxy
+            .logged(|line| {
+                line["message"] == "a client's TLS handshake failed"
+                    && line["error"].as_str().is_some_and(|error| error.contains(said))
+            })
+            .await;
+    }
+    proxy.metric_reaches(FAILED, 3.0).await;
+    // Real ones: as many as are looked at, and one more.
+    let token = mint::token("acme");
+    let mut client =
+        Raw::certified(proxy.address(), &authority.below(BILLING, 4)).await.expect("TLS");
+    client.log_in(&token, "acme").await;
+    assert!(broken(&mut connect(&proxy, &authority.below(BILLING, 5), "acme").await).await);
+    proxy.metric_reaches(FAILED, 4.0).await;
+}
+
+/// A tenant's own database may show as much as it likes.
+#[tokio::test]
+async fn a_database_that_shows_many_certificates_is_refused_and_they_are_not_searched() {
+    let authority = Authority::new();
+    for (count, cause) in [
+        (10, "10 certificates were shown beside the peer's own"),
+        (4, "certificates of one subject and different keys were shown"),
+    ] {
+        let shown = Authority::self_made(&["localhost"], BILLING, count);
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(
+            rustls::crypto::aws_lc_rs::default_provider(),
+        ))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(shown.chain(), shown.der().1)
+        .expect("a pair");
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let address = fake::serves(move |mut tcp| {
+            let acceptor = acceptor.clone();
+            async move {
+                let mut request = [0; 8];
+                tcp.read_exact(&mut request).await.expect("an SSLRequest");
+                tcp.write_all(b"S").await.expect("answered");
+                let _refused = acceptor.accept(tcp).await;
+            }
+        })
+        .await;
+        let files = vec![("db-ca.crt", authority.pem())];
+        let proxy = Proxy::with(Settings { files, ..Settings::default() }).await;
+        for (number, mode) in ["verify-ca", "verify-full"].into_iter().enumerate() {
+            proxy.reload(&format!(
+                "[[tenant]]\nid = \"acme\"\n[tenant.placement]\nhost = \"localhost\"\n\
+                 port = {}\ndbname = \"tenant_acme\"\n\
+                 tls = {{ mode = \"{mode}\", ca = \"db-ca.crt\" }}\n\
+                 [tenant.lease]\nroles = {{ read-write = \"tenant-acme-rw\" }}\n",
+                address.port()
+            ));
+            let reloads = (number + 1) as f64;
+            proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", reloads).await;
+            let error = proxy.connect(&mint::token("acme"), "acme").await.expect_err("refused");
+            assert_eq!(error.code().map(|code| code.code()), Some("08001"));
+            let event =
+                eventually("its event", async || proxy.events("refused").get(number).cloned())
+                    .await;
+            let said = event["cause"].as_str().expect("a cause");
+            assert!(said.contains(cause), "{said}");
+        }
+    }
+}
+
+const READ_AGAIN: &str = "pgsilo_file_reloads_total{file=\"certificate\",result=\"ok\"}";
+const NOT_READ: &str = "pgsilo_file_reloads_total{file=\"certificate\",result=\"error\"}";
+
+/// Puts a whole new file in the place of one of a proxy's.
+fn replace(proxy: &Proxy, name: &str, text: &str) {
+    let new = proxy.dir().join("new");
+    fs::write(&new, text).expect("written");
+    fs::rename(new, proxy.dir().join(name)).expect("renamed");
+}
+
+/// A partner's own certificate is no authority: it would sign for everybody else's names.
+#[tokio::test]
+async fn a_leaf_among_the_authorities_is_refused_and_signs_for_nobody() {
+    let (proxy, authority) = by_certificate().await;
+    let partner = Authority::pretended();
+    replace(&proxy, "clients.crt", &(authority.pem() + &partner.pem()));
+    proxy.metric_reaches(NOT_READ, 1.0).await;
+    let line = proxy.logged(|line| line["file"] == "certificate").await;
+    let said = line["error"].as_str().expect("an error");
+    assert!(said.contains("clients.crt") && said.contains("CN=a partner"), "{said}");
+    assert!(said.contains("is no authority's"), "{said}");
+    let forged = partner.client(BILLING, 7);
+    assert!(broken(&mut connect(&proxy, &forged, "acme").await).await);
+    connect(&proxy, &authority.client(BILLING, 7), "acme").await.until(b'Z').await;
+}
+
+#[tokio::test]
+pub(crate) async fn an_authority_that_is_replaced_loses_its_sessions_and_no_others() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let files = vec![("clients.crt", old.pem() + &new.pem())];
+    let bound = |tenants: &str| {
+        format!(
+            "{tenants}\n[[binding]]\ncertificate = \"{BILLING}\"\ntenant = \"acme\"\naccess = \"read-write\"\n"
+        )
+    };
+    let listeners = format!("{ASKS}auth = \"certificate\"\n{ASKS}");
+    let proxy =
+        Proxy::with(Settings { listeners, files, tenants: bound, ..Settings::default() }).await;
+    let by_token = proxy.addresses()[1];
+
+    let mut ends = Vec::new();
+    let mut lives = Vec::new();
+    for (authority, sessions) in [(&old, &mut ends), (&new, &mut lives)] {
+        let own = authority.client(BILLING, 7);
+        let mut client = connect(&proxy, &own, "acme").await;
+        client.until(b'Z').await;
+        sessions.push(client);
+        // Whatever it has shown behind its handshake.
+        let bound = mint::token_with("acme", json!({ "cnf": { "x5t#S256": own.thumbprint() } }));
+        for token in [bound, mint::token("acme")] {
+            let mut client = Raw::certified(by_token, &own).await.expect("TLS");
+            client.log_in(&token, "acme").await;
+            sessions.push(client);
+        }
+    }
+    let mut client = Raw::tls(by_token).await;
+    client.log_in(&mint::token("acme"), "acme").await;
+    lives.push(client);
+
+    replace(&proxy, "clients.crt", &new.pem());
+    for client in &mut ends {
+        let told = client.fatal().await;
+        assert_eq!(told.sqlstate(), "57P01");
+        assert_eq!(
+            told.field(b'M').as_deref(),
+            Some("terminating connection because its client certificate is no longer trusted")
+        );
+    }
+    proxy.metric_reaches("pgsilo_endings_total{ending=\"authority_withdrawn\"}", 3.0).await;
+    for client in &mut lives {
+        assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+    }
+    assert!(broken(&mut connect(&proxy, &old.client(BILLING, 7), "acme").await).await);
+}
+
+#[tokio::test]
+async fn a_revocation_list_of_the_future_is_in_force_when_that_has_come() {
+    let authority = Authority::new();
+    let listeners =
+        ASKS.replace("clients.crt\" }", "clients.crt\", client_crl = [\"clients.crl\"] }");
+    let files = vec![("clients.crt", authority.pem()), ("clients.crl", authority.revoked(&[1]))];
+    let proxy = Proxy::with(Settings { listeners, files, ..Settings::default() }).await;
+    let own = authority.client(BILLING, 2);
+    let now = OffsetDateTime::now_utc();
+    let early =
+        authority.revoked_within(&[1, 2], now + Duration::seconds(4), now + Duration::hours(1));
+    replace(&proxy, "clients.crl", &early);
+    proxy.metric_reaches(NOT_READ, 1.0).await;
+    let said = proxy.logged(|line| line["file"] == "certificate").await;
+    assert!(said["error"].as_str().is_some_and(|said| said.contains("of the future")), "{said}");
+    assert!(!broken(&mut connect(&proxy, &own, "acme").await).await, "the one before holds");
+    // The file does not change any more.
+    proxy.metric_reaches(READ_AGAIN, 1.0).await;
+    assert!(broken(&mut connect(&proxy, &own, "acme").await).await);
 }

@@ -250,6 +250,9 @@ fn every_ending_has_a_test() {
             pgsilo::Ending::IdentityRevoked => {
                 crate::denied::who_is_denied_is_refused_and_loses_running_sessions_within_a_second
             }
+            pgsilo::Ending::AuthorityWithdrawn => {
+                crate::certificates::an_authority_that_is_replaced_loses_its_sessions_and_no_others
+            }
             pgsilo::Ending::LeaseEnded => {
                 crate::authority::an_idle_session_ends_in_the_grace_before_its_lease_does
             }

@@ -631,6 +631,11 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     ),
     (
         "ca = \"db-ca.crt\" }",
+        "ca = \"server.crt\" }",
+        "tenants.toml:13: tenant[0].placement.tls.ca: \"server.crt\": the certificate \"CN=rcgen self signed cert\" is no authority's (basicConstraints CA:TRUE is missing): whoever has its key could sign for anybody; name the authority that signed it",
+    ),
+    (
+        "ca = \"db-ca.crt\" }",
         "ca = \"db-ca.crt\", server_name = \"a b\" }",
         "tenants.toml:13: tenant[0].placement.tls.server_name: \"a b\" is not a host name or an IP address",
     ),
@@ -728,6 +733,21 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "tls = { certificate = \"server.crt\", key = \"server.key\" }",
         "tls = { certificate = \"server.crt\", key = \"server.key\", client_ca = \"absent\" }",
         "pgsilo.toml:13: listener[0].tls.client_ca: cannot read \"absent\": No such file or directory (os error 2)",
+    ),
+    (
+        "tls = { certificate = \"server.crt\", key = \"server.key\" }",
+        "tls = { certificate = \"server.crt\", key = \"server.key\", client_ca = \"server.crt\" }",
+        "pgsilo.toml:13: listener[0].tls.client_ca: \"server.crt\": the certificate \"CN=rcgen self signed cert\" is no authority's (basicConstraints CA:TRUE is missing): whoever has its key could sign for anybody; name the authority that signed it",
+    ),
+    (
+        "tls = { certificate = \"server.crt\", key = \"server.key\" }",
+        "tls = { certificate = \"server.crt\", key = \"server.key\", client_ca = \"old-ca.crt\" }",
+        "pgsilo.toml:13: listener[0].tls.client_ca: \"old-ca.crt\": the certificate \"CN=rcgen self signed cert\" has expired; remove it, or put its successor in its place",
+    ),
+    (
+        "# ca = \"openbao-ca.crt\"",
+        "ca = \"server.crt\"",
+        "pgsilo.toml:63: openbao.ca: \"server.crt\": the certificate \"CN=rcgen self signed cert\" is no authority's (basicConstraints CA:TRUE is missing): whoever has its key could sign for anybody; name the authority that signed it",
     ),
     (
         "tls = { certificate = \"server.crt\", key = \"server.key\" }",

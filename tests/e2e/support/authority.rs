@@ -3,7 +3,7 @@
 
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
     SanType, SerialNumber,
 };
@@ -28,6 +28,12 @@ impl Pair {
         (certificate.expect("a certificate"), key.expect("a key"))
     }
 
+    /// The certificate, and those that are shown beside it.
+    pub(crate) fn chain(&self) -> Vec<CertificateDer<'static>> {
+        let chain = CertificateDer::pem_slice_iter(self.certificate.as_bytes());
+        chain.map(|certificate| certificate.expect("a certificate")).collect()
+    }
+
     /// RFC 8705's `x5t#S256`.
     pub(crate) fn thumbprint(&self) -> String {
         use base64::Engine;
@@ -39,9 +45,16 @@ impl Pair {
 
 impl Authority {
     pub(crate) fn new() -> Authority {
-        let mut params = CertificateParams::new(Vec::new()).expect("no names");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().expect("a key");
+        Authority(CertifiedIssuer::self_signed(authority_params(), key).expect("signed"))
+    }
+
+    /// One that is none: a self-signed certificate with CA:FALSE, whose key signs all the same.
+    pub(crate) fn pretended() -> Authority {
+        let mut params = authority_params();
+        params.distinguished_name.push(DnType::CommonName, "a partner");
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = Vec::new();
         let key = KeyPair::generate().expect("a key");
         Authority(CertifiedIssuer::self_signed(params, key).expect("signed"))
     }
@@ -79,6 +92,41 @@ impl Authority {
         self.sign(params)
     }
 
+    /// A certificate below so many authorities below this one, which are shown beside it.
+    pub(crate) fn below(&self, uri: &str, depth: usize) -> Pair {
+        let mut chain = Vec::new();
+        let mut nearest: Option<CertifiedIssuer<'static, KeyPair>> = None;
+        for level in 0..depth {
+            let mut params = authority_params();
+            params.distinguished_name.push(DnType::CommonName, format!("level {level}"));
+            let key = KeyPair::generate().expect("a key");
+            let issuer = match &nearest {
+                None => CertifiedIssuer::signed_by(params, key, &self.0),
+                Some(above) => CertifiedIssuer::signed_by(params, key, above),
+            };
+            let issuer = issuer.expect("signed");
+            chain.insert(0, issuer.pem());
+            nearest = Some(issuer);
+        }
+        let own = Authority(nearest.expect("at least one")).client(uri, 1);
+        Pair { certificate: own.certificate + &chain.concat(), key: own.key }
+    }
+
+    /// What a stranger makes: a certificate, and so many of one subject, this authority's, each
+    /// with a key of its own.
+    pub(crate) fn self_made(names: &[&str], uri: &str, count: usize) -> Pair {
+        let stranger = Authority::new();
+        let mut params =
+            CertificateParams::new(names.iter().map(|&name| name.into()).collect::<Vec<_>>())
+                .expect("names");
+        params.subject_alt_names.push(SanType::URI(Ia5String::try_from(uri).expect("ASCII")));
+        let mut pair = stranger.sign(params);
+        for _ in 0..count {
+            pair.certificate += &stranger.sign(authority_params()).certificate;
+        }
+        pair
+    }
+
     /// A server's certificate for loopback.
     pub(crate) fn server(&self) -> Pair {
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
@@ -103,6 +151,16 @@ impl Authority {
     }
 
     pub(crate) fn revoked_until(&self, serials: &[u64], next_update: OffsetDateTime) -> String {
+        let this_update = OffsetDateTime::now_utc() - Duration::hours(2);
+        self.revoked_within(serials, this_update, next_update)
+    }
+
+    pub(crate) fn revoked_within(
+        &self,
+        serials: &[u64],
+        this_update: OffsetDateTime,
+        next_update: OffsetDateTime,
+    ) -> String {
         let now = OffsetDateTime::now_utc();
         let revoked = |serial: &u64| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
@@ -111,7 +169,7 @@ impl Authority {
             invalidity_date: None,
         };
         let list = CertificateRevocationListParams {
-            this_update: now - Duration::hours(2),
+            this_update,
             next_update,
             crl_number: SerialNumber::from(1u64),
             issuing_distribution_point: None,
@@ -120,4 +178,12 @@ impl Authority {
         };
         list.signed_by(&self.0).expect("signed").pem().expect("PEM")
     }
+}
+
+/// All authorities of these tests have one name, which strangers may use as well.
+fn authority_params() -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).expect("no names");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
 }

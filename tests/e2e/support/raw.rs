@@ -103,9 +103,9 @@ fn client_config(
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_root_certificates(roots);
-    let mut config = match own.map(Pair::der) {
+    let mut config = match own {
         None => builder.with_no_client_auth(),
-        Some((leaf, key)) => builder.with_client_auth_cert(vec![leaf], key).expect("a pair"),
+        Some(own) => builder.with_client_auth_cert(own.chain(), own.der().1).expect("a pair"),
     };
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config
