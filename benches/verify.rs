@@ -65,7 +65,9 @@ fn sign(algorithm: Algorithm) -> Signed {
         tenant_claim: claim("tenant"),
         access_claim: claim("access"),
         access_values: None,
-        default_access: Access::ReadOnly,
+        default_access: Some(Access::ReadOnly),
+        tenants: None,
+        max_access: None,
         leeway: Duration::from_secs(30),
     };
     Signed { algorithm, verifier: Verifier::new(vec![issuer]).expect("an issuer"), token }

@@ -142,7 +142,9 @@ fn verifier() -> &'static Verifier {
             tenant_claim: claim("tenant"),
             access_claim: claim("/app/access"),
             access_values: None,
-            default_access: Access::ReadWrite,
+            default_access: Some(Access::ReadWrite),
+            tenants: None,
+            max_access: None,
             leeway: Duration::from_secs(30),
         };
         Verifier::new(vec![issuer]).expect("an issuer")

@@ -19,6 +19,7 @@ use ipnet::IpNet;
 
 use crate::lease;
 use crate::registry::{Denied, Registry};
+pub use crate::route::DatabaseNames;
 use crate::tls;
 use crate::token::{Source, Verifier};
 pub use crate::toml_file::FileError;
@@ -87,6 +88,8 @@ pub struct Listener {
     pub uids: Option<BTreeSet<u32>>,
     /// What follows a tenant's id in the host that a client names in TLS: `.db.example.com`.
     pub sni_suffix: Option<String>,
+    /// Names of databases that say nothing here.
+    pub database_names: DatabaseNames,
     /// Who says on whose behalf it connects (PROXY protocol).
     pub balancers: Vec<IpNet>,
 }

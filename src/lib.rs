@@ -18,7 +18,7 @@
 //! splice, cancel, pool     the relay; cancel keys; connections that wait for a session
 //! backend, frontend        the one dial and the login; framed reads with bounds
 //! config                   the file, and the ready-made objects it becomes
-//! identity                 who a session is, however that was proved
+//! identity, route          who a session is, however that was proved; which of its tenants it is for
 //! token | registry | lease three parts that never import each other: they meet in stages
 //! audit                    the trail of a connection, and the events
 //! tenant, tls, stream, ending, limits, secret, toml_file, stamp, backoff, host, addresses, cause, clock, wire, log
@@ -47,6 +47,7 @@ mod pool;
 mod proxy;
 mod refusal;
 pub mod registry;
+mod route;
 mod secret;
 pub mod server;
 pub mod session;

@@ -13,6 +13,7 @@ use tracing::Level;
 use crate::audit::Told;
 use crate::backend::{BackendError, DialError};
 use crate::lease::LeaseError;
+use crate::route::RouteError;
 use crate::token::{Rejected, SourceError, TokenError};
 use crate::wire::message;
 use crate::wire::startup::StartupError;
@@ -97,10 +98,13 @@ reasons! {
     /// No tenant claim, or several tenants and none chosen.
     TenantUnresolved, "28000", "tenant_unresolved", WARN,
         "the session token does not resolve to one tenant";
-    /// The client named a tenant that its token does not allow; the same words whether that
-    /// tenant exists or not.
+    /// The token asks for a tenant or an access that its issuer may not grant or that it does not
+    /// name clearly, or the tenant has no role for the access.
     TenantForbidden, "28000", "tenant_forbidden", WARN,
         "the session token does not allow this tenant or access";
+    /// The client named a database or a host that belongs to none of its own tenants; PostgreSQL's
+    /// words, the same whether it is another tenant's or nobody's.
+    DatabaseUnknown, "3D000", "database_unknown", WARN, "database \"{}\" does not exist";
     /// The claim names a tenant that the registry does not know.
     TenantUnknown, "3D000", "tenant_unknown", WARN, "tenant \"{}\" does not exist";
     /// Like a revoked CONNECT; not 55000, which Npgsql retries.
@@ -225,6 +229,11 @@ impl From<Rejected> for Refusal {
             TokenError::Expired { .. } => Reason::TokenExpired,
             TokenError::KeysUnavailable => Reason::KeysUnavailable,
             TokenError::TenantAbsent | TokenError::TenantMalformed => Reason::TenantUnresolved,
+            TokenError::AccessUnknown
+            | TokenError::AccessAbsent
+            | TokenError::AccessAmbiguous
+            | TokenError::AccessBeyond { .. }
+            | TokenError::TenantBeyond => Reason::TenantForbidden,
             TokenError::Malformed
             | TokenError::HeaderRefused { .. }
             | TokenError::AlgorithmRefused
@@ -233,8 +242,7 @@ impl From<Rejected> for Refusal {
             | TokenError::SignatureInvalid
             | TokenError::AudienceWrong
             | TokenError::NotYetValid
-            | TokenError::ClaimInvalid { .. }
-            | TokenError::AccessUnknown => Reason::TokenInvalid,
+            | TokenError::ClaimInvalid { .. } => Reason::TokenInvalid,
         };
         let refusal = Refusal::new(reason, &error);
         match error {
@@ -255,6 +263,22 @@ impl From<SourceError> for Refusal {
             | SourceError::Late(_)
             | SourceError::Shared(_)
             | SourceError::TooLong => Refusal::new(Reason::TokenUnavailable, error),
+        }
+    }
+}
+
+impl From<RouteError> for Refusal {
+    fn from(error: RouteError) -> Refusal {
+        const CHOOSE: &str = "Name the tenant as the database.";
+        match &error {
+            RouteError::NoTenant => Refusal::new(Reason::TenantUnresolved, error),
+            RouteError::Ambiguous(_) => Refusal::new(Reason::TenantUnresolved, error).hint(CHOOSE),
+            RouteError::DatabaseUnknown { named, .. } => {
+                Refusal::new(Reason::DatabaseUnknown, &error).about(named).hint(CHOOSE)
+            }
+            RouteError::HostUnknown { named, .. } => Refusal::new(Reason::DatabaseUnknown, &error)
+                .about(named)
+                .hint("Connect to the tenant's own host."),
         }
     }
 }

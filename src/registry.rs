@@ -74,6 +74,8 @@ impl Snapshot {
 pub struct Tenant {
     id: TenantId,
     state: State,
+    /// What else its applications call its database.
+    database_names: Box<[String]>,
     placement: Placement,
     /// The placement as logs tell it, once for all who do.
     place: Arc<str>,
@@ -89,6 +91,11 @@ impl Tenant {
     /// Whether it may be served now.
     pub fn state(&self) -> State {
         self.state
+    }
+
+    /// What its applications may call its database, beside its id and the database's own name.
+    pub fn database_names(&self) -> &[String] {
+        &self.database_names
     }
 
     /// Where its database is.

@@ -79,6 +79,42 @@ impl<'de> Deserialize<'de> for TenantId {
     }
 }
 
+/// Tenants that are meant together: one, or all whose ids begin alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TenantPattern {
+    /// This one.
+    Exactly(TenantId),
+    /// All that begin so; with nothing in it, every tenant.
+    Prefix(String),
+}
+
+/// A text that is no [`TenantPattern`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("neither a tenant's id nor the beginning of one with a \"*\" behind it")]
+pub struct TenantPatternError;
+
+impl TenantPattern {
+    /// Takes an id, or what ids begin with and a `*`: `acme`, `eu-*`, `*`.
+    pub fn parse(text: &str) -> Result<TenantPattern, TenantPatternError> {
+        let id = |text| TenantId::parse(text).map_err(|_| TenantPatternError);
+        match text.strip_suffix('*') {
+            None => id(text).map(TenantPattern::Exactly),
+            Some("") => Ok(TenantPattern::Prefix(String::new())),
+            Some(prefix) => {
+                id(prefix).map(|prefix| TenantPattern::Prefix(prefix.0.as_ref().into()))
+            }
+        }
+    }
+
+    /// Whether this tenant is among them.
+    pub fn matches(&self, id: &TenantId) -> bool {
+        match self {
+            TenantPattern::Exactly(one) => one == id,
+            TenantPattern::Prefix(prefix) => id.as_str().starts_with(prefix.as_str()),
+        }
+    }
+}
+
 /// How much a session may do; chosen by verified claims or a grant, never by the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Access {
@@ -157,6 +193,26 @@ mod tests {
         ];
         for bad in bad {
             assert_eq!(TenantId::parse(bad), Err(TenantIdError), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn patterns_are_ids_or_their_beginnings() {
+        let matches = |pattern: &str, id: &str| {
+            TenantPattern::parse(pattern).map(|it| it.matches(&TenantId::parse(id).unwrap()))
+        };
+        for (pattern, id, expected) in [
+            ("acme", "acme", true),
+            ("acme", "acme-2", false),
+            ("eu-*", "eu-1", true),
+            ("eu-*", "eu", false),
+            ("eu-*", "us-eu-1", false),
+            ("*", "acme", true),
+        ] {
+            assert_eq!(matches(pattern, id), Ok(expected), "{pattern} {id}");
+        }
+        for bad in ["", "**", "a*b", "*a", "-*", "Eu-*", "eu-* ", "eu.*"] {
+            assert_eq!(TenantPattern::parse(bad), Err(TenantPatternError), "{bad:?}");
         }
     }
 

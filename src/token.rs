@@ -34,7 +34,7 @@ pub use self::keys::{Algorithm, AlgorithmError, Key, KeyError, KeySet};
 pub use self::rules::{ClaimPath, ClaimPathError};
 pub use self::source::Source;
 pub(crate) use self::source::SourceError;
-use crate::tenant::{Access, TenantId};
+use crate::tenant::{Access, TenantId, TenantPattern};
 
 /// No token is longer, whatever the configuration says.
 pub const MAX_TOKEN_BYTES: usize = 65_536;
@@ -173,15 +173,30 @@ pub enum TokenError {
         /// Which one.
         claim: &'static str,
     },
-    /// The access claim names no access level.
-    #[error("unknown access level")]
+    /// The access claim is there and names no access level.
+    #[error("the access claim names no access level")]
     AccessUnknown,
+    /// There is no access claim, and its issuer has no default.
+    #[error("no access claim, and default_access is \"refuse\"")]
+    AccessAbsent,
+    /// The access claim is a list that names more than one level.
+    #[error("the access claim names several access levels")]
+    AccessAmbiguous,
+    /// More than its issuer may grant.
+    #[error("it asks for {asked} access, more than the issuer's max_access")]
+    AccessBeyond {
+        /// How much.
+        asked: Access,
+    },
     /// No tenant claim, or an empty one.
     #[error("no tenant claim")]
     TenantAbsent,
     /// A tenant claim that is not one id or a list of at most 1000.
     #[error("malformed tenant claim")]
     TenantMalformed,
+    /// A tenant that its issuer may not speak for.
+    #[error("it names a tenant that the issuer's `tenants` does not have")]
+    TenantBeyond,
 }
 
 /// A refused token: the reason, and what the audit may know.
@@ -222,8 +237,12 @@ pub struct Issuer {
     pub access_claim: ClaimPath,
     /// What the claim's texts mean; `None`: they are the levels' own names.
     pub access_values: Option<BTreeMap<String, Access>>,
-    /// For a token without that claim.
-    pub default_access: Access,
+    /// For a token without that claim; `None`: it is refused.
+    pub default_access: Option<Access>,
+    /// Whom its tokens may name; `None`: any tenant.
+    pub tenants: Option<Vec<TenantPattern>>,
+    /// The most that its tokens may grant; `None`: any access.
+    pub max_access: Option<Access>,
     /// For clocks that differ; at most [`MAX_LEEWAY`].
     pub leeway: Duration,
 }

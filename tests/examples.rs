@@ -202,15 +202,7 @@ fn what_is_left_out_is_what_the_example_says() {
     let full = folder.load().unwrap();
     let text = folder.read("pgsilo.toml");
     let (kept, _) = text.split_once("[limits]").unwrap();
-    let optional = [
-        "tenant_claim",
-        "access_claim",
-        "default_access",
-        "leeway",
-        "timeout",
-        "max_concurrent",
-        "mode",
-    ];
+    let optional = ["tenant_claim", "leeway", "timeout", "max_concurrent", "mode"];
     let kept = kept.lines().filter(|line| !optional.iter().any(|key| line.starts_with(key)));
     folder.write("pgsilo.toml", kept.collect::<Vec<_>>().join("\n"));
     let short = folder.load().unwrap();
@@ -227,6 +219,16 @@ fn what_is_left_out_is_what_the_example_says() {
         text[text.find("tenant_claim").unwrap()..].to_owned()
     };
     assert_eq!(settings(&short), settings(&full));
+    // Where nothing is said of access, a token without the claim "access" is for read-write.
+    let access = ["access_claim", "default_access"];
+    let text = folder.read("pgsilo.toml");
+    let silent = text.lines().filter(|line| !access.iter().any(|key| line.starts_with(key)));
+    folder.write("pgsilo.toml", silent.collect::<Vec<_>>().join("\n"));
+    let silent = settings(&folder.load().unwrap());
+    assert_eq!(
+        silent,
+        settings(&full).replace("default_access: None", "default_access: Some(ReadWrite)")
+    );
     assert_eq!(short.admin, None, "no admin table, no admin port");
 }
 
@@ -248,7 +250,11 @@ fn the_commented_alternatives_load_too() {
             ("# ca = \"issuer", "ca = \"issuer"),
         ],
         vec![("jwks = \"jwks.json\"", ""), ("# discovery", "discovery")],
-        vec![("# access_values", "access_values")],
+        vec![
+            ("# access_values", "access_values"),
+            ("# tenants = [", "tenants = ["),
+            ("# max_access", "max_access"),
+        ],
         vec![
             ("jwks = \"jwks.json\"", "jwks_url = \"http://127.0.0.1:8080/keys\"\nrefresh = \"1s\""),
             ("# max_stale = \"24h\"", "max_stale = \"2s\""),
@@ -291,6 +297,7 @@ fn the_commented_alternatives_load_too() {
             ("auth = \"password\" ", "# "),
             ("# auth = \"certificate\"", "auth = \"certificate\""),
             ("# sni_suffix", "sni_suffix"),
+            ("# database_names = [", "database_names = ["),
             ("# proxy_protocol", "proxy_protocol"),
         ],
         vec![
@@ -369,7 +376,7 @@ fn a_secret_that_everybody_can_read_is_said() {
         said,
         [
             "pgsilo.toml:13: listener[0].tls.key: \"server.key\" can be read by every user; use chmod 600",
-            "pgsilo.toml:67: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
+            "pgsilo.toml:73: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
         ]
     );
 }

@@ -2,11 +2,12 @@
 //! `config/pgsilo.toml` documents. Unknown keys are errors everywhere.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 
 use super::text::{FileMode, Text};
 
@@ -50,7 +51,45 @@ pub(super) struct RawListener {
     #[serde(default)]
     pub(super) auth: RawProof,
     pub(super) sni_suffix: Option<String>,
+    pub(super) database_names: Option<RawNames>,
     pub(super) proxy_protocol: Option<Vec<String>>,
+}
+
+/// A list of names, or all of them.
+pub(super) enum RawNames {
+    Any,
+    Only(Vec<String>),
+}
+
+impl<'de> Deserialize<'de> for RawNames {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl<'de> de::Visitor<'de> for Reader {
+            type Value = RawNames;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of names such as [\"postgres\"], or \"any\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RawNames, E> {
+                match text {
+                    "any" => Ok(RawNames::Any),
+                    other => Err(E::invalid_value(de::Unexpected::Str(other), &self)),
+                }
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut names: A) -> Result<RawNames, A::Error> {
+                let mut only = Vec::new();
+                while let Some(name) = names.next_element()? {
+                    only.push(name);
+                }
+                Ok(RawNames::Only(only))
+            }
+        }
+
+        deserializer.deserialize_any(Reader)
+    }
 }
 
 /// How clients prove who they are.
@@ -112,25 +151,17 @@ pub(super) struct RawIssuer {
     pub(super) ca: Option<PathBuf>,
     #[serde(default = "tenant_claim")]
     pub(super) tenant_claim: String,
-    #[serde(default = "access_claim")]
-    pub(super) access_claim: String,
-    #[serde(default = "default_access")]
-    pub(super) default_access: String,
+    pub(super) access_claim: Option<String>,
+    pub(super) default_access: Option<String>,
     pub(super) access_values: Option<BTreeMap<String, String>>,
+    pub(super) tenants: Option<Vec<String>>,
+    pub(super) max_access: Option<String>,
     #[serde(default = "leeway")]
     pub(super) leeway: Text<Duration>,
 }
 
 fn tenant_claim() -> String {
     "tenant".into()
-}
-
-fn access_claim() -> String {
-    "access".into()
-}
-
-fn default_access() -> String {
-    "read-write".into()
 }
 
 fn leeway() -> Text<Duration> {

@@ -42,6 +42,8 @@ struct RawTenant {
     id: String,
     #[serde(default)]
     state: RawState,
+    #[serde(default)]
+    database_names: Vec<String>,
     placement: RawPlacement,
     lease: RawLease,
 }
@@ -161,8 +163,29 @@ pub(super) fn load(path: &Path) -> Result<Snapshot, FileError> {
         }
         tenants.insert(tenant.id.clone(), Arc::new(tenant));
     }
+    no_names_of_others(&file, &ids, &tenants)?;
     let bindings = bindings(&file, raw.binding, &tenants)?;
     Ok(Snapshot { tenants, bindings })
+}
+
+/// A tenant's id is the one name that always means it: a token for both could not choose else.
+fn no_names_of_others(
+    file: &TomlFile,
+    ids: &HashMap<TenantId, usize>,
+    tenants: &HashMap<TenantId, Arc<Tenant>>,
+) -> Result<(), FileError> {
+    for tenant in tenants.values() {
+        let another = |name: &&String| {
+            tenant.id.as_str() != *name
+                && TenantId::parse(name).is_ok_and(|id| ids.contains_key(&id))
+        };
+        if let Some(name) = tenant.database_names.iter().find(another) {
+            let index = ids.get(&tenant.id).copied().unwrap_or_default();
+            let field = format!("tenant[{index}].database_names");
+            return Err(file.wrong(&field, format!("{name:?} is another tenant's id")));
+        }
+    }
+    Ok(())
 }
 
 /// Each holder has one tenant, which is there.
@@ -228,7 +251,14 @@ impl Reading<'_> {
         };
         let placement = self.placement(raw.placement)?;
         let place = placement.to_string().into();
-        Ok(Tenant { id, state, placement, place, lease: lease(raw.lease)? })
+        if raw.database_names.iter().any(|name| name.is_empty() || name.contains('\0')) {
+            return wrong(
+                "database_names",
+                "empty or with a NUL; list names, or leave the key out",
+            );
+        }
+        let database_names = raw.database_names.into();
+        Ok(Tenant { id, state, database_names, placement, place, lease: lease(raw.lease)? })
     }
 
     fn placement(&mut self, raw: RawPlacement) -> Result<Placement, Wrong> {

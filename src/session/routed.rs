@@ -1,7 +1,7 @@
 //! Routed: exactly one active tenant, its placement, and this identity allowed there.
 //!
 //! The client's database name never selects a route by itself: it can only agree with the
-//! token, or choose among the memberships that the token holds.
+//! token, or choose among the memberships that the token holds (`route.rs`).
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use crate::limits::TallyPermit;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::{Snapshot, State, Tenant};
+use crate::route::{self, Stated};
 use crate::secret::Secret;
 use crate::tenant::{Access, TenantId};
 
@@ -182,89 +183,31 @@ fn resolve(
     identified: &mut Identified<'_>,
     registry: &Snapshot,
 ) -> Result<(TenantId, Access), Refusal> {
-    let by_host = named_by_host(identified.client())?;
+    let listener = identified.client().listener;
+    let host = named_by_host(identified.client());
     let startup = identified.started().startup();
-    let named = Named {
-        database: startup.database().and_then(|name| std::str::from_utf8(name).ok()),
-        user: startup.user(),
-        by_host,
+    let stated =
+        Stated { database: startup.database(), user: startup.user(), host: host.as_deref() };
+    let choose = |tenants| -> Result<TenantId, Refusal> {
+        Ok(route::choose(tenants, &stated, &listener.database_names, registry)?.clone())
     };
     match identified.identity() {
-        Identity::Token(claims) => {
-            Ok((choose(claims.tenants(), &named, registry)?, claims.access()))
-        }
+        Identity::Token(claims) => Ok((choose(claims.tenants())?, claims.access())),
         Identity::Certificate(holder) => {
             let binding = registry.binding(holder.name()).ok_or_else(|| {
                 let cause = format!("the registry binds {:?} to no tenant", holder.name());
                 Refusal::new(Reason::CertificateUnbound, cause)
             })?;
-            let only = std::slice::from_ref(&binding.tenant);
-            Ok((choose(only, &named, registry)?, binding.access))
+            Ok((choose(std::slice::from_ref(&binding.tenant))?, binding.access))
         }
     }
 }
 
-/// What a client named. None of it selects a tenant by itself.
-struct Named<'a> {
-    database: Option<&'a str>,
-    user: &'a [u8],
-    /// By the host in its TLS handshake, where the listener has a suffix for that.
-    by_host: Option<TenantId>,
-}
-
-/// The tenant that the client named by its host. A host of the suffix that is no tenant's id is a
-/// mistake; any other host names nobody.
-fn named_by_host(client: &Client) -> Result<Option<TenantId>, Refusal> {
-    let Some(suffix) = &client.listener.sni_suffix else { return Ok(None) };
-    let host = client.frontend.server_name();
-    let Some(label) = host.and_then(|host| host.strip_suffix(suffix.as_str())) else {
-        return Ok(None);
-    };
-    TenantId::parse(label).map(Some).map_err(|_error| {
-        Refusal::new(Reason::TenantForbidden, "the host named in TLS is no tenant's")
-    })
-}
-
-/// Which of the tenants that may be reached is meant.
-fn choose(
-    tenants: &[TenantId],
-    named: &Named<'_>,
-    registry: &Snapshot,
-) -> Result<TenantId, Refusal> {
-    let Named { database, user, by_host } = named;
-    let named_id = database.and_then(|name| TenantId::parse(name).ok());
-    let forbidden = |cause: &str| Err(Refusal::new(Reason::TenantForbidden, cause));
-    if let Some(host) = by_host {
-        let contradicts = named_id.as_ref().is_some_and(|database| {
-            database != host && (tenants.contains(database) || registry.tenant(database).is_some())
-        });
-        return match tenants.contains(host) && !contradicts {
-            true => Ok(host.clone()),
-            false => forbidden("the host named in TLS is another tenant's"),
-        };
-    }
-    match (tenants, named_id) {
-        ([], _) => Err(Refusal::new(Reason::TenantUnresolved, "no tenant in the token")),
-        // The token pins the tenant. Another name is only a name, as an application may keep
-        // the one that it has always used, unless it names another tenant: that is a
-        // disagreement, and one of the two is wrong.
-        ([only], Some(named)) if *only != named && registry.tenant(&named).is_some() => {
-            forbidden("the database named is another tenant's")
-        }
-        ([only], _) => Ok(only.clone()),
-        (several, Some(named)) if several.contains(&named) => Ok(named),
-        (several, named_id) => {
-            let defaulted = database.is_none_or(|name| name.as_bytes() == *user);
-            let cause = format!("the token names {} tenants", several.len());
-            match named_id.is_some() && !defaulted {
-                true => forbidden(&format!("{cause}, not this one")),
-                false => {
-                    Err(Refusal::new(Reason::TenantUnresolved, format!("{cause}, none chosen"))
-                        .hint("Name the tenant as the database."))
-                }
-            }
-        }
-    }
+/// What the client's host names where the listener has a suffix for that: a tenant's id, if it is
+/// one. Any other host names nobody.
+fn named_by_host(client: &Client) -> Option<String> {
+    let suffix = client.listener.sni_suffix.as_ref()?;
+    client.frontend.server_name()?.strip_suffix(suffix.as_str()).map(str::to_owned)
 }
 
 fn refuse_unless_served(tenant: &Tenant, proxy: &Proxy) -> Result<(), Refusal> {

@@ -4,7 +4,7 @@
 //! an absent claim. `sub` and `jti` go to logs and are bounded for it. Called only by
 //! [`super::Verifier::verify`], which alone may make [`Claims`].
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -63,17 +63,18 @@ pub(super) fn judge(
     let issued_at = date(payload, "iat")?.map(|since| UNIX_EPOCH + since);
     let bound_to = confirmation(payload)?;
     let access = match issuer.access_claim.find(payload) {
-        None => issuer.default_access,
-        Some(Value::String(text)) => {
-            let access = match &issuer.access_values {
-                None => text.parse::<Access>().ok(),
-                Some(values) => values.get(text).copied(),
-            };
-            access.ok_or(TokenError::AccessUnknown)?
-        }
-        Some(_) => return Err(TokenError::AccessUnknown),
+        None => issuer.default_access.ok_or(TokenError::AccessAbsent)?,
+        Some(claim) => access(claim, issuer.access_values.as_ref())?,
     };
+    if issuer.max_access.is_some_and(|max| access > max) {
+        return Err(TokenError::AccessBeyond { asked: access });
+    }
     let tenants = tenants(issuer.tenant_claim.find(payload).ok_or(TokenError::TenantAbsent)?)?;
+    if let Some(own) = &issuer.tenants
+        && !tenants.iter().all(|id| own.iter().any(|pattern| pattern.matches(id)))
+    {
+        return Err(TokenError::TenantBeyond);
+    }
     Ok(Claims {
         issuer: Arc::clone(&issuer.issuer),
         subject: subject.into(),
@@ -84,6 +85,29 @@ pub(super) fn judge(
         expires_at,
         bound_to,
     })
+}
+
+/// The level that a claim names. A list is of roles, others' among them: so only where there is a map
+/// of what is ours, and what it does not have is passed over. What is there and names nothing is never
+/// taken for absent, and of two levels none is chosen.
+fn access(claim: &Value, values: Option<&BTreeMap<String, Access>>) -> Result<Access, TokenError> {
+    match (claim, values) {
+        (Value::String(text), None) => text.parse().map_err(|_| TokenError::AccessUnknown),
+        (Value::String(text), Some(values)) => {
+            values.get(text).copied().ok_or(TokenError::AccessUnknown)
+        }
+        (Value::Array(roles), Some(values)) => {
+            let roles: Option<Vec<&str>> = roles.iter().map(Value::as_str).collect();
+            let roles = roles.ok_or(TokenError::AccessUnknown)?;
+            let levels: BTreeSet<Access> =
+                roles.into_iter().filter_map(|role| values.get(role).copied()).collect();
+            match levels.len() {
+                0 | 1 => levels.first().copied().ok_or(TokenError::AccessUnknown),
+                _ => Err(TokenError::AccessAmbiguous),
+            }
+        }
+        _ => Err(TokenError::AccessUnknown),
+    }
 }
 
 /// `cnf` (RFC 7800): who alone may show the token. Only a certificate's hash (RFC 8705) can be

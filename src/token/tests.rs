@@ -75,7 +75,9 @@ fn issuer(name: &str, keys: Vec<Key>) -> Issuer {
         tenant_claim: ClaimPath::parse("tenant").unwrap(),
         access_claim: ClaimPath::parse("access").unwrap(),
         access_values: None,
-        default_access: Access::ReadWrite,
+        default_access: Some(Access::ReadWrite),
+        tenants: None,
+        max_access: None,
         leeway: Duration::from_secs(30),
     }
 }

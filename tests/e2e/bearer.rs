@@ -96,7 +96,7 @@ async fn who_has_no_good_token_is_told_where_to_get_one_and_then_refused() {
     // A good token that leads elsewhere is no matter of the mechanism.
     let mut client = begin(&proxy).await;
     client.send(&bearer(&mint::token("globex"))).await;
-    assert_eq!(client.fatal().await.sqlstate(), "28000");
+    assert_eq!(client.fatal().await.sqlstate(), "3D000");
 }
 
 #[tokio::test]

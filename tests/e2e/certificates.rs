@@ -49,7 +49,7 @@ pub(crate) async fn connect(proxy: &Proxy, own: &Pair, dbname: &str) -> Raw {
 async fn a_certificate_leads_to_the_tenant_that_it_is_bound_to_and_to_no_other() {
     let (proxy, authority) = by_certificate().await;
     for (uri, tenant, role) in [(BILLING, "acme", "rw"), (REPORTS, "globex", "ro")] {
-        let mut client = connect(&proxy, &authority.client(uri, 7), "app").await;
+        let mut client = connect(&proxy, &authority.client(uri, 7), tenant).await;
         assert_eq!(client.message().await.body, [0; 4], "let in without a password");
         client.until(b'Z').await;
         assert_eq!(client.ask("SELECT current_database()").await, format!("tenant_{tenant}"));
@@ -60,8 +60,8 @@ async fn a_certificate_leads_to_the_tenant_that_it_is_bound_to_and_to_no_other()
     }
     // The client never chooses.
     let mut client = connect(&proxy, &authority.client(BILLING, 7), "globex").await;
-    assert_eq!(client.fatal().await.sqlstate(), "28000");
-    assert_eq!(proxy.event("refused", |_| true).await["reason"], "tenant_forbidden");
+    assert_eq!(client.fatal().await.sqlstate(), "3D000");
+    assert_eq!(proxy.event("refused", |_| true).await["reason"], "database_unknown");
 }
 
 #[tokio::test]

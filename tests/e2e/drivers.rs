@@ -126,29 +126,70 @@ async fn psql_runs_a_script() {
     all_left(&proxy).await;
 }
 
+/// By its id, by its database's name, and to what is nobody's: psql says that there is no such
+/// database, where it would have said "You are now connected to".
 #[tokio::test]
 async fn psql_cannot_connect_on_to_another_tenant() {
     let proxy = Proxy::start().await;
     for (psql, transports) in copies("psql").await {
         for transport in transports {
-            let sql = proxy.dir().join("other.sql");
-            std::fs::write(&sql, "\\c globex\nSELECT 'somewhere ' || 'else';\n").expect("written");
-            let mut command = Command::new(&psql);
-            command.args(["-X", "-w", "-A", "-t", &dsn(&proxy, transport), "-f"]);
-            let output = output(command.arg(&sql)).await;
-            let said = String::from_utf8_lossy(&output.stdout);
-            let errors = String::from_utf8_lossy(&output.stderr);
-            assert!(!output.status.success(), "{said}");
-            assert!(
-                errors.contains("FATAL:  the session token does not allow this tenant or access"),
-                "{errors}"
-            );
-            assert!(!said.contains("somewhere else"), "{said}");
-            let refused = proxy.event("refused", |_| true).await;
-            assert_eq!(refused["reason"], "tenant_forbidden");
+            for name in ["globex", "tenant_globex", "nobody"] {
+                let sql = proxy.dir().join("other.sql");
+                let text = format!("\\c {name}\nSELECT 'somewhere ' || 'else';\n");
+                std::fs::write(&sql, text).expect("written");
+                let mut command = Command::new(&psql);
+                command.args(["-X", "-w", "-A", "-t", &dsn(&proxy, transport), "-f"]);
+                let output = output(command.arg(&sql)).await;
+                let said = String::from_utf8_lossy(&output.stdout);
+                let errors = String::from_utf8_lossy(&output.stderr);
+                assert!(!output.status.success(), "{said}");
+                let expected = format!("FATAL:  database \"{name}\" does not exist");
+                assert!(errors.contains(&expected), "{errors}");
+                assert!(!said.contains("somewhere else"), "{said}");
+                let refused = proxy.event("refused", |event| event["database"] == name).await;
+                assert_eq!(refused["reason"], "database_unknown");
+            }
         }
     }
     all_left(&proxy).await;
+}
+
+/// What once replaced a tenant's tables: a restore into a database of which the token knows nothing.
+/// And a dump of "all databases", which was one tenant's, several times.
+#[tokio::test]
+async fn pg_restore_and_pg_dumpall_stop_at_a_name_that_is_nobodys() {
+    let proxy = Proxy::start().await;
+    let acme = proxy.connect(&mint::token("acme"), "acme").await.expect("connected");
+    acme.batch_execute("CREATE TABLE kept AS SELECT generate_series(1, 7)").await.expect("made");
+    let dump = proxy.dir().join("kept.dump");
+    let dump = dump.to_str().expect("UTF-8");
+    // Those of the server's version: another one's refuse to dump it.
+    let to = |program: &str, name: &str| {
+        let mut command = Command::new(world().pg_program(program));
+        let token = mint::token("acme");
+        command.args(["-w", "-d", &proxy.socket_dsn(&token, name)]);
+        // pg_dumpall does not tell the password of its DSN to the pg_dump that it runs.
+        command.env("PGPASSWORD", token);
+        command
+    };
+    succeeds(to("pg_dump", "acme").args(["-Fc", "-t", "kept", "-f", dump])).await;
+    for name in ["acme_staging", "globex"] {
+        // An empty table in the place of the one that is there.
+        let mut restore = to("pg_restore", name);
+        let output = output(restore.args(["--clean", "--schema-only", dump])).await;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let row = acme.query_one("SELECT count(*) FROM kept", &[]).await.expect("counted");
+        assert_eq!(row.get::<_, i64>(0), 7, "the tenant's own table is as it was: {errors}");
+        assert!(!output.status.success(), "{errors}");
+        let expected = format!("database \"{name}\" does not exist");
+        assert!(errors.contains(&expected), "{errors}");
+    }
+    let mut all = to("pg_dumpall", "acme");
+    let output = output(all.args(["--no-role-passwords", "-l", "acme"])).await;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{errors}");
+    assert!(errors.contains("does not exist"), "{errors}");
+    acme.batch_execute("DROP TABLE kept").await.expect("dropped");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use serde_json::json;
 use tokio_postgres::error::SqlState;
 
 use crate::support::mint;
-use crate::support::proxy::{Proxy, Settings};
+use crate::support::proxy::{Proxy, Settings, UNIX};
 use crate::support::raw::{Raw, packet, query, startup};
 use crate::support::world::world;
 
@@ -36,28 +36,41 @@ async fn each_tenant_lands_in_its_own_database() {
     assert_ne!(acme, globex, "the sandbox gives them different data");
 }
 
+/// A restore into a database whose name was only almost right replaced another's tables: a name that
+/// is not one of the tenant's own leads nowhere, and reads the same whosever it is.
 #[tokio::test]
-async fn the_name_of_a_database_never_selects_a_route() {
-    let proxy = Proxy::start().await;
+async fn the_name_of_a_database_agrees_or_is_refused() {
+    let tenants = |text: &str| {
+        text.replacen("id = \"acme\"", "id = \"acme\"\ndatabase_names = [\"legacy\"]", 1)
+    };
+    let listeners = UNIX.to_owned() + "database_names = [\"postgres\"]\n";
+    let proxy = Proxy::with(Settings { listeners, tenants, ..Settings::default() }).await;
     let token = mint::token("acme");
-    // A name that is no tenant's is only a name; that of the other tenant is a disagreement.
-    for name in [
-        "",
-        "app",
-        "postgres",
-        "template1",
-        "tenant_globex",
-        "acme",
-        "GLOBEX",
-        "globex ",
-        "../globex",
-    ] {
+    for name in ["", "app", "acme", "tenant_acme", "legacy", "postgres"] {
         let client =
             proxy.connect(&token, name).await.unwrap_or_else(|error| panic!("{name:?}: {error}"));
         assert_eq!(database(&client).await, "tenant_acme", "{name:?}");
     }
-    let error = proxy.connect(&token, "globex").await.expect_err("refused");
-    assert_eq!(state(&error), &SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
+    for name in [
+        "globex",
+        "tenant_globex",
+        "acme_staging",
+        "template1",
+        "ACME",
+        "acme ",
+        "../acme",
+        "nobody",
+    ] {
+        let error = proxy.connect(&token, name).await.expect_err("refused");
+        let error = error.as_db_error().expect("an error of the server");
+        assert_eq!(error.code(), &SqlState::UNDEFINED_DATABASE);
+        assert_eq!(error.message(), format!("database \"{name}\" does not exist"));
+        assert_eq!(error.hint(), Some("Name the tenant as the database."));
+        let event = proxy.event("refused", |event| event["database"] == name).await;
+        assert_eq!(event["reason"], "database_unknown");
+        assert_eq!(event["cause"], "the database named belongs to none of: acme");
+    }
+    assert_eq!(proxy.metric("pgsilo_leases_total").await, 6.0, "nothing was leased for the others");
 }
 
 #[tokio::test]
@@ -279,14 +292,14 @@ async fn several_memberships_need_a_choice_among_them() {
         let client = proxy.connect(&token, name).await.expect("a member");
         assert_eq!(database(&client).await, lands);
     }
-    // None named (libpq names the user's), a name that cannot be a tenant's, a stranger's.
-    for (name, reason) in [
-        ("app", "tenant_unresolved"),
-        ("No Such Thing", "tenant_unresolved"),
-        ("initech", "tenant_forbidden"),
+    // None named (libpq names the user's), names that are none of its tenants'.
+    for (name, sqlstate, reason) in [
+        ("app", SqlState::INVALID_AUTHORIZATION_SPECIFICATION, "tenant_unresolved"),
+        ("No Such Thing", SqlState::UNDEFINED_DATABASE, "database_unknown"),
+        ("initech", SqlState::UNDEFINED_DATABASE, "database_unknown"),
     ] {
         let error = proxy.connect(&token, name).await.expect_err("refused");
-        assert_eq!(state(&error), &SqlState::INVALID_AUTHORIZATION_SPECIFICATION, "{name}");
+        assert_eq!(state(&error), &sqlstate, "{name}");
         proxy
             .event("refused", |event| event["reason"] == reason && event["database"] == name)
             .await;
@@ -307,7 +320,9 @@ async fn access_is_what_the_token_says() {
 
     let unknown = mint::token_with("acme", json!({ "access": "superuser" }));
     let error = proxy.connect(&unknown, "acme").await.expect_err("refused");
-    assert_eq!(state(&error), &SqlState::INVALID_PASSWORD);
+    assert_eq!(state(&error), &SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
+    let event = proxy.event("refused", |_| true).await;
+    assert_eq!(event["cause"], "the access claim names no access level");
 }
 
 #[tokio::test]

@@ -337,7 +337,7 @@ async fn an_issuer_with_a_certificate_of_somebody_else_is_not_believed() {
 async fn an_access_map_decides_what_a_claim_means() {
     let issuers = "[[issuer]]\nissuer = \"https://issuer.sandbox.invalid\"\naudience = [\"pgsilo\"]\n\
         algorithms = [\"ES256\"]\njwks = \"jwks.json\"\n\
-        access_values = { admin = \"read-write\", viewer = \"read-only\" }\n";
+        default_access = \"refuse\"\naccess_values = { admin = \"read-write\", viewer = \"read-only\" }\n";
     let proxy = with(issuers.to_owned()).await;
     let token = |access: &str| mint::token_with("acme", json!({ "access": access }));
     let mut viewer = session(&proxy, &token("viewer")).await;
@@ -346,5 +346,5 @@ async fn an_access_map_decides_what_a_claim_means() {
     assert_eq!(viewer.ask(role).await, "tenant_acme_ro");
     assert_eq!(admin.ask(role).await, "tenant_acme_app");
     // A level's own name is no claim of this issuer's.
-    assert_eq!(refused(&proxy, &token("read-write")).await.sqlstate(), "28P01");
+    assert_eq!(refused(&proxy, &token("read-write")).await.sqlstate(), "28000");
 }

@@ -114,6 +114,7 @@ async fn a_host_may_name_the_tenant_and_must_agree_with_the_token() {
         ("globex.db.example", &acme, "acme", "refused"),
         ("globex.db.example", &acme, "app", "refused"),
         ("acme.db.example", &acme, "globex", "refused"),
+        ("nobody.db.example", &acme, "acme", "refused"),
         ("acme.x.db.example", &acme, "acme", "refused"),
         // It chooses among the token's tenants, and must agree with the database's name.
         ("acme.db.example", &both, "app", "tenant_acme"),
@@ -128,8 +129,21 @@ async fn a_host_may_name_the_tenant_and_must_agree_with_the_token() {
     }
     for event in proxy.events("refused") {
         let reason = event["reason"].as_str().expect("a reason");
-        assert!(["tenant_forbidden", "tenant_unresolved"].contains(&reason), "{event}");
+        assert!(["database_unknown", "tenant_unresolved"].contains(&reason), "{event}");
     }
+    // Whether a tenant of that name exists cannot be told from the answers.
+    let [globex, nobody] = ["globex", "nobody"].map(async |tenant| {
+        let host = format!("{tenant}.db.example");
+        let mut client = Raw::named(proxy.address(), &host, &ca).await.expect("TLS");
+        client.send(&startup(&[("user", "app")])).await;
+        client.send_password(&acme).await;
+        let told = client.fatal().await;
+        let words = told.field(b'M').expect("a text").replace(tenant, "TENANT");
+        (told.sqlstate(), words, told.field(b'H'))
+    });
+    let (globex, nobody) = (globex.await, nobody.await);
+    assert_eq!(globex, nobody);
+    assert_eq!(globex.1, "database \"TENANT\" does not exist");
 }
 
 // --- Balancers --------------------------------------------------------------------------------

@@ -166,9 +166,17 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
             (proxy, message, told("the session token does not resolve to one tenant"))
         }
         Reason::TenantForbidden => {
+            let tenants = |text: &str| text.replacen(", migrate = \"tenant-acme-migrate\"", "", 1);
+            let proxy = Proxy::with(Settings { tenants, ..Settings::default() }).await;
+            let token = mint::token_with("acme", json!({ "access": "migrate" }));
+            let message = refused_token(&proxy, &token, "acme").await;
+            (proxy, message, told("the session token does not allow this tenant or access"))
+        }
+        Reason::DatabaseUnknown => {
             let proxy = Proxy::start().await;
             let message = refused_token(&proxy, &mint::token("acme"), "globex").await;
-            (proxy, message, told("the session token does not allow this tenant or access"))
+            let hint = Some("Name the tenant as the database.");
+            (proxy, message, Told { hint, ..told("database \"globex\" does not exist") })
         }
         Reason::TenantUnknown => {
             let proxy = Proxy::start().await;
@@ -424,7 +432,8 @@ refusals! {
     an_expired_token: TokenExpired;
     an_issuer_whose_keys_were_never_fetched: KeysUnavailable;
     a_token_without_a_tenant: TenantUnresolved;
-    a_database_of_another_tenant: TenantForbidden;
+    an_access_that_the_tenant_has_no_role_for: TenantForbidden;
+    a_database_of_another_tenant: DatabaseUnknown;
     a_tenant_that_nobody_knows: TenantUnknown;
     a_suspended_tenant: TenantSuspended;
     a_paused_tenant: TenantPaused;

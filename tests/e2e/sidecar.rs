@@ -20,8 +20,16 @@ pub(crate) async fn with_file(token: &str, more: &str) -> Proxy {
 
 /// Connects as an application without any password does.
 async fn connect(proxy: &Proxy) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+    connect_to(proxy, "app").await
+}
+
+/// The same of one that names a database.
+async fn connect_to(
+    proxy: &Proxy,
+    dbname: &str,
+) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
     let mut config = tokio_postgres::Config::new();
-    config.host_path(proxy.dir()).port(6432).user("app").dbname("whatever");
+    config.host_path(proxy.dir()).port(6432).user("app").dbname(dbname);
     let (client, connection) = config.connect(NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
@@ -99,6 +107,20 @@ async fn a_command_prints_the_token_and_is_run_again_when_it_was_refused() {
     }
     assert_eq!(lines(), 4);
     fs::remove_dir_all(&dir).expect("removed");
+}
+
+#[tokio::test]
+async fn an_application_that_cannot_be_told_may_name_any_database() {
+    let proxy = with_file(&mint::token("acme"), "").await;
+    assert_eq!(state(&connect_to(&proxy, "orders").await.expect_err("refused")), "3D000");
+    let proxy = with_file(&mint::token("acme"), "database_names = \"any\"\n").await;
+    for name in ["orders", "postgres", "globex"] {
+        let client = connect_to(&proxy, name).await.expect("connected");
+        assert_eq!(database(&client).await, "tenant_acme", "{name}");
+    }
+    // That is said once at the start.
+    let warned = proxy.logged(|line| line["level"] == "WARN").await.to_string();
+    assert!(warned.contains("listener[0].database_names"), "{warned}");
 }
 
 #[tokio::test]

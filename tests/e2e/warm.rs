@@ -129,7 +129,7 @@ async fn only_an_equal_session_takes_it() {
     // Names that are only logged make no difference; another subject of the tenant makes none.
     let colleague = mint::token_with("acme", json!({ "sub": "colleague" }));
     let (_client, _) =
-        log_in(&proxy, &colleague, &[("database", "whatever"), ("user", "somebody")]).await;
+        log_in(&proxy, &colleague, &[("database", "tenant_acme"), ("user", "somebody")]).await;
     let event = proxy.served(8).await;
     assert_eq!((&event["warm"], &event["subject"]), (&json!(true), &json!("colleague")));
 }

@@ -2,7 +2,7 @@
 
 /// The whole error. It is one line.
 pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
-    ("[limits]", "[limits", "pgsilo.toml:98: unclosed table, expected `]`"),
+    ("[limits]", "[limits", "pgsilo.toml:104: unclosed table, expected `]`"),
     (
         "[limits]",
         "[limit]",
@@ -16,47 +16,47 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "max_sessions = 10000",
         "max_sessions = \"10000\"",
-        "pgsilo.toml:101: limits.max_sessions: invalid type: string \"10000\", expected a whole number, 0 or more",
+        "pgsilo.toml:107: limits.max_sessions: invalid type: string \"10000\", expected a whole number, 0 or more",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = -1",
-        "pgsilo.toml:101: limits.max_sessions: invalid value: integer `-1`, expected a whole number, 0 or more",
+        "pgsilo.toml:107: limits.max_sessions: invalid value: integer `-1`, expected a whole number, 0 or more",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = 10000\nmax_sessions = 1",
-        "pgsilo.toml:102: duplicate key",
+        "pgsilo.toml:108: duplicate key",
     ),
     (
         "authority = \"proxy\"",
         "authority = \"session\"",
-        "pgsilo.toml:67: openbao.auth: remove it: with authority = \"session\" pgsilo is nobody to OpenBAO",
+        "pgsilo.toml:73: openbao.auth: remove it: with authority = \"session\" pgsilo is nobody to OpenBAO",
     ),
     (
         "authority = \"proxy\"",
         "authority = \"nobody\"",
-        "pgsilo.toml:83: lease.authority: \"nobody\" is not known here; use one of: proxy, session",
+        "pgsilo.toml:89: lease.authority: \"nobody\" is not known here; use one of: proxy, session",
     ),
     (
         "address = \"https://127.0.0.1:8200\"",
         "address = \"unix:bao.sock\"",
-        "pgsilo.toml:62: openbao.address: not an absolute path; write it like \"unix:/run/bao.sock\"",
+        "pgsilo.toml:68: openbao.address: not an absolute path; write it like \"unix:/run/bao.sock\"",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = { certificate = { role = \"pgsilo\" } }",
-        "pgsilo.toml:67: openbao.auth.certificate: needs openbao.client_certificate, the certificate to show",
+        "pgsilo.toml:73: openbao.auth.certificate: needs openbao.client_certificate, the certificate to show",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = { jwt = { role = \"pgsilo\" } }",
-        "pgsilo.toml:67: openbao.auth.jwt.token_file: missing; name the file of the JWT",
+        "pgsilo.toml:73: openbao.auth.jwt.token_file: missing; name the file of the JWT",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = { approle = { mount = \"../sys\", role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
-        "pgsilo.toml:67: openbao.auth.approle.mount: \"../sys\" is not a mount; write it like \"approle\"",
+        "pgsilo.toml:73: openbao.auth.approle.mount: \"../sys\" is not a mount; write it like \"approle\"",
     ),
     (
         "address = \"127.0.0.1:6432\"",
@@ -66,7 +66,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:6432\"",
         "adress = \"127.0.0.1:6432\"",
-        "pgsilo.toml:12: listener[0].adress: unknown key (did you mean \"address\"?); allowed here: address, tls, require_tls, plaintext, socket, mode, allow_uids, auth, sni_suffix, proxy_protocol",
+        "pgsilo.toml:12: listener[0].adress: unknown key (did you mean \"address\"?); allowed here: address, tls, require_tls, plaintext, socket, mode, allow_uids, auth, sni_suffix, database_names, proxy_protocol",
     ),
     (
         "startup_timeout = \"5s\"",
@@ -91,17 +91,17 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "login_timeout = \"10s\"",
         "login_timeout = \"10 s\"",
-        "pgsilo.toml:99: limits.login_timeout: \"10 s\" is not a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
+        "pgsilo.toml:105: limits.login_timeout: \"10 s\" is not a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
     ),
     (
         "login_timeout = \"10s\"",
         "login_timeout = 10",
-        "pgsilo.toml:99: limits.login_timeout: invalid type: integer `10`, expected a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
+        "pgsilo.toml:105: limits.login_timeout: invalid type: integer `10`, expected a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
     ),
     (
         "login_timeout = \"10s\"",
         "login_timeout = \"0s\"",
-        "pgsilo.toml:99: limits.login_timeout: zero; a login needs some time, such as \"10s\"",
+        "pgsilo.toml:105: limits.login_timeout: zero; a login needs some time, such as \"10s\"",
     ),
     (
         "format = \"json\"",
@@ -116,17 +116,17 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "mode = \"0660\"",
         "mode = \"0999\"",
-        "pgsilo.toml:26: listener[1].mode: \"0999\" is not a file mode such as \"0660\"",
+        "pgsilo.toml:27: listener[1].mode: \"0999\" is not a file mode such as \"0660\"",
     ),
     (
         "role_id = \"pgsilo\", ",
         "",
-        "pgsilo.toml:67: openbao.auth.approle: the key \"role_id\" is missing; add it",
+        "pgsilo.toml:73: openbao.auth.approle: the key \"role_id\" is missing; add it",
     ),
     (
         "file = \"tenants.toml\"",
         "",
-        "pgsilo.toml:53: registry: the key \"file\" is missing; add it",
+        "pgsilo.toml:59: registry: the key \"file\" is missing; add it",
     ),
     (
         "tls = { certificate = \"server.crt\", key = \"server.key\" }",
@@ -136,7 +136,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "audience = [\"pgsilo\"]",
         "audience = \"pgsilo\"",
-        "pgsilo.toml:36: issuer[0].audience: invalid type: string \"pgsilo\", expected an array, [...]",
+        "pgsilo.toml:38: issuer[0].audience: invalid type: string \"pgsilo\", expected an array, [...]",
     ),
     (
         "key = \"server.key\" }",
@@ -181,207 +181,267 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "mode = \"0660\"",
         "plaintext = true",
-        "pgsilo.toml:26: listener[1].plaintext: only a TCP listener has it; remove it",
+        "pgsilo.toml:27: listener[1].plaintext: only a TCP listener has it; remove it",
     ),
     (
         "socket = \"/run/pgsilo/.s.PGSQL.6432\"",
         "socket = \"/run\"\naddress = \"127.0.0.1:1\"",
-        "pgsilo.toml:24: listener[1]: both address and socket; give each its own [[listener]]",
+        "pgsilo.toml:25: listener[1]: both address and socket; give each its own [[listener]]",
     ),
     (
         "socket = \"/run/pgsilo/.s.PGSQL.6432\"",
         "",
-        "pgsilo.toml:24: listener[1]: neither address nor socket; add one",
+        "pgsilo.toml:25: listener[1]: neither address nor socket; add one",
     ),
     (
         "socket = \"/run/pgsilo/.s.PGSQL.6432\"\nmode = \"0660\"",
         "address = \"127.0.0.1:6432\"\nplaintext = true\n#",
-        "pgsilo.toml:25: listener[1].address: another listener has it already",
+        "pgsilo.toml:26: listener[1].address: another listener has it already",
     ),
     (
         "socket = \"/run/pgsilo",
         "socket = \"/xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
-        "pgsilo.toml:25: listener[1].socket: longer than a socket's path can be (107 bytes)",
+        "pgsilo.toml:26: listener[1].socket: longer than a socket's path can be (107 bytes)",
     ),
     (
         "algorithms = [\"ES256\"]",
         "algorithms = [\"ES256\", \"HS256\"]",
-        "pgsilo.toml:37: issuer[0].algorithms[1]: \"HS256\" is not one of RS256 RS384 RS512 PS256 PS384 PS512 ES256 ES384 EdDSA",
+        "pgsilo.toml:39: issuer[0].algorithms[1]: \"HS256\" is not one of RS256 RS384 RS512 PS256 PS384 PS512 ES256 ES384 EdDSA",
     ),
     (
         "algorithms = [\"ES256\"]",
         "algorithms = []",
-        "pgsilo.toml:37: issuer[0].algorithms: empty; name at least one algorithm",
+        "pgsilo.toml:39: issuer[0].algorithms: empty; name at least one algorithm",
     ),
     (
         "algorithms = [\"ES256\"]",
         "algorithms = [\"RS256\"]",
-        "pgsilo.toml:37: issuer[0].algorithms: no key fits `algorithms`; add the keys' algorithm there or another key",
+        "pgsilo.toml:39: issuer[0].algorithms: no key fits `algorithms`; add the keys' algorithm there or another key",
     ),
     (
         "audience = [\"pgsilo\"]",
         "audience = []",
-        "pgsilo.toml:36: issuer[0].audience: empty; name at least one audience",
+        "pgsilo.toml:38: issuer[0].audience: empty; name at least one audience",
     ),
     (
         "issuer = \"https://issuer.example\"  ",
         "issuer = \"\"",
-        "pgsilo.toml:35: issuer[0].issuer: empty; it must equal the token's `iss`",
+        "pgsilo.toml:37: issuer[0].issuer: empty; it must equal the token's `iss`",
     ),
     (
         "jwks = \"jwks.json\"",
         "jwks = \"absent.json\"",
-        "pgsilo.toml:38: issuer[0].jwks: cannot read \"absent.json\": No such file or directory (os error 2)",
+        "pgsilo.toml:40: issuer[0].jwks: cannot read \"absent.json\": No such file or directory (os error 2)",
     ),
     (
         "jwks = \"jwks.json\"",
         "jwks = \"issuer.pem\"",
-        "pgsilo.toml:38: issuer[0].jwks: \"issuer.pem\": not a JSON Web Key Set: invalid number at line 1 column 2",
+        "pgsilo.toml:40: issuer[0].jwks: \"issuer.pem\": not a JSON Web Key Set: invalid number at line 1 column 2",
     ),
     (
         "jwks = \"jwks.json\"",
         "jwks = \"twice.json\"",
-        "pgsilo.toml:38: issuer[0].jwks: \"twice.json\": two keys have the kid \"a\"; a kid must be unique",
+        "pgsilo.toml:40: issuer[0].jwks: \"twice.json\": two keys have the kid \"a\"; a kid must be unique",
     ),
     (
         "jwks = \"jwks.json\"",
         "jwks = \"private.json\"",
-        "pgsilo.toml:38: issuer[0].jwks: \"private.json\": key 0 contains a private key; keep it secret and list only the public part",
+        "pgsilo.toml:40: issuer[0].jwks: \"private.json\": key 0 contains a private key; keep it secret and list only the public part",
     ),
     (
         "jwks = \"jwks.json\"",
         "jwks = \"symmetric.json\"",
-        "pgsilo.toml:38: issuer[0].jwks: \"symmetric.json\": no usable key in it; key 0 is passed over: unsupported \"kty\" \"oct\"",
+        "pgsilo.toml:40: issuer[0].jwks: \"symmetric.json\": no usable key in it; key 0 is passed over: unsupported \"kty\" \"oct\"",
     ),
     (
         "jwks = \"jwks.json\"",
         "",
-        "pgsilo.toml:34: issuer[0]: no keys; add jwks = FILE, keys = [...], jwks_url = URL or discovery = true",
+        "pgsilo.toml:36: issuer[0]: no keys; add jwks = FILE, keys = [...], jwks_url = URL or discovery = true",
     ),
     (
         "jwks = \"jwks.json\"",
         "jwks = \"jwks.json\"\nkeys = []",
-        "pgsilo.toml:34: issuer[0]: several sources of keys; keep one of jwks, keys, jwks_url, discovery",
+        "pgsilo.toml:36: issuer[0]: several sources of keys; keep one of jwks, keys, jwks_url, discovery",
     ),
     (
         "# discovery = true",
         "discovery = true",
-        "pgsilo.toml:34: issuer[0]: several sources of keys; keep one of jwks, keys, jwks_url, discovery",
+        "pgsilo.toml:36: issuer[0]: several sources of keys; keep one of jwks, keys, jwks_url, discovery",
     ),
     (
         "jwks = \"jwks.json\"",
         "jwks = \"jwks.json\"\njwks_url = \"https://issuer.example\"",
-        "pgsilo.toml:34: issuer[0]: several sources of keys; keep one of jwks, keys, jwks_url, discovery",
+        "pgsilo.toml:36: issuer[0]: several sources of keys; keep one of jwks, keys, jwks_url, discovery",
     ),
     (
         "# refresh = \"5m\"",
         "refresh = \"5m\"",
-        "pgsilo.toml:42: issuer[0].refresh: only with jwks_url or discovery; remove it",
+        "pgsilo.toml:44: issuer[0].refresh: only with jwks_url or discovery; remove it",
     ),
     (
         "# max_stale = \"24h\"",
         "max_stale = \"24h\"",
-        "pgsilo.toml:43: issuer[0].max_stale: only with jwks_url or discovery; remove it",
+        "pgsilo.toml:45: issuer[0].max_stale: only with jwks_url or discovery; remove it",
     ),
     (
         "# ca = \"issuer-ca.crt\"",
         "ca = \"issuer-ca.crt\"",
-        "pgsilo.toml:44: issuer[0].ca: only with jwks_url or discovery; remove it",
+        "pgsilo.toml:46: issuer[0].ca: only with jwks_url or discovery; remove it",
     ),
     (
         "jwks = \"jwks.json\"",
         "jwks_url = \"http://issuer.example/jwks\"",
-        "pgsilo.toml:38: issuer[0].jwks_url: http to \"issuer.example\" would let the network choose the keys; use https",
+        "pgsilo.toml:40: issuer[0].jwks_url: http to \"issuer.example\" would let the network choose the keys; use https",
     ),
     (
         "jwks = \"jwks.json\"",
         "jwks_url = \"issuer.example/jwks\"",
-        "pgsilo.toml:38: issuer[0].jwks_url: not a URL; write it like \"https://issuer.example/jwks.json\"",
+        "pgsilo.toml:40: issuer[0].jwks_url: not a URL; write it like \"https://issuer.example/jwks.json\"",
     ),
     (
         "jwks = \"jwks.json\"",
         "jwks_url = \"https://user:hunter2@issuer.example/jwks\"",
-        "pgsilo.toml:38: issuer[0].jwks_url: a URL with a user or a password; remove them",
+        "pgsilo.toml:40: issuer[0].jwks_url: a URL with a user or a password; remove them",
     ),
     (
         "jwks = \"jwks.json\"",
         "jwks_url = \"https://issuer.example/jwks#a\"",
-        "pgsilo.toml:38: issuer[0].jwks_url: a URL with a fragment; end it before the #",
+        "pgsilo.toml:40: issuer[0].jwks_url: a URL with a fragment; end it before the #",
     ),
     (
         "jwks = \"jwks.json\"",
         "jwks_url = \"file:///jwks.json\"",
-        "pgsilo.toml:38: issuer[0].jwks_url: the scheme \"file\" is not supported; use https",
+        "pgsilo.toml:40: issuer[0].jwks_url: the scheme \"file\" is not supported; use https",
     ),
     (
         "issuer = \"https://issuer.example\"       # must equal the token's `iss`\naudience = [\"pgsilo\"]                   # one of them must be in the token's `aud`\nalgorithms = [\"ES256\"]                  # RS256 RS384 RS512 PS256 PS384 PS512 ES256 ES384 EdDSA\njwks = \"jwks.json\"",
         "issuer = \"accounts\"\naudience = [\"pgsilo\"]\nalgorithms = [\"ES256\"]\ndiscovery = true",
-        "pgsilo.toml:38: issuer[0].discovery: `issuer` is no place to ask: not a URL; write it like \"https://issuer.example/jwks.json\"",
+        "pgsilo.toml:40: issuer[0].discovery: `issuer` is no place to ask: not a URL; write it like \"https://issuer.example/jwks.json\"",
     ),
     (
         "jwks = \"jwks.json\"",
         "discovery = true\nrefresh = \"999ms\"",
-        "pgsilo.toml:39: issuer[0].refresh: out of range; use \"1s\" to \"24h\"",
+        "pgsilo.toml:41: issuer[0].refresh: out of range; use \"1s\" to \"24h\"",
     ),
     (
         "jwks = \"jwks.json\"",
         "discovery = true\nmax_stale = \"599s\"",
-        "pgsilo.toml:39: issuer[0].max_stale: less than twice `refresh`: one failed fetch would end every login",
+        "pgsilo.toml:41: issuer[0].max_stale: less than twice `refresh`: one failed fetch would end every login",
     ),
     (
         "jwks = \"jwks.json\"",
         "discovery = true\nca = \"empty\"",
-        "pgsilo.toml:39: issuer[0].ca: \"empty\" holds no certificate; it must be PEM with a CERTIFICATE section",
+        "pgsilo.toml:41: issuer[0].ca: \"empty\" holds no certificate; it must be PEM with a CERTIFICATE section",
     ),
     (
         "jwks = \"jwks.json\"",
         "jwks_url = \"http://localhost/jwks\"\nca = \"issuer-ca.crt\"",
-        "pgsilo.toml:39: issuer[0].ca: http has no certificates; remove it or use https",
+        "pgsilo.toml:41: issuer[0].ca: http has no certificates; remove it or use https",
     ),
     (
         "# access_values = { admin = \"read-write\", viewer = \"read-only\" }",
         "access_values = { admin = \"root\" }",
-        "pgsilo.toml:48: issuer[0].access_values.admin: \"root\" is not one: an access level is \"read-write\", \"read-only\" or \"migrate\"",
+        "pgsilo.toml:50: issuer[0].access_values.admin: \"root\" is not one: an access level is \"read-write\", \"read-only\" or \"migrate\"",
     ),
     (
         "# access_values = { admin = \"read-write\", viewer = \"read-only\" }",
         "access_values = {}",
-        "pgsilo.toml:48: issuer[0].access_values: empty; write it like { admin = \"read-write\" }",
+        "pgsilo.toml:50: issuer[0].access_values: empty; write it like { admin = \"read-write\" }",
     ),
     (
         "# access_values = { admin = \"read-write\", viewer = \"read-only\" }",
         "access_values = { \"\" = \"read-only\" }",
-        "pgsilo.toml:48: issuer[0].access_values: empty; write it like { admin = \"read-write\" }",
+        "pgsilo.toml:50: issuer[0].access_values: empty; write it like { admin = \"read-write\" }",
     ),
     (
         "jwks = \"jwks.json\"",
         "keys = [{ kid = \"a\", algorithm = \"ES384\", pem = \"issuer.pem\" }]",
-        "pgsilo.toml:38: issuer[0].keys[0].pem: \"issuer.pem\": the key does not fit the algorithm ES384",
+        "pgsilo.toml:40: issuer[0].keys[0].pem: \"issuer.pem\": the key does not fit the algorithm ES384",
     ),
     (
         "jwks = \"jwks.json\"",
         "keys = [{ kid = \"a\", algorithm = \"ES256\", pem = \"server.key\" }]",
-        "pgsilo.toml:38: issuer[0].keys[0].pem: \"server.key\": not a public key in PEM; it must have a PUBLIC KEY section",
+        "pgsilo.toml:40: issuer[0].keys[0].pem: \"server.key\": not a public key in PEM; it must have a PUBLIC KEY section",
     ),
     (
         "tenant_claim = \"tenant\"",
         "tenant_claim = \"\"",
-        "pgsilo.toml:45: issuer[0].tenant_claim: \"\" is not a claim's name, nor a JSON pointer such as \"/app/tenants\"",
+        "pgsilo.toml:47: issuer[0].tenant_claim: \"\" is not a claim's name, nor a JSON pointer such as \"/app/tenants\"",
     ),
     (
-        "default_access = \"read-write\"",
+        "default_access = \"refuse\"",
         "default_access = \"admin\"",
-        "pgsilo.toml:47: issuer[0].default_access: \"admin\" is not one: an access level is \"read-write\", \"read-only\" or \"migrate\"",
+        "pgsilo.toml:49: issuer[0].default_access: \"admin\" is not one; use \"refuse\", \"read-only\", \"read-write\" or \"migrate\"",
+    ),
+    (
+        "default_access = \"refuse\"",
+        "",
+        "pgsilo.toml:48: issuer[0].access_claim: needs default_access, for a token without that claim: \"refuse\", or an access level",
+    ),
+    (
+        "access_claim = \"access\"                 # the same; its text is \"read-write\", \"read-only\" or \"migrate\"\ndefault_access = \"refuse\"",
+        "access_values = { admin = \"read-write\" }",
+        "pgsilo.toml:48: issuer[0].access_values: needs default_access, for a token without that claim: \"refuse\", or an access level",
+    ),
+    (
+        "# tenants = [\"acme\", \"eu-*\"]",
+        "tenants = []",
+        "pgsilo.toml:53: issuer[0].tenants: empty; list ids, or beginnings of ids such as \"eu-*\"",
+    ),
+    (
+        "# tenants = [\"acme\", \"eu-*\"]",
+        "tenants = [\"acme\", \"*-eu\"]",
+        "pgsilo.toml:53: issuer[0].tenants[1]: \"*-eu\" is neither a tenant's id nor the beginning of one with a \"*\" behind it",
+    ),
+    (
+        "# max_access = \"read-write\"",
+        "max_access = \"refuse\"",
+        "pgsilo.toml:54: issuer[0].max_access: \"refuse\" is not one: an access level is \"read-write\", \"read-only\" or \"migrate\"",
+    ),
+    (
+        "default_access = \"refuse\"",
+        "default_access = \"migrate\"\nmax_access = \"read-write\"",
+        "pgsilo.toml:50: issuer[0].max_access: default_access is more; write a lower one (left out, it is \"read-write\")",
+    ),
+    (
+        "# access_values = { admin = \"read-write\", viewer = \"read-only\" }",
+        "max_access = \"read-only\"\naccess_values = { admin = \"read-write\", viewer = \"read-only\" }",
+        "pgsilo.toml:51: issuer[0].access_values.admin: more than max_access: such a token would always be refused",
+    ),
+    (
+        "# database_names = [\"postgres\"]",
+        "database_names = []",
+        "pgsilo.toml:22: listener[0].database_names: empty; list names such as \"postgres\", or remove it",
+    ),
+    (
+        "# database_names = [\"postgres\"]",
+        "database_names = \"postgres\"",
+        "pgsilo.toml:22: listener[0].database_names: invalid value: string \"postgres\", expected an array of names such as [\"postgres\"], or \"any\"",
+    ),
+    (
+        "# database_names = [\"postgres\"]",
+        "database_names = [1]",
+        "pgsilo.toml:22: listener[0].database_names[0]: invalid type: integer `1`, expected a string",
+    ),
+    (
+        "id = \"globex\"\n",
+        "id = \"globex\"\ndatabase_names = [\"app\", \"acme\"]\n",
+        "tenants.toml:23: tenant[1].database_names: \"acme\" is another tenant's id",
+    ),
+    (
+        "id = \"globex\"\n",
+        "id = \"globex\"\ndatabase_names = [\"\"]\n",
+        "tenants.toml:23: tenant[1].database_names: empty or with a NUL; list names, or leave the key out",
     ),
     (
         "leeway = \"30s\"",
         "leeway = \"10m\"",
-        "pgsilo.toml:49: issuer[0].leeway: too long; at most 5m",
+        "pgsilo.toml:55: issuer[0].leeway: too long; at most 5m",
     ),
     (
         "file = \"tenants.toml\"",
         "file = \"absent.toml\"",
-        "pgsilo.toml:54: registry.file: absent.toml: cannot read the file: No such file or directory (os error 2)",
+        "pgsilo.toml:60: registry.file: absent.toml: cannot read the file: No such file or directory (os error 2)",
     ),
     (
         "file = \"tenants.toml\"",
@@ -391,62 +451,62 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "# regions = [\"eu-central\"]",
         "regions = []",
-        "pgsilo.toml:57: registry.regions: empty; name each region, or leave the key out for any",
+        "pgsilo.toml:63: registry.regions: empty; name each region, or leave the key out for any",
     ),
     (
         "https://127.0.0.1:8200",
         "http://bao.example:8200",
-        "pgsilo.toml:62: openbao.address: http to \"bao.example\" would show credentials to the network; use https",
+        "pgsilo.toml:68: openbao.address: http to \"bao.example\" would show credentials to the network; use https",
     ),
     (
         "https://127.0.0.1:8200",
         "http+unix:///run/bao.sock",
-        "pgsilo.toml:62: openbao.address: the scheme \"http+unix\" is not supported; use https",
+        "pgsilo.toml:68: openbao.address: the scheme \"http+unix\" is not supported; use https",
     ),
     (
         "https://127.0.0.1:8200",
         "127.0.0.1:8200",
-        "pgsilo.toml:62: openbao.address: \"127.0.0.1:8200\" is not a URL; write it like \"https://127.0.0.1:8200\"",
+        "pgsilo.toml:68: openbao.address: \"127.0.0.1:8200\" is not a URL; write it like \"https://127.0.0.1:8200\"",
     ),
     (
         "https://127.0.0.1:8200",
         "https://user:hunter2@bao.example",
-        "pgsilo.toml:62: openbao.address: a URL with a user or a password; remove them and use openbao.auth",
+        "pgsilo.toml:68: openbao.address: a URL with a user or a password; remove them and use openbao.auth",
     ),
     (
         "https://127.0.0.1:8200",
         "https://bao.example/?a=b",
-        "pgsilo.toml:62: openbao.address: \"https://bao.example/?a=b\" has a query or a fragment; end it after the port",
+        "pgsilo.toml:68: openbao.address: \"https://bao.example/?a=b\" has a query or a fragment; end it after the port",
     ),
     (
         "# ca = \"openbao-ca.crt\"",
         "ca = \"empty\"",
-        "pgsilo.toml:63: openbao.ca: \"empty\" holds no certificate; it must be PEM with a CERTIFICATE section",
+        "pgsilo.toml:69: openbao.ca: \"empty\" holds no certificate; it must be PEM with a CERTIFICATE section",
     ),
     (
         "# ca = \"openbao-ca.crt\"",
         "ca = \"absent.crt\"",
-        "pgsilo.toml:63: openbao.ca: cannot read \"absent.crt\": No such file or directory (os error 2)",
+        "pgsilo.toml:69: openbao.ca: cannot read \"absent.crt\": No such file or directory (os error 2)",
     ),
     (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"absent\" } }",
-        "pgsilo.toml:67: openbao.auth.approle.secret_id_file: cannot read \"absent\": No such file or directory (os error 2)",
+        "pgsilo.toml:73: openbao.auth.approle.secret_id_file: cannot read \"absent\": No such file or directory (os error 2)",
     ),
     (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"empty\" } }",
-        "pgsilo.toml:67: openbao.auth.approle.secret_id_file: \"empty\" is empty; it must hold the secret",
+        "pgsilo.toml:73: openbao.auth.approle.secret_id_file: \"empty\" is empty; it must hold the secret",
     ),
     (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"secret-id\" }, token_file = \"bao-token\" }",
-        "pgsilo.toml:67: openbao.auth: several methods; keep one of approle, kubernetes, jwt, certificate, token_file",
+        "pgsilo.toml:73: openbao.auth: several methods; keep one of approle, kubernetes, jwt, certificate, token_file",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = {}",
-        "pgsilo.toml:67: openbao.auth: empty; add one of approle, kubernetes, jwt, certificate, token_file",
+        "pgsilo.toml:73: openbao.auth: empty; add one of approle, kubernetes, jwt, certificate, token_file",
     ),
     (
         "\ntimeout = \"5s\"",
@@ -461,17 +521,17 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "max_concurrent_requests = 64",
         "max_concurrent_requests = 0",
-        "pgsilo.toml:74: openbao.max_concurrent_requests: zero; no lease could be asked for",
+        "pgsilo.toml:80: openbao.max_concurrent_requests: zero; no lease could be asked for",
     ),
     (
         "# max_pending_revocations = 20000",
         "max_pending_revocations = 0",
-        "pgsilo.toml:75: openbao.max_pending_revocations: zero; no lease could be asked for",
+        "pgsilo.toml:81: openbao.max_pending_revocations: zero; no lease could be asked for",
     ),
     (
         "max_handshakes = 1000",
         "max_handshakes = 0",
-        "pgsilo.toml:100: limits.max_handshakes: zero; nobody could log in",
+        "pgsilo.toml:106: limits.max_handshakes: zero; nobody could log in",
     ),
     (
         "dead_peer_timeout = \"2m\"",
@@ -481,7 +541,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "max_token_bytes = 16384",
         "max_token_bytes = 65537",
-        "pgsilo.toml:104: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
+        "pgsilo.toml:110: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
     ),
     (
         "max = 100",
@@ -532,7 +592,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "id = \"globex\"",
         "id = \"globex\"\nplan = \"gold\"",
-        "tenants.toml:23: tenant[1].plan: unknown key; allowed here: id, state, placement, lease",
+        "tenants.toml:23: tenant[1].plan: unknown key; allowed here: id, state, database_names, placement, lease",
     ),
     (
         "state = \"active\"",
@@ -697,12 +757,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "# proxy_protocol = [\"10.0.0.0/8\"]",
         "proxy_protocol = [\"10.0.0.0/33\"]",
-        "pgsilo.toml:22: listener[0].proxy_protocol[0]: \"10.0.0.0/33\" is not a network such as \"10.0.0.0/8\"",
+        "pgsilo.toml:23: listener[0].proxy_protocol[0]: \"10.0.0.0/33\" is not a network such as \"10.0.0.0/8\"",
     ),
     (
         "# proxy_protocol = [\"10.0.0.0/8\"]",
         "proxy_protocol = []",
-        "pgsilo.toml:22: listener[0].proxy_protocol: empty; name the balancers' networks, or remove it",
+        "pgsilo.toml:23: listener[0].proxy_protocol: empty; name the balancers' networks, or remove it",
     ),
     (
         "# require_tls = true",
@@ -712,17 +772,17 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "# allow_uids = [1000]",
         "allow_uids = []",
-        "pgsilo.toml:27: listener[1].allow_uids: empty; nobody could connect",
+        "pgsilo.toml:28: listener[1].allow_uids: empty; nobody could connect",
     ),
     (
         "# allow_uids = [1000]",
         "sni_suffix = \"x.example\"",
-        "pgsilo.toml:27: listener[1].sni_suffix: only a TCP listener has it; remove it",
+        "pgsilo.toml:28: listener[1].sni_suffix: only a TCP listener has it; remove it",
     ),
     (
         "mode = \"0660\"",
         "proxy_protocol = [\"::1\"]",
-        "pgsilo.toml:26: listener[1].proxy_protocol: only a TCP listener has it; remove it",
+        "pgsilo.toml:27: listener[1].proxy_protocol: only a TCP listener has it; remove it",
     ),
     (
         "tls = { certificate = \"server.crt\", key = \"server.key\" }",
@@ -757,7 +817,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "# denied = \"denied.toml\"",
         "denied = \"absent.toml\"",
-        "pgsilo.toml:55: registry.denied: absent.toml: cannot read the file: No such file or directory (os error 2)",
+        "pgsilo.toml:61: registry.denied: absent.toml: cannot read the file: No such file or directory (os error 2)",
     ),
     (
         "# denied = \"denied.toml\"",
@@ -767,17 +827,17 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "certificate = \"spiffe://example.org/ns/app/sa/billing\"",
         "certificate = \"a b\"",
-        "tenants.toml:36: binding[0].certificate: \"a b\" is not a URI, nor \"dns:\" and a host in lower case",
+        "tenants.toml:39: binding[0].certificate: \"a b\" is not a URI, nor \"dns:\" and a host in lower case",
     ),
     (
         "tenant = \"acme\"",
         "tenant = \"nobody\"",
-        "tenants.toml:37: binding[0].tenant: \"nobody\" is not a tenant of this registry",
+        "tenants.toml:40: binding[0].tenant: \"nobody\" is not a tenant of this registry",
     ),
     (
         "access = \"read-write\"                   # read-write",
         "access = \"everything\" # ",
-        "tenants.toml:38: binding[0].access: \"everything\" is not one: an access level is \"read-write\", \"read-only\" or \"migrate\"",
+        "tenants.toml:41: binding[0].access: \"everything\" is not one: an access level is \"read-write\", \"read-only\" or \"migrate\"",
     ),
 ];
 
@@ -801,6 +861,38 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
         "pgsilo.toml:132: admin.address: not a loopback address: anybody who reaches it can read the metrics",
     ),
     ("algorithms = [\"ES256\"]", "algorithms = [\"ES256\", \"RS256\"]", ""),
+    (
+        "# database_names = \"any\"",
+        "database_names = \"any\"",
+        "pgsilo.toml:32: listener[1].database_names: a client that means another database lands in its token's tenant; list the names that clients cannot be told to change",
+    ),
+    (
+        "access_claim = \"access\"",
+        "access_claim = \"realm_access.roles\"",
+        "pgsilo.toml:48: issuer[0].access_claim: \"realm_access.roles\" is one claim of that whole name; a claim inside another is written \"/realm_access/roles\"",
+    ),
+    (
+        "tenant_claim = \"tenant\"",
+        "tenant_claim = \"app.tenants\"",
+        "pgsilo.toml:47: issuer[0].tenant_claim: \"app.tenants\" is one claim of that whole name; a claim inside another is written \"/app/tenants\"",
+    ),
+    ("access_claim = \"access\"", "access_claim = \"https://app.example/access\"", ""),
+    ("access_claim = \"access\"", "access_claim = \"/resource_access/app.example/roles\"", ""),
+    (
+        "audience = [\"pgsilo\"]",
+        "audience = [\"account\"]",
+        "pgsilo.toml:38: issuer[0].audience: \"account\" is in every token of a Keycloak realm; have it issue tokens with an audience of pgsilo's own",
+    ),
+    (
+        "[registry]\n",
+        "[[issuer]]\nissuer = \"https://partner.example\"\naudience = [\"pgsilo\"]\nalgorithms = [\"ES256\"]\njwks = \"jwks.json\"\n[registry]\n",
+        "pgsilo.toml:59: issuer[1]: several issuers may name any tenant; say with `tenants` whose tokens are each one's to issue",
+    ),
+    (
+        "[registry]\n",
+        "[[issuer]]\nissuer = \"https://partner.example\"\naudience = [\"pgsilo\"]\nalgorithms = [\"ES256\"]\njwks = \"jwks.json\"\ntenants = [\"eu-*\"]\nmax_access = \"read-write\"\n[registry]\n",
+        "",
+    ),
     (
         "jwks = \"jwks.json\"",
         "keys = [{ kid = \"a\", algorithm = \"ES256\", pem = \"issuer.pem\" }, { kid = \"b\", algorithm = \"ES256\", pem = \"issuer.pem\" }]",

@@ -29,7 +29,7 @@ const LAYERS: [&[&str]; 11] = [
     &["splice", "cancel", "pool"],
     &["backend", "frontend"],
     &["config"],
-    &["identity"],
+    &["identity", "route"],
     &["token", "registry", "lease"],
     &["audit"],
     &[

@@ -7,13 +7,17 @@ use std::time::Duration;
 
 use super::super::raw::{RawIssuer, RawKey};
 use super::{Build, FileError};
-use crate::tenant::Access;
+use crate::tenant::{Access, TenantPattern};
 use crate::tls;
 use crate::token::{
     self, Algorithm, ClaimPath, Fetcher, Issuer, IssuerFault, Key, KeyFile, Keyring, KeysAt,
     KeysUrl, Verifier,
 };
 
+/// Where the access level is, if nothing else is said.
+const ACCESS: &str = "access";
+/// No access level, for a token that has none.
+const REFUSE: &str = "refuse";
 const REFRESH: Duration = Duration::from_secs(5 * 60);
 /// More often than any issuer changes keys, or so rarely that a removed one works on and on.
 const REFRESHES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
@@ -24,6 +28,7 @@ impl Build<'_> {
         if raw.is_empty() {
             return self.wrong("issuer", "there is none; add an [[issuer]] table");
         }
+        self.mind_each_other(&raw);
         let mut issuers = Vec::with_capacity(raw.len());
         let mut sources = Vec::with_capacity(raw.len());
         for (index, raw) in raw.into_iter().enumerate() {
@@ -48,6 +53,9 @@ impl Build<'_> {
             algorithms.push(self.algorithm(&format!("{at}.algorithms[{index}]"), name)?);
         }
         let keys = self.keyring(at, &raw, &algorithms)?;
+        self.mind_claims(at, &raw);
+        let default_access = self.default_access(at, &raw)?;
+        let max_access = self.max_access(at, &raw, default_access)?;
         let claim = |key: &str, text: &str| {
             let wrong = |error| {
                 self.file.wrong(&format!("{at}.{key}"), format_args!("{text:?} is {error}"))
@@ -56,20 +64,124 @@ impl Build<'_> {
         };
         Ok(Issuer {
             tenant_claim: claim("tenant_claim", &raw.tenant_claim)?,
-            access_claim: claim("access_claim", &raw.access_claim)?,
+            access_claim: claim("access_claim", raw.access_claim.as_deref().unwrap_or(ACCESS))?,
             access_values: self.access_values(at, raw.access_values)?,
-            default_access: raw.default_access.parse().or_else(|error| {
-                self.wrong(
-                    format!("{at}.default_access"),
-                    format_args!("{:?} is not one: {error}", raw.default_access),
-                )
-            })?,
+            default_access,
+            tenants: self.tenants(at, raw.tenants)?,
+            max_access,
             issuer: raw.issuer.into(),
             audience: raw.audience,
             algorithms,
             keys,
             leeway: raw.leeway.0,
         })
+    }
+
+    /// One whose tokens may name any tenant beside another: a partner's issuer would speak for all.
+    fn mind_each_other(&mut self, raw: &[RawIssuer]) {
+        let unbound = |(_, issuer): &(usize, &RawIssuer)| issuer.tenants.is_none();
+        let unbound: Vec<_> = raw.iter().enumerate().filter(unbound).collect();
+        if let [_, .., (last, _)] = unbound[..] {
+            let what = "several issuers may name any tenant; say with `tenants` whose tokens are \
+                        each one's to issue";
+            self.warn(format!("issuer[{last}]"), what);
+        }
+    }
+
+    fn mind_claims(&mut self, at: &str, raw: &RawIssuer) {
+        let access = raw.access_claim.as_deref();
+        for (key, claim) in [("tenant_claim", Some(&*raw.tenant_claim)), ("access_claim", access)] {
+            let Some(claim) = claim else { continue };
+            // A name of its own that begins like a URL is usual (OpenID Connect Core 1.0, 5.1.2).
+            if claim.contains('.') && !claim.starts_with('/') && !claim.contains("://") {
+                let pointer = claim.replace('.', "/");
+                let what = format!(
+                    "{claim:?} is one claim of that whole name; a claim inside another is written \
+                     \"/{pointer}\""
+                );
+                self.warn(format!("{at}.{key}"), what);
+            }
+        }
+        if raw.audience.iter().any(|audience| audience == "account") {
+            let what = "\"account\" is in every token of a Keycloak realm; \
+                        have it issue tokens with an audience of pgsilo's own";
+            self.warn(format!("{at}.audience"), what);
+        }
+    }
+
+    /// What a token without the access claim may do. Who says where the access is must say it: a
+    /// claim's name with a typing error finds nothing.
+    fn default_access(&self, at: &str, raw: &RawIssuer) -> Result<Option<Access>, FileError> {
+        let field = format!("{at}.default_access");
+        match raw.default_access.as_deref() {
+            Some(REFUSE) => Ok(None),
+            Some(level) => level.parse().map(Some).or_else(|_| {
+                let levels = "\"refuse\", \"read-only\", \"read-write\" or \"migrate\"";
+                self.wrong(field, format_args!("{level:?} is not one; use {levels}"))
+            }),
+            None => {
+                let written = [
+                    ("access_claim", raw.access_claim.is_some()),
+                    ("access_values", raw.access_values.is_some()),
+                ];
+                match written.into_iter().find(|(_, is_written)| *is_written) {
+                    Some((key, _)) => self.wrong(
+                        format!("{at}.{key}"),
+                        "needs default_access, for a token without that claim: \"refuse\", or an \
+                         access level",
+                    ),
+                    None => Ok(Some(Access::ReadWrite)),
+                }
+            }
+        }
+    }
+
+    /// The most that tokens may grant; what could never be granted is a mistake.
+    fn max_access(
+        &self,
+        at: &str,
+        raw: &RawIssuer,
+        default: Option<Access>,
+    ) -> Result<Option<Access>, FileError> {
+        let Some(text) = &raw.max_access else { return Ok(None) };
+        let field = format!("{at}.max_access");
+        let max: Access = match text.parse() {
+            Ok(max) => max,
+            Err(error) => return self.wrong(field, format_args!("{text:?} is not one: {error}")),
+        };
+        if default.is_some_and(|default| default > max) {
+            let what = "default_access is more; write a lower one (left out, it is \"read-write\")";
+            return self.wrong(field, what);
+        }
+        let levels = raw.access_values.iter().flatten();
+        let beyond = |level: &String| level.parse::<Access>().is_ok_and(|level| level > max);
+        match levels.into_iter().find(|(_, level)| beyond(level)) {
+            Some((value, _)) => {
+                let what = "more than max_access: such a token would always be refused";
+                self.wrong(format!("{at}.access_values.{value}"), what)
+            }
+            None => Ok(Some(max)),
+        }
+    }
+
+    fn tenants(
+        &self,
+        at: &str,
+        raw: Option<Vec<String>>,
+    ) -> Result<Option<Vec<TenantPattern>>, FileError> {
+        let Some(raw) = raw else { return Ok(None) };
+        if raw.is_empty() {
+            return self.wrong(
+                format!("{at}.tenants"),
+                "empty; list ids, or beginnings of ids such as \"eu-*\"",
+            );
+        }
+        let pattern = |(index, text): (usize, &String)| {
+            TenantPattern::parse(text).or_else(|error| {
+                self.wrong(format!("{at}.tenants[{index}]"), format_args!("{text:?} is {error}"))
+            })
+        };
+        raw.iter().enumerate().map(pattern).collect::<Result<_, _>>().map(Some)
     }
 
     fn algorithm(&self, field: &str, name: &str) -> Result<Algorithm, FileError> {

@@ -88,8 +88,9 @@ impl Build<'_> {
         let sni_suffix = self.sni_suffix(at, raw.sni_suffix, tls.is_some())?;
         let balancers = self.balancers(at, raw.proxy_protocol)?;
         let place = Place::Tcp(address);
+        let database_names = self.database_names(at, raw.database_names)?;
         let proof = self.proof(at, raw.auth, &Door { place: &place, tls: tls.as_ref() }, known)?;
-        Ok(Listener { place, tls, proof, uids: None, sni_suffix, balancers })
+        Ok(Listener { place, tls, proof, uids: None, sni_suffix, database_names, balancers })
     }
 
     fn listener_tls(&mut self, at: &str, raw: &RawListenerTls) -> Result<tls::Server, FileError> {
@@ -166,6 +167,8 @@ impl Build<'_> {
                 "every user of this machine is let in as the token's; use \"0660\" or allow_uids",
             );
         }
-        Ok(Listener { place, tls: None, proof, uids, sni_suffix: None, balancers: Vec::new() })
+        let (tls, sni_suffix, balancers) = (None, None, Vec::new());
+        let database_names = self.database_names(at, raw.database_names)?;
+        Ok(Listener { place, tls, proof, uids, sni_suffix, database_names, balancers })
     }
 }

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::json;
 
-use super::super::raw::RawProof;
-use super::super::{ListenerTls, Place, Proof};
+use super::super::raw::{RawNames, RawProof};
+use super::super::{DatabaseNames, ListenerTls, Place, Proof};
 use super::{Build, FileError};
 use crate::token::Source;
 
@@ -128,6 +128,29 @@ impl Build<'_> {
             true => Ok(Some(format!(".{suffix}"))),
             false => self
                 .wrong(field, format_args!("{raw:?} is not a domain such as \"db.example.com\"")),
+        }
+    }
+
+    pub(super) fn database_names(
+        &mut self,
+        at: &str,
+        raw: Option<RawNames>,
+    ) -> Result<DatabaseNames, FileError> {
+        let field = format!("{at}.database_names");
+        match raw {
+            None => Ok(DatabaseNames::default()),
+            Some(RawNames::Any) => {
+                let what = "a client that means another database lands in its token's tenant; \
+                            list the names that clients cannot be told to change";
+                self.warn(field, what);
+                Ok(DatabaseNames::Any)
+            }
+            Some(RawNames::Only(names))
+                if names.is_empty() || names.iter().any(String::is_empty) =>
+            {
+                self.wrong(field, "empty; list names such as \"postgres\", or remove it")
+            }
+            Some(RawNames::Only(names)) => Ok(DatabaseNames::Only(names)),
         }
     }
 

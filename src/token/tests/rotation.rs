@@ -48,7 +48,7 @@ fn an_access_map_says_what_the_claim_means_and_nothing_else_is_taken() {
     let mut mapped = issuer(ISSUER, vec![key("k1", Algorithm::Es256)]);
     let values = [("admin", Access::ReadWrite), ("viewer", Access::ReadOnly)];
     mapped.access_values = Some(values.map(|(text, level)| (text.to_owned(), level)).into());
-    mapped.default_access = Access::ReadOnly;
+    mapped.default_access = Some(Access::ReadOnly);
     let verifier = Verifier::new(vec![mapped]).unwrap();
     let access = |changes: &Value| {
         let token = Token::new(claiming(changes).into_bytes());
@@ -61,5 +61,82 @@ fn an_access_map_says_what_the_claim_means_and_nothing_else_is_taken() {
         let verdict = access(&json!({"access": unknown}));
         assert_eq!(verdict, Err(TokenError::AccessUnknown), "{unknown:?}");
     }
-    assert_eq!(access(&json!({"access": ["admin"]})), Err(TokenError::AccessUnknown));
+}
+
+/// Keycloak's roles are a list, and most of them are other services'.
+#[test]
+fn a_list_of_roles_grants_what_exactly_one_of_its_levels_grants() {
+    let mut mapped = issuer(ISSUER, vec![key("k1", Algorithm::Es256)]);
+    let values = [
+        ("db-writer", Access::ReadWrite),
+        ("db-owner", Access::ReadWrite),
+        ("db-reader", Access::ReadOnly),
+    ];
+    mapped.access_values = Some(values.map(|(text, level)| (text.to_owned(), level)).into());
+    mapped.access_claim = ClaimPath::parse("/realm_access/roles").unwrap();
+    // Whatever a token says that finds nothing, it must not become this.
+    mapped.default_access = Some(Access::Migrate);
+    let verifier = Verifier::new(vec![mapped]).unwrap();
+    let access = |roles: Value| {
+        let token = Token::new(claiming(&json!({"realm_access": {"roles": roles}})).into_bytes());
+        verifier.verify(&token, now()).map(|claims| claims.access()).map_err(|r| r.error)
+    };
+    let offline = "offline_access";
+    for (roles, expected) in [
+        (json!(["db-reader"]), Ok(Access::ReadOnly)),
+        (json!([offline, "db-reader", "uma_authorization"]), Ok(Access::ReadOnly)),
+        (json!(["db-writer", offline, "db-owner", "db-writer"]), Ok(Access::ReadWrite)),
+        (json!("db-reader"), Ok(Access::ReadOnly)),
+        (json!(["db-reader", "db-writer"]), Err(TokenError::AccessAmbiguous)),
+        (json!([]), Err(TokenError::AccessUnknown)),
+        (json!([offline]), Err(TokenError::AccessUnknown)),
+        (json!(["read-write"]), Err(TokenError::AccessUnknown)),
+        (json!(["db-reader", 7]), Err(TokenError::AccessUnknown)),
+        (json!([["db-reader"]]), Err(TokenError::AccessUnknown)),
+        (json!({"db-reader": true}), Err(TokenError::AccessUnknown)),
+        (json!(null), Err(TokenError::AccessUnknown)),
+    ] {
+        assert_eq!(access(roles.clone()), expected, "{roles}");
+    }
+}
+
+#[test]
+fn a_token_without_an_access_claim_is_refused_where_nothing_else_is_said() {
+    let mut strict = issuer(ISSUER, vec![key("k1", Algorithm::Es256)]);
+    strict.default_access = None;
+    let verifier = Verifier::new(vec![strict]).unwrap();
+    let access = |changes: &Value| {
+        let token = Token::new(claiming(changes).into_bytes());
+        verifier.verify(&token, now()).map(|claims| claims.access()).map_err(|r| r.error)
+    };
+    assert_eq!(access(&json!({"access": "read-only"})), Ok(Access::ReadOnly));
+    assert_eq!(access(&json!({})), Err(TokenError::AccessAbsent));
+    assert_eq!(access(&json!({"realm_access": {"roles": ["x"]}})), Err(TokenError::AccessAbsent));
+}
+
+#[test]
+fn an_issuer_speaks_for_its_own_tenants_and_grants_no_more_than_it_may() {
+    let mut partner = issuer(ISSUER, vec![key("k1", Algorithm::Es256)]);
+    partner.tenants = Some(["acme", "eu-*"].map(|text| TenantPattern::parse(text).unwrap()).into());
+    partner.max_access = Some(Access::ReadWrite);
+    let verifier = Verifier::new(vec![partner]).unwrap();
+    let verdict = |changes: Value| {
+        let token = Token::new(claiming(&changes).into_bytes());
+        verifier.verify(&token, now()).map(|claims| claims.tenants().len()).map_err(|r| r.error)
+    };
+    for (tenant, expected) in [
+        (json!("acme"), Ok(1)),
+        (json!("eu-1"), Ok(1)),
+        (json!(["eu-1", "acme", "eu-2"]), Ok(3)),
+        (json!("acme2"), Err(TokenError::TenantBeyond)),
+        (json!("eu"), Err(TokenError::TenantBeyond)),
+        (json!("globex"), Err(TokenError::TenantBeyond)),
+        // Not less than it asked for: none of it.
+        (json!(["acme", "globex"]), Err(TokenError::TenantBeyond)),
+    ] {
+        assert_eq!(verdict(json!({ "tenant": tenant })), expected, "{tenant}");
+    }
+    assert_eq!(verdict(json!({"access": "read-only"})), Ok(1));
+    let asked = Access::Migrate;
+    assert_eq!(verdict(json!({"access": "migrate"})), Err(TokenError::AccessBeyond { asked }));
 }

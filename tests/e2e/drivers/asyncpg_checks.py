@@ -158,7 +158,7 @@ async def values_of_64_mib_both_ways():
 @check
 async def what_is_refused_has_postgresqls_classes():
     await raises(asyncpg.InvalidPasswordError, connect(password="no token"), "session token authentication failed")
-    await raises(asyncpg.InvalidAuthorizationSpecificationError, connect(database=OTHER_TENANT))
+    await raises(asyncpg.InvalidCatalogNameError, connect(database=OTHER_TENANT))
 
 
 @over_tls

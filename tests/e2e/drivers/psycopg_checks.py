@@ -291,7 +291,7 @@ def protocol_3_2_with_its_long_cancel_key():
 @check
 def what_is_refused_reads_like_postgresql():
     refused("session token authentication failed", password="no token")
-    refused("does not allow this tenant or access", dbname=OTHER_TENANT)
+    refused(f'database "{OTHER_TENANT}" does not exist', dbname=OTHER_TENANT)
     refused("replication connections are not supported", options="", replication="database")
 
 

@@ -401,7 +401,7 @@ fn write_files_of(world: &World, dir: &Path, settings: &Settings) {
     let issuers = match settings.issuers.is_empty() {
         true => format!(
             "[[issuer]]\nissuer = \"https://issuer.sandbox.invalid\"\naudience = [\"pgsilo\"]\n\
-             algorithms = [\"ES256\"]\njwks = \"jwks.json\"\ntenant_claim = \"tenant\"\naccess_claim = \"access\"\n{}\n",
+             algorithms = [\"ES256\"]\njwks = \"jwks.json\"\ntenant_claim = \"tenant\"\naccess_claim = \"access\"\ndefault_access = \"read-write\"\n{}\n",
             settings.issuer
         ),
         false => settings.issuers.clone(),

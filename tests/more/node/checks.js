@@ -125,7 +125,7 @@ const checks = {
 
   refusals: async () => {
     await assert.rejects(withClient(() => {}, { password: 'no token' }), { code: '28P01' });
-    await assert.rejects(withClient(() => {}, { database: 'globex' }), { code: '28000' });
+    await assert.rejects(withClient(() => {}, { database: 'globex' }), { code: '3D000' });
     if (PGSILO_CA) {
       await assert.rejects(withClient(() => {}, { ssl: false }), { code: '28000', message: 'TLS is required' });
       await assert.rejects(withClient(() => {}, { ssl: { rejectUnauthorized: true } }), /certificate/);

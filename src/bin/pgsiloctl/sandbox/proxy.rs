@@ -128,6 +128,7 @@ algorithms = ["ES256"]
 jwks = "jwks.json"
 tenant_claim = "tenant"
 access_claim = "access"
+default_access = "read-write"
 
 [registry]
 file = "tenants.toml"
