@@ -309,7 +309,7 @@ fn worked(proxy: &Proxy, names: &str) -> u64 {
 #[tokio::test]
 async fn what_a_database_asks_to_be_hashed_is_not_hashed_on_the_event_loops() {
     let address = fake::asks_to_hash(100_000).await;
-    let proxy = Proxy::with(limits("")).await;
+    let proxy = Proxy::with(Settings::default()).await;
     proxy.place_acme_at(address.port(), "").await;
     let token = mint::token("acme");
     let logins = join_all((0..40).map(|_| proxy.connect(&token, "acme"))).await;
