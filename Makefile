@@ -37,7 +37,7 @@ plots: ## docs/benchmarks/*.svg, drawn from RUN=benches/runs/DATE-bench.txt
 	@[ -e "$(TOOLS)/pygal" ] || python3 -m pip install --quiet --root-user-action=ignore --target "$(TOOLS)/pygal" pygal==3.0.5
 	@PYTHONPATH="$(TOOLS)/pygal" python3 scripts/plots.py "$(RUN)" docs/benchmarks
 
-soak: clients ## many short sessions, and nothing left of them; SESSIONS=10000 AT_ONCE=50
+soak: clients ## many short sessions, and nothing left of them; SESSIONS=10000 AT_ONCE=50, ATTACK=grants MINUTES=10
 	@. "$(TOOLS)/env" && exec cargo bench --bench soak
 
 fmt: ## format the code

@@ -5,6 +5,9 @@
 //! middle of a query or of their login, some show a wrong token; and some stay from the beginning to
 //! the end, their leases renewed again and again. It prints a table, writes it into `benches/runs/`,
 //! and fails where something is left or somebody was lost. Nothing in it is timed to pass.
+//!
+//! `ATTACK=grants MINUTES=10 make soak` is another run: a tenant that grants something of its own to every
+//! leased role of its neighbour (`soak/grants.rs`).
 
 #![expect(
     clippy::expect_used,
@@ -34,6 +37,9 @@ mod e2e {
     pub(crate) mod support;
 }
 
+#[path = "soak/grants.rs"]
+mod grants;
+
 use e2e::support;
 
 /// Samples in a run.
@@ -61,15 +67,21 @@ fn main() {
         std::env::var(name).map_or(usual, |text| text.parse().expect("a number"))
     };
     let (sessions, at_once) = (number("SESSIONS", 10_000), number("AT_ONCE", 50));
+    let attack = std::env::var("ATTACK").unwrap_or_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .expect("a runtime");
-    let report = runtime.block_on(soak(sessions, at_once));
+    let (name, report) = match attack.as_str() {
+        "" => ("soak", runtime.block_on(soak(sessions, at_once))),
+        "grants" => ("grants", runtime.block_on(grants::soak(number("MINUTES", 10), at_once))),
+        other => panic!("ATTACK={other}: there is `grants`"),
+    };
     println!("{report}");
     let date = OffsetDateTime::now_utc().date();
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("benches/runs/{date}-soak.txt"));
+    let file =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("benches/runs/{date}-{name}.txt"));
     fs::write(&file, report).expect("written");
 }
 
@@ -190,11 +202,8 @@ fn held(pid: u32) -> Held {
 
 /// What OpenBAO and PostgreSQL still have, once they had time to finish: nothing.
 async fn left(proxy: &Proxy) -> String {
-    let superuser = world().superuser("postgres").await;
     eventually("no role to be left", async || {
-        let query = "SELECT count(*) FROM pg_roles WHERE rolname ~ '^tenant-.*-[A-Za-z0-9]{20}$'";
-        let left: i64 = superuser.query_one(query, &[]).await.expect("asked").get(0);
-        (left == 0).then_some(())
+        (world().usable_roles_like("^tenant-.*-[A-Za-z0-9]{20}$").await == 0).then_some(())
     })
     .await;
     for role in [ROLE, "tenant-globex-rw"] {

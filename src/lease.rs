@@ -6,6 +6,7 @@
 //! under way leaves no lease behind. Only the session's `Leased` stage asks for one, and the pool for the next
 //! session.
 
+mod given_up;
 mod identity;
 mod keeper;
 mod login;
@@ -243,6 +244,7 @@ impl Lessor {
             Authority::Proxy(auth) => {
                 let identity = Arc::new(Identity::new(Arc::clone(&openbao), auth));
                 runtime.spawn(Arc::clone(&identity).keep());
+                runtime.spawn(given_up::watch(Arc::clone(&identity), Arc::clone(&openbao)));
                 Source::Proxy(identity)
             }
             Authority::Session { mount, roles } => {

@@ -158,6 +158,10 @@ fn describe() {
         "pgsilo_log_lost_total",
         "Lines of the log that could not be written, by kind"
     );
+    describe_gauge!(
+        "pgsilo_openbao_irrevocable_leases",
+        "Leases that OpenBAO has given up on revoking, as it said a minute ago at most"
+    );
     describe_gauge!("pgsilo_registry_tenants", "Tenants in the registry's snapshot");
     describe_gauge!(
         "pgsilo_registry_stale_seconds",

@@ -139,6 +139,16 @@ struct LookupData {
 }
 
 #[derive(Deserialize)]
+struct CountAnswer {
+    data: CountData,
+}
+
+#[derive(Deserialize)]
+struct CountData {
+    lease_count: u64,
+}
+
+#[derive(Deserialize)]
 struct UnwrapAnswer {
     data: UnwrapData,
 }
@@ -224,6 +234,13 @@ impl OpenBao {
         let body = json!({ "lease_id": lease_id, "sync": false });
         self.request(Method::PUT, "sys/leases/revoke", Some(token), Some(&body)).await?;
         Ok(())
+    }
+
+    /// `GET sys/leases/count?type=irrevocable`: of how many leases OpenBAO has given the revocation up.
+    pub(super) async fn irrevocable_leases(&self, token: &Secret) -> Result<u64, OpenBaoError> {
+        let path = "sys/leases/count?type=irrevocable";
+        let body = self.request(Method::GET, path, Some(token), None).await?;
+        Ok(parse::<CountAnswer>(&body)?.data.lease_count)
     }
 
     /// `POST auth/{mount}/login` of the AppRole method.

@@ -34,6 +34,7 @@ mod outside;
 mod pools;
 mod refusals;
 mod relay;
+mod restored;
 mod reuse;
 mod revocation;
 mod sidecar;

@@ -5,11 +5,12 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::proxy::{Proxy, Settings};
 use crate::support::raw::Raw;
 use crate::support::world::{World, world};
-use crate::support::{eventually, mint};
+use crate::support::{eventually, fake, mint};
 
 fn address() -> String {
     format!("address = \"{}\"\n", world().var("BAO_ADDR"))
@@ -47,9 +48,7 @@ async fn with_app_role(name: &str, extra: Value, settings: Settings) -> Proxy {
 }
 
 async fn roles_left(roles: &[String]) -> i64 {
-    let superuser = world().superuser("postgres").await;
-    let query = "SELECT count(*) FROM pg_roles WHERE rolname = ANY($1)";
-    superuser.query_one(query, &[&roles]).await.expect("asked").get(0)
+    world().usable_roles(roles).await
 }
 
 async fn sessions(proxy: &Proxy, count: usize) -> (Vec<Raw>, Vec<String>) {
@@ -287,4 +286,41 @@ async fn under_session_authority_a_lease_is_renewed_with_its_own_login() {
     client.log_in(&token, "acme").await;
     proxy.metric_reaches("pgsilo_renewals_total", 2.0).await;
     assert_eq!(client.ask("SELECT 'alive'").await, "alive");
+}
+
+#[tokio::test]
+async fn leases_that_openbao_has_given_up_on_are_counted() {
+    // The real one has given up on none, and says so to pgsilo's own policy.
+    let proxy = Proxy::start().await;
+    given_up(&proxy, 0).await;
+    // It takes a real one ten minutes.
+    let address = fake::serves(|mut tcp| async move {
+        let mut request = vec![0; 4096];
+        let n = tcp.read(&mut request).await.unwrap_or(0);
+        let body = match String::from_utf8_lossy(&request[..n])
+            .contains("/v1/sys/leases/count?type=irrevocable ")
+        {
+            true => "{\"data\":{\"lease_count\":3,\"counts\":{\"database_1\":3}}}",
+            false => "{\"data\":{\"ttl\":0,\"renewable\":false}}",
+        };
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let _said = tcp.write_all(answer.as_bytes()).await;
+    })
+    .await;
+    let openbao =
+        format!("address = \"http://{address}\"\nauth = {{ token_file = \"secret-id\" }}\n");
+    let proxy = Proxy::with(Settings { openbao, ..Settings::default() }).await;
+    given_up(&proxy, 3).await;
+}
+
+/// Waits until that many are told; there is no such metric before.
+async fn given_up(proxy: &Proxy, leases: u32) {
+    let line = format!("\npgsilo_openbao_irrevocable_leases {leases}\n");
+    eventually("the leases to be counted", async || {
+        proxy.get("/metrics").await.1.contains(&line).then_some(())
+    })
+    .await;
 }

@@ -14,16 +14,21 @@ use crate::support::{eventually, mint};
 
 pub(crate) async fn world_and_proxy() -> (World, Proxy) {
     let world = World::own().await;
+    let proxy = Proxy::of(&world, settings_of(&world)).await;
+    (world, proxy)
+}
+
+/// Of a proxy that leases from that world's OpenBAO.
+pub(crate) fn settings_of(world: &World) -> Settings {
     let openbao = format!(
         "address = \"{}\"\nauth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"{}\" }} }}\n",
         world.var("BAO_ADDR"),
         world.dir().join("secret-id").display()
     );
-    let proxy = Proxy::of(&world, Settings { openbao, ..Settings::default() }).await;
-    (world, proxy)
+    Settings { openbao, ..Settings::default() }
 }
 
-fn command(world: &World, arguments: &[&str]) -> Command {
+pub(crate) fn command(world: &World, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pgsiloctl"));
     command.args(["leases", "audit", "--settle", "1s"]).args(arguments);
     for name in ["PGSILO_REGISTRY", "PROVISIONER_DSN", "PROVISIONER_BAO_TOKEN", "BAO_ADDR"] {
@@ -34,7 +39,12 @@ fn command(world: &World, arguments: &[&str]) -> Command {
 
 /// Its exit code and findings.
 pub(crate) async fn audit(world: &World, arguments: &[&str]) -> (i32, Vec<Value>) {
-    let output = output(command(world, arguments).arg("--json")).await;
+    audited(&mut command(world, arguments)).await
+}
+
+/// The same of a command.
+pub(crate) async fn audited(command: &mut Command) -> (i32, Vec<Value>) {
+    let output = output(command.arg("--json")).await;
     let findings: Vec<Value> = text(&output.stdout)
         .lines()
         .map(|line| serde_json::from_str(line).expect("a JSON object a line"))

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio_postgres::{Client, Error};
 
-use crate::orphans::{audit, world_and_proxy};
+use crate::orphans::{audit, settings_of, world_and_proxy};
 use crate::support::proxy::Proxy;
 use crate::support::raw::Raw;
 use crate::support::world::World;
@@ -344,4 +344,19 @@ async fn roles_of_a_tenant_that_is_no_more_are_dropped_whoever_grants_them_somet
     let left = "SELECT count(*) FROM pg_roles WHERE rolname ~ 'globex'";
     assert_eq!(superuser.query_one(left, &[]).await.expect("asked").get::<_, i64>(0), 0);
     acme.batch_execute("SELECT * FROM customers").await.expect("acme is served");
+}
+
+/// As an operator starts it, and as the recipe of `pg_hba.conf` has it.
+#[tokio::test]
+async fn a_captured_credential_opens_nothing_where_pgsilo_is_not() {
+    let world = World::own_with(&["--without-proxy"]).await;
+    let proxy = Proxy::of(&world, settings_of(&world)).await;
+    let (mut client, role) = captured(&world, &proxy, "acme").await;
+    let error = directly(&world, &role, "").await.map(drop).expect_err("not from here");
+    assert_eq!(error.code().map(|code| code.code()), Some("28000"), "{error:?}");
+    let said = error.as_db_error().expect("the server's answer").message();
+    assert!(said.contains("pg_hba.conf rejects connection"), "{said}");
+    assert_eq!(client.ask("SELECT 'served'").await, "served");
+    let (code, findings) = audit(&world, &[]).await;
+    assert_eq!((code, findings), (0, vec![]), "the audit finds its way, too");
 }

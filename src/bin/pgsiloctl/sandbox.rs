@@ -71,6 +71,10 @@ struct Start {
     /// PostgreSQL's max_connections, and the proxy's bound of sessions per tenant.
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u16).range(20..=10000))]
     max_connections: u16,
+    /// Let leased roles log in to PostgreSQL over TCP from anything on this machine, and have the proxy
+    /// do so. By default pg_hba.conf admits them from the proxy only, by a socket of its own.
+    #[arg(long)]
+    leased_over_tcp: bool,
     /// The folder of PostgreSQL's programs, 16 or newer [default: that of `postgres` on the PATH].
     #[arg(long, value_name = "DIR", env = "PGSILO_PG_BIN")]
     pg_bin: Option<PathBuf>,

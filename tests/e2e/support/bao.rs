@@ -183,6 +183,21 @@ impl Server {
         self.process.kill();
     }
 
+    /// Keeps a copy of its storage, beside it; it is down meanwhile.
+    pub(crate) async fn back_up(&mut self) {
+        self.kill();
+        copy_tree(&self.dir.join("raft"), &self.dir.join("backup"));
+        self.restart().await;
+    }
+
+    /// Starts it again from the copy.
+    pub(crate) async fn restore(&mut self) {
+        self.kill();
+        fs::remove_dir_all(self.dir.join("raft")).expect("removed");
+        copy_tree(&self.dir.join("backup"), &self.dir.join("raft"));
+        self.restart().await;
+    }
+
     /// Starts it again where it was, and unseals it.
     pub(crate) async fn restart(&mut self) {
         self.process = Process::start("server", &self.dir.join("bao.hcl"));
@@ -246,6 +261,18 @@ impl Server {
             (self.health().await == Some(health)).then_some(())
         })
         .await;
+    }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("read") {
+        let entry = entry.expect("read");
+        let target = to.join(entry.file_name());
+        match entry.file_type().expect("known").is_dir() {
+            true => copy_tree(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), target).expect("copied")),
+        }
     }
 }
 

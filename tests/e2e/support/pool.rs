@@ -115,11 +115,8 @@ async fn nothing_is_left(proxy: &Proxy, role: &str) {
     let started = proxy.events("started");
     let roles: Vec<_> = started.iter().filter_map(|event| event["role"].as_str()).collect();
     assert_eq!(roles.len(), started.len());
-    let superuser = world().superuser("postgres").await;
     eventually("no role to be left", async || {
-        let query = "SELECT count(*) FROM pg_roles WHERE rolname = ANY($1)";
-        let left: i64 = superuser.query_one(query, &[&roles]).await.expect("asked").get(0);
-        (left == 0).then_some(())
+        (world().usable_roles(&roles).await == 0).then_some(())
     })
     .await;
     eventually("no lease to be left", async || world().leases(role).await.is_empty().then_some(()))

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tokio_postgres::types::ToSql;
 
 /// A running sandbox.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ pub(crate) struct World {
 /// The one sandbox.
 pub(crate) fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
-    WORLD.get_or_init(|| World::start("shared", &["--max-connections", "600"]))
+    WORLD.get_or_init(|| World::start("shared", &["--max-connections", "600", "--leased-over-tcp"]))
 }
 
 impl World {
@@ -59,7 +60,12 @@ impl World {
 
     /// A sandbox of its own, without a proxy, for a test that makes a part of it unwell.
     pub(crate) async fn own() -> World {
-        let world = tokio::task::spawn_blocking(|| World::start("own", &["--without-proxy"]));
+        World::own_with(&["--without-proxy", "--leased-over-tcp"]).await
+    }
+
+    /// The same, started as an operator would have it.
+    pub(crate) async fn own_with(arguments: &'static [&'static str]) -> World {
+        let world = tokio::task::spawn_blocking(move || World::start("own", arguments));
         world.await.expect("started")
     }
 
@@ -105,6 +111,27 @@ impl World {
             config.dbname(dbname).connect(tokio_postgres::NoTls).await.expect("superuser logs in");
         tokio::spawn(connection);
         client
+    }
+
+    /// How many of the roles of these names anybody can use: they may log in, or are logged in. A
+    /// role that was revoked while others were logging in may stay for a minute, and is of no use.
+    pub(crate) async fn usable_roles(&self, names: &[impl AsRef<str>]) -> i64 {
+        let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+        self.count_usable("r.rolname = ANY ($1)", &names).await
+    }
+
+    /// The same of those whose names match a regular expression.
+    pub(crate) async fn usable_roles_like(&self, pattern: &str) -> i64 {
+        self.count_usable("r.rolname ~ $1", &pattern).await
+    }
+
+    async fn count_usable(&self, which: &str, names: &(dyn ToSql + Sync)) -> i64 {
+        let query = format!(
+            "SELECT count(*) FROM pg_roles r WHERE {which} AND (r.rolcanlogin OR EXISTS (
+                SELECT FROM pg_stat_activity a WHERE a.usesysid = r.oid))"
+        );
+        let superuser = self.superuser("postgres").await;
+        superuser.query_one(&query, &[names]).await.expect("asked").get(0)
     }
 
     /// Asks OpenBAO as root. `LIST` is a method there.

@@ -29,6 +29,8 @@ const PROVISIONER: &str = "pgsilo_provisioner";
 pub(super) struct Wish {
     pub(super) programs: Option<PathBuf>,
     pub(super) max_connections: u16,
+    /// Leased roles may log in as everybody else may, and not only by the socket.
+    pub(super) leased_over_tcp: bool,
     /// A folder that any account may pass through.
     pub(super) runtime: PathBuf,
     pub(super) log: PathBuf,
@@ -43,6 +45,8 @@ pub(super) struct Postgres {
     pub(super) programs: PathBuf,
     pub(super) superuser: Login,
     pub(super) provisioner: Login,
+    /// Where leased roles are let in: the folder of its socket, or a host.
+    pub(super) admits_leased: String,
 }
 
 /// Who the server runs as when we are root.
@@ -135,7 +139,11 @@ impl Postgres {
         .await?;
         let provisioner =
             admit_provisioner(&superuser).await.context("admitting the provisioner")?;
-        Ok(Self { process, version, programs, superuser, provisioner })
+        let admits_leased = match wish.leased_over_tcp {
+            true => superuser.host.clone(),
+            false => home.to_string_lossy().into_owned(),
+        };
+        Ok(Self { process, version, programs, superuser, provisioner, admits_leased })
     }
 }
 
@@ -190,9 +198,14 @@ async fn initialize(
     }
     // Both files are the server's own; writing over them keeps their owner and mode.
     let data = home.join("data");
+    // Who has captured a leased credential is turned away before anything else. Here pgsilo has the
+    // same address as everybody; but the socket is in a folder that no other account may enter.
+    let elsewhere = if wish.leased_over_tcp { "" } else { "host all /^tenant- all reject\n" };
     std::fs::write(
         data.join("pg_hba.conf"),
-        "local all all scram-sha-256\nhost all all 127.0.0.1/32 scram-sha-256\n",
+        format!(
+            "local all all scram-sha-256\n{elsewhere}host all all 127.0.0.1/32 scram-sha-256\n"
+        ),
     )?;
     let settings = format!(
         "listen_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\nmax_connections = {}\n\

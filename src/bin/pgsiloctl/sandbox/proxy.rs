@@ -30,6 +30,8 @@ pub(super) struct Wish<'a> {
     pub(super) max_connections: u16,
     pub(super) openbao: &'a str,
     pub(super) postgres_port: u16,
+    /// A host, or the folder of its socket.
+    pub(super) postgres_host: &'a str,
     pub(super) tenants: &'a [TenantId],
 }
 
@@ -157,11 +159,22 @@ level = "{level}"
 
 /// Writes `tenants.toml`.
 fn write_registry(wish: &Wish<'_>) -> Result<()> {
-    files::write(&wish.dir.join("tenants.toml"), &registry_text(wish.tenants, wish.postgres_port))
+    let text = registry_text(wish.tenants, wish.postgres_host, wish.postgres_port);
+    files::write(&wish.dir.join("tenants.toml"), &text)
 }
 
-fn registry_text(tenants: &[TenantId], postgres_port: u16) -> String {
+fn registry_text(tenants: &[TenantId], postgres_host: &str, postgres_port: u16) -> String {
     let mut text = "# Written by `pgsiloctl sandbox` at each start.\n".to_owned();
+    let place = match postgres_host.starts_with('/') {
+        true => {
+            let socket = toml_text(&format!("{postgres_host}/.s.PGSQL.{postgres_port}"));
+            format!("socket = {socket}   # pg_hba.conf admits leased roles here only")
+        }
+        false => format!(
+            "host = \"{postgres_host}\"\nport = {postgres_port}\n\
+             tls = {{ mode = \"disable\" }}   # loopback, and the packaged server has no TLS"
+        ),
+    };
     for tenant in tenants {
         text += &format!(
             r#"
@@ -169,10 +182,8 @@ fn registry_text(tenants: &[TenantId], postgres_port: u16) -> String {
 id = "{id}"
 
 [tenant.placement]
-host = "127.0.0.1"
-port = {postgres_port}
 dbname = "{database}"
-tls = {{ mode = "disable" }}   # loopback, and the packaged server has no TLS
+{place}
 
 [tenant.lease]
 roles = {{ read-write = "{rw}", read-only = "{ro}", migrate = "{migrate}" }}
@@ -207,12 +218,16 @@ mod tests {
             max_connections: 7,
             openbao: "http://127.0.0.1:8200",
             postgres_port: 5432,
+            postgres_host: "127.0.0.1",
             tenants: &tenants,
         };
         let config: toml::Table = config_text(&wish, 6432, "127.0.0.1:9").parse().unwrap();
         let socket = config["listener"][1]["socket"].as_str();
         assert_eq!(socket, Some("/tmp/a \"b\\c/.s.PGSQL.6432"));
-        let registry: toml::Table = registry_text(&tenants, 5432).parse().unwrap();
+        let registry: toml::Table = registry_text(&tenants, "/a \"b", 5432).parse().unwrap();
+        let socket = registry["tenant"][0]["placement"]["socket"].as_str();
+        assert_eq!(socket, Some("/a \"b/.s.PGSQL.5432"));
+        let registry: toml::Table = registry_text(&tenants, "127.0.0.1", 5432).parse().unwrap();
         assert_eq!(registry["tenant"][0]["placement"]["dbname"].as_str(), Some("tenant_acme"));
         assert_eq!(
             registry["tenant"][0]["lease"]["roles"]["migrate"].as_str(),

@@ -58,11 +58,13 @@ impl Data {
         tenant: &TenantId,
         bao: &Bao,
         superuser: &Login,
+        admits_leased: &str,
     ) -> Result<()> {
         let lease = bao.read(&format!("database/creds/{}", tenant.lease_role("migrate"))).await?;
         let leased = Login {
             user: text(&lease, "/data/username")?.to_owned(),
             password: Secret::new(text(&lease, "/data/password")?.to_owned()),
+            host: admits_leased.to_owned(),
             ..superuser.clone()
         };
         let session = leased.connect(&tenant.database()).await?;

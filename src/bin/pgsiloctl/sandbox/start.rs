@@ -101,10 +101,9 @@ async fn raise(ground: &Ground, start: &Start) -> Result<Raised> {
     openbao.admit_sessions(&issuer_pem).await.context("admitting sessions to OpenBAO")?;
     let provisioner =
         Provisioner { postgres: postgres.provisioner.clone(), bao: openbao.provisioner.clone() };
-    let make =
-        |(tenant, data)| make_tenant(&provisioner, tenant, data, &openbao, &postgres.superuser);
+    let make = |(tenant, data)| make_tenant(&provisioner, tenant, data, &openbao, &postgres);
     futures_util::future::try_join_all(tenants.iter().zip(&seed::TENANTS).map(make)).await?;
-    let proxy = raise_proxy(ground, start, &openbao, postgres.superuser.port, &tenants).await?;
+    let proxy = raise_proxy(ground, start, &openbao, &postgres, &tenants).await?;
     let psql = Psql::find(&postgres.programs).await;
     let tokens = tenants
         .into_iter()
@@ -139,6 +138,7 @@ async fn raise_postgres(ground: &Ground, start: &Start) -> Result<Postgres> {
     let wish = postgres::Wish {
         programs: start.pg_bin.clone(),
         max_connections: start.max_connections,
+        leased_over_tcp: start.leased_over_tcp,
         runtime: ground.runtime.clone(),
         log: ground.dir.join("postgres.log"),
     };
@@ -166,12 +166,13 @@ async fn make_tenant(
     tenant: &TenantId,
     data: &seed::Data,
     openbao: &OpenBao,
-    superuser: &Login,
+    postgres: &Postgres,
 ) -> Result<()> {
     let name = format!("provisioning tenant {}", tenant.as_str());
     let work = async {
         provisioner.create_tenant(tenant).await?;
-        data.write(tenant, &openbao.root, superuser).await
+        let Postgres { superuser, admits_leased, .. } = postgres;
+        data.write(tenant, &openbao.root, superuser, admits_leased).await
     };
     step(&name, work, |()| {
         format!("tenant {}: database {}, roles, leases, data", tenant.as_str(), tenant.database())
@@ -183,7 +184,7 @@ async fn raise_proxy(
     ground: &Ground,
     start: &Start,
     openbao: &OpenBao,
-    postgres_port: u16,
+    postgres: &Postgres,
     tenants: &[TenantId],
 ) -> Result<Proxy> {
     let wish = proxy::Wish {
@@ -193,7 +194,8 @@ async fn raise_proxy(
         log_level: start.log_level,
         max_connections: start.max_connections,
         openbao: &openbao.address,
-        postgres_port,
+        postgres_port: postgres.superuser.port,
+        postgres_host: &postgres.admits_leased,
         tenants,
     };
     if start.without_proxy {

@@ -1,0 +1,41 @@
+//! Counts the leases that OpenBAO has given up on: after its sixth attempt it revokes a lease only once a
+//! day, and says so in its own log alone. They are of the whole namespace, whoever asked for them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::identity::Identity;
+use super::openbao::{OpenBao, OpenBaoError};
+
+/// It takes OpenBAO ten minutes to give one up.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// Until pgsilo is logged in.
+const FIRST: Duration = Duration::from_secs(1);
+
+/// Asks now and again, for as long as the process runs. Where it may not, there is no such metric.
+pub(super) async fn watch(identity: Arc<Identity>, openbao: Arc<OpenBao>) {
+    let mut told = false;
+    loop {
+        let Ok(login) = identity.login() else {
+            sleep(FIRST).await;
+            continue;
+        };
+        match openbao.irrevocable_leases(login.secret()).await {
+            Ok(leases) => {
+                metrics::gauge!("pgsilo_openbao_irrevocable_leases").set(leases as f64);
+            }
+            Err(error @ OpenBaoError::Said { .. }) if !told => {
+                told = true;
+                tracing::warn!(
+                    %error,
+                    "cannot count the leases that OpenBAO has given up on: \
+                     allow sys/leases/count, as docker/openbao/pgsilo.hcl does"
+                );
+            }
+            Err(_) => {}
+        }
+        sleep(INTERVAL).await;
+    }
+}

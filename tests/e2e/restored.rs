@@ -1,0 +1,114 @@
+//! OpenBAO restored from a backup: brokers' passwords have been rotated since, and leases and tenants made that
+//! it knows nothing of. The audit says what there is to do, and does what it can.
+
+use serde_json::{Value, json};
+
+use crate::orphans::{audited, command};
+use crate::support::bao::{Server, Shape};
+use crate::support::world::World;
+
+const PROVISIONER: &str = include_str!("../../docker/openbao/provisioner.hcl");
+const MOUNT: &str = "database";
+const KINDS: [&str; 3] = ["rw", "ro", "migrate"];
+
+/// Tells an OpenBAO of a tenant of a sandbox, as the provisioner does.
+async fn describe(world: &World, bao: &Server, tenant: &str) {
+    let password = format!("told-{}", std::process::id());
+    let superuser = world.superuser("postgres").await;
+    let set = format!("ALTER ROLE tenant_{tenant}_broker PASSWORD '{password}'");
+    superuser.batch_execute(&set).await.expect("set");
+    let config = json!({
+        "plugin_name": "postgresql-database-plugin",
+        "connection_url": format!(
+            "postgresql://{{{{username}}}}:{{{{password}}}}@127.0.0.1:{}/tenant_{tenant}?sslmode=disable",
+            world.var("PG_PORT")
+        ),
+        "username": format!("tenant_{tenant}_broker"),
+        "password": password,
+        "password_authentication": "scram-sha-256",
+        "allowed_roles": [format!("tenant-{tenant}-*")],
+        "username_template": "{{ printf \"%s-%s\" (.RoleName | truncate 42) (random 20) }}",
+    });
+    bao.write(&format!("{MOUNT}/config/tenant-{tenant}"), config).await;
+    rotate(bao, tenant).await;
+    for kind in KINDS {
+        let role = format!("{MOUNT}/roles/tenant-{tenant}-{kind}");
+        let (_status, answer) = world.bao("GET", &role, None).await;
+        bao.write(&role, answer["data"].clone()).await;
+    }
+}
+
+async fn rotate(bao: &Server, tenant: &str) {
+    bao.write(&format!("{MOUNT}/rotate-root/tenant-{tenant}"), json!({})).await;
+}
+
+async fn lease(bao: &Server, tenant: &str) -> (u16, Value) {
+    bao.ask("GET", &format!("{MOUNT}/creds/tenant-{tenant}-rw"), None).await
+}
+
+/// How many leased roles there are, of any use or none.
+async fn leased(world: &World) -> i64 {
+    let superuser = world.superuser("postgres").await;
+    let query = "SELECT count(*) FROM pg_roles WHERE rolname ~ '^tenant-.*-[A-Za-z0-9]{20}$'";
+    superuser.query_one(query, &[]).await.expect("asked").get(0)
+}
+
+fn kinds(findings: &[Value]) -> Vec<&str> {
+    let mut kinds: Vec<_> = findings.iter().filter_map(|one| one["finding"].as_str()).collect();
+    kinds.sort_unstable();
+    kinds
+}
+
+#[tokio::test]
+async fn after_openbao_was_restored_from_a_backup_it_is_said_what_to_do_and_done() {
+    let world = World::own().await;
+    let mut bao = Server::start(Shape { kept: true, ..Shape::default() }).await;
+    bao.write(&format!("sys/mounts/{MOUNT}"), json!({ "type": "database" })).await;
+    bao.write("sys/policies/acl/provisioner", json!({ "policy": PROVISIONER })).await;
+    let wish = json!({ "policies": ["provisioner"], "no_default_policy": true });
+    let made = bao.write("auth/token/create-orphan", wish).await;
+    let token = made["auth"]["client_token"].as_str().expect("a token").to_owned();
+    describe(&world, &bao, "acme").await;
+    assert_eq!(lease(&bao, "acme").await.0, 200);
+    bao.back_up().await;
+    // What the backup does not know.
+    rotate(&bao, "acme").await;
+    assert_eq!(lease(&bao, "acme").await.0, 200);
+    describe(&world, &bao, "globex").await;
+    assert_eq!(lease(&bao, "globex").await.0, 200);
+    bao.restore().await;
+    assert_eq!(leased(&world).await, 3);
+    assert_eq!(lease(&bao, "acme").await.0, 500, "it has another password than PostgreSQL");
+
+    let address = bao.address().to_owned();
+    let audit = async |arguments: &[&str]| {
+        let mut command = command(&world, arguments);
+        command.env("BAO_ADDR", &address).env("PROVISIONER_BAO_TOKEN", &token);
+        audited(&mut command).await
+    };
+    let unknown = ["unknown_to_openbao"; 3];
+    let expected = [&["idle_roles"][..], &unknown].concat();
+    let (code, findings) = audit(&[]).await;
+    assert_eq!((code, kinds(&findings)), (3, expected.clone()), "{findings:?}");
+    assert_eq!(findings[0]["roles"].as_array().map(Vec::len), Some(2), "{findings:?}");
+    // The password is what keeps it from revoking.
+    let (code, findings) = audit(&["--fix"]).await;
+    assert_eq!((code, kinds(&findings)), (1, expected.clone()), "{findings:?}");
+    let why = findings[0]["outcome"]["failed"].as_str().expect("why");
+    assert!(why.contains("28P01"), "{why}");
+    let (code, findings) = audit(&["--fix", "--new-broker-passwords"]).await;
+    assert_eq!((code, kinds(&findings)), (3, expected), "{findings:?}");
+    assert_eq!(findings[0]["outcome"], "mended", "{findings:?}");
+    assert_eq!(leased(&world).await, 1, "globex's, which is not judged");
+    let (status, answer) = lease(&bao, "acme").await;
+    assert_eq!(status, 200, "acme is served again");
+    let given_back = json!({ "lease_id": answer["lease_id"], "sync": true });
+    bao.write("sys/leases/revoke", given_back).await;
+
+    // As the finding asks for.
+    describe(&world, &bao, "globex").await;
+    let (code, findings) = audit(&["--fix"]).await;
+    assert_eq!((code, kinds(&findings)), (0, vec!["orphan_role"]), "{findings:?}");
+    assert_eq!(leased(&world).await, 0);
+    assert_eq!(audit(&[]).await, (0, vec![]));
+}
