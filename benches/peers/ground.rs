@@ -37,7 +37,9 @@ impl Ground {
         let server = variable("PGSILO_POSTGRES_TLS");
         let bin = format!("{server}/bin");
         let limit = connections.to_string();
-        let arguments = ["--without-proxy", "--pg-bin", &bin, "--max-connections", &limit];
+        // By the same way as everybody else: pgsilo's way to the database is TCP here, too.
+        let arguments =
+            ["--without-proxy", "--leased-over-tcp", "--pg-bin", &bin, "--max-connections", &limit];
         let world = World::start("bench", &arguments);
         let clients = PathBuf::from(variable("PGSILO_PGBENCH_BIN"));
         let server = said(Command::new(format!("{bin}/postgres")).arg("--version"));
