@@ -6,12 +6,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "[limits]",
         "[limit]",
-        "pgsilo.toml:98: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, warm, backend, admin, log, audit, runtime",
+        "pgsilo.toml:104: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, warm, backend, admin, log, audit, runtime",
     ),
     (
         "[limits]",
         "[limits]\nmax_session = 1",
-        "pgsilo.toml:99: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, startup_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, drain_timeout",
+        "pgsilo.toml:105: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, startup_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, drain_timeout, dead_peer_timeout",
     ),
     (
         "max_sessions = 10000",
@@ -71,22 +71,22 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "startup_timeout = \"5s\"",
         "startup_timeout = \"0s\"",
-        "pgsilo.toml:107: limits.startup_timeout: zero; a startup packet needs some time, such as \"5s\"",
+        "pgsilo.toml:113: limits.startup_timeout: zero; a startup packet needs some time, such as \"5s\"",
     ),
     (
         "on_loss = \"count\"",
         "on_loss = \"wait\"",
-        "pgsilo.toml:140: audit.on_loss: \"wait\" is not known here; use one of: count, refuse",
+        "pgsilo.toml:147: audit.on_loss: \"wait\" is not known here; use one of: count, refuse",
     ),
     (
         "queue_bytes = 8388608",
         "queue_bytes = 1000",
-        "pgsilo.toml:141: audit.queue_bytes: 1000 is out of range; use 65536 to 1073741824",
+        "pgsilo.toml:148: audit.queue_bytes: 1000 is out of range; use 65536 to 1073741824",
     ),
     (
         "queue_bytes = 1048576",
         "queue_bytes = 2000000000",
-        "pgsilo.toml:137: log.queue_bytes: 2000000000 is out of range; use 65536 to 1073741824",
+        "pgsilo.toml:144: log.queue_bytes: 2000000000 is out of range; use 65536 to 1073741824",
     ),
     (
         "login_timeout = \"10s\"",
@@ -106,12 +106,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "format = \"json\"",
         "format = \"jsn\"",
-        "pgsilo.toml:135: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
+        "pgsilo.toml:142: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
     ),
     (
         "level = \"info\"",
         "level = \"loud\"",
-        "pgsilo.toml:136: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
+        "pgsilo.toml:143: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
     ),
     (
         "mode = \"0660\"",
@@ -511,12 +511,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "\ntimeout = \"5s\"",
         "\ntimeout = \"0ms\"",
-        "pgsilo.toml:73: openbao.timeout: zero; a request needs some time, such as \"5s\"",
+        "pgsilo.toml:79: openbao.timeout: zero; a request needs some time, such as \"5s\"",
     ),
     (
         "\ntimeout = \"5s\"",
         "\ntimeout = \"21s\"",
-        "pgsilo.toml:73: openbao.timeout: too long; at most 20s",
+        "pgsilo.toml:79: openbao.timeout: too long; at most 20s",
     ),
     (
         "max_concurrent_requests = 64",
@@ -536,7 +536,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "dead_peer_timeout = \"2m\"",
         "dead_peer_timeout = \"0s\"",
-        "pgsilo.toml:107: limits.dead_peer_timeout: 0ns is out of range; use 5s to 30m",
+        "pgsilo.toml:114: limits.dead_peer_timeout: 0ns is out of range; use 5s to 30m",
     ),
     (
         "max_token_bytes = 16384",
@@ -546,37 +546,37 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "max = 100",
         "max = 10000001",
-        "pgsilo.toml:115: warm.max: 10000001 is out of range; at most 10000000",
+        "pgsilo.toml:122: warm.max: 10000001 is out of range; at most 10000000",
     ),
     (
         "max_per_tenant = 4",
         "max_per_tenant = 0",
-        "pgsilo.toml:116: warm.max_per_tenant: zero; for none at all, set warm.max to 0",
+        "pgsilo.toml:123: warm.max_per_tenant: zero; for none at all, set warm.max to 0",
     ),
     (
         "idle_timeout = \"10s\"",
         "idle_timeout = \"11m\"",
-        "pgsilo.toml:117: warm.idle_timeout: 660s is out of range; use 1s to 10m",
+        "pgsilo.toml:124: warm.idle_timeout: 660s is out of range; use 1s to 10m",
     ),
     (
         "check_after = \"250ms\"",
         "check_after = \"11s\"",
-        "pgsilo.toml:118: warm.check_after: 11s is longer than idle_timeout",
+        "pgsilo.toml:125: warm.check_after: 11s is longer than idle_timeout",
     ),
     (
         "reuse = \"never\"",
         "reuse = \"always\"",
-        "pgsilo.toml:126: backend.reuse: \"always\" is not known here; use one of: never, reset",
+        "pgsilo.toml:133: backend.reuse: \"always\" is not known here; use one of: never, reset",
     ),
     (
         "cores = 0",
         "cores = 5000",
-        "pgsilo.toml:144: runtime.cores: 5000 is out of range; use 0 to 1024",
+        "pgsilo.toml:151: runtime.cores: 5000 is out of range; use 0 to 1024",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"9432\"",
-        "pgsilo.toml:132: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
+        "pgsilo.toml:139: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
     ),
     (
         "id = \"globex\"",
@@ -807,7 +807,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "# ca = \"openbao-ca.crt\"",
         "ca = \"server.crt\"",
-        "pgsilo.toml:63: openbao.ca: \"server.crt\": the certificate \"CN=rcgen self signed cert\" is no authority's (basicConstraints CA:TRUE is missing): whoever has its key could sign for anybody; name the authority that signed it",
+        "pgsilo.toml:69: openbao.ca: \"server.crt\": the certificate \"CN=rcgen self signed cert\" is no authority's (basicConstraints CA:TRUE is missing): whoever has its key could sign for anybody; name the authority that signed it",
     ),
     (
         "tls = { certificate = \"server.crt\", key = \"server.key\" }",
@@ -858,7 +858,7 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"0.0.0.0:9432\"",
-        "pgsilo.toml:132: admin.address: not a loopback address: anybody who reaches it can read the metrics",
+        "pgsilo.toml:139: admin.address: not a loopback address: anybody who reaches it can read the metrics",
     ),
     ("algorithms = [\"ES256\"]", "algorithms = [\"ES256\", \"RS256\"]", ""),
     (
