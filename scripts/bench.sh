@@ -3,12 +3,16 @@
 # a psql and a pgbench that do. Installs Debian packages (as root or by sudo) and npm packages, then
 # runs benches/peers. Arguments go to cargo bench; QUICK=1 ends within three minutes, and
 # ONLY=queries,copies,connects,idle,scale runs some parts, and
-# ONLY=relays pgsilo's relay beside bare ones.
+# ONLY=relays pgsilo's relay beside bare ones. ONLY=neighbour, a tenant under attack, needs none of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/packages.sh
 
 export PATH="$PATH:/usr/sbin"
+if [ "${ONLY:-}" = neighbour ]; then
+    ulimit -S -n "$(ulimit -H -n)"
+    exec cargo bench --bench peers "$@"
+fi
 wanted=()
 command -v pgbouncer >/dev/null || wanted+=(pgbouncer)
 command -v haproxy >/dev/null || wanted+=(haproxy)

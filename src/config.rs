@@ -8,7 +8,6 @@
 
 mod build;
 mod raw;
-mod text;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -18,6 +17,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::lease;
+pub use crate::limits::TimeLimits;
 use crate::registry::{Denied, Registry};
 pub use crate::route::DatabaseNames;
 use crate::tls;
@@ -160,8 +160,8 @@ pub struct Limits {
     pub max_connections_per_address: Option<usize>,
     /// Of a token, 1 to 65536.
     pub max_token_bytes: usize,
-    /// Ends a session idle for so long; `None`: never.
-    pub idle_timeout: Option<Duration>,
+    /// How long sessions, and what they are in the middle of, may last.
+    pub times: TimeLimits,
     /// What transactions get to finish in at SIGTERM.
     pub drain_timeout: Duration,
     /// A peer, client or database, that has answered nothing for so long counts as gone.

@@ -48,6 +48,15 @@ endings! {
     /// Neither side had sent anything for the time allowed.
     IdleTimeout, "idle_timeout", INFO,
         Some(("57P05", "terminating connection due to idle-session timeout"));
+    /// The client was in a transaction, and asked for nothing for the time allowed.
+    IdleInTransaction, "idle_in_transaction", INFO,
+        Some(("25P03", "terminating connection due to idle-in-transaction timeout"));
+    /// A transaction, or a request, took longer than it may.
+    TransactionTimeout, "transaction_timeout", WARN,
+        Some(("25P04", "terminating connection due to transaction timeout"));
+    /// The session is as old as one may become.
+    SessionAge, "session_age", INFO,
+        Some(("57P01", "terminating connection because it has reached its maximum age"));
     /// The session token's time is over.
     TokenExpired, "token_expired", INFO,
         Some(("57P01", "terminating connection because its session token expired"));

@@ -1,6 +1,7 @@
 //! Bounds on what may be open at once: connections that are not logged in, sessions in all, of
 //! one tenant, connections of one address. Each is a permit, given back when it is dropped; that of a
-//! connection which has proved nothing may be another's before that.
+//! connection which has proved nothing may be another's before that. And bounds on time, which the
+//! relay and a session's authority keep.
 
 mod slots;
 
@@ -9,6 +10,66 @@ use std::fmt;
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long a session, and what it is in the middle of, may last; `None`: for ever. A session may set
+/// the database's own time-outs to 0, and not these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimeLimits {
+    /// Without a byte, outside of a request.
+    pub idle: Option<Duration>,
+    /// Waiting for its client in a transaction.
+    pub idle_in_transaction: Option<Duration>,
+    /// In a transaction, or in a request that is not answered in full.
+    pub transaction: Option<Duration>,
+    /// In all.
+    pub session: Option<Duration>,
+}
+
+impl TimeLimits {
+    /// Whether any of them is about what a session is in the middle of.
+    pub(crate) fn bound_transactions(&self) -> bool {
+        self.idle_in_transaction.is_some() || self.transaction.is_some()
+    }
+}
+
+/// What a tenant has in place of the limits for all: `None` where it has the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnLimits {
+    /// Sessions at once; 0: no bound of its own.
+    pub max_sessions: Option<usize>,
+    /// Zero: for ever.
+    pub idle: Option<Duration>,
+    /// Zero: for ever.
+    pub idle_in_transaction: Option<Duration>,
+    /// Zero: for ever.
+    pub transaction: Option<Duration>,
+    /// Zero: for ever.
+    pub session: Option<Duration>,
+}
+
+impl OwnLimits {
+    /// The tenant's bounds on time, where these are for all.
+    pub(crate) fn times(&self, all: &TimeLimits) -> TimeLimits {
+        let either = |own: Option<Duration>, all| own.map_or(all, not_zero);
+        TimeLimits {
+            idle: either(self.idle, all.idle),
+            idle_in_transaction: either(self.idle_in_transaction, all.idle_in_transaction),
+            transaction: either(self.transaction, all.transaction),
+            session: either(self.session, all.session),
+        }
+    }
+
+    /// How many sessions the tenant may have, where this is for all.
+    pub(crate) fn max_sessions(&self, all: Option<usize>) -> Option<usize> {
+        self.max_sessions.map_or(all, |own| (own > 0).then_some(own))
+    }
+}
+
+/// A limit as it is written: zero is none.
+pub(crate) fn not_zero(limit: Duration) -> Option<Duration> {
+    Some(limit).filter(|limit| !limit.is_zero())
+}
 
 pub(crate) use slots::{Eviction, Slot, Slots};
 
@@ -32,11 +93,21 @@ impl<K: Clone + Eq + Hash> Tally<K> {
 
     /// Counts one more for a key; `None` when it has as many as it may.
     pub(crate) fn count(&'static self, key: &K) -> Option<TallyPermit<K>> {
+        self.count_within(key, self.bound)
+    }
+
+    /// The same for a key that has a bound of its own.
+    pub(crate) fn count_within(
+        &'static self,
+        key: &K,
+        bound: Option<usize>,
+    ) -> Option<TallyPermit<K>> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(key.clone()).or_default();
-        if self.bound.is_some_and(|bound| *count >= bound) {
+        let used = counts.get(key).copied().unwrap_or_default();
+        if bound.is_some_and(|bound| used >= bound) {
             return None;
         }
+        let count = counts.entry(key.clone()).or_default();
         *count += 1;
         Some(TallyPermit { tally: self, key: key.clone() })
     }
@@ -71,7 +142,9 @@ pub(crate) fn network(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use super::{Tally, network};
+    use std::time::Duration;
+
+    use super::{OwnLimits, Tally, TimeLimits, network};
 
     #[test]
     fn an_ipv6_address_counts_as_its_network() {
@@ -90,6 +163,34 @@ mod tests {
         assert!(tally.count(&"globex").is_some());
         drop(first);
         assert!(tally.count(&"acme").is_some());
+    }
+
+    #[test]
+    fn a_key_may_have_a_bound_of_its_own_and_none_leaves_no_trace() {
+        let tally: &'static Tally<&str> = Box::leak(Box::new(Tally::new(Some(2))));
+        assert!(tally.count_within(&"acme", Some(0)).is_none());
+        assert!(tally.counts.lock().expect("not poisoned").is_empty());
+        let permits: Vec<_> = (0..3).map(|_| tally.count_within(&"acme", Some(3))).collect();
+        assert!(permits.iter().all(Option::is_some));
+        assert!(tally.count(&"acme").is_none());
+    }
+
+    #[test]
+    fn what_a_tenant_has_of_its_own_counts_and_zero_is_none() {
+        let second = Some(Duration::from_secs(1));
+        let all = TimeLimits { idle: second, transaction: second, ..TimeLimits::default() };
+        let own = OwnLimits {
+            max_sessions: Some(0),
+            idle: Some(Duration::ZERO),
+            session: Some(Duration::from_secs(2)),
+            ..OwnLimits::default()
+        };
+        let times = own.times(&all);
+        assert_eq!((times.idle, times.transaction), (None, second));
+        assert_eq!(times.session, Some(Duration::from_secs(2)));
+        assert_eq!(own.max_sessions(Some(5)), None);
+        assert_eq!(OwnLimits::default().max_sessions(Some(5)), Some(5));
+        assert_eq!(OwnLimits::default().times(&all), all);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::ClientConfig;
 use tokio::sync::watch;
 
+pub use crate::limits::OwnLimits;
 use crate::tenant::{Access, TenantId};
 use crate::tls;
 use crate::toml_file::FileError;
@@ -80,6 +81,7 @@ pub struct Tenant {
     /// The placement as logs tell it, once for all who do.
     place: Arc<str>,
     lease: LeaseRoles,
+    limits: OwnLimits,
 }
 
 impl Tenant {
@@ -106,6 +108,11 @@ impl Tenant {
     /// The same, for logs: `db:5432/tenant_acme`.
     pub(crate) fn place(&self) -> &Arc<str> {
         &self.place
+    }
+
+    /// What it has in place of the limits for all.
+    pub fn limits(&self) -> &OwnLimits {
+        &self.limits
     }
 
     /// What to lease for it.

@@ -5,7 +5,14 @@
 //! that an ending can be told at a message boundary and a vanished client's query cancelled.
 //! All sessions of a core share one scratch buffer: a session holds memory only for what its
 //! peer would not take yet, and reads no more until that is gone.
+//!
+//! It also bounds what a session may keep a transaction open for, whatever the session sends: a
+//! bound in the database itself is the session's to lift. What an idle session costs does not
+//! change by that: the one timer is set when a transaction begins, looked at when it is due, and
+//! gone when it finds the session idle.
 
+mod age;
+mod talk;
 mod watch;
 
 use std::cell::RefCell;
@@ -18,15 +25,18 @@ use std::time::Duration;
 
 use metrics::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
 use crate::backend::Process;
 use crate::clock::BootTime;
 use crate::ending::Ending;
 use crate::frontend::Frontend;
+use crate::limits::TimeLimits;
 use crate::stream::Stream;
-use crate::wire::frame::{FrameCounter, Header, Status};
+use crate::wire::frame::{FrameCounter, Header};
 use crate::wire::message::TERMINATE;
+use age::{Age, Standing, Verdict};
+use talk::{Seen, Talk};
 use watch::{Gone, Watch};
 
 /// Bytes that are read at once: TLS records have 16 KiB, a COPY fills all of it.
@@ -78,6 +88,8 @@ pub(crate) struct Relay<'c> {
     /// The client has said goodbye and the database does not know: it can be used again.
     left_whole: bool,
     last_bytes: Instant,
+    limits: TimeLimits,
+    age: Age,
     watch: Watch,
 }
 
@@ -93,6 +105,8 @@ struct Pipe {
     /// A client's goodbye is not for the database, which may serve another session.
     withholds: bool,
     withheld: bool,
+    /// Everything that the source had said has been read.
+    caught_up: bool,
     bytes: &'static Counter,
 }
 
@@ -100,23 +114,6 @@ struct Pipe {
 struct Left {
     chunk: Box<[u8]>,
     sent: usize,
-}
-
-/// What the frame headers tell of the conversation.
-#[derive(Default)]
-struct Talk {
-    /// ReadyForQuery messages that the client is owed.
-    owed: u32,
-    /// The same, but for those that a COPY may have swallowed: a client can claim that of any.
-    unanswered: u32,
-    /// The client has begun what its next Sync will end.
-    open: bool,
-    /// The newest request that a ReadyForQuery answers: `Q`, `F` or `S`.
-    newest: u8,
-    status: Option<Status>,
-    terminated: bool,
-    /// The newest message of the database was an ErrorResponse.
-    complained: bool,
 }
 
 enum Event {
@@ -129,14 +126,9 @@ enum Event {
     Late,
     Order(Order),
     IdleCheck,
-}
-
-/// What becomes of a message whose header was seen.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Seen {
-    Passes,
-    /// A goodbye of a client that has nothing more to ask: it need not pass.
-    Parts,
+    /// The session is not idle any more, and no timer is set for that.
+    Began,
+    AgeCheck,
 }
 
 enum Moved {
@@ -146,6 +138,7 @@ enum Moved {
 
 impl<'c> Relay<'c> {
     /// With `withholds`, the database is not told that a client has left that has nothing more to ask.
+    /// Of the limits all count but the session's age, which is its authority's to look after.
     /// A side that has answered nothing for `dead_peer_timeout` has ended.
     pub(crate) fn new(
         frontend: &'c mut Frontend,
@@ -153,6 +146,7 @@ impl<'c> Relay<'c> {
         process: &'c Process,
         withholds: bool,
         dead_peer_timeout: Duration,
+        limits: TimeLimits,
     ) -> Relay<'c> {
         let pipe = |bytes, withholds| Pipe {
             counter: FrameCounter::default(),
@@ -162,9 +156,9 @@ impl<'c> Relay<'c> {
             discards: false,
             withholds,
             withheld: false,
+            caught_up: true,
             bytes,
         };
-        let talk = Talk { status: Some(Status::Idle), ..Talk::default() };
         let (up, down) = (pipe(&*TO_BACKEND, withholds), pipe(&*TO_FRONTEND, false));
         let last_bytes = Instant::now();
         Relay {
@@ -173,11 +167,13 @@ impl<'c> Relay<'c> {
             process,
             up,
             down,
-            talk,
+            talk: Talk::begin(),
             half_closed: false,
             shut: false,
             left_whole: false,
             last_bytes,
+            limits,
+            age: Age::begin(last_bytes),
             watch: Watch::new(dead_peer_timeout),
         }
     }
@@ -204,26 +200,24 @@ impl<'c> Relay<'c> {
         tokio::join!(tell, let_go);
     }
 
-    /// Relays until either side has ended or an order came; without an `idle_timeout` it may be idle for
-    /// ever.
+    /// Relays until either side has ended, an order came, or a limit was reached.
     #[expect(clippy::manual_async_fn, reason = "an async fn holds its arguments twice")]
-    pub(crate) fn run(
-        &mut self,
-        orders: &impl Orders,
-        idle_timeout: Option<Duration>,
-    ) -> impl Future<Output = Ending> {
+    pub(crate) fn run(&mut self, orders: &impl Orders) -> impl Future<Output = Ending> {
         async move {
             let mut order = std::pin::pin!(orders.sooner(None));
             let mut ordered: Option<Order> = None;
             let mut late: Option<Pin<Box<_>>> = None;
-            let mut idle = idle_timeout.map(|timeout| Box::pin(sleep(timeout)));
+            let mut idle = self.limits.idle.map(|timeout| Box::pin(sleep(timeout)));
+            let mut due: Option<Pin<Box<Sleep>>> = None;
             loop {
+                let is_set = due.is_some();
                 let event = tokio::select! {
                     biased;
-                    event = poll_fn(|cx| self.poll(cx, ordered.is_some())) => event,
+                    event = poll_fn(|cx| self.poll(cx, ordered.is_some(), is_set)) => event,
                     order = &mut order => Event::Order(order),
                     () = set(&mut late) => Event::Late,
                     () = set(&mut idle) => Event::IdleCheck,
+                    () = set(&mut due) => Event::AgeCheck,
                 };
                 match (event, ordered) {
                     (Event::Order(newer), _) => {
@@ -247,27 +241,48 @@ impl<'c> Relay<'c> {
                         Box::pin(self.pause_behind_an_answer()).await;
                         return order.ending;
                     }
-                    (Event::IdleCheck, _) => {
-                        let (Some(timeout), Some(timer)) = (idle_timeout, &mut idle) else {
-                            continue;
-                        };
-                        match self.last_bytes.elapsed() >= timeout {
-                            true if self.talk.is_busy() || !self.can_tell() => {
-                                self.last_bytes = Instant::now();
-                            }
-                            true => return Ending::IdleTimeout,
-                            false => {}
+                    (Event::IdleCheck, _) => match self.idle_until() {
+                        Some(until) => idle = Some(Box::pin(sleep_until(until))),
+                        None => return Ending::IdleTimeout,
+                    },
+                    (Event::Began | Event::AgeCheck, _) => match self.judge() {
+                        Verdict::Rest => due = None,
+                        Verdict::LookAt(at) => due = Some(Box::pin(sleep_until(at))),
+                        Verdict::Over(ending) => {
+                            Box::pin(self.interrupt()).await;
+                            Box::pin(self.pause_behind_an_answer()).await;
+                            return ending;
                         }
-                        timer.as_mut().reset(self.last_bytes + timeout);
-                    }
+                    },
                     (Event::Quiet | Event::Late, None) => {}
                 }
             }
         }
     }
 
+    /// Until when the session may be idle without a word, if it is; `None`: until now.
+    fn idle_until(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let timeout = self.limits.idle.unwrap_or_default();
+        let waits = !self.talk.is_busy() && self.can_tell();
+        let until = if waits { self.last_bytes } else { now } + timeout;
+        (until > now).then_some(until)
+    }
+
+    /// Whether the session has been in the middle of something for too long.
+    fn judge(&self) -> Verdict {
+        let waits = !self.talk.is_busy() && self.can_tell();
+        let standing = match (self.is_idle(), waits) {
+            (true, _) => Standing::Idle,
+            (false, true) => Standing::WaitsSince(self.last_bytes),
+            (false, false) => Standing::Works,
+        };
+        self.age.judge(&self.limits, standing, Instant::now())
+    }
+
     /// Moves what can be moved, answers first.
-    fn poll(&mut self, cx: &mut Context<'_>, wants_quiet: bool) -> Poll<Event> {
+    fn poll(&mut self, cx: &mut Context<'_>, wants_quiet: bool, is_set: bool) -> Poll<Event> {
+        let was_idle = self.is_idle();
         let Relay { frontend, backend, up, down, talk, half_closed, shut, .. } = self;
         let before = (up.counter.passed(), down.counter.passed());
         let event = SCRATCH.with_borrow_mut(|scratch| {
@@ -300,8 +315,10 @@ impl<'c> Relay<'c> {
         });
         if before != (self.up.counter.passed(), self.down.counter.passed()) {
             self.last_bytes = Instant::now();
+            self.age.moved(self.last_bytes, was_idle, self.talk.take_crossed());
             self.watch.begin(self.last_bytes);
         }
+        self.age.read(self.last_bytes, self.down.is_empty(), self.down.caught_up);
         match event {
             Poll::Pending
                 if let Poll::Ready(gone) =
@@ -313,6 +330,9 @@ impl<'c> Relay<'c> {
                 })
             }
             Poll::Pending if wants_quiet && self.is_quiet() => Poll::Ready(Event::Quiet),
+            Poll::Pending if !is_set && self.limits.bound_transactions() && !self.is_idle() => {
+                Poll::Ready(Event::Began)
+            }
             event => event,
         }
     }
@@ -324,7 +344,14 @@ impl<'c> Relay<'c> {
     }
 
     fn is_quiet(&self) -> bool {
-        !self.talk.is_busy() && self.talk.status == Some(Status::Idle) && self.can_tell()
+        !self.talk.is_busy() && self.talk.is_outside() && self.can_tell()
+    }
+
+    /// Whether the database surely does and holds nothing for the session, but for what lasts as long
+    /// as a session does. What the client has not taken yet holds the database up, too: an answer, or a
+    /// notification, that stands for all later ones of the cluster.
+    fn is_idle(&self) -> bool {
+        !self.talk.may_be_busy() && self.talk.is_outside() && self.can_tell()
     }
 
     /// Whether a message of ours would stand between two messages of the database.
@@ -343,7 +370,7 @@ impl<'c> Relay<'c> {
 
     /// The client has closed without a goodbye, or cannot be written to.
     async fn frontend_ended(&mut self) -> Ending {
-        if self.talk.is_busy()
+        if self.talk.may_be_busy()
             && !self.talk.terminated
             && let Err(error) = self.process.cancel().await
         {
@@ -374,7 +401,7 @@ impl<'c> Relay<'c> {
     /// where the client can be told.
     async fn interrupt(&mut self) {
         let process = self.process;
-        let busy = self.talk.is_busy();
+        let busy = self.talk.may_be_busy();
         let cancel = async {
             if busy && process.cancel().await.is_err() {
                 tracing::warn!("cannot cancel the query of a session that has to end");
@@ -432,7 +459,10 @@ impl Pipe {
                     self.ended = true;
                     continue;
                 }
-                Poll::Pending => return self.poll_flush(cx, sink),
+                Poll::Pending => {
+                    self.caught_up = true;
+                    return self.poll_flush(cx, sink);
+                }
             }
             let mut chunk = read.filled();
             let mut newest = Seen::Passes;
@@ -468,6 +498,7 @@ impl Pipe {
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => {
                     self.left = Some(Box::new(Left { chunk: chunk.into(), sent: 0 }));
+                    self.caught_up = false;
                     break;
                 }
             }
@@ -504,48 +535,6 @@ impl Pipe {
 
     fn is_empty(&self) -> bool {
         self.left.is_none()
-    }
-}
-
-impl Talk {
-    /// A message from the client. Query, FunctionCall and Sync are each answered by a
-    /// ReadyForQuery, but for a Sync that a COPY swallows: drivers send one behind Execute,
-    /// before they know that it begins a COPY, and another when that is done.
-    fn ask(&mut self, header: Header) -> Seen {
-        match header.tag {
-            b'Q' | b'F' | b'S' => {
-                self.owed += 1;
-                self.unanswered = self.unanswered.saturating_add(1);
-                self.open = false;
-                self.newest = header.tag;
-            }
-            b'c' | b'f' if self.newest == b'S' => self.owed = self.owed.saturating_sub(1),
-            b'c' | b'f' | b'd' | b'H' => {}
-            b'X' => {
-                self.terminated = true;
-                let answered = self.unanswered == 0 && !self.is_busy();
-                if answered && self.status == Some(Status::Idle) {
-                    return Seen::Parts;
-                }
-            }
-            _ => self.open = true,
-        }
-        Seen::Passes
-    }
-
-    fn answer(&mut self, header: Header) -> Seen {
-        self.complained = header.tag == b'E';
-        if header.tag == b'Z' {
-            self.owed = self.owed.saturating_sub(1);
-            self.unanswered = self.unanswered.saturating_sub(1);
-            self.status = header.first.and_then(Status::parse);
-        }
-        Seen::Passes
-    }
-
-    /// Whether the database has something to do for the client.
-    fn is_busy(&self) -> bool {
-        self.owed > 0 || self.open
     }
 }
 

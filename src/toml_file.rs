@@ -5,6 +5,8 @@
 //! configuration and the registry, the only two parts that read files named by an
 //! operator.
 
+pub(crate) mod text;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 

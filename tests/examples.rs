@@ -16,9 +16,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use edits::{MISTAKES, WARNINGS};
-use pgsilo::config::{Config, LogFormat, Place};
+use pgsilo::config::{Config, LogFormat, Place, TimeLimits};
 use pgsilo::lease::{Auth, Authority};
-use pgsilo::registry::{Host, PlacementTls, State};
+use pgsilo::registry::{Host, OwnLimits, PlacementTls, State};
 use pgsilo::tenant::{Access, TenantId};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, IsCa,
@@ -174,9 +174,11 @@ fn the_examples_load_and_mean_what_they_say() {
     assert_eq!(mount, "approle");
     assert_eq!((role_id.as_str(), secret_id_file), ("pgsilo", &folder.0.join("secret-id")));
     assert_eq!(config.openbao.timeout, Duration::from_secs(5));
-    assert_eq!(config.limits.max_sessions_per_tenant, Some(500));
+    assert_eq!(config.limits.max_sessions_per_tenant, Some(80));
     assert_eq!(config.limits.max_connections_per_address, None);
-    assert_eq!(config.limits.idle_timeout, None);
+    let hour = Some(Duration::from_secs(3600));
+    let times = TimeLimits { idle_in_transaction: hour, ..TimeLimits::default() };
+    assert_eq!(config.limits.times, times);
     assert_eq!(config.admin.unwrap().to_string(), "127.0.0.1:9432");
     assert_eq!(config.log.format, LogFormat::Json);
     assert!(config.cores >= 1);
@@ -190,9 +192,12 @@ fn the_examples_load_and_mean_what_they_say() {
     assert_eq!(acme.placement().region.as_deref(), Some("eu-central"));
     assert_eq!(acme.lease().role(Access::ReadOnly), Some("tenant-acme-ro"));
     assert_eq!(acme.lease().role(Access::Migrate), None);
+    let own = OwnLimits { transaction: Some(Duration::from_secs(600)), ..OwnLimits::default() };
+    assert_eq!(acme.limits(), &OwnLimits { max_sessions: Some(20), ..own });
     let globex = tenants.tenant(&TenantId::parse("globex").unwrap()).unwrap();
     assert!(matches!(globex.placement().tls, PlacementTls::Disable));
     assert!(matches!(globex.placement().host, Host::Unix(_)));
+    assert_eq!(globex.limits(), &OwnLimits::default());
 }
 
 /// Every table that has defaults, left out, means what the example shows.

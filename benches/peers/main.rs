@@ -21,6 +21,7 @@ mod copies;
 mod ground;
 mod idle;
 mod machine;
+mod neighbour;
 mod queries;
 mod relays;
 mod report;
@@ -28,7 +29,7 @@ mod rounds;
 mod scale;
 mod stand_in;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use contenders::Contenders;
 use ground::Ground;
@@ -72,6 +73,15 @@ fn main() {
         .enable_all()
         .build()
         .expect("a runtime");
+    // It stands on ground of its own, and nobody else stands there.
+    if only == "neighbour" {
+        runtime.block_on(async {
+            let mut report = Report::of_pgsilo(plan);
+            neighbour::run(plan, &mut report).await;
+            report.write(&runs(), &named("neighbour", quick));
+        });
+        return;
+    }
     runtime.block_on(async {
         let ground = Ground::start(plan.idle.max(plan.real)).await;
         let contenders = Contenders::start(&ground).await;
@@ -102,7 +112,15 @@ fn main() {
             "relays" => "relays",
             _ => return,
         };
-        let name = if quick { format!("{name}-quick") } else { name.to_owned() };
-        report.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/runs"), &name);
+        report.write(&runs(), &named(name, quick));
     });
+}
+
+/// Where runs are written.
+fn runs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/runs")
+}
+
+fn named(name: &str, quick: bool) -> String {
+    if quick { format!("{name}-quick") } else { name.to_owned() }
 }

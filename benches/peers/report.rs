@@ -38,6 +38,15 @@ impl Report {
         Report { text, goals: Vec::new() }
     }
 
+    /// Of a run with pgsilo alone.
+    pub(crate) fn of_pgsilo(plan: Plan) -> Report {
+        let mut report = Report { text: String::new(), goals: Vec::new() };
+        let date = OffsetDateTime::now_utc().date();
+        report.line(&format!("{date}, {} processors; {}", processors(), processor()));
+        report.line(&format!("{} s a unit of time", plan.seconds));
+        report
+    }
+
     /// A line, with a line break behind it.
     pub(crate) fn line(&mut self, line: &str) {
         println!("{line}");

@@ -7,7 +7,7 @@ mod listeners;
 mod openbao;
 mod proofs;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Display;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
@@ -21,7 +21,11 @@ use super::raw::{
     Raw, RawAudit, RawAuthority, RawBackend, RawFormat, RawLevel, RawLimits, RawLog, RawOnLoss,
     RawReuse, RawRuntime, RawWarm,
 };
-use super::{Audit, Config, FileError, LeaseRules, Limits, Listener, Log, LogFormat, OnLoss, Warm};
+use super::{
+    Audit, Config, FileError, LeaseRules, Limits, Listener, Log, LogFormat, OnLoss, TimeLimits,
+    Warm,
+};
+use crate::limits::not_zero;
 use crate::registry::{Denied, Registry};
 use crate::token::MAX_TOKEN_BYTES;
 use crate::toml_file::TomlFile;
@@ -78,6 +82,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
             Some(_) => error,
         }
     })?;
+    build.mind_shared_servers(&registry, &limits.times);
     Ok(Config {
         listeners,
         verifier,
@@ -189,10 +194,36 @@ impl Build<'_> {
             max_sessions_per_tenant: bound(raw.max_sessions_per_tenant),
             max_connections_per_address: bound(raw.max_connections_per_address),
             max_token_bytes: raw.max_token_bytes,
-            idle_timeout: Some(raw.idle_timeout.0).filter(|idle| *idle > Duration::ZERO),
+            times: TimeLimits {
+                idle: not_zero(raw.idle_timeout.0),
+                idle_in_transaction: not_zero(raw.idle_in_transaction_timeout.0),
+                transaction: not_zero(raw.transaction_timeout.0),
+                session: not_zero(raw.max_session_age.0),
+            },
             drain_timeout: raw.drain_timeout.0,
             dead_peer_timeout: raw.dead_peer_timeout.0,
         })
+    }
+
+    /// A transaction can hold what is the whole server's, and only pgsilo's bound on it is not the
+    /// session's to lift.
+    fn mind_shared_servers(&mut self, registry: &Registry, times: &TimeLimits) {
+        let mut servers = BTreeMap::<String, (usize, bool)>::new();
+        for tenant in registry.snapshot().tenants() {
+            let server = servers.entry(tenant.placement().host.to_string()).or_default();
+            server.0 += 1;
+            server.1 |= tenant.limits().times(times).transaction.is_none();
+        }
+        servers.retain(|_, (tenants, unbounded)| *tenants > 1 && *unbounded);
+        if let Some((server, (tenants, _))) =
+            servers.iter().max_by_key(|(_, (tenants, _))| *tenants)
+        {
+            let what = format!(
+                "not set for every tenant, and tenants share servers ({tenants} share {server}): one \
+                 tenant's transaction can hold what all need, for as long as its token lasts"
+            );
+            self.warn("limits.transaction_timeout", what);
+        }
     }
 
     fn check_bound(&self, field: String, bound: usize) -> Result<(), FileError> {

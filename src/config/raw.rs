@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::text::{FileMode, Text};
+use crate::toml_file::text::{FileMode, Text};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -308,6 +308,9 @@ pub(super) struct RawLimits {
     pub(super) max_connections_per_address: usize,
     pub(super) max_token_bytes: usize,
     pub(super) idle_timeout: Text<Duration>,
+    pub(super) idle_in_transaction_timeout: Text<Duration>,
+    pub(super) transaction_timeout: Text<Duration>,
+    pub(super) max_session_age: Text<Duration>,
     pub(super) drain_timeout: Text<Duration>,
     pub(super) dead_peer_timeout: Text<Duration>,
 }
@@ -319,10 +322,13 @@ impl Default for RawLimits {
             startup_timeout: Text(Duration::from_secs(5)),
             max_handshakes: 1000,
             max_sessions: 10_000,
-            max_sessions_per_tenant: 500,
+            max_sessions_per_tenant: 80,
             max_connections_per_address: 0,
             max_token_bytes: 16_384,
             idle_timeout: Text(Duration::ZERO),
+            idle_in_transaction_timeout: Text(Duration::from_secs(3600)),
+            transaction_timeout: Text(Duration::ZERO),
+            max_session_age: Text(Duration::ZERO),
             drain_timeout: Text(Duration::from_secs(30)),
             dead_peer_timeout: Text(Duration::from_secs(120)),
         }

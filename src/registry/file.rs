@@ -6,17 +6,19 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde::Deserialize;
 
 use super::{
-    AuthMethods, Binding, ChannelBinding, Host, LeaseRoles, Placement, PlacementTls, Snapshot,
-    State, Tenant,
+    AuthMethods, Binding, ChannelBinding, Host, LeaseRoles, OwnLimits, Placement, PlacementTls,
+    Snapshot, State, Tenant,
 };
 use crate::tenant::TenantId;
 use crate::tls;
+use crate::toml_file::text::Text;
 use crate::toml_file::{FileError, TomlFile};
 
 #[derive(Deserialize)]
@@ -46,6 +48,8 @@ struct RawTenant {
     database_names: Vec<String>,
     placement: RawPlacement,
     lease: RawLease,
+    #[serde(default)]
+    limits: RawLimits,
 }
 
 #[derive(Deserialize, Default)]
@@ -119,6 +123,17 @@ struct RawRoles {
     read_write: Option<String>,
     read_only: Option<String>,
     migrate: Option<String>,
+}
+
+/// As in the configuration, where a key that is left out has its value.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawLimits {
+    max_sessions: Option<usize>,
+    idle_timeout: Option<Text<Duration>>,
+    idle_in_transaction_timeout: Option<Text<Duration>>,
+    transaction_timeout: Option<Text<Duration>>,
+    max_session_age: Option<Text<Duration>>,
 }
 
 /// What is wrong, and with which of a tenant's fields.
@@ -258,7 +273,8 @@ impl Reading<'_> {
             );
         }
         let database_names = raw.database_names.into();
-        Ok(Tenant { id, state, database_names, placement, place, lease: lease(raw.lease)? })
+        let (lease, limits) = (lease(raw.lease)?, own_limits(&raw.limits));
+        Ok(Tenant { id, state, database_names, placement, place, lease, limits })
     }
 
     fn placement(&mut self, raw: RawPlacement) -> Result<Placement, Wrong> {
@@ -415,6 +431,17 @@ fn lease(raw: RawLease) -> Result<LeaseRoles, Wrong> {
         return wrong("lease.roles", "empty; name at least one role");
     }
     Ok(LeaseRoles { mount, read_write, read_only, migrate })
+}
+
+fn own_limits(raw: &RawLimits) -> OwnLimits {
+    let time = |limit: Option<Text<Duration>>| limit.map(|Text(limit)| limit);
+    OwnLimits {
+        max_sessions: raw.max_sessions,
+        idle: time(raw.idle_timeout),
+        idle_in_transaction: time(raw.idle_in_transaction_timeout),
+        transaction: time(raw.transaction_timeout),
+        session: time(raw.max_session_age),
+    }
 }
 
 /// These go into a URL's path, where `..` or an escape would reach another tenant's.

@@ -39,6 +39,8 @@ pub(super) struct Authority<'s> {
     pub(super) expires: BootTime,
     /// What was left of that when the session began.
     pub(super) left: Duration,
+    /// When the session is as old as it may become, and how old that is.
+    pub(super) aged: Option<(BootTime, Duration)>,
     pub(super) trail: &'s Trail,
     /// The newest failure to renew the lease that an event has told of; 0: none since it was
     /// last renewed.
@@ -97,6 +99,7 @@ impl Authority<'_> {
             self.uncertified(now),
             Some(self.lease_ends(end)),
             self.expires(),
+            self.ages(),
         ];
         let matters = |threat: &Threat| than.is_none_or(|than| threat.order.by < than.by);
         let (mut due, mut wake) = (None::<Order>, now + FAR);
@@ -165,6 +168,14 @@ impl Authority<'_> {
         let notice = rules.grace.min(self.left / 3);
         let order = Order { ending: self.identity.ending(), by: last_words(self.expires, notice) };
         rules.end_at_expiry.then_some(Threat { from: self.expires.earlier(notice), order })
+    }
+
+    /// A transaction gets until the end itself, as where a token expires.
+    fn ages(&self) -> Option<Threat> {
+        let (end, age) = self.aged?;
+        let notice = self.proxy.config.lease.grace.min(age / 3);
+        let order = Order { ending: Ending::SessionAge, by: last_words(end, notice) };
+        Some(Threat { from: end.earlier(notice), order })
     }
 
     /// One event for each renewal that failed, and one for the first that worked again.

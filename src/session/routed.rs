@@ -132,7 +132,7 @@ impl<'c> Routed<'c> {
             .ok_or_else(|| Refusal::new(Reason::TenantUnknown, "not in the registry").about(&id))?;
         refuse_unless_served(&tenant, proxy)?;
         let role = role(&tenant, access)?;
-        let permits = take_permits(&id, proxy)?;
+        let permits = take_permits(&tenant, proxy)?;
 
         let (mut started, identity, token) = identified.into_parts();
         let settings = started.startup().settings();
@@ -234,12 +234,14 @@ fn role(tenant: &Tenant, access: Access) -> Result<String, Refusal> {
     })
 }
 
-fn take_permits(id: &TenantId, proxy: &'static Proxy) -> Result<SessionPermits, Refusal> {
+fn take_permits(tenant: &Tenant, proxy: &'static Proxy) -> Result<SessionPermits, Refusal> {
+    let id = tenant.id();
     let all = Arc::clone(&proxy.sessions).try_acquire_owned().map_err(|_full| {
         Refusal::new(Reason::TooManyConnections, "[limits] max_sessions is reached")
     })?;
-    let tenant = proxy.tenants.count(id).ok_or_else(|| {
-        Refusal::new(Reason::TooManyConnections, "[limits] max_sessions_per_tenant is reached")
+    let bound = tenant.limits().max_sessions(proxy.limits().max_sessions_per_tenant);
+    let tenant = proxy.tenants.count_within(id, bound).ok_or_else(|| {
+        Refusal::new(Reason::TooManyConnections, "the tenant's bound of sessions is reached")
             .about(format_args!(" for tenant \"{id}\""))
     })?;
     Ok(SessionPermits { _all: all, _tenant: tenant })

@@ -41,8 +41,9 @@ impl<'c> Spliced<'c> {
         let active = Active::begin();
         let process = held.cancel_key.process();
         let dead_peer_timeout = proxy.limits().dead_peer_timeout;
-        let mut relay =
-            Relay::new(frontend, backend, process, held.kept.is_some(), dead_peer_timeout);
+        let times = held.tenant.limits().times(&proxy.limits().times);
+        let withholds = held.kept.is_some();
+        let mut relay = Relay::new(frontend, backend, process, withholds, dead_peer_timeout, times);
         // On the clock that authority is measured in: one that is set later neither lengthens nor
         // shortens the session.
         let left = held.identity.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
@@ -56,10 +57,11 @@ impl<'c> Spliced<'c> {
             certified_by: *certified_by,
             expires: BootTime::now() + left,
             left,
+            aged: times.session.map(|age| (BootTime::now() + age, age)),
             trail,
             told: AtomicU32::new(0),
         };
-        let ending = relay.run(&authority, proxy.limits().idle_timeout).await;
+        let ending = relay.run(&authority).await;
         Box::pin(relay.end(ending, trail.session)).await;
         drop(active);
         metrics::counter!("pgsilo_endings_total", "ending" => ending.label()).increment(1);

@@ -9,9 +9,19 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "pgsilo.toml:104: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, warm, backend, admin, log, audit, runtime",
     ),
     (
+        "transaction_timeout = \"10m\"",
+        "transaction_timeout = \"10 min\"",
+        "tenants.toml:23: tenant[0].limits.transaction_timeout: \"10 min\" is not a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
+    ),
+    (
+        "max_sessions = 20 ",
+        "max_session = 20 ",
+        "tenants.toml:22: tenant[0].limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: max_sessions, idle_timeout, idle_in_transaction_timeout, transaction_timeout, max_session_age",
+    ),
+    (
         "[limits]",
         "[limits]\nmax_session = 1",
-        "pgsilo.toml:105: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, startup_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, drain_timeout, dead_peer_timeout",
+        "pgsilo.toml:99: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, startup_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, idle_in_transaction_timeout, transaction_timeout, max_session_age, drain_timeout",
     ),
     (
         "max_sessions = 10000",
@@ -76,17 +86,17 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "on_loss = \"count\"",
         "on_loss = \"wait\"",
-        "pgsilo.toml:147: audit.on_loss: \"wait\" is not known here; use one of: count, refuse",
+        "pgsilo.toml:143: audit.on_loss: \"wait\" is not known here; use one of: count, refuse",
     ),
     (
         "queue_bytes = 8388608",
         "queue_bytes = 1000",
-        "pgsilo.toml:148: audit.queue_bytes: 1000 is out of range; use 65536 to 1073741824",
+        "pgsilo.toml:144: audit.queue_bytes: 1000 is out of range; use 65536 to 1073741824",
     ),
     (
         "queue_bytes = 1048576",
         "queue_bytes = 2000000000",
-        "pgsilo.toml:144: log.queue_bytes: 2000000000 is out of range; use 65536 to 1073741824",
+        "pgsilo.toml:140: log.queue_bytes: 2000000000 is out of range; use 65536 to 1073741824",
     ),
     (
         "login_timeout = \"10s\"",
@@ -106,12 +116,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "format = \"json\"",
         "format = \"jsn\"",
-        "pgsilo.toml:142: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
+        "pgsilo.toml:138: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
     ),
     (
         "level = \"info\"",
         "level = \"loud\"",
-        "pgsilo.toml:143: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
+        "pgsilo.toml:139: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
     ),
     (
         "mode = \"0660\"",
@@ -426,12 +436,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "id = \"globex\"\n",
         "id = \"globex\"\ndatabase_names = [\"app\", \"acme\"]\n",
-        "tenants.toml:23: tenant[1].database_names: \"acme\" is another tenant's id",
+        "tenants.toml:27: tenant[1].database_names: \"acme\" is another tenant's id",
     ),
     (
         "id = \"globex\"\n",
         "id = \"globex\"\ndatabase_names = [\"\"]\n",
-        "tenants.toml:23: tenant[1].database_names: empty or with a NUL; list names, or leave the key out",
+        "tenants.toml:27: tenant[1].database_names: empty or with a NUL; list names, or leave the key out",
     ),
     (
         "leeway = \"30s\"",
@@ -546,53 +556,53 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "max = 100",
         "max = 10000001",
-        "pgsilo.toml:122: warm.max: 10000001 is out of range; at most 10000000",
+        "pgsilo.toml:118: warm.max: 10000001 is out of range; at most 10000000",
     ),
     (
         "max_per_tenant = 4",
         "max_per_tenant = 0",
-        "pgsilo.toml:123: warm.max_per_tenant: zero; for none at all, set warm.max to 0",
+        "pgsilo.toml:119: warm.max_per_tenant: zero; for none at all, set warm.max to 0",
     ),
     (
         "idle_timeout = \"10s\"",
         "idle_timeout = \"11m\"",
-        "pgsilo.toml:124: warm.idle_timeout: 660s is out of range; use 1s to 10m",
+        "pgsilo.toml:120: warm.idle_timeout: 660s is out of range; use 1s to 10m",
     ),
     (
         "check_after = \"250ms\"",
         "check_after = \"11s\"",
-        "pgsilo.toml:125: warm.check_after: 11s is longer than idle_timeout",
+        "pgsilo.toml:121: warm.check_after: 11s is longer than idle_timeout",
     ),
     (
         "reuse = \"never\"",
         "reuse = \"always\"",
-        "pgsilo.toml:133: backend.reuse: \"always\" is not known here; use one of: never, reset",
+        "pgsilo.toml:129: backend.reuse: \"always\" is not known here; use one of: never, reset",
     ),
     (
         "cores = 0",
         "cores = 5000",
-        "pgsilo.toml:151: runtime.cores: 5000 is out of range; use 0 to 1024",
+        "pgsilo.toml:147: runtime.cores: 5000 is out of range; use 0 to 1024",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"9432\"",
-        "pgsilo.toml:139: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
+        "pgsilo.toml:135: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
     ),
     (
         "id = \"globex\"",
         "id = \"acme\"",
-        "tenants.toml:22: tenant[1].id: \"acme\" is already the tenant on line 5; ids are unique",
+        "tenants.toml:26: tenant[1].id: \"acme\" is already the tenant on line 5; ids are unique",
     ),
     (
         "id = \"globex\"",
         "id = \"Globex\"",
-        "tenants.toml:22: tenant[1].id: \"Globex\" is not one: a tenant id is 1 to 63 of a-z 0-9 _ - and starts with a letter or a digit",
+        "tenants.toml:26: tenant[1].id: \"Globex\" is not one: a tenant id is 1 to 63 of a-z 0-9 _ - and starts with a letter or a digit",
     ),
-    ("id = \"globex\"\n", "", "tenants.toml:21: tenant[1]: the key \"id\" is missing; add it"),
+    ("id = \"globex\"\n", "", "tenants.toml:25: tenant[1]: the key \"id\" is missing; add it"),
     (
         "id = \"globex\"",
         "id = \"globex\"\nplan = \"gold\"",
-        "tenants.toml:23: tenant[1].plan: unknown key; allowed here: id, state, database_names, placement, lease",
+        "tenants.toml:27: tenant[1].plan: unknown key; allowed here: id, state, database_names, placement, lease, limits",
     ),
     (
         "state = \"active\"",
@@ -622,32 +632,32 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "socket = \"/run/postgresql/.s.PGSQL.5432\"\ndbname",
         "socket = \"run/pg\"\ndbname",
-        "tenants.toml:25: tenant[1].placement.socket: \"run/pg\" is not an absolute path; write it from the root",
+        "tenants.toml:29: tenant[1].placement.socket: \"run/pg\" is not an absolute path; write it from the root",
     ),
     (
         "socket = \"/run/postgresql/.s.PGSQL.5432\"\ndbname",
         "tls = {}\nsocket = \"/run/pg\"\ndbname",
-        "tenants.toml:25: tenant[1].placement.tls: a Unix socket has no TLS; remove it",
+        "tenants.toml:29: tenant[1].placement.tls: a Unix socket has no TLS; remove it",
     ),
     (
         "socket = \"/run/postgresql/.s.PGSQL.5432\"\ndbname",
         "dbname",
-        "tenants.toml:24: tenant[1].placement: neither host nor socket; add one",
+        "tenants.toml:28: tenant[1].placement: neither host nor socket; add one",
     ),
     (
         "dbname = \"tenant_globex\"",
         "dbname = \"\"",
-        "tenants.toml:26: tenant[1].placement.dbname: empty or with a NUL; name the tenant's own database",
+        "tenants.toml:30: tenant[1].placement.dbname: empty or with a NUL; name the tenant's own database",
     ),
     (
         "dbname = \"tenant_globex\"",
         "dbname = \"a\\u0000b\"",
-        "tenants.toml:26: tenant[1].placement.dbname: empty or with a NUL; name the tenant's own database",
+        "tenants.toml:30: tenant[1].placement.dbname: empty or with a NUL; name the tenant's own database",
     ),
     (
         "socket = \"/run/postgresql/.s.PGSQL.5432\"\ndbname = \"tenant_globex\"",
         "host = \"DB1.internal.\"\ntls = { mode = \"require\" }\ndbname = \"tenant_acme\"",
-        "tenants.toml:27: tenant[1].placement.dbname: \"tenant_acme\" on DB1.internal.:5432 is already the database on line 11; tenants never share one",
+        "tenants.toml:31: tenant[1].placement.dbname: \"tenant_acme\" on DB1.internal.:5432 is already the database on line 11; tenants never share one",
     ),
     (
         "ca = \"db-ca.crt\" }",
@@ -712,17 +722,17 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "roles = { read-write = \"tenant-globex-rw\" }",
         "roles = {}",
-        "tenants.toml:29: tenant[1].lease.roles: empty; name at least one role",
+        "tenants.toml:33: tenant[1].lease.roles: empty; name at least one role",
     ),
     (
         "roles = { read-write = \"tenant-globex-rw\" }",
         "roles = { readwrite = \"x\" }",
-        "tenants.toml:29: tenant[1].lease.roles.readwrite: unknown key (did you mean \"read-write\"?); allowed here: read-write, read-only, migrate",
+        "tenants.toml:33: tenant[1].lease.roles.readwrite: unknown key (did you mean \"read-write\"?); allowed here: read-write, read-only, migrate",
     ),
     (
         "roles = { read-write = \"tenant-globex-rw\" }",
         "roles = { read-write = \"../tenant-acme-rw\" }",
-        "tenants.toml:29: tenant[1].lease.roles.read-write: \"../tenant-acme-rw\" is not a role's name; use A-Z a-z 0-9 _ . -",
+        "tenants.toml:33: tenant[1].lease.roles.read-write: \"../tenant-acme-rw\" is not a role's name; use A-Z a-z 0-9 _ . -",
     ),
     (
         "auth = \"password\" ",
@@ -827,17 +837,17 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "certificate = \"spiffe://example.org/ns/app/sa/billing\"",
         "certificate = \"a b\"",
-        "tenants.toml:39: binding[0].certificate: \"a b\" is not a URI, nor \"dns:\" and a host in lower case",
+        "tenants.toml:43: binding[0].certificate: \"a b\" is not a URI, nor \"dns:\" and a host in lower case",
     ),
     (
         "tenant = \"acme\"",
         "tenant = \"nobody\"",
-        "tenants.toml:40: binding[0].tenant: \"nobody\" is not a tenant of this registry",
+        "tenants.toml:44: binding[0].tenant: \"nobody\" is not a tenant of this registry",
     ),
     (
         "access = \"read-write\"                   # read-write",
         "access = \"everything\" # ",
-        "tenants.toml:41: binding[0].access: \"everything\" is not one: an access level is \"read-write\", \"read-only\" or \"migrate\"",
+        "tenants.toml:45: binding[0].access: \"everything\" is not one: an access level is \"read-write\", \"read-only\" or \"migrate\"",
     ),
 ];
 
@@ -858,7 +868,12 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"0.0.0.0:9432\"",
-        "pgsilo.toml:139: admin.address: not a loopback address: anybody who reaches it can read the metrics",
+        "pgsilo.toml:135: admin.address: not a loopback address: anybody who reaches it can read the metrics",
+    ),
+    (
+        "socket = \"/run/postgresql/.s.PGSQL.5432\"",
+        "host = \"db1.internal\"",
+        "pgsilo.toml:113: limits.transaction_timeout: not set for every tenant, and tenants share servers (2 share db1.internal:5432): one tenant's transaction can hold what all need, for as long as its token lasts",
     ),
     ("algorithms = [\"ES256\"]", "algorithms = [\"ES256\", \"RS256\"]", ""),
     (

@@ -5,6 +5,9 @@
 //! PostgreSQL 16 or newer, where CREATEROLE reaches only the roles one has made. Every step may
 //! be repeated, so a provisioning that was cut short is finished by running it again.
 //!
+//! What a superuser has to do, once for each cluster, is done before: the provisioner's role, and the
+//! database [`TEMPLATE`], where PUBLIC lacks what would let any session use up what is the cluster's.
+//!
 //! Per tenant `x`, in PostgreSQL:
 //!
 //! | name | what |
@@ -16,6 +19,7 @@
 //! | `tenant_x_broker` | what OpenBAO logs in as: makes and drops leased roles of this tenant only |
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use serde_json::{Value, json};
 use tokio_postgres::{Client, NoTls};
 
@@ -29,6 +33,42 @@ const MOUNT: &str = "database";
 /// How OpenBAO names leased roles: after its own role, with 20 random characters behind it.
 pub(crate) const USERNAME_TEMPLATE: &str =
     r#"{{ printf "%s-%s" (.RoleName | truncate 42) (random 20) }}"#;
+
+/// What tenants' databases are made from; `docker/postgresql/template.sql` makes it what it is.
+pub(crate) const TEMPLATE: &str = "pgsilo_template";
+
+/// What [`TEMPLATE`] takes from everybody, and a tenant that writes may be given: applications need it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Allowance {
+    /// `pg_advisory_lock` and its kin, as migrations of many frameworks use them.
+    AdvisoryLocks,
+    /// `lo_create` and its kin.
+    LargeObjects,
+    /// `pg_logical_emit_message`.
+    LogicalMessages,
+}
+
+impl Allowance {
+    const ALL: [Allowance; 3] =
+        [Allowance::AdvisoryLocks, Allowance::LargeObjects, Allowance::LogicalMessages];
+
+    /// Names of functions, as a regular expression.
+    fn functions(self) -> &'static str {
+        match self {
+            Allowance::AdvisoryLocks => "^pg_(try_)?advisory_(xact_)?lock",
+            Allowance::LargeObjects => "^lo_(creat|create|from_bytea)$",
+            Allowance::LogicalMessages => "^pg_logical_emit_message$",
+        }
+    }
+}
+
+/// How much of its cluster a tenant may have.
+#[derive(Debug, Clone)]
+pub(crate) struct Share {
+    /// Connections to its database, those of its broker included.
+    pub(crate) connections: u16,
+    pub(crate) allowed: Vec<Allowance>,
+}
 
 /// `max_identifier_length` less `tenant_` and the longest suffix, `_broker`.
 const LONGEST_ID: usize = 63 - 14;
@@ -104,6 +144,8 @@ impl TenantId {
 pub(crate) struct Provisioner {
     pub(crate) postgres: Login,
     pub(crate) bao: Bao,
+    /// Of each tenant.
+    pub(crate) share: Share,
 }
 
 impl Provisioner {
@@ -113,9 +155,10 @@ impl Provisioner {
         let cluster = self.postgres.connect("postgres").await?;
         ensure_fit(&cluster).await?;
         make_roles(&cluster, tenant, &broker_password).await.context("the tenant's roles")?;
-        make_database(&cluster, tenant).await.context("the tenant's database")?;
+        make_database(&cluster, tenant, &self.share).await.context("the tenant's database")?;
         let database = self.postgres.connect(&tenant.database()).await?;
         hand_over_schema(&database, tenant).await.context("handing the schema to the tenant")?;
+        allow(&database, tenant, &self.share.allowed).await.context("allowing what it may use")?;
         self.describe_to_openbao(tenant, &broker_password)
             .await
             .context("describing the tenant to OpenBAO")
@@ -214,35 +257,37 @@ async fn make_roles(cluster: &Client, tenant: &TenantId, broker_password: &Secre
     let verifier = postgres_protocol::password::scram_sha_256(broker_password.expose().as_bytes());
     let [app, ro, login, broker] = ["app", "ro", "login", "broker"].map(|kind| tenant.role(kind));
     // The broker works inside a database where the tenant may make functions: it must never
-    // find one of those by an unqualified name.
+    // find one of those by an unqualified name. It gets in when the cluster's connections are used
+    // up, or nothing could be revoked then.
     cluster
         .batch_execute(&format!(
             "ALTER ROLE \"{broker}\" PASSWORD '{verifier}';
              ALTER ROLE \"{broker}\" SET search_path = pg_catalog, pg_temp;
-             GRANT \"{app}\", \"{ro}\", \"{login}\" TO \"{broker}\" WITH ADMIN TRUE, INHERIT FALSE, SET FALSE"
+             GRANT \"{app}\", \"{ro}\", \"{login}\" TO \"{broker}\" WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
+             GRANT pg_use_reserved_connections TO \"{broker}\" WITH INHERIT TRUE, SET FALSE"
         ))
         .await?;
     Ok(())
 }
 
-async fn make_database(cluster: &Client, tenant: &TenantId) -> Result<()> {
+async fn make_database(cluster: &Client, tenant: &TenantId, share: &Share) -> Result<()> {
     let database = tenant.database();
     let known = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1";
     if !exists(cluster, known, &database).await? {
         // Closed until PUBLIC has been shut out below.
-        let create = format!(
-            "CREATE DATABASE \"{database}\" TEMPLATE template0 ENCODING 'UTF8' ALLOW_CONNECTIONS false"
-        );
+        let create =
+            format!("CREATE DATABASE \"{database}\" TEMPLATE {TEMPLATE} ALLOW_CONNECTIONS false");
         cluster.batch_execute(&create).await?;
     }
     let [app, login, broker] = ["app", "login", "broker"].map(|kind| tenant.role(kind));
-    let id = tenant.as_str();
+    let (id, connections) = (tenant.as_str(), share.connections);
     cluster
         .batch_execute(&format!(
             "REVOKE ALL ON DATABASE \"{database}\" FROM PUBLIC;
              GRANT CONNECT, TEMPORARY, CREATE ON DATABASE \"{database}\" TO \"{app}\";
              GRANT CONNECT ON DATABASE \"{database}\" TO \"{login}\", \"{broker}\";
              ALTER DATABASE \"{database}\" SET pgsilo.tenant = '{id}';
+             ALTER DATABASE \"{database}\" CONNECTION LIMIT {connections};
              ALTER DATABASE \"{database}\" ALLOW_CONNECTIONS true"
         ))
         .await?;
@@ -270,6 +315,27 @@ async fn hand_over_schema(database: &Client, tenant: &TenantId) -> Result<()> {
              COMMIT"
         ))
         .await?;
+    Ok(())
+}
+
+/// Gives the tenant's own role what it may use of what [`TEMPLATE`] takes from everybody, and takes
+/// the rest away. Its read-only role gets none of it.
+async fn allow(database: &Client, tenant: &TenantId, allowed: &[Allowance]) -> Result<()> {
+    let app = tenant.role("app");
+    for allowance in Allowance::ALL {
+        let (verb, to) = match allowed.contains(&allowance) {
+            true => ("GRANT", "TO"),
+            false => ("REVOKE", "FROM"),
+        };
+        let functions =
+            "SELECT oid::pg_catalog.regprocedure::pg_catalog.text FROM pg_catalog.pg_proc
+             WHERE pronamespace = 'pg_catalog'::pg_catalog.regnamespace AND proname ~ $1";
+        for row in database.query(functions, &[&allowance.functions()]).await? {
+            let function: String = row.try_get(0)?;
+            let sql = format!("{verb} EXECUTE ON FUNCTION {function} {to} \"{app}\"");
+            database.batch_execute(&sql).await?;
+        }
+    }
     Ok(())
 }
 

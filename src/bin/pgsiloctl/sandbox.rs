@@ -28,6 +28,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use crate::provision::Allowance;
 use crate::{duration, say};
 use issuer::{Issuer, Wish};
 
@@ -68,9 +69,14 @@ struct Start {
     /// Start everything but the proxy, and write its configuration: to run it in a debugger.
     #[arg(long)]
     without_proxy: bool,
-    /// PostgreSQL's max_connections, and the proxy's bound of sessions per tenant.
+    /// PostgreSQL's max_connections. A tenant may have four fifths of them, so that one of them
+    /// cannot shut the other out.
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u16).range(20..=10000))]
     max_connections: u16,
+    /// What the tenants' applications may use that could use up the cluster for the other tenant:
+    /// it is everybody's in PostgreSQL, and nobody's here.
+    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',')]
+    allow: Vec<Allowance>,
     /// Let leased roles log in to PostgreSQL over TCP from anything on this machine, and have the proxy
     /// do so. By default pg_hba.conf admits them from the proxy only, by a socket of its own.
     #[arg(long)]
@@ -84,6 +90,14 @@ struct Start {
     /// How much the proxy writes to DIR/pgsilo.log.
     #[arg(long, value_enum, default_value_t = LogLevel::Info)]
     log_level: LogLevel,
+}
+
+impl Start {
+    /// Connections to the database of one tenant.
+    fn share(&self) -> u16 {
+        let for_all = self.max_connections.saturating_sub(postgres::RESERVED);
+        (u32::from(for_all) * 4 / 5) as u16
+    }
 }
 
 /// The proxy's log levels.

@@ -58,7 +58,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             listeners: TLS.to_owned() + UNIX,
-            limits: "drain_timeout = \"2s\"\n".to_owned(),
+            limits: "drain_timeout = \"2s\"\nmax_sessions_per_tenant = 500\n".to_owned(),
             registry: String::new(),
             openbao: String::new(),
             lease: String::new(),

@@ -23,7 +23,11 @@ pub(crate) struct World {
 /// The one sandbox.
 pub(crate) fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
-    WORLD.get_or_init(|| World::start("shared", &["--max-connections", "600", "--leased-over-tcp"]))
+    WORLD.get_or_init(|| {
+        let allowed =
+            ["--max-connections", "800", "--allow", "advisory-locks", "--leased-over-tcp"];
+        World::start("shared", &allowed)
+    })
 }
 
 impl World {

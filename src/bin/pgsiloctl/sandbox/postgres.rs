@@ -14,12 +14,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use tokio::process::Command;
+use tokio_postgres::Client;
 
 use super::files;
 use super::ports::on_free_port;
 use super::process::{Part, Plan, Process, Processes};
-use crate::provision::Login;
+use crate::provision::{Login, TEMPLATE};
 use crate::secret::Secret;
+
+/// Connections that only brokers, the provisioner and superusers may have.
+pub(super) const RESERVED: u16 = 8;
+/// What tenants' databases are made from, as everybody makes it.
+const TEMPLATE_SQL: &str = include_str!("../../../../docker/postgresql/template.sql");
 
 /// The role that makes tenants.
 const PROVISIONER: &str = "pgsilo_provisioner";
@@ -209,6 +215,8 @@ async fn initialize(
     )?;
     let settings = format!(
         "listen_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\nmax_connections = {}\n\
+         reserved_connections = {RESERVED}\nmax_locks_per_transaction = 256\n\
+         max_prepared_transactions = 0\ntemp_file_limit = '4GB'\n\
          fsync = off\nfull_page_writes = off\nsynchronous_commit = off\n\
          password_encryption = 'scram-sha-256'\ncluster_name = 'pgsilo-sandbox'\n\
          log_line_prefix = '%m [%p] %u@%d '\n",
@@ -253,12 +261,25 @@ async fn admit_provisioner(superuser: &Login) -> Result<Login> {
             "CREATE ROLE {PROVISIONER} LOGIN CREATEDB CREATEROLE NOSUPERUSER PASSWORD '{verifier}';
              ALTER ROLE {PROVISIONER} SET search_path = pg_catalog, pg_temp;
              GRANT SET ON PARAMETER pgsilo.tenant TO {PROVISIONER};
+             GRANT pg_use_reserved_connections TO {PROVISIONER} WITH ADMIN TRUE;
              GRANT pg_signal_backend TO {PROVISIONER};
              REVOKE CONNECT, TEMPORARY ON DATABASE postgres, template1 FROM PUBLIC;
              GRANT CONNECT ON DATABASE postgres TO {PROVISIONER}"
         ))
         .await?;
+    make_template(&client, superuser).await.context("the template of tenants' databases")?;
     Ok(provisioner)
+}
+
+/// Makes what tenants' databases are made from. Nobody can connect to it afterwards.
+async fn make_template(client: &Client, superuser: &Login) -> Result<()> {
+    let create =
+        format!("CREATE DATABASE {TEMPLATE} TEMPLATE template0 ENCODING 'UTF8' IS_TEMPLATE true");
+    client.batch_execute(&create).await?;
+    client.batch_execute(&format!("REVOKE ALL ON DATABASE {TEMPLATE} FROM PUBLIC")).await?;
+    superuser.connect(TEMPLATE).await?.batch_execute(TEMPLATE_SQL).await?;
+    client.batch_execute(&format!("ALTER DATABASE {TEMPLATE} ALLOW_CONNECTIONS false")).await?;
+    Ok(())
 }
 
 // --- Programs and accounts ---------------------------------------------------------------

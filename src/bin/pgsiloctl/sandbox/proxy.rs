@@ -27,7 +27,8 @@ pub(super) struct Wish<'a> {
     pub(super) socket_dir: &'a Path,
     pub(super) port: Option<u16>,
     pub(super) log_level: LogLevel,
-    pub(super) max_connections: u16,
+    /// Connections to a tenant's database.
+    pub(super) share: u16,
     pub(super) openbao: &'a str,
     pub(super) postgres_port: u16,
     /// A host, or the folder of its socket.
@@ -110,6 +111,12 @@ fn write_config(wish: &Wish<'_>, port: u16) -> Result<String> {
     Ok(admin)
 }
 
+/// A tenant's sessions: what its database takes, less what waits for sessions (`[warm]
+/// max_per_tenant`) and what its broker has (OpenBAO's `max_open_connections`).
+fn sessions(share: u16) -> u16 {
+    share.saturating_sub(4 + 4).max(1)
+}
+
 fn config_text(wish: &Wish<'_>, port: u16, admin: &str) -> String {
     let socket = wish.socket_dir.join(format!(".s.PGSQL.{port}"));
     format!(
@@ -141,6 +148,7 @@ auth = {{ approle = {{ role_id = "{PROXY_ROLE_ID}", secret_id_file = "secret-id"
 
 [limits]
 max_sessions_per_tenant = {sessions}
+transaction_timeout = "1h"
 drain_timeout = "2s"
 
 [admin]
@@ -152,7 +160,7 @@ level = "{level}"
 "#,
         socket = toml_text(&socket.to_string_lossy()),
         openbao = wish.openbao,
-        sessions = wish.max_connections,
+        sessions = sessions(wish.share),
         level = wish.log_level.as_str(),
     )
 }
@@ -215,7 +223,7 @@ mod tests {
             socket_dir: Path::new("/tmp/a \"b\\c"),
             port: None,
             log_level: LogLevel::Info,
-            max_connections: 7,
+            share: 7,
             openbao: "http://127.0.0.1:8200",
             postgres_port: 5432,
             postgres_host: "127.0.0.1",

@@ -18,7 +18,7 @@ use super::proxy::{self, Proxy};
 use super::psql::Psql;
 use super::stop::Stop;
 use super::{Start, certificates, files, seed};
-use crate::provision::{Login, Provisioner, TenantId};
+use crate::provision::{Login, Provisioner, Share, TenantId};
 use crate::say;
 
 /// How long the tokens in `env` are valid.
@@ -99,8 +99,11 @@ async fn raise(ground: &Ground, start: &Start) -> Result<Raised> {
         tokio::try_join!(raise_postgres(ground, start), raise_openbao(ground, start))?;
     let issuer_pem = std::fs::read_to_string(dir.join("issuer.pem"))?;
     openbao.admit_sessions(&issuer_pem).await.context("admitting sessions to OpenBAO")?;
-    let provisioner =
-        Provisioner { postgres: postgres.provisioner.clone(), bao: openbao.provisioner.clone() };
+    let provisioner = Provisioner {
+        postgres: postgres.provisioner.clone(),
+        bao: openbao.provisioner.clone(),
+        share: Share { connections: start.share(), allowed: start.allow.clone() },
+    };
     let make = |(tenant, data)| make_tenant(&provisioner, tenant, data, &openbao, &postgres);
     futures_util::future::try_join_all(tenants.iter().zip(&seed::TENANTS).map(make)).await?;
     let proxy = raise_proxy(ground, start, &openbao, &postgres, &tenants).await?;
@@ -192,7 +195,7 @@ async fn raise_proxy(
         socket_dir: &ground.runtime,
         port: start.port,
         log_level: start.log_level,
-        max_connections: start.max_connections,
+        share: start.share(),
         openbao: &openbao.address,
         postgres_port: postgres.superuser.port,
         postgres_host: &postgres.admits_leased,

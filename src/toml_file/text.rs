@@ -1,7 +1,7 @@
 //! Values that are written as text: durations, addresses, file modes.
 //!
 //! Each takes exactly the spellings that its error message lists, so that a file means
-//! the same to whoever reads it.
+//! the same to whoever reads it. For the schemas of such files.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 
 /// A value with its own grammar.
-pub(super) trait Spelled: Sized {
+pub(crate) trait Spelled: Sized {
     /// What to write, for the error.
     const SPELLING: &'static str;
 
@@ -20,7 +20,7 @@ pub(super) trait Spelled: Sized {
 
 /// Reads a [`Spelled`] value from a string.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Text<T>(pub(super) T);
+pub(crate) struct Text<T>(pub(crate) T);
 
 impl<'de, T: Spelled> Deserialize<'de> for Text<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -73,7 +73,7 @@ impl Spelled for SocketAddr {
 
 /// Permissions of a file.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct FileMode(pub(super) u32);
+pub(crate) struct FileMode(pub(crate) u32);
 
 impl Spelled for FileMode {
     const SPELLING: &'static str = "a file mode such as \"0660\"";

@@ -1,0 +1,189 @@
+//! What the frame headers of a session tell of its conversation: what the client is owed, and
+//! whether the database can still be at work for it. For the relay alone.
+//!
+//! Two questions are answered, and each may be wrong to one side only. [`Talk::is_busy`] is for
+//! the client's good and believes it: a client that lies makes itself look idle. What bounds a
+//! client is asked of [`Talk::may_be_busy`], which believes the database alone: whatever a client
+//! sends, it is true while the database may work or hold anything for it.
+
+use crate::wire::frame::{Header, Status};
+
+/// What the frame headers tell of the conversation.
+#[derive(Debug)]
+pub(super) struct Talk {
+    /// ReadyForQuery messages that the client is owed.
+    pub(super) owed: u32,
+    /// The same, but for those that a COPY may have swallowed: a client can claim that of any. Never
+    /// less than what the database has to answer.
+    unanswered: u32,
+    /// The client has begun what its next Sync will end.
+    open: bool,
+    /// The newest request that a ReadyForQuery answers: `Q`, `F` or `S`.
+    newest: u8,
+    /// The kind of the oldest that is unanswered, if it is known.
+    oldest: Option<u8>,
+    status: Option<Status>,
+    pub(super) terminated: bool,
+    /// The newest message of the database was an ErrorResponse.
+    pub(super) complained: bool,
+    copy: CopyIn,
+    /// A CopyDone or CopyFail that is no known COPY's may be on its way, and end the next one.
+    stray: bool,
+    /// Since it was last asked: the database was seen outside a transaction.
+    crossed: bool,
+}
+
+/// A COPY from the client, as the database tells of it. What is sent behind the Execute that begins
+/// one and before its CopyDone has a Sync swallowed: drivers send one before they know that it is a
+/// COPY. Source: `CopyGetData` in `copyfromparse.c`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CopyIn {
+    /// None whose Syncs can be told from others.
+    No,
+    /// The database reads data, and no end of it has been sent.
+    Reads { by_query: bool },
+    /// The client has sent the end: when the database confirms it, so many Syncs before it have been
+    /// swallowed. Not when it complains: a trigger may have, before it read any of them.
+    Ends { by_query: bool, swallowed: u32 },
+}
+
+/// What becomes of a message whose header was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    Passes,
+    /// A goodbye of a client that has nothing more to ask: it need not pass.
+    Parts,
+}
+
+impl Talk {
+    /// Of a session that has just been told its first ReadyForQuery.
+    pub(super) fn begin() -> Talk {
+        Talk {
+            owed: 0,
+            unanswered: 0,
+            open: false,
+            newest: 0,
+            oldest: None,
+            status: Some(Status::Idle),
+            terminated: false,
+            complained: false,
+            copy: CopyIn::No,
+            stray: false,
+            crossed: false,
+        }
+    }
+
+    /// A message from the client. Query, FunctionCall and Sync are each answered by a
+    /// ReadyForQuery, but for a Sync that a COPY swallows: drivers send one behind Execute,
+    /// before they know that it begins a COPY, and another when that is done.
+    pub(super) fn ask(&mut self, header: Header) -> Seen {
+        match header.tag {
+            b'Q' | b'F' | b'S' => {
+                if self.unanswered == 0 {
+                    self.oldest = Some(header.tag);
+                }
+                self.owed = self.owed.saturating_add(1);
+                self.unanswered = self.unanswered.saturating_add(1);
+                self.open = false;
+                self.newest = header.tag;
+            }
+            b'c' | b'f' => {
+                if self.newest == b'S' {
+                    self.owed = self.owed.saturating_sub(1);
+                }
+                self.end_copy();
+            }
+            b'd' | b'H' => {}
+            b'X' => {
+                self.terminated = true;
+                let answered = !self.may_be_busy() && !self.is_busy();
+                if answered && self.status == Some(Status::Idle) {
+                    return Seen::Parts;
+                }
+            }
+            _ => self.open = true,
+        }
+        Seen::Passes
+    }
+
+    fn end_copy(&mut self) {
+        match self.copy {
+            CopyIn::Reads { by_query } => {
+                let swallowed = self.unanswered.saturating_sub(u32::from(by_query));
+                self.copy = CopyIn::Ends { by_query, swallowed };
+                // What Execute began lasts until a Sync that is answered.
+                self.open |= !by_query;
+            }
+            CopyIn::No | CopyIn::Ends { .. } => self.stray |= self.may_be_busy(),
+        }
+    }
+
+    /// A message from the database.
+    pub(super) fn answer(&mut self, header: Header) -> Seen {
+        self.complained = header.tag == b'E';
+        match header.tag {
+            b'Z' => {
+                self.owed = self.owed.saturating_sub(1);
+                self.unanswered = self.unanswered.saturating_sub(1);
+                self.status = header.first.and_then(Status::parse);
+                self.crossed |= self.status == Some(Status::Idle);
+                self.copy = CopyIn::No;
+                self.oldest = (self.unanswered == 1).then_some(self.newest);
+                self.stray &= self.may_be_busy();
+            }
+            b'G' => self.copy = self.begun(),
+            b'C' => {
+                if let CopyIn::Ends { by_query, swallowed } = self.copy {
+                    self.unanswered = self.unanswered.saturating_sub(swallowed);
+                    self.copy = CopyIn::No;
+                    // What is left behind an Execute was sent behind its data.
+                    if !by_query {
+                        self.oldest = (self.unanswered == 1).then_some(self.newest);
+                    }
+                }
+            }
+            b'E' => {
+                // The end that was sent for this one may end another, behind it.
+                self.stray |= matches!(self.copy, CopyIn::Ends { .. });
+                self.copy = CopyIn::No;
+            }
+            _ => {}
+        }
+        Seen::Passes
+    }
+
+    /// The database begins to read data. Syncs that are unanswered then, and those that are sent before
+    /// the data's end, are swallowed: whatever is before the Execute has been answered. That is
+    /// counted only where it is certain who began it, and that its end is not on its way already.
+    fn begun(&self) -> CopyIn {
+        match (self.unanswered, self.oldest) {
+            _ if self.stray => CopyIn::No,
+            (0, _) | (1, Some(b'S')) => CopyIn::Reads { by_query: false },
+            (1, Some(b'Q')) => CopyIn::Reads { by_query: true },
+            _ => CopyIn::No,
+        }
+    }
+
+    /// Whether the database has something to do for a client that keeps to the protocol.
+    pub(super) fn is_busy(&self) -> bool {
+        self.owed > 0 || self.open
+    }
+
+    /// Whether the database may have something to do for the client, whatever that has sent.
+    pub(super) fn may_be_busy(&self) -> bool {
+        self.unanswered > 0 || self.open
+    }
+
+    /// Whether the newest answer was given outside a transaction.
+    pub(super) fn is_outside(&self) -> bool {
+        self.status == Some(Status::Idle)
+    }
+
+    /// Whether the database was seen outside a transaction since this was last asked.
+    pub(super) fn take_crossed(&mut self) -> bool {
+        std::mem::take(&mut self.crossed)
+    }
+}
+
+#[cfg(test)]
+mod tests;

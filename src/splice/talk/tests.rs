@@ -1,0 +1,314 @@
+//! Conversations: those of real drivers, and whatever a hostile client may send to a database that is
+//! slow wherever it likes.
+
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+
+use super::{Seen, Talk};
+use crate::wire::frame::Header;
+
+fn ask(talk: &mut Talk, tags: &[u8]) {
+    for tag in tags {
+        talk.ask(Header { tag: *tag, first: None, length: 0 });
+    }
+}
+
+/// Answers by their tags; a status in lower case stands for a ReadyForQuery.
+fn answer(talk: &mut Talk, tags: &[u8]) {
+    for tag in tags {
+        let (tag, first) = match *tag {
+            b'i' | b't' | b'e' => (b'Z', Some(tag.to_ascii_uppercase())),
+            tag => (tag, None),
+        };
+        talk.answer(Header { tag, first, length: 1 });
+    }
+}
+
+fn is_idle(talk: &Talk) -> bool {
+    !talk.may_be_busy() && talk.is_outside()
+}
+
+#[test]
+fn what_drivers_do_leaves_them_idle() {
+    // What the client sends, what the database answers to it, and so on.
+    let talks: &[&[(&[u8], &[u8])]] = &[
+        &[(b"Q", b"TDCi")],
+        &[(b"PBDES", b"12TDCi")],
+        &[(b"QQQ", b"CiCiCi")],
+        // COPY by a Query, as psql, asyncpg, pgx and JDBC do it; twice in one.
+        &[(b"Q", b"G"), (b"ddc", b"Ci")],
+        &[(b"Q", b"G"), (b"dc", b"CG"), (b"dc", b"Ci")],
+        // With a Sync behind Execute, as tokio-postgres does it; and with none before the end.
+        &[(b"BES", b"2G"), (b"dd", b""), (b"cS", b"Ci")],
+        &[(b"BES", b"2G"), (b"ddc", b"C"), (b"S", b"i"), (b"BES", b"2G"), (b"cS", b"Ci")],
+        &[(b"BEH", b"2G"), (b"dcS", b"Ci")],
+        // All of it at once: nothing is swallowed.
+        &[(b"BEdcS", b"2GCi")],
+        // Failures.
+        &[(b"Q", b"G"), (b"f", b"Ei")],
+        &[(b"Q", b"G"), (b"d", b"Ei"), (b"dc", b""), (b"BES", b"2G"), (b"cS", b"Ci")],
+        &[(b"BEH", b"2G"), (b"d", b"E"), (b"dcS", b"i")],
+        &[(b"PS", b"Ei")],
+        &[(b"F", b"Vi")],
+    ];
+    for talk in talks {
+        let mut own = Talk::begin();
+        assert!(is_idle(&own));
+        for (asked, answered) in *talk {
+            ask(&mut own, asked);
+            answer(&mut own, answered);
+        }
+        assert!(is_idle(&own) && !own.is_busy(), "{talk:?}: {own:?}");
+        let goodbye = own.ask(Header { tag: b'X', first: None, length: 0 });
+        assert_eq!(goodbye, Seen::Parts, "{talk:?}");
+    }
+}
+
+#[test]
+fn a_client_cannot_claim_that_a_copy_swallowed_what_it_asked_for() {
+    let mut talk = Talk::begin();
+    ask(&mut talk, b"PBESc");
+    assert!(!talk.is_busy(), "its own harm");
+    assert!(talk.may_be_busy());
+    answer(&mut talk, b"12Ci");
+    assert!(!talk.may_be_busy());
+    // A COPY that a trigger of the client's own ends before a byte of it is read: the first Sync is
+    // answered, and behind the second comes what lasts.
+    let mut talk = Talk::begin();
+    ask(&mut talk, b"PBES");
+    answer(&mut talk, b"12G");
+    ask(&mut talk, b"cPBES");
+    answer(&mut talk, b"Ei");
+    assert!(talk.may_be_busy());
+}
+
+#[test]
+fn a_session_is_outside_a_transaction_when_the_database_says_so() {
+    let mut talk = Talk::begin();
+    assert!(!talk.take_crossed());
+    ask(&mut talk, b"QQ");
+    answer(&mut talk, b"Ct");
+    assert!(!talk.is_outside() && !talk.take_crossed());
+    answer(&mut talk, b"Ci");
+    assert!(talk.is_outside() && talk.take_crossed() && !talk.take_crossed());
+}
+
+/// A message of a client, and what it makes the database do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Says {
+    Query(Does),
+    Execute(Does),
+    Function,
+    Sync,
+    Flush,
+    Data,
+    BadData,
+    Done,
+    Fail,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Does {
+    Select,
+    Begin,
+    Commit,
+    Fails,
+    /// So many COPYs, one after the other.
+    Copy(u8),
+    /// One that a trigger ends before its data is read.
+    CopyFails,
+}
+
+impl Says {
+    fn tag(self) -> u8 {
+        match self {
+            Says::Query(_) => b'Q',
+            Says::Execute(_) => b'E',
+            Says::Function => b'F',
+            Says::Sync => b'S',
+            Says::Flush => b'H',
+            Says::Data | Says::BadData => b'd',
+            Says::Done => b'c',
+            Says::Fail => b'f',
+        }
+    }
+
+    /// Whether an idle database takes no notice of it.
+    fn is_nothing(self) -> bool {
+        matches!(self, Says::Flush | Says::Data | Says::BadData | Says::Done | Says::Fail)
+    }
+}
+
+/// PostgreSQL's main loop, as far as it concerns who is owed what (`PostgresMain`, `CopyGetData`).
+#[derive(Debug, Default)]
+struct Database {
+    said: VecDeque<Says>,
+    answers: VecDeque<u8>,
+    block: bool,
+    failed: bool,
+    /// Begun by an extended query, until Sync.
+    implicit: bool,
+    skips: bool,
+    copy: Option<Copying>,
+    fatal: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Copying {
+    by_query: bool,
+    more: u8,
+}
+
+impl Database {
+    fn is_idle(&self) -> bool {
+        self.said.iter().all(|said| said.is_nothing())
+            && !self.block
+            && !self.implicit
+            && !self.skips
+            && self.copy.is_none()
+    }
+
+    fn ready(&mut self) {
+        self.implicit = false;
+        self.skips = false;
+        self.answers.push_back(match (self.block, self.failed) {
+            (false, _) => b'i',
+            (true, false) => b't',
+            (true, true) => b'e',
+        });
+    }
+
+    fn fail(&mut self, by_query: bool) {
+        self.copy = None;
+        self.failed = self.block;
+        self.answers.push_back(b'E');
+        match by_query {
+            true => self.ready(),
+            false => self.skips = true,
+        }
+    }
+
+    fn run(&mut self, does: Does, by_query: bool) {
+        self.implicit |= !by_query;
+        let refused = self.failed && does != Does::Commit;
+        match does {
+            _ if refused => return self.fail(by_query),
+            Does::Select => self.answers.push_back(b'C'),
+            Does::Begin => {
+                self.block = true;
+                self.answers.push_back(b'C');
+            }
+            Does::Commit => {
+                (self.block, self.failed) = (false, false);
+                self.answers.push_back(b'C');
+            }
+            Does::Fails => return self.fail(by_query),
+            Does::CopyFails => {
+                self.answers.push_back(b'G');
+                return self.fail(by_query);
+            }
+            Does::Copy(times) => {
+                self.answers.push_back(b'G');
+                let more = if by_query { times } else { 0 };
+                self.copy = Some(Copying { by_query, more });
+                return;
+            }
+        }
+        if by_query {
+            self.ready();
+        }
+    }
+
+    /// Takes one message.
+    fn step(&mut self) {
+        let Some(said) = self.said.pop_front() else { return };
+        match (self.copy, said) {
+            (Some(_), Says::Sync | Says::Flush | Says::Data) => {}
+            (Some(Copying { by_query, .. }), Says::BadData | Says::Fail) => self.fail(by_query),
+            (Some(Copying { by_query, more }), Says::Done) => {
+                self.answers.push_back(b'C');
+                self.copy = None;
+                match more.checked_sub(1) {
+                    Some(more) => {
+                        self.answers.push_back(b'G');
+                        self.copy = Some(Copying { by_query, more });
+                    }
+                    None if by_query => self.ready(),
+                    None => {}
+                }
+            }
+            (Some(_), _) => self.fatal = true,
+            (None, Says::Sync) => self.ready(),
+            (None, _) if self.skips || said.is_nothing() => {}
+            (None, Says::Query(does)) => self.run(does, true),
+            (None, Says::Execute(does)) => self.run(does, false),
+            (None, Says::Function) => {
+                self.answers.push_back(b'V');
+                self.ready();
+            }
+            (None, _) => {}
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Move {
+    Client(Says),
+    Database,
+    Answer,
+}
+
+fn moves() -> impl Strategy<Value = Vec<Move>> {
+    let does = || {
+        prop::sample::select(vec![
+            Does::Select,
+            Does::Begin,
+            Does::Commit,
+            Does::Fails,
+            Does::Copy(0),
+            Does::Copy(0),
+            Does::Copy(1),
+            Does::CopyFails,
+        ])
+    };
+    let says = prop_oneof![
+        2 => does().prop_map(Says::Query),
+        4 => does().prop_map(Says::Execute),
+        6 => Just(Says::Sync),
+        4 => Just(Says::Done),
+        1 => prop::sample::select(vec![
+            Says::Function, Says::Flush, Says::Data, Says::BadData, Says::Fail,
+        ]),
+    ];
+    let one = prop_oneof![says.prop_map(Move::Client), Just(Move::Database), Just(Move::Answer),];
+    prop::collection::vec(one, 0..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    /// A session that counts as idle has a database that is, whoever sends what and when.
+    #[test]
+    fn no_client_looks_idle_while_the_database_is_not(moves in moves()) {
+        let (mut talk, mut database) = (Talk::begin(), Database::default());
+        for one in moves {
+            match one {
+                Move::Client(says) => {
+                    ask(&mut talk, &[says.tag()]);
+                    database.said.push_back(says);
+                }
+                Move::Database => database.step(),
+                Move::Answer => {
+                    if let Some(tag) = database.answers.pop_front() {
+                        answer(&mut talk, &[tag]);
+                    }
+                }
+            }
+            if database.fatal {
+                break;
+            }
+            prop_assert!(!is_idle(&talk) || database.is_idle(), "{talk:?} {database:?}");
+        }
+    }
+}

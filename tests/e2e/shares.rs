@@ -1,0 +1,117 @@
+//! What is the whole cluster's, and how much of it one tenant can take.
+
+use serde_json::json;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, NoTls};
+
+use crate::support::proxy::Proxy;
+use crate::support::world::World;
+use crate::support::{eventually, mint};
+
+/// Functions that a session may call, of those that nobody may who was not given them.
+async fn callable(client: &Client) -> Vec<String> {
+    let functions = "SELECT proname::text FROM pg_catalog.pg_proc
+        WHERE pronamespace = 'pg_catalog'::regnamespace
+          AND (proname LIKE '%advisory%lock%' OR proname LIKE 'lo\\_%' OR proname LIKE '%logical_emit%')
+          AND has_function_privilege(oid, 'EXECUTE') ORDER BY 1";
+    let rows = client.query(functions, &[]).await.expect("asked");
+    rows.into_iter().map(|row| row.get(0)).collect()
+}
+
+/// The sandbox of these tests allows advisory locks; whoever reads only has none all the same.
+#[tokio::test]
+async fn a_session_cannot_use_up_what_is_the_clusters_unless_it_is_allowed_to() {
+    let proxy = Proxy::start().await;
+    let token = mint::token_with("acme", json!({ "access": "read-only" }));
+    let reader = proxy.connect(&token, "acme").await.expect("connected");
+    let writer = proxy.connect(&mint::token("acme"), "acme").await.expect("connected");
+    let refused = [
+        "SELECT lo_create(0)",
+        "SELECT lo_creat(-1)",
+        "SELECT lo_from_bytea(0, 'x')",
+        "SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000))",
+    ];
+    let locks = [
+        "SELECT pg_advisory_lock(1)",
+        "SELECT pg_advisory_lock_shared(1, 2)",
+        "SELECT pg_try_advisory_xact_lock(1)",
+    ];
+    for (client, sqls) in [(&reader, &refused[..]), (&reader, &locks), (&writer, &refused)] {
+        for sql in sqls {
+            let error = client.batch_execute(sql).await.expect_err(sql);
+            assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{sql}");
+        }
+    }
+    for sql in locks {
+        writer.batch_execute(sql).await.expect(sql);
+    }
+    // Whatever else there is of the kind, in this PostgreSQL: what lets go, or works on what is there.
+    let harmless = |name: &String| {
+        name.contains("unlock") || (name.starts_with("lo_") && !name.starts_with("lo_creat"))
+    };
+    let left = callable(&reader).await;
+    assert!(left.iter().all(harmless), "{left:?}");
+    let given = callable(&writer).await;
+    assert!(given.iter().all(|name| harmless(name) || name.contains("advisory")), "{given:?}");
+    for allowed in ["pg_advisory_lock", "pg_try_advisory_xact_lock_shared"] {
+        assert!(given.iter().any(|name| name == allowed), "{given:?}");
+    }
+}
+
+/// Leases from OpenBAO, and logs in past any proxy's bounds until nobody gets in any more: the
+/// connections, the lease, and what was said at last.
+async fn fill(world: &World, tenant: &str) -> (Vec<Client>, String, String) {
+    let (status, answer) =
+        world.bao("GET", &format!("database/creds/tenant-{tenant}-rw"), None).await;
+    assert_eq!(status, 200, "{answer}");
+    let text = |field: &str| answer["data"][field].as_str().expect("a text");
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(world.var("PG_PORT").parse().expect("a port"));
+    config.user(text("username")).password(text("password")).dbname(format!("tenant_{tenant}"));
+    let lease = answer["lease_id"].as_str().expect("an id").to_owned();
+    let mut clients = Vec::new();
+    loop {
+        match config.connect(NoTls).await {
+            Ok((client, connection)) => {
+                tokio::spawn(connection);
+                clients.push(client);
+            }
+            Err(error) => {
+                assert_eq!(error.code(), Some(&SqlState::TOO_MANY_CONNECTIONS), "{error:?}");
+                let said = error.as_db_error().expect("an error of the server").message();
+                return (clients, lease, said.to_owned());
+            }
+        }
+    }
+}
+
+/// However full a cluster is, a tenant has no more than its share, and leases are made and revoked.
+#[tokio::test]
+async fn a_tenant_has_its_share_of_the_connections_and_leases_come_and_go_in_a_full_cluster() {
+    let arguments = ["--without-proxy", "--max-connections", "40", "--leased-over-tcp"];
+    let world = tokio::task::spawn_blocking(move || World::start("full", &arguments));
+    let world = world.await.expect("started");
+    let (acme, _lease, said) = fill(&world, "acme").await;
+    assert_eq!(said, "too many connections for database \"tenant_acme\"");
+    let (globex, lease, said) = fill(&world, "globex").await;
+    assert!(said.contains("reserved for roles with privileges"), "{said}");
+    assert!(!acme.is_empty() && !globex.is_empty());
+    // OpenBAO keeps its connections: without them it has to get in as well.
+    let superuser = world.superuser("postgres").await;
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+        WHERE usename = 'tenant_globex_broker'";
+    superuser.query_one(end, &[]).await.expect("ended");
+    eventually("a credential", async || {
+        // The first request may find the connection that has just gone.
+        (world.bao("GET", "database/creds/tenant-globex-ro", None).await.0 == 200).then_some(())
+    })
+    .await;
+    let body = json!({ "lease_id": lease, "sync": true });
+    let (status, answer) = world.bao("PUT", "sys/leases/revoke", Some(body)).await;
+    assert!((200..300).contains(&status), "{answer}");
+    eventually("its sessions to be over", async || {
+        globex.iter().all(Client::is_closed).then_some(())
+    })
+    .await;
+    assert!(acme.iter().all(|client| !client.is_closed()), "the neighbour's go on");
+}

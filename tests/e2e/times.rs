@@ -1,0 +1,231 @@
+//! Time that no session can lift: transactions, waiting in one, a session's age, whatever the session
+//! sets in the database and however it sends what it sends.
+
+use crate::support::proxy::{PLAIN, Proxy, Settings, UNIX};
+use crate::support::raw::{Message, Raw, query, tagged};
+use crate::support::world::world;
+use crate::support::{eventually, mint};
+
+const TRANSACTION: (&str, &str) = ("25P04", "terminating connection due to transaction timeout");
+const WAITING: (&str, &str) =
+    ("25P03", "terminating connection due to idle-in-transaction timeout");
+const AGE: (&str, &str) =
+    ("57P01", "terminating connection because it has reached its maximum age");
+
+async fn with(limits: &str) -> Proxy {
+    let listeners = PLAIN.to_owned() + UNIX;
+    Proxy::with(Settings { listeners, limits: limits.to_owned(), ..Settings::default() }).await
+}
+
+/// A session that has switched off all that the database would end it by.
+async fn session(proxy: &Proxy) -> (Raw, String) {
+    let mut client = Raw::tcp(proxy.address()).await;
+    client.log_in(&mint::token("acme"), "acme").await;
+    for name in ["transaction_timeout", "idle_in_transaction_session_timeout", "statement_timeout"]
+    {
+        client.ask(&format!("SELECT set_config('{name}', '0', false)")).await;
+    }
+    let pid = client.ask("SELECT pg_backend_pid()::text").await;
+    (client, pid)
+}
+
+/// Reads on until the session is told of its end, which is the last that it reads.
+async fn ends(client: &mut Raw, (sqlstate, text): (&str, &str)) {
+    let mut last: Option<Message> = None;
+    while let Some(message) = client.next().await {
+        last = Some(message);
+    }
+    let last = last.expect("it is told");
+    assert_eq!((last.sqlstate().as_str(), last.field(b'M').as_deref()), (sqlstate, Some(text)));
+    assert_eq!(last.field(b'S').as_deref(), Some("FATAL"));
+}
+
+async fn is_gone(pid: &str) {
+    let watcher = world().superuser("postgres").await;
+    eventually("the database's session to be over", async || {
+        let query = "SELECT 1 FROM pg_stat_activity WHERE pid = $1::text::int";
+        watcher.query_opt(query, &[&pid]).await.expect("asked").is_none().then_some(())
+    })
+    .await;
+}
+
+async fn ended(proxy: &Proxy, ending: &str, count: usize) {
+    proxy
+        .metric_reaches(&format!("pgsilo_endings_total{{ending=\"{ending}\"}}"), count as f64)
+        .await;
+    let events = proxy.events("ended");
+    assert!(events.iter().filter(|event| event["ending"] == ending).count() >= count, "{events:?}");
+}
+
+#[tokio::test]
+pub(crate) async fn a_transaction_has_its_time_whatever_the_session_sets() {
+    let proxy = with("transaction_timeout = \"1s\"\nidle_in_transaction_timeout = \"0s\"\n").await;
+    let (mut idle, _pid) = session(&proxy).await;
+    // A statement of its own is a transaction as well.
+    let (mut alone, pid) = session(&proxy).await;
+    alone.send(&query("SELECT pg_sleep(600)")).await;
+    ends(&mut alone, TRANSACTION).await;
+    is_gone(&pid).await;
+    // Waiting in one and working in one are both in it, failed ones are, and what a Sync ends.
+    let (mut waiting, pid) = session(&proxy).await;
+    waiting.ask("BEGIN; SELECT 'begun'").await;
+    ends(&mut waiting, TRANSACTION).await;
+    is_gone(&pid).await;
+    let (mut failed, pid) = session(&proxy).await;
+    failed.send(&query("BEGIN; SELECT 1/0")).await;
+    failed.until(b'Z').await;
+    ends(&mut failed, TRANSACTION).await;
+    is_gone(&pid).await;
+    let (mut unsynced, pid) = session(&proxy).await;
+    let parse = tagged(b'P', b"\0SELECT 1\0\0\0");
+    let run = [tagged(b'B', b"\0\0\0\0\0\0\0\0"), tagged(b'E', b"\0\0\0\0\0"), tagged(b'H', b"")];
+    unsynced.send(&[parse, run.concat()].concat()).await;
+    unsynced.until(b'C').await;
+    ends(&mut unsynced, TRANSACTION).await;
+    is_gone(&pid).await;
+    ended(&proxy, "transaction_timeout", 4).await;
+    // Whoever was idle meanwhile was never in one.
+    assert_eq!(idle.ask("SELECT 'still here'").await, "still here");
+}
+
+/// What a client sends beside the protocol never makes a session look idle that is not.
+#[tokio::test]
+async fn no_client_can_make_its_transaction_look_over() {
+    let proxy = with("transaction_timeout = \"1s\"\nidle_in_transaction_timeout = \"0s\"\n").await;
+    let sleep = [
+        tagged(b'P', b"\0SELECT pg_sleep(600)\0\0\0"),
+        tagged(b'B', b"\0\0\0\0\0\0\0\0"),
+        tagged(b'E', b"\0\0\0\0\0"),
+        tagged(b'S', b""),
+    ]
+    .concat();
+    let ways: [(&str, Vec<u8>); 4] = [
+        ("claims that a COPY swallowed its Sync", [sleep.clone(), tagged(b'c', b"")].concat()),
+        ("gives up a COPY that is none", [sleep.clone(), tagged(b'f', b"x\0")].concat()),
+        ("says goodbye behind it", [sleep, tagged(b'X', b"")].concat()),
+        ("stops in the middle of a message", query("SELECT 1; SELECT 2")[..12].to_vec()),
+    ];
+    for (number, (way, bytes)) in (1..).zip(ways) {
+        let (mut client, pid) = session(&proxy).await;
+        client.send(&bytes).await;
+        proxy
+            .metric_reaches("pgsilo_endings_total{ending=\"transaction_timeout\"}", number as f64)
+            .await;
+        is_gone(&pid).await;
+        drop(client);
+        println!("{way}: ended");
+    }
+    // What does not look like messages has no boundary any more; the database closes.
+    let (mut client, pid) = session(&proxy).await;
+    client.send(&[b'Q', 0, 0, 0, 1]).await;
+    is_gone(&pid).await;
+    while client.next().await.is_some() {}
+}
+
+/// A COPY of a driver that sends a Sync too many leaves the session idle, for as long as it likes.
+#[tokio::test]
+async fn a_copy_that_swallows_a_sync_leaves_nothing_behind() {
+    let proxy = with("transaction_timeout = \"1s\"\nidle_in_transaction_timeout = \"1s\"\n").await;
+    let (mut copied, _pid) = session(&proxy).await;
+    copied.ask("CREATE TEMP TABLE t (n int); SELECT 'made'").await;
+    let begin = [
+        tagged(b'P', b"\0COPY t FROM STDIN\0\0\0"),
+        tagged(b'B', b"\0\0\0\0\0\0\0\0"),
+        tagged(b'E', b"\0\0\0\0\0"),
+        tagged(b'S', b""),
+    ];
+    copied.send(&begin.concat()).await;
+    copied.until(b'G').await;
+    copied.send(&[tagged(b'd', b"1\n"), tagged(b'c', b""), tagged(b'S', b"")].concat()).await;
+    copied.until(b'Z').await;
+    // As long as another one's time takes, and some more.
+    for _ in 0..2 {
+        let (mut other, _pid) = session(&proxy).await;
+        other.ask("BEGIN; SELECT 'begun'").await;
+        while other.next().await.is_some() {}
+    }
+    assert_eq!(copied.ask("SELECT count(*)::text FROM t").await, "1");
+}
+
+#[tokio::test]
+pub(crate) async fn waiting_in_a_transaction_has_its_time_and_working_in_one_goes_on() {
+    let proxy = with("idle_in_transaction_timeout = \"1s\"\n").await;
+    let (mut working, _pid) = session(&proxy).await;
+    working.send(&query("BEGIN; SELECT pg_sleep(3), 'done'")).await;
+    let (mut idle, _pid) = session(&proxy).await;
+    let (mut waiting, pid) = session(&proxy).await;
+    waiting.ask("BEGIN; SELECT 'begun'").await;
+    ends(&mut waiting, WAITING).await;
+    is_gone(&pid).await;
+    let answered = working.until(b'Z').await;
+    assert!(answered.iter().all(|message| message.tag != b'E'), "{answered:?}");
+    ends(&mut working, WAITING).await;
+    ended(&proxy, "idle_in_transaction", 2).await;
+    assert_eq!(idle.ask("SELECT 'still here'").await, "still here");
+}
+
+/// A listener that does not read holds the queue of the whole cluster up.
+#[tokio::test]
+async fn a_listener_that_reads_nothing_has_its_time() {
+    let proxy = with("transaction_timeout = \"1s\"\n").await;
+    let (mut deaf, pid) = session(&proxy).await;
+    deaf.ask("LISTEN gossip; SELECT 'listens'").await;
+    let superuser = world().superuser("tenant_acme").await;
+    eventually("the listener to hold the queue up", async || {
+        let tell = "SELECT count(pg_notify('gossip', repeat('x', 7900) || n)) FROM generate_series(1, 200) n";
+        superuser.query_one(tell, &[]).await.expect("told");
+        let waits =
+            "SELECT 1 FROM pg_stat_activity WHERE pid = $1::text::int AND wait_event = 'ClientWrite'";
+        let stuck = superuser.query_opt(waits, &[&pid]).await.expect("asked").is_some();
+        // It may be over already: it had a second.
+        let over = proxy.events("ended").iter().any(|event| event["ending"] == "transaction_timeout");
+        (stuck || over).then_some(())
+    })
+    .await;
+    ended(&proxy, "transaction_timeout", 1).await;
+    is_gone(&pid).await;
+    eventually("the queue to be empty", async || {
+        let usage = "SELECT pg_notification_queue_usage()";
+        // The tail moves when somebody notifies.
+        superuser.query_one("SELECT pg_notify('gossip', '')", &[]).await.expect("told");
+        let used: f64 = superuser.query_one(usage, &[]).await.expect("asked").get(0);
+        (used == 0.0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+pub(crate) async fn a_session_becomes_as_old_as_it_may() {
+    let proxy = with("max_session_age = \"2s\"\n").await;
+    let (mut idle, pid) = session(&proxy).await;
+    let (mut busy, _pid) = session(&proxy).await;
+    busy.send(&query("SELECT pg_sleep(600)")).await;
+    ends(&mut idle, AGE).await;
+    is_gone(&pid).await;
+    ends(&mut busy, AGE).await;
+    ended(&proxy, "session_age", 2).await;
+}
+
+#[tokio::test]
+async fn a_tenant_may_have_bounds_of_its_own() {
+    const OWN: &str = "[tenant.limits]\nmax_sessions = 1\ntransaction_timeout = \"1s\"\n\n[[tenant]]\nid = \"globex\"";
+    let proxy = with("").await;
+    proxy.reload(&proxy.tenants().replacen("[[tenant]]\nid = \"globex\"", OWN, 1));
+    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    let mut globex = Vec::new();
+    for _ in 0..2 {
+        let mut client = Raw::tcp(proxy.address()).await;
+        client.log_in(&mint::token("globex"), "globex").await;
+        client.ask("BEGIN; SELECT 'begun'").await;
+        globex.push(client);
+    }
+    let (mut acme, _pid) = session(&proxy).await;
+    let second = proxy.connect(&mint::token("acme"), "acme").await.expect_err("one is enough");
+    let second = second.as_db_error().expect("an error of the server");
+    assert_eq!(second.message(), "too many connections for tenant \"acme\"");
+    acme.ask("BEGIN; SELECT 'begun'").await;
+    ends(&mut acme, TRANSACTION).await;
+    for client in &mut globex {
+        assert_eq!(client.ask("SELECT 'goes on'").await, "goes on");
+    }
+}
