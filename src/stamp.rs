@@ -4,7 +4,6 @@
 //! Kubernetes does it, reached through a symbolic link that leads elsewhere. Each changes one of
 //! these at least. A file that is not there has a stamp, too.
 
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -70,29 +69,10 @@ impl<S: PartialEq> LastRead<S> {
     }
 }
 
-/// Reads a file that is one: a pipe or a device in its place would be waited for without end.
-///
-/// # Errors
-/// Those of the system, and `InvalidInput` for what is no regular file.
-pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    std::fs::read(path)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Stamp, read_file};
+    use super::Stamp;
     use std::fs;
-
-    #[test]
-    fn what_is_no_file_is_not_read() {
-        for path in ["/dev/zero", "/tmp"] {
-            let error = read_file(path.as_ref()).expect_err("no file");
-            assert_eq!(error.to_string(), "not a regular file");
-        }
-    }
 
     #[test]
     fn a_stamp_changes_with_its_file_and_not_by_itself() {

@@ -32,7 +32,8 @@ use self::bound::Bounded;
 pub use self::end_point::server_end_point;
 pub use self::holder::{Holder, HolderError, thumbprint};
 use self::verifiers::{AnyCertificate, Clients, Databases};
-use crate::stamp::{LastRead, Stamp, read_file};
+use crate::file::{self, MAX_PEM, MAX_REVOCATION_LIST};
+use crate::stamp::{LastRead, Stamp};
 
 /// What PostgreSQL 17 registered; libpq's `sslnegotiation=direct` insists on it.
 const ALPN: &[u8] = b"postgresql";
@@ -310,7 +311,7 @@ impl ClientAuthorities {
     fn revocation_lists(&self) -> Result<Vec<CertRevocationList<'static>>, TlsError> {
         let mut lists = Vec::with_capacity(self.crls.len());
         for path in &self.crls {
-            let pem = read(path)?;
+            let pem = read_up_to(path, MAX_REVOCATION_LIST)?;
             let before = lists.len();
             for list in CertificateRevocationListDer::pem_slice_iter(&pem) {
                 let list = list.map_err(|_| TlsError::NotPem { path: path.clone() })?;
@@ -429,7 +430,11 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    read_file(path).map_err(|source| TlsError::Unreadable { path: path.into(), source })
+    read_up_to(path, MAX_PEM)
+}
+
+fn read_up_to(path: &Path, limit: u64) -> Result<Vec<u8>, TlsError> {
+    file::read(path, limit).map_err(|source| TlsError::Unreadable { path: path.into(), source })
 }
 
 /// One that has expired is no error: a registry is one file for all tenants, and its other tenants

@@ -10,7 +10,7 @@ pub(crate) mod text;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::stamp::read_file;
+use crate::file;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 use toml::de::{DeTable, DeValue};
@@ -58,22 +58,19 @@ pub(crate) struct TomlFile {
 }
 
 impl TomlFile {
-    pub(crate) fn read(path: &Path) -> Result<TomlFile, FileError> {
-        TomlFile::read_with(path, |path| std::fs::read(path))
+    /// A file that is read once, at the start; of at most `limit` bytes.
+    pub(crate) fn read(path: &Path, limit: u64) -> Result<TomlFile, FileError> {
+        TomlFile::of(path, file::read_once(path, limit))
     }
 
-    /// The same, of a file that is read again and again: never of a pipe, which would be waited for
-    /// without end.
-    pub(crate) fn read_regular(path: &Path) -> Result<TomlFile, FileError> {
-        TomlFile::read_with(path, read_file)
+    /// The same, of a file that is read again and again: never of a pipe.
+    pub(crate) fn read_regular(path: &Path, limit: u64) -> Result<TomlFile, FileError> {
+        TomlFile::of(path, file::read(path, limit))
     }
 
-    fn read_with(
-        path: &Path,
-        read: impl Fn(&Path) -> std::io::Result<Vec<u8>>,
-    ) -> Result<TomlFile, FileError> {
+    fn of(path: &Path, bytes: std::io::Result<Vec<u8>>) -> Result<TomlFile, FileError> {
         let wrong = |what: String| FileError { file: path.into(), line: None, field: None, what };
-        let bytes = read(path).map_err(|error| wrong(format!("cannot read the file: {error}")))?;
+        let bytes = bytes.map_err(|error| wrong(format!("cannot read the file: {error}")))?;
         let text = String::from_utf8(bytes).map_err(|error| {
             let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
             let line = 1 + before.iter().filter(|b| **b == b'\n').count();

@@ -25,6 +25,7 @@ use super::{
     Audit, Config, FileError, LeaseRules, Limits, Listener, Log, LogFormat, OnLoss, TimeLimits,
     Warm,
 };
+use crate::file::{self, MAX_CONFIGURATION, MAX_SECRET};
 use crate::limits::not_zero;
 use crate::registry::{Denied, Registry};
 use crate::token::MAX_TOKEN_BYTES;
@@ -48,7 +49,7 @@ const MIN_WARM: Duration = Duration::from_secs(1);
 const MAX_WARM: Duration = Duration::from_secs(600);
 
 pub(super) fn load(path: &Path) -> Result<Config, FileError> {
-    let file = TomlFile::read(path)?;
+    let file = TomlFile::read(path, MAX_CONFIGURATION)?;
     let raw: Raw = file.parse()?;
     let mut build = Build { file: &file, warnings: Vec::new() };
     let known = Known {
@@ -119,7 +120,7 @@ impl Build<'_> {
     /// The file is read again at each login; that it cannot be read should be known now.
     fn secret_file(&mut self, field: &str, path: &Path) -> Result<PathBuf, FileError> {
         let path = self.file.resolve(path);
-        let secret = Zeroizing::new(self.read(field, &path)?);
+        let secret = Zeroizing::new(self.read(field, &path, MAX_SECRET)?);
         if secret.trim_ascii().is_empty() {
             return self.wrong(field, format_args!("{path:?} is empty; it must hold the secret"));
         }
@@ -134,8 +135,8 @@ impl Build<'_> {
         }
     }
 
-    fn read(&self, field: &str, path: &Path) -> Result<Vec<u8>, FileError> {
-        std::fs::read(path)
+    fn read(&self, field: &str, path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
+        file::read(path, limit)
             .or_else(|error| self.wrong(field, format_args!("cannot read {path:?}: {error}")))
     }
 

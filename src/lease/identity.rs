@@ -17,6 +17,7 @@ use super::login::{Login, Standing};
 use super::openbao::{BaoToken, OpenBao, OpenBaoError};
 use crate::backoff::Backoff;
 use crate::clock::BootTime;
+use crate::file::{self, MAX_SECRET};
 use crate::secret::Secret;
 use crate::stamp::Stamp;
 
@@ -138,7 +139,7 @@ impl Identity {
             _ => {}
         }
         let (asked, stamp) = (BootTime::now(), self.stamp());
-        let token = match self.openbao.present_certificate() {
+        let token = match self.openbao.present_certificate().await {
             Ok(()) => self.authenticate().await,
             Err(error) => Err(error),
         };
@@ -270,7 +271,10 @@ impl Auth {
 
 async fn read_line(path: &Path) -> Result<Secret, OpenBaoError> {
     let failed = |error| OpenBaoError::File { path: path.to_owned(), error };
-    let text = Zeroizing::new(tokio::fs::read(path).await.map_err(failed)?);
+    let from = path.to_owned();
+    let read =
+        tokio::task::spawn_blocking(move || file::read(&from, MAX_SECRET).map(Zeroizing::new));
+    let text = read.await.map_err(|error| failed(error.into()))?.map_err(failed)?;
     Ok(Secret::new(text.trim_ascii()))
 }
 

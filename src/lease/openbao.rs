@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use super::Settings;
 use crate::addresses::Addresses;
 use crate::cause::root_cause;
+use crate::file::{self, MAX_PEM};
 use crate::host::is_loopback;
 use crate::secret::Secret;
 use crate::stamp::Stamp;
@@ -170,11 +171,14 @@ impl OpenBao {
     }
 
     /// Reads the client certificate again, if one is shown.
-    pub(super) fn present_certificate(&self) -> Result<(), OpenBaoError> {
+    pub(super) async fn present_certificate(&self) -> Result<(), OpenBaoError> {
         if self.settings.identity.is_none() {
             return Ok(());
         }
-        self.http.replace(client(self.settings, &self.addresses)?);
+        let (settings, addresses) = (self.settings, self.addresses.clone());
+        let made = tokio::task::spawn_blocking(move || client(settings, &addresses)).await;
+        let failed = |error: tokio::task::JoinError| OpenBaoError::Client(error.to_string());
+        self.http.replace(made.map_err(failed)??);
         Ok(())
     }
 
@@ -192,7 +196,7 @@ impl OpenBao {
             sleep(LOOK).await;
             let now = self.certificate_stamp();
             if now != read {
-                match self.present_certificate() {
+                match self.present_certificate().await {
                     Ok(()) => read = now,
                     Err(error) => tracing::warn!(%error, "the certificate before stays in use"),
                 }
@@ -445,7 +449,8 @@ fn client(settings: &Settings, addresses: &Addresses) -> Result<Client, OpenBaoE
     }
     if let Some(identity) = &settings.identity {
         let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|error| OpenBaoError::File { path: path.clone(), error })
+            let bytes = file::read(path, MAX_PEM);
+            bytes.map_err(|error| OpenBaoError::File { path: path.clone(), error })
         };
         let mut pem = Zeroizing::new(read(&identity.certificate)?);
         pem.push(b'\n');

@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 
+use crate::file::MAX_DENIED;
 use crate::stamp::{LastRead, Stamp};
 use crate::toml_file::{FileError, TomlFile};
 
@@ -124,7 +125,7 @@ impl Entry {
 }
 
 fn load(path: &Path, issuers: &HashSet<String>) -> Result<List, FileError> {
-    let file = TomlFile::read_regular(path)?;
+    let file = TomlFile::read_regular(path, MAX_DENIED)?;
     let raw: RawDenied = file.parse()?;
     let mut list = List::default();
     for (index, raw) in raw.denied.into_iter().enumerate() {

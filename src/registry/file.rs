@@ -16,6 +16,7 @@ use super::{
     AuthMethods, Binding, ChannelBinding, Host, LeaseRoles, OwnLimits, Placement, PlacementTls,
     Snapshot, State, Tenant,
 };
+use crate::file::MAX_REGISTRY;
 use crate::tenant::TenantId;
 use crate::tls;
 use crate::toml_file::text::Text;
@@ -144,7 +145,7 @@ fn wrong<T>(field: &'static str, what: impl Into<String>) -> Result<T, Wrong> {
 }
 
 pub(super) fn load(path: &Path) -> Result<Snapshot, FileError> {
-    let file = TomlFile::read_regular(path)?;
+    let file = TomlFile::read_regular(path, MAX_REGISTRY)?;
     let raw: RawRegistry = file.parse()?;
     let mut reading = Reading { file: &file, clients: HashMap::new() };
     let mut tenants = HashMap::with_capacity(raw.tenant.len());

@@ -162,12 +162,15 @@ impl Authority<'_> {
         Threat { from: end.at.earlier(notice), order }
     }
 
+    /// A token is shown once and may be outlived where the operator says so; a certificate is what the
+    /// client is for as long as it is connected, and no revocation list ends its sessions.
     fn expires(&self) -> Option<Threat> {
         let rules = &self.proxy.config.lease;
+        let ends = rules.end_at_expiry || matches!(self.identity, Identity::Certificate(_));
         // A session that came with a token near its end still gets most of what is left.
         let notice = rules.grace.min(self.left / 3);
         let order = Order { ending: self.identity.ending(), by: last_words(self.expires, notice) };
-        rules.end_at_expiry.then_some(Threat { from: self.expires.earlier(notice), order })
+        ends.then_some(Threat { from: self.expires.earlier(notice), order })
     }
 
     /// A transaction gets until the end itself, as where a token expires.

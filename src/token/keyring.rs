@@ -19,7 +19,8 @@ use super::keys::{self, Algorithm, Key, KeyError, KeySet};
 use super::looks::Looks;
 use crate::backoff::{Backoff, spread};
 use crate::clock::BootTime;
-use crate::stamp::{LastRead, Stamp, read_file};
+use crate::file::{self, MAX_KEY_SET};
+use crate::stamp::{LastRead, Stamp};
 
 /// Between two fetches that tokens with unknown keys ask for: anybody can make such tokens.
 const FETCHES_APART: Duration = Duration::from_secs(10);
@@ -109,7 +110,8 @@ impl KeyFile {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, KeyFileError> {
-    read_file(path).map_err(|error| KeyFileError::Unreadable { path: path.to_owned(), error })
+    file::read(path, MAX_KEY_SET)
+        .map_err(|error| KeyFileError::Unreadable { path: path.to_owned(), error })
 }
 
 impl Keyring {

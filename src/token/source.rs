@@ -5,19 +5,21 @@
 //! is read here is believed as little as what a client sends: the verifier sees it next.
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
 use super::MAX_TOKEN_BYTES;
-use crate::stamp::read_file;
+use crate::file;
 
 /// The most that is read, in bytes: a token, and white space around it.
 const MOST: usize = MAX_TOKEN_BYTES + 64;
@@ -117,8 +119,9 @@ impl Source {
 
 async fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, SourceError> {
     let failed = |error| SourceError::File { path: path.to_path_buf(), error };
-    let file = path.to_path_buf();
-    let read = tokio::task::spawn_blocking(move || read_file(&file).map(Zeroizing::new));
+    let from = path.to_path_buf();
+    let read =
+        tokio::task::spawn_blocking(move || file::read(&from, MOST as u64).map(Zeroizing::new));
     let bytes = read.await.map_err(|error| failed(error.into()))?.map_err(failed)?;
     trimmed(&bytes)
 }
@@ -130,57 +133,96 @@ async fn run(words: &[String]) -> Result<Zeroizing<Vec<u8>>, SourceError> {
     command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::piped());
     // It may hold what is nobody's to log.
     command.stderr(Stdio::null()).kill_on_drop(true).process_group(0);
-    let mut child = command.spawn().map_err(failed)?;
-    let _group = Group(child.id());
-    let printed = timeout(PATIENCE, printed(&mut child)).await;
-    let (bytes, status) =
-        printed.map_err(|_late| SourceError::Late(name.clone()))?.map_err(failed)?;
-    match status.success() {
+    let mut running = Running(command.spawn().map_err(failed)?);
+    let printed = timeout(PATIENCE, printed(&mut running)).await;
+    // Whatever came of it, nothing of it is left: neither a process nor one that is not buried.
+    let status = running.end().await.map_err(failed)?;
+    let bytes = printed.map_err(|_late| SourceError::Late(name.clone()))?.map_err(failed)?;
+    match bytes.len() > MOST || status.success() {
         true => trimmed(&bytes),
         false => Err(SourceError::Failed { command: name.clone(), status }),
     }
 }
 
-/// What a command has printed by its end. Something that it has started may go on holding its
-/// standard output open, and is not waited for.
-async fn printed(child: &mut Child) -> std::io::Result<(Zeroizing<Vec<u8>>, ExitStatus)> {
-    let mut stdout = child.stdout.take().ok_or(std::io::ErrorKind::BrokenPipe)?;
+/// What a command has printed by its end, or more than a token has. What it has started ends with it;
+/// what has left its group may go on holding its standard output open, and is not waited for.
+async fn printed(running: &mut Running) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    let mut stdout = running.0.stdout.take().ok_or(std::io::ErrorKind::BrokenPipe)?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(MOST + 1));
-    let mut status = None;
+    let mut exited = pin!(running.exited());
+    let mut is_over = false;
     while bytes.len() <= MOST {
         let read = stdout.read_buf(&mut *bytes);
-        match status {
-            None => tokio::select! {
-                read = read => if read? == 0 { break },
-                ended = child.wait() => status = Some(ended?),
+        let read = match is_over {
+            false => tokio::select! {
+                read = read => read?,
+                ended = &mut exited => {
+                    ended?;
+                    running.kill();
+                    is_over = true;
+                    continue;
+                }
             },
             // It was written before the end.
-            Some(_) => match timeout(REST, read).await {
-                Ok(read) => {
-                    if read? == 0 {
-                        break;
-                    }
-                }
-                Err(_held_open) => break,
+            true => match timeout(REST, read).await {
+                Ok(read) => read?,
+                Err(_held_open) => 0,
             },
+        };
+        if read == 0 {
+            if !is_over {
+                exited.await?;
+            }
+            break;
         }
     }
-    match status {
-        Some(status) => Ok((bytes, status)),
-        None if bytes.len() > MOST => Ok((bytes, ExitStatus::default())),
-        None => Ok((bytes, child.wait().await?)),
+    Ok(bytes)
+}
+
+/// A command and what it has started, which all end with this. What has left its process group, as a
+/// daemon does, is not followed.
+struct Running(Child);
+
+impl Running {
+    /// Resolves when the command has exited, and leaves it unburied: till then its id is no other
+    /// process's, and that of its group no other group's.
+    fn exited(&self) -> impl Future<Output = std::io::Result<()>> + use<> {
+        let id = self.id();
+        async move {
+            // Asked for first: an exit behind this line is not missed.
+            let mut changes = signal(SignalKind::child())?;
+            let look = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+            while let Some(id) = id
+                && waitid(WaitId::Pid(id), look)?.is_none()
+            {
+                changes.recv().await;
+            }
+            Ok(())
+        }
+    }
+
+    /// `None` once it was buried.
+    fn id(&self) -> Option<Pid> {
+        Pid::from_raw(i32::try_from(self.0.id()?).ok()?)
+    }
+
+    /// Kills what is left of it, and buries it.
+    async fn end(&mut self) -> std::io::Result<ExitStatus> {
+        self.kill();
+        self.0.wait().await
+    }
+
+    fn kill(&self) {
+        if let Some(id) = self.id() {
+            let _nobody_is_left = kill_process_group(id, Signal::KILL);
+        }
     }
 }
 
-/// A command and what it has started, killed when this is dropped.
-struct Group(Option<u32>);
-
-impl Drop for Group {
+impl Drop for Running {
+    /// The login was cut short. Tokio buries what was not waited for.
     fn drop(&mut self) {
-        let leader = self.0.and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        if let Some(leader) = leader {
-            let _nobody_is_left = kill_process_group(leader, Signal::KILL);
-        }
+        self.kill();
     }
 }
 
@@ -249,6 +291,31 @@ mod tests {
         while runs() {
             assert!(began.elapsed() < PATIENCE, "it is left");
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// However it ends, no process is left of it, and none that nobody has waited for.
+    #[tokio::test]
+    async fn nothing_of_a_command_is_left() {
+        let marker = format!("{}.75", 100_000 + std::process::id());
+        let left = || {
+            let processes = std::fs::read_dir("/proc").expect("processes").flatten();
+            let mut named = processes.filter(|process| {
+                let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&line).contains(&marker)
+            });
+            named.next().is_some()
+        };
+        for script in ["echo token", "yes", "exec >&-; sleep MARKER", "exit 1", "sleep MARKER"] {
+            let script = format!("sleep {marker} & {}", script.replace("MARKER", &marker));
+            let source = command(&["sh", "-c", &script], 60);
+            let came = token(&source).await;
+            assert_eq!(came.is_ok(), script.ends_with("echo token"), "{script}: {came:?}");
+            let began = Instant::now();
+            while left() {
+                assert!(began.elapsed() < PATIENCE, "{script}: it is left");
+                tokio::task::yield_now().await;
+            }
         }
     }
 

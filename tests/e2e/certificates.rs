@@ -126,13 +126,30 @@ async fn a_revoked_certificate_is_turned_away_without_a_restart() {
 
 #[tokio::test]
 pub(crate) async fn a_session_ends_with_its_certificate() {
+    ends_with_its_certificate("").await;
+}
+
+/// That is for tokens: nothing else would end a certificate's sessions.
+#[tokio::test]
+async fn a_session_ends_with_its_certificate_where_it_may_outlive_a_token() {
+    ends_with_its_certificate("end_at_expiry = false\n").await;
+}
+
+async fn ends_with_its_certificate(lease: &str) {
     let authority = Authority::new();
     let bound = |tenants: &str| {
         format!(
             "{tenants}\n[[binding]]\ncertificate = \"{BILLING}\"\ntenant = \"acme\"\naccess = \"read-write\"\n"
         )
     };
-    let proxy = asking(&authority, "auth = \"certificate\"\n", bound).await;
+    let settings = Settings {
+        listeners: format!("{ASKS}auth = \"certificate\"\n"),
+        files: vec![("clients.crt", authority.pem())],
+        tenants: bound,
+        lease: lease.to_owned(),
+        ..Settings::default()
+    };
+    let proxy = Proxy::with(settings).await;
     let end = OffsetDateTime::now_utc() + Duration::seconds(4);
     let own = authority.client_until(BILLING, 7, end);
     let mut idle = connect(&proxy, &own, "acme").await;

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use rustix::process::Signal;
 use serde_json::json;
 use tokio_postgres::NoTls;
 
@@ -107,6 +108,91 @@ async fn a_command_prints_the_token_and_is_run_again_when_it_was_refused() {
     }
     assert_eq!(lines(), 4);
     fs::remove_dir_all(&dir).expect("removed");
+}
+
+/// Whether a process runs, or was not buried, whose command line has a marker.
+fn running(marker: &str) -> bool {
+    let processes = fs::read_dir("/proc").expect("processes");
+    processes.flatten().any(|process| {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(marker)
+    })
+}
+
+/// The children that a process has not buried.
+fn children(of: u32) -> String {
+    let threads = fs::read_dir(format!("/proc/{of}/task")).expect("threads");
+    let children =
+        threads.flatten().map(|thread| fs::read_to_string(thread.path().join("children")));
+    children.map(Result::unwrap_or_default).collect::<String>().trim().to_owned()
+}
+
+/// A command that hangs, and one beside it that it has started.
+async fn hanging(marker: &str, limits: &str) -> Proxy {
+    let script = format!("sleep {marker} & sleep {marker}; echo never");
+    let listeners = format!(
+        "[[listener]]\nsocket = \"{{dir}}/.s.PGSQL.6432\"\n\
+         auth = {{ exec = {{ command = [\"sh\", \"-c\", \"{script}\"], refresh = \"1h\" }} }}\n"
+    );
+    let limits = format!("drain_timeout = \"2s\"\n{limits}");
+    Proxy::with(Settings { listeners, limits, ..Settings::default() }).await
+}
+
+#[tokio::test]
+async fn a_command_and_what_it_has_started_end_with_the_login_that_waits_for_them() {
+    // A command line of our own, on a machine that may run several of these tests.
+    let marker = format!("{}.25", 500_000 + std::process::id());
+    let gone = async |proxy: &Proxy| {
+        eventually("the command's processes to be gone", async || {
+            (!running(&marker) && children(proxy.pid()).is_empty()).then_some(())
+        })
+        .await;
+    };
+    // It takes too long.
+    let proxy = hanging(&marker, "").await;
+    assert_eq!(state(&connect(&proxy).await.expect_err("late")), "57P03");
+    gone(&proxy).await;
+    drop(proxy);
+    // The login takes too long.
+    let proxy = hanging(&marker, "login_timeout = \"500ms\"\n").await;
+    assert_eq!(state(&connect(&proxy).await.expect_err("late")), "57014");
+    gone(&proxy).await;
+    drop(proxy);
+    // pgsilo is stopped meanwhile, and told twice.
+    let mut proxy = hanging(&marker, "").await;
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.send(&startup(&[("user", "app")])).await;
+    eventually("the command to run", async || running(&marker).then_some(())).await;
+    proxy.signal(Signal::TERM);
+    proxy.logged(|line| line["message"] == "draining").await;
+    proxy.signal(Signal::TERM);
+    proxy.ended().await;
+    eventually("the command's processes to be gone", async || (!running(&marker)).then_some(()))
+        .await;
+}
+
+/// Six clients and a file of 400 MB in the token's place: each would have held all of it.
+#[tokio::test]
+async fn a_token_file_is_read_no_further_than_a_token_can_be_long() {
+    let proxy = with_file(&mint::token("acme"), "").await;
+    assert_eq!(database(&connect(&proxy).await.expect("connected")).await, "tenant_acme");
+    let most = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid())).expect("read");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+    };
+    let before = most();
+    let file = fs::File::create(proxy.dir().join("token")).expect("created");
+    file.set_len(400 << 20).expect("made long");
+    let outcomes = futures_util::future::join_all((0..6).map(|_| connect(&proxy))).await;
+    let grown = most() - before;
+    assert!(grown < 64 << 10, "{grown} KiB more than before");
+    for outcome in outcomes {
+        assert_eq!(state(&outcome.expect_err("no token")), "57P03");
+    }
+    let event = proxy.event("refused", |_| true).await;
+    let cause = event["cause"].as_str().expect("a cause");
+    assert!(cause.contains("longer than such a file may be, 65600 bytes"), "{cause}");
 }
 
 #[tokio::test]

@@ -40,6 +40,7 @@ const LAYERS: [&[&str]; 11] = [
         "limits",
         "secret",
         "toml_file",
+        "file",
         "stamp",
         "backoff",
         "host",
@@ -52,8 +53,13 @@ const LAYERS: [&[&str]; 11] = [
 ];
 
 /// In one row all the same.
-const NEIGHBOURS: [(&str, &str); 4] =
-    [("server", "admin"), ("ending", "wire"), ("tls", "stamp"), ("toml_file", "stamp")];
+const NEIGHBOURS: [(&str, &str); 5] = [
+    ("server", "admin"),
+    ("ending", "wire"),
+    ("tls", "file"),
+    ("tls", "stamp"),
+    ("toml_file", "file"),
+];
 
 /// Crates that are for the programs, or for what only programs do.
 const FOR_PROGRAMS: [&str; 5] = ["anyhow", "clap", "rcgen", "tokio_postgres", "tracing_subscriber"];

@@ -98,7 +98,9 @@ impl Source {
             // Not behind another word's `::`; `::word` begins a path as well.
             let ends = |token: &String| is_word(token) || token == ">";
             let begins = at == 0 || tokens[at - 1] != "::" || at < 2 || !ends(&tokens[at - 2]);
-            if tokens[at] == "use" {
+            // `impl Trait + use<'a>` names what is captured, and no path.
+            let captures = tokens.get(at + 1).is_some_and(|token| token == "<");
+            if tokens[at] == "use" && !captures {
                 at = use_tree(&tokens, at + 1, &[], &mut paths);
             } else if begins && is_word(&tokens[at]) {
                 let mut path = vec![tokens[at].clone()];
@@ -316,7 +318,7 @@ mod tests {
 
     #[test]
     fn paths_are_spread_out_and_resolved() {
-        let text = "use a::{b, c::{self, d as e}, f::*};\nuse super::g; fn h(i: self::j::K) { crate::l::m(n::O::<P>::q) }";
+        let text = "use a::{b, c::{self, d as e}, f::*};\nuse super::g; fn h(i: self::j::K) -> impl R + use<> { crate::l::m(n::O::<P>::q); }";
         let source = source("src/x/y.rs", text);
         let paths: Vec<_> = source.paths().iter().map(|path| path.join("::")).collect();
         let expected = [

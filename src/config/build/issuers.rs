@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::super::raw::{RawIssuer, RawKey};
 use super::{Build, FileError};
+use crate::file::MAX_PEM;
 use crate::tenant::{Access, TenantPattern};
 use crate::tls;
 use crate::token::{
@@ -277,7 +278,7 @@ impl Build<'_> {
             }
             let algorithm = self.algorithm(&format!("{at}.algorithm"), &key.algorithm)?;
             let path = self.file.resolve(&key.pem);
-            let pem = self.read(&format!("{at}.pem"), &path)?;
+            let pem = self.read(&format!("{at}.pem"), &path, MAX_PEM)?;
             let key = Key::from_pem(&key.kid, algorithm, &pem);
             keys.push(key.or_else(|error| {
                 self.wrong(format!("{at}.pem"), format_args!("{path:?}: {error}"))

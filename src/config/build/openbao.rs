@@ -9,6 +9,7 @@ use super::super::raw::{
     RawScope, RawSession,
 };
 use super::{Build, FileError};
+use crate::file::MAX_PEM;
 use crate::host::is_loopback;
 use crate::tenant::Access;
 use crate::{lease, tls};
@@ -103,7 +104,7 @@ impl Build<'_> {
         let Some(RawClientCertificate { certificate, key }) = raw else { return Ok(None) };
         let certificate = self.file.resolve(&certificate);
         let field = "openbao.client_certificate.certificate";
-        self.read(field, &certificate)?;
+        self.read(field, &certificate, MAX_PEM)?;
         let key = self.secret_file("openbao.client_certificate.key", &key)?;
         Ok(Some(lease::ClientCertificate { certificate, key }))
     }
