@@ -20,6 +20,14 @@ pub(crate) enum Identity {
 }
 
 impl Identity {
+    /// Its issuer, if it has one, and its name.
+    pub(crate) fn subject(&self) -> (Option<&str>, &str) {
+        match self {
+            Identity::Token(claims) => (Some(claims.issuer()), claims.subject()),
+            Identity::Certificate(holder) => (None, holder.name()),
+        }
+    }
+
     /// From when on it is nobody.
     pub(crate) fn expires_at(&self) -> SystemTime {
         match self {

@@ -6,6 +6,7 @@
 //! under way leaves no lease behind. Only the session's `Leased` stage asks for one, and the pool for the next
 //! session.
 
+mod fitness;
 mod given_up;
 mod identity;
 mod keeper;
@@ -35,7 +36,7 @@ use crate::tenant::{Access, TenantId};
 use identity::Identity;
 use keeper::Keeper;
 use login::Login;
-use openbao::OpenBao;
+use openbao::{BaoToken, OpenBao};
 use revoker::{Revocation, Revoker};
 use window::{Sharers, Windows};
 
@@ -223,9 +224,14 @@ pub(crate) struct Request<'r> {
     pub(crate) access: Access,
     /// For the audit trail; `None`: it is made ahead.
     pub(crate) session: Option<SessionId>,
+    /// Whose session it is; `None`: nobody's yet. Only sessions of one subject share a lease.
+    pub(crate) subject: Option<Subject<'r>>,
     /// The session token, where the authority is the session's.
     pub(crate) token: Option<Secret>,
 }
+
+/// Whose a session is: who says so, if that is an issuer, and the name.
+pub(crate) type Subject<'r> = (Option<&'r str>, &'r str);
 
 impl Lessor {
     /// Prepares the client and starts its tasks (login, revocation) on `runtime`. It talks to
@@ -284,15 +290,19 @@ impl Lessor {
 
     /// A hold on a credential: a fresh one, or where it may be shared that of the window.
     pub(crate) async fn lease(&self, request: Request<'_>) -> Result<Lease, LeaseError> {
-        let Request { tenant, mount, role, access, session, token } = request;
+        let Request { tenant, mount, role, access, session, subject, token } = request;
         let path = format!("{mount}/creds/{role}");
         let asker = Asker { tenant: tenant.clone(), access, session };
-        let held = match &self.windows {
+        let held = match self.windows.as_ref().zip(subject) {
             None => self.clone().ask_on(path, asker, token).await.map(Arc::new)?,
-            Some(windows) => {
-                let shown = token.as_ref().map(Secret::sha256);
-                let sharers =
-                    Sharers { tenant: tenant.clone(), path: path.clone(), access, token: shown };
+            Some((windows, (issuer, name))) => {
+                let sharers = Sharers {
+                    tenant: tenant.clone(),
+                    path: path.clone(),
+                    access,
+                    subject: (issuer.map(Into::into), name.into()),
+                    token: token.as_ref().map(Secret::sha256),
+                };
                 let ask = || self.clone().ask_on(path, asker, token).boxed();
                 windows.join(sharers, ask).await.map_err(LeaseError::Shared)?
             }
@@ -322,7 +332,7 @@ impl Lessor {
             Err(_elapsed) => return Err(LeaseError::Crowded),
         };
         let asking = self.runtime.clone().spawn(async move {
-            let held = self.ask(&path, asker, token).await;
+            let held = self.ask(&path, asker, token, deadline).await;
             // The places come back when somebody owns the lease, or nobody and it is gone.
             held.map(|held| (held, places))
         });
@@ -350,6 +360,7 @@ impl Lessor {
         path: &str,
         asker: Asker,
         token: Option<Secret>,
+        deadline: Deadline,
     ) -> Result<Held, LeaseError> {
         let (began, asked) = (Instant::now(), BootTime::now());
         let result = match &self.source {
@@ -358,7 +369,10 @@ impl Lessor {
                 let access = asker.access;
                 let role = roles.get(&access).ok_or(LeaseError::NoRole(access))?;
                 let token = token.ok_or(LeaseError::Abandoned)?;
-                self.ask_as_session(mount, role, &token, path).await
+                let asked = BootTime::now();
+                let login = self.openbao.log_in_jwt(mount, role, &token).await?;
+                drop(token);
+                self.ask_as_session(login, asked, path, deadline).await
             }
         };
         metrics::histogram!("pgsilo_lease_seconds").record(began.elapsed());
@@ -381,7 +395,11 @@ impl Lessor {
     }
 
     /// A 403 means a dead token or a forbidden path. Only the former is worth a second try.
-    async fn ask_as_proxy(&self, identity: &Identity, path: &str) -> Result<Grant, LeaseError> {
+    async fn ask_as_proxy(
+        &self,
+        identity: &Arc<Identity>,
+        path: &str,
+    ) -> Result<Grant, LeaseError> {
         let login = identity.login().map_err(LeaseError::NotLoggedIn)?;
         let error = match self.openbao.creds(login.secret(), path).await {
             Err(error @ OpenBaoError::Said { status: 403, .. }) => error,
@@ -394,25 +412,33 @@ impl Lessor {
         Ok((self.openbao.creds(login.secret(), path).await?, login))
     }
 
-    /// The session's own token is what OpenBAO accepts; the login that it becomes is for this
-    /// lease alone, and goes with it.
+    /// The login that the session's own token became is for this lease alone, and goes with it. One
+    /// that came when nobody waited any more, or that breaks promises, goes at once.
     async fn ask_as_session(
         &self,
-        mount: &str,
-        role: &str,
-        token: &Secret,
+        login: BaoToken,
+        asked: BootTime,
         path: &str,
+        deadline: Deadline,
     ) -> Result<Grant, LeaseError> {
-        let asked = BootTime::now();
-        let login = self.openbao.log_in_jwt(mount, role, token).await?;
-        let login = Login::begin(login, asked, &self.openbao);
-        match self.openbao.creds(login.secret(), path).await {
-            Ok(granted) => Ok((granted, login)),
-            Err(error) => {
-                let _best_effort = self.openbao.revoke_self(login.secret()).await;
-                Err(error.into())
+        let fit = match Deadline::now() > deadline {
+            true => Err(OpenBaoError::Timeout(String::new())),
+            false => login.nature.check().map_err(OpenBaoError::from),
+        };
+        let error = match fit {
+            Ok(()) => {
+                let kept = Login::begin(login.clone(), asked, &self.openbao);
+                match self.openbao.creds(kept.secret(), path).await {
+                    Ok(granted) => return Ok((granted, kept)),
+                    Err(error) => error,
+                }
             }
-        }
+            Err(error) => error,
+        };
+        // The session is told meanwhile.
+        let openbao = Arc::clone(&self.openbao);
+        self.runtime.spawn(async move { openbao.give_back(&login).await });
+        Err(error.into())
     }
 
     /// Waits until no request is under way, then gives up pgsilo's own logins: one request that
@@ -449,9 +475,10 @@ impl From<OpenBaoError> for LeaseError {
             | OpenBaoError::Timeout(_)
             | OpenBaoError::NotJson
             | OpenBaoError::TooLong => LeaseError::Unavailable(error),
-            OpenBaoError::File { .. } | OpenBaoError::SameToken | OpenBaoError::Client(_) => {
-                LeaseError::Denied(error)
-            }
+            OpenBaoError::File { .. }
+            | OpenBaoError::SameToken
+            | OpenBaoError::Unfit(_)
+            | OpenBaoError::Client(_) => LeaseError::Denied(error),
         }
     }
 }

@@ -289,8 +289,7 @@ impl Pool {
 
     /// As a session does it: the lease and the dial at once, then the login.
     async fn make(&self, route: &Arc<Route>) -> Result<(Lease, Parked), NotPrepared> {
-        let lease =
-            async { Ok::<_, NotPrepared>(self.lessor.lease(route.request(None, None)).await?) };
+        let lease = async { Ok::<_, NotPrepared>(self.lessor.lease(route.request()).await?) };
         let dial = async { Ok(backend::dial(route, self.dead_peer_timeout).await?) };
         let (lease, connection) = tokio::try_join!(lease, dial)?;
         let attachment = connection.log_in(lease.credential()).await?;

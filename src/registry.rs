@@ -235,7 +235,7 @@ pub struct AuthMethods {
 /// OpenBAO's names for a tenant's credentials. Every part is safe in a URL path.
 #[derive(Debug, Clone)]
 pub struct LeaseRoles {
-    /// Where the database secrets engine is mounted.
+    /// Where the tenant's database secrets engine is mounted: `pgsilo/acme`.
     pub mount: String,
     read_write: Option<String>,
     read_only: Option<String>,

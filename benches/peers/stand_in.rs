@@ -65,14 +65,22 @@ async fn serve_openbao(tcp: &mut TcpStream) -> std::io::Result<()> {
             }
         };
         let number = LEASES.fetch_add(1, Ordering::Relaxed);
-        let answer = match head.starts_with("GET /v1/database/creds/") {
+        let answer = match head.starts_with("GET /v1/pgsilo/acme/creds/") {
             true => json!({
-                "lease_id": format!("database/creds/acme/{number:024}"), "lease_duration": 3600,
+                "lease_id": format!("pgsilo/acme/creds/tenant-acme-rw/{number:024}"), "lease_duration": 3600,
                 "renewable": true,
                 "data": { "username": format!("tenant-acme-rw-{number:020}"), "password": "any" },
             }),
+            // To whatever is asked: a login, and what became of it.
             false => json!({
-                "auth": { "client_token": "s.stand-in", "lease_duration": 3600, "renewable": true },
+                "auth": {
+                    "client_token": "s.stand-in", "lease_duration": 3600, "renewable": true,
+                    "num_uses": 0, "token_type": "service", "orphan": true,
+                },
+                "data": {
+                    "ttl": 3600, "expire_time": "2100-01-01T00:00:00Z", "renewable": true,
+                    "num_uses": 0, "type": "service", "orphan": true, "explicit_max_ttl": 0,
+                },
             }),
         };
         asked.drain(..length);

@@ -2,7 +2,8 @@
 # its own token alive, give them back. It cannot see or change how credentials are made.
 # Attach it with `token_no_default_policy = true`: nothing comes from the default policy.
 
-path "database/creds/tenant-*" {
+# A mount for each tenant. `+` is one segment of the path, whatever it is.
+path "pgsilo/+/creds/tenant-*" {
   capabilities = ["read"]
 }
 

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as Lock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use tokio::sync::Mutex;
-use tokio::time::sleep;
+use tokio::sync::{Mutex, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
 use super::Auth;
@@ -41,6 +42,8 @@ pub(super) struct Identity {
     read: Lock<Option<Stamps>>,
     /// A secret id that was unwrapped: its wrapping token works once.
     unwrapped: Mutex<Option<Unwrapped>>,
+    /// Logins that are under way, those included that nobody waits for any more.
+    under_way: Lock<JoinSet<()>>,
 }
 
 #[derive(Debug)]
@@ -60,6 +63,7 @@ impl Identity {
             all: Lock::default(),
             read: Lock::default(),
             unwrapped: Mutex::default(),
+            under_way: Lock::default(),
         }
     }
 
@@ -128,7 +132,7 @@ impl Identity {
     }
 
     /// Logs in, unless somebody else has done so since `needed` was found.
-    async fn log_in(&self, needed: &Need) -> Result<(), OpenBaoError> {
+    async fn log_in(self: &Arc<Self>, needed: &Need) -> Result<(), OpenBaoError> {
         let _one_at_a_time = self.logging_in.lock().await;
         if self.is_closing() {
             return Ok(());
@@ -140,7 +144,7 @@ impl Identity {
         }
         let (asked, stamp) = (BootTime::now(), self.stamp());
         let token = match self.openbao.present_certificate().await {
-            Ok(()) => self.authenticate().await,
+            Ok(()) => self.in_time().await,
             Err(error) => Err(error),
         };
         // Only a file gives the same token twice: it was touched, or nobody renews it.
@@ -158,6 +162,13 @@ impl Identity {
         match token {
             Ok(token) => {
                 tracing::info!(ttl_seconds = token.ttl.as_secs(), "logged in to OpenBAO");
+                if let Some(max) = token.explicit_max {
+                    let max_seconds = max.as_secs();
+                    tracing::warn!(
+                        max_seconds,
+                        "pgsilo's token has an explicit maximum, and every session under it ends then: a token_period alone would do"
+                    );
+                }
                 *self.read.lock().unwrap_or_else(PoisonError::into_inner) = stamp;
                 self.set(Ok(Login::begin(token, asked, &self.openbao)));
                 Ok(())
@@ -171,7 +182,60 @@ impl Identity {
         }
     }
 
+    /// A login, if it comes in time. One that comes too late is given back: OpenBAO would keep it, and
+    /// nobody would know of it.
+    async fn in_time(self: &Arc<Self>) -> Result<BaoToken, OpenBaoError> {
+        let (answer, mut waiting) = oneshot::channel();
+        let identity = Arc::clone(self);
+        let asking = async move {
+            let unused = match answer.send(identity.authenticate().await) {
+                Ok(()) => return,
+                Err(unused) => unused,
+            };
+            if let Ok(token) = unused {
+                identity.give_back(&token).await;
+            }
+        };
+        {
+            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            while under_way.try_join_next().is_some() {}
+            under_way.spawn(asking);
+        }
+        if let Ok(Ok(answer)) = timeout(self.openbao.timeout(), &mut waiting).await {
+            return answer;
+        }
+        waiting.close();
+        // It may have come in this very moment.
+        waiting.try_recv().unwrap_or(Err(OpenBaoError::Timeout(String::new())))
+    }
+
+    /// Logs in, and looks at what that came to.
     async fn authenticate(&self) -> Result<BaoToken, OpenBaoError> {
+        let token = self.obtain().await?;
+        let looked_up = match (token.nature.check(), self.auth) {
+            (Err(unfit), _) => Err(unfit.into()),
+            (Ok(()), Auth::TokenFile(_)) => return Ok(token),
+            (Ok(()), _) => self.openbao.look_up_self(token.secret.clone()).await,
+        };
+        let fit = looked_up.and_then(|token| {
+            token.nature.check()?;
+            Ok(token)
+        });
+        if fit.is_err() {
+            self.give_back(&token).await;
+        }
+        // Its time began when it was made, not when it was looked at.
+        fit.map(|looked_up| BaoToken { explicit_max: looked_up.explicit_max, ..token })
+    }
+
+    /// A file's token is its owner's.
+    async fn give_back(&self, token: &BaoToken) {
+        if !matches!(self.auth, Auth::TokenFile(_)) {
+            self.openbao.give_back(token).await;
+        }
+    }
+
+    async fn obtain(&self) -> Result<BaoToken, OpenBaoError> {
         let openbao = &self.openbao;
         match self.auth {
             Auth::AppRole { mount, role_id, secret_id_file, wrapped } => {
@@ -209,7 +273,7 @@ impl Identity {
     }
 
     /// After a 403: whether the login was dead and there is another one now.
-    pub(super) async fn replace_if_dead(&self, used: &Arc<Login>) -> bool {
+    pub(super) async fn replace_if_dead(self: &Arc<Self>, used: &Arc<Login>) -> bool {
         let looked_up = self.openbao.look_up_self(used.secret().clone()).await;
         if !matches!(looked_up, Err(OpenBaoError::Said { status: 403, .. })) {
             return false;
@@ -243,6 +307,12 @@ impl Identity {
                 }
             }
         }
+        // Those that nobody waited for any more give themselves back.
+        let mut under_way = {
+            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *under_way)
+        };
+        while under_way.join_next().await.is_some() {}
     }
 }
 
@@ -293,6 +363,7 @@ fn advice(error: &OpenBaoError) -> &'static str {
         OpenBaoError::NotJson | OpenBaoError::TooLong => "is [openbao] address an OpenBAO server?",
         OpenBaoError::File { .. } => "check the file that [openbao] auth names",
         OpenBaoError::SameToken => "have [openbao] auth token_file renewed, or its sessions end",
+        OpenBaoError::Unfit(_) => "mend the role, or the token, that [openbao] auth names",
         OpenBaoError::Client(_) => "check [openbao] ca and auth",
     }
 }

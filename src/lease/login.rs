@@ -42,7 +42,7 @@ pub(super) struct Login {
 impl Login {
     /// A token that was just obtained. It keeps itself until nobody holds it any more.
     pub(super) fn begin(token: BaoToken, asked: BootTime, openbao: &Arc<OpenBao>) -> Arc<Login> {
-        let BaoToken { secret, ttl, renewable } = token;
+        let BaoToken { secret, ttl, renewable, .. } = token;
         let standing = match (ttl.is_zero(), renewable) {
             (true, _) => Standing::Kept(None),
             (false, true) => Standing::Kept(Some(asked + ttl)),

@@ -5,6 +5,7 @@
 //! or prints a body that could hold a secret: only OpenBAO's `errors`. A redirect is followed
 //! once, for a standby that names the active server, and never from https to http.
 
+mod answers;
 mod shown;
 
 use std::path::PathBuf;
@@ -13,21 +14,30 @@ use std::time::Duration;
 
 use reqwest::header::LOCATION;
 use reqwest::{Certificate, Client, Identity, Method, Response, StatusCode, redirect};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 use super::Settings;
+use super::fitness::{Nature, Unfit};
 use crate::addresses::Addresses;
+use crate::backoff::Backoff;
 use crate::cause::root_cause;
 use crate::file::{self, MAX_PEM};
 use crate::host::is_loopback;
 use crate::secret::Secret;
 use crate::stamp::Stamp;
+use answers::{
+    AuthAnswer, CountAnswer, CredsAnswer, Errors, LookupAnswer, RenewAnswer, UnwrapAnswer,
+};
 use shown::Shown;
 
+/// Between attempts to give a token back that is not used.
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(2);
+/// How often that is tried.
+const GIVING_BACK: u32 = 5;
 /// How often the client certificate is looked at under session authority.
 const LOOK: Duration = Duration::from_secs(2);
 /// The longest answer that is read, in bytes.
@@ -61,6 +71,9 @@ pub(crate) enum OpenBaoError {
     /// A token is to be followed, and its file has no other.
     #[error("the token file still holds the token that ends soon")]
     SameToken,
+    /// OpenBAO let pgsilo in, with a token that breaks promises.
+    #[error("{0}")]
+    Unfit(#[from] Unfit),
     /// The HTTP client cannot be made, or what is configured would not do.
     #[error("it cannot be asked as configured: {0}")]
     Client(String),
@@ -73,6 +86,9 @@ pub(super) struct BaoToken {
     /// How long it lives unless renewed; zero: for ever.
     pub(super) ttl: Duration,
     pub(super) renewable: bool,
+    pub(super) nature: Nature,
+    /// What its life is bounded by, however often it is renewed, as far as that was said.
+    pub(super) explicit_max: Option<Duration>,
 }
 
 /// A database credential and its lease.
@@ -91,83 +107,15 @@ pub(super) struct OpenBao {
     settings: &'static Settings,
 }
 
-#[derive(Deserialize)]
-struct CredsAnswer {
-    lease_id: String,
-    lease_duration: u64,
-    #[serde(default)]
-    renewable: bool,
-    data: CredsData,
-}
-
-#[derive(Deserialize)]
-struct RenewAnswer {
-    lease_duration: u64,
-    #[serde(default)]
-    renewable: bool,
-}
-
-#[derive(Deserialize)]
-struct CredsData {
-    username: String,
-    password: Secret,
-}
-
-#[derive(Deserialize)]
-struct AuthAnswer {
-    auth: AuthData,
-}
-
-#[derive(Deserialize)]
-struct AuthData {
-    client_token: Secret,
-    lease_duration: u64,
-    renewable: bool,
-}
-
-#[derive(Deserialize)]
-struct LookupAnswer {
-    data: LookupData,
-}
-
-#[derive(Deserialize)]
-struct LookupData {
-    ttl: u64,
-    /// Nothing: it never expires. Its `ttl` is 0 as in the last second of one that does.
-    expire_time: Option<String>,
-    #[serde(default)]
-    renewable: bool,
-}
-
-#[derive(Deserialize)]
-struct CountAnswer {
-    data: CountData,
-}
-
-#[derive(Deserialize)]
-struct CountData {
-    lease_count: u64,
-}
-
-#[derive(Deserialize)]
-struct UnwrapAnswer {
-    data: UnwrapData,
-}
-
-#[derive(Deserialize)]
-struct UnwrapData {
-    secret_id: Secret,
-}
-
-#[derive(Deserialize)]
-struct Errors {
-    errors: Vec<String>,
-}
-
 impl OpenBao {
     pub(super) fn new(settings: &'static Settings) -> Result<OpenBao, OpenBaoError> {
         let addresses = Addresses::default();
         Ok(OpenBao { http: Shown::new(client(settings, &addresses)?), addresses, settings })
+    }
+
+    /// How long an answer is waited for.
+    pub(super) fn timeout(&self) -> Duration {
+        self.settings.timeout
     }
 
     /// Reads the client certificate again, if one is shown.
@@ -204,11 +152,16 @@ impl OpenBao {
         }
     }
 
-    /// `GET {mount}/creds/{role}`: a fresh credential. Its answer is waited for much longer than
-    /// anybody waits for the credential: one that is lost on its way is a lease without an owner.
+    /// How long an answer is waited for that makes something: much longer than anybody waits for
+    /// what it makes, as one that is lost on its way is a token or a lease without an owner.
+    fn patience(&self) -> Option<Duration> {
+        Some(self.settings.timeout * 6)
+    }
+
+    /// `GET {mount}/creds/{role}`: a fresh credential.
     pub(super) async fn creds(&self, token: &Secret, path: &str) -> Result<Granted, OpenBaoError> {
-        let patience = Some(self.settings.timeout * 6);
-        let body = self.request_within(patience, Method::GET, path, Some(token), None).await?;
+        let request = self.request_within(self.patience(), Method::GET, path, Some(token), None);
+        let body = request.await?;
         let answer: CredsAnswer = parse(&body)?;
         Ok(Granted {
             lease_id: answer.lease_id,
@@ -286,14 +239,17 @@ impl OpenBao {
         body: &serde_json::Value,
     ) -> Result<BaoToken, OpenBaoError> {
         let path = format!("auth/{mount}/login");
-        let body = self.request(Method::POST, &path, None, Some(body)).await?;
+        let request = self.request_within(self.patience(), Method::POST, &path, None, Some(body));
+        let body = request.await?;
         Ok(parse::<AuthAnswer>(&body)?.auth.into())
     }
 
     /// `POST sys/wrapping/unwrap`: the secret id that a wrapping token stands for.
     pub(super) async fn unwrap_secret_id(&self, wrapping: &Secret) -> Result<Secret, OpenBaoError> {
-        let path = "sys/wrapping/unwrap";
-        let body = self.request(Method::POST, path, Some(wrapping), Some(&json!({}))).await?;
+        let (path, body) = ("sys/wrapping/unwrap", json!({}));
+        let request =
+            self.request_within(self.patience(), Method::POST, path, Some(wrapping), Some(&body));
+        let body = request.await?;
         Ok(parse::<UnwrapAnswer>(&body)?.data.secret_id)
     }
 
@@ -306,13 +262,29 @@ impl OpenBao {
         Ok(renewed)
     }
 
-    /// `GET auth/token/lookup-self`: how long a token of a file still lives.
+    /// `GET auth/token/lookup-self`: what a token is, and how long it still lives.
     pub(super) async fn look_up_self(&self, token: Secret) -> Result<BaoToken, OpenBaoError> {
         let path = "auth/token/lookup-self";
         let body = self.request(Method::GET, path, Some(&token), None).await?;
-        let LookupData { ttl, expire_time, renewable } = parse::<LookupAnswer>(&body)?.data;
-        let least = u64::from(expire_time.is_some());
-        Ok(BaoToken { secret: token, ttl: Duration::from_secs(ttl.max(least)), renewable })
+        Ok(parse::<LookupAnswer>(&body)?.data.of(token))
+    }
+
+    /// Gives back a token that nothing was leased with, as best it can: it is tried a few times,
+    /// and after that the token lives until its own end, as one that cannot be revoked does.
+    pub(super) async fn give_back(&self, token: &BaoToken) {
+        if !token.nature.is_revocable() {
+            return;
+        }
+        let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        for _ in 1..GIVING_BACK {
+            if self.revoke_self(&token.secret).await.is_ok() {
+                return;
+            }
+            sleep(retry.pause()).await;
+        }
+        if let Err(error) = self.revoke_self(&token.secret).await {
+            tracing::warn!(%error, "a token that pgsilo does not use is left to its own end");
+        }
     }
 
     /// `POST auth/token/revoke-self`.
@@ -469,16 +441,6 @@ fn refuse_cached(response: &Response) -> Result<(), OpenBaoError> {
             "the agent at [openbao] address answers from its cache; turn that off".into(),
         )),
         false => Ok(()),
-    }
-}
-
-impl From<AuthData> for BaoToken {
-    fn from(auth: AuthData) -> BaoToken {
-        BaoToken {
-            secret: auth.client_token,
-            ttl: Duration::from_secs(auth.lease_duration),
-            renewable: auth.renewable,
-        }
     }
 }
 

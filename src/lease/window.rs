@@ -1,6 +1,6 @@
 //! Leases that several sessions share, for applications that open hundreds of connections a
-//! second: those of one tenant, role and access that begin within a window, and under session
-//! authority with one token. What may not be shared is in the key, so it cannot be.
+//! second: those of one subject, tenant, role and access that begin within a window, and under
+//! session authority with one token. What may not be shared is in the key, so it cannot be.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,6 +21,9 @@ pub(super) struct Sharers {
     pub(super) tenant: TenantId,
     pub(super) path: String,
     pub(super) access: Access,
+    /// A session can give its role settings and a password that the next one as the same role has:
+    /// nobody is to have another's.
+    pub(super) subject: (Option<Box<str>>, Box<str>),
     /// Under session authority a hash of the very token: a lease that OpenBAO granted to one is
     /// never given to another, which OpenBAO might have refused.
     pub(super) token: Option<[u8; 32]>,

@@ -274,7 +274,7 @@ impl Reading<'_> {
             );
         }
         let database_names = raw.database_names.into();
-        let (lease, limits) = (lease(raw.lease)?, own_limits(&raw.limits));
+        let (lease, limits) = (lease(raw.lease, &id)?, own_limits(&raw.limits));
         Ok(Tenant { id, state, database_names, placement, place, lease, limits })
     }
 
@@ -408,8 +408,10 @@ fn host(host: Option<String>, port: Option<u16>, socket: Option<PathBuf>) -> Res
     }
 }
 
-fn lease(raw: RawLease) -> Result<LeaseRoles, Wrong> {
-    let mount = raw.mount.unwrap_or_else(|| "database".into());
+/// By default a tenant's credentials come from a mount of its own: OpenBAO shares its workers
+/// between mounts, so that one tenant's revocations that are stuck do not hold another's up.
+fn lease(raw: RawLease, tenant: &TenantId) -> Result<LeaseRoles, Wrong> {
+    let mount = raw.mount.unwrap_or_else(|| format!("pgsilo/{tenant}"));
     if !mount.split('/').all(is_segment) {
         return wrong(
             "lease.mount",

@@ -64,7 +64,7 @@ fn an_entry_becomes_what_it_says() {
     assert_eq!(tenant.state(), State::Active);
     assert_eq!(tenant.placement().host.to_string(), "db:5432");
     assert_eq!(tenant.placement().auth, AuthMethods::default());
-    assert_eq!(tenant.lease().mount, "database");
+    assert_eq!(tenant.lease().mount, "pgsilo/acme");
     assert_eq!(tenant.lease().role(Access::ReadOnly), Some("acme-ro"));
     assert_eq!(tenant.lease().role(Access::ReadWrite), None, "never another access");
     assert_eq!(registry.snapshot().tenants().count(), 1);

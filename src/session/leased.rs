@@ -39,14 +39,11 @@ impl<'c> Leased<'c> {
                 (lease, Connected::LoggedIn(attachment))
             }
             None => {
-                let token = routed.take_token();
-                let session = Some(routed.client().trail.session);
-                let route = routed.resolved();
-                let lease = async {
-                    proxy.lessor.lease(route.request(session, token)).await.map_err(Refusal::from)
-                };
+                let route = Arc::clone(routed.resolved());
                 let patience = proxy.limits().dead_peer_timeout;
-                let dial = async { backend::dial(route, patience).await.map_err(Refusal::from) };
+                let request = routed.request();
+                let lease = async { proxy.lessor.lease(request).await.map_err(Refusal::from) };
+                let dial = async { backend::dial(&route, patience).await.map_err(Refusal::from) };
                 let (lease, connection) = tokio::try_join!(lease, dial)?;
                 (lease, Connected::Dialled(connection))
             }

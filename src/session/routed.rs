@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::client::{Client, Stop};
 use super::identified::Identified;
 use super::started::Started;
-use crate::audit::{SessionId, Stage};
+use crate::audit::Stage;
 use crate::identity::Identity;
 use crate::lease::Request;
 use crate::limits::TallyPermit;
@@ -66,11 +66,11 @@ impl Route {
         self.settings.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// What to ask OpenBAO for, for a session, or `None` for one that is still to come.
-    pub(crate) fn request(&self, session: Option<SessionId>, token: Option<Secret>) -> Request<'_> {
-        let mount = &self.tenant.lease().mount;
-        let (tenant, access) = (self.tenant.id(), self.access);
-        Request { tenant, mount, role: &self.role, access, session, token }
+    /// What to ask OpenBAO for, for nobody in particular.
+    pub(crate) fn request(&self) -> Request<'_> {
+        let (tenant, mount) = (self.tenant.id(), &self.tenant.lease().mount);
+        let (role, access) = (&*self.role, self.access);
+        Request { tenant, mount, role, access, session: None, subject: None, token: None }
     }
 }
 
@@ -151,9 +151,11 @@ impl<'c> Routed<'c> {
         &self.route
     }
 
-    /// The session's token, if the lease is asked for with it. It is needed once.
-    pub(super) fn take_token(&mut self) -> Option<Secret> {
-        self.token.take()
+    /// What to ask OpenBAO for, for this session. Its token is needed once.
+    pub(super) fn request(&mut self) -> Request<'_> {
+        let session = Some(self.started.client().trail.session);
+        let (subject, token) = (Some(self.identity.subject()), self.token.take());
+        Request { session, subject, token, ..self.route.request() }
     }
 
     pub(super) fn client(&mut self) -> &mut Client {

@@ -138,7 +138,7 @@ async fn a_session_cannot_widen_itself() {
 #[tokio::test]
 async fn the_leased_password_opens_no_other_door() {
     let world = world();
-    let (status, answer) = world.bao("GET", "database/creds/tenant-acme-rw", None).await;
+    let (status, answer) = world.bao("GET", "pgsilo/acme/creds/tenant-acme-rw", None).await;
     assert_eq!(status, 200);
     let (name, secret) = (&answer["data"]["username"], &answer["data"]["password"]);
     let mut config = tokio_postgres::Config::new();
@@ -169,15 +169,15 @@ async fn the_proxy_can_lease_and_nothing_else() {
         let request = reqwest::Client::new().request(method, url).header("X-Vault-Token", &token);
         request.json(&json!({})).send().await.expect("answered").status().as_u16()
     };
-    assert_eq!(ask("GET", "database/creds/tenant-acme-ro").await, 200);
+    assert_eq!(ask("GET", "pgsilo/acme/creds/tenant-acme-ro").await, 200);
     for (method, path) in [
-        ("GET", "database/config/tenant-acme"),
-        ("GET", "database/roles/tenant-acme-rw"),
-        ("POST", "database/roles/tenant-acme-rw"),
-        ("POST", "database/rotate-root/tenant-acme"),
-        ("LIST", "database/roles"),
-        ("LIST", "sys/leases/lookup/database/creds/tenant-acme-rw"),
-        ("PUT", "sys/leases/revoke-prefix/database/creds"),
+        ("GET", "pgsilo/acme/config/tenant-acme"),
+        ("GET", "pgsilo/acme/roles/tenant-acme-rw"),
+        ("POST", "pgsilo/acme/roles/tenant-acme-rw"),
+        ("POST", "pgsilo/acme/rotate-root/tenant-acme"),
+        ("LIST", "pgsilo/acme/roles"),
+        ("LIST", "sys/leases/lookup/pgsilo/acme/creds/tenant-acme-rw"),
+        ("PUT", "sys/leases/revoke-prefix/pgsilo/acme/creds"),
         ("GET", "sys/policies/acl/pgsilo"),
         ("POST", "auth/token/create"),
         ("GET", "secret/data/anything"),

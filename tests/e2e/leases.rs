@@ -181,7 +181,8 @@ async fn an_openbao_that_is_down_at_the_start_is_waited_for() {
 
 #[tokio::test]
 async fn openbao_answers_that_make_no_sense_are_refusals() {
-    const TOKEN: &[u8] = b"{\"data\":{\"ttl\":0,\"renewable\":false}}";
+    const TOKEN: &[u8] = b"{\"data\":{\"ttl\":0,\"renewable\":false,\"num_uses\":0,\
+        \"type\":\"service\",\"orphan\":true,\"explicit_max_ttl\":0}}";
     let answers: [(&[u8], &str); 4] = [
         (b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\nnot json", "57P03"),
         (
@@ -297,22 +298,27 @@ async fn a_database_that_trusts_everybody_is_refused() {
 async fn sessions_of_a_window_share_a_lease_and_no_others_do() {
     let lease = "scope = \"window\"\nwindow = \"60s\"\n".to_owned();
     let proxy = Proxy::with(Settings { lease, ..Settings::default() }).await;
-    let role_of = async |tenant: &str, access: &str| {
-        let token = mint::token_with(tenant, json!({ "access": access }));
+    let role_of = async |tenant: &str, access: &str, subject: &str| {
+        let token = mint::token_with(tenant, json!({ "access": access, "sub": subject }));
         let client = proxy.connect(&token, tenant).await.expect("connected");
         let role = session_role(&client).await;
         (client, role)
     };
-    let (a, b) = tokio::join!(role_of("acme", "read-write"), role_of("acme", "read-write"));
-    let reader = role_of("acme", "read-only").await;
-    let other = role_of("globex", "read-write").await;
+    let (a, b) = tokio::join!(
+        role_of("acme", "read-write", "alice"),
+        role_of("acme", "read-write", "alice")
+    );
+    let reader = role_of("acme", "read-only", "alice").await;
+    let other = role_of("globex", "read-write", "alice").await;
+    let colleague = role_of("acme", "read-write", "Alice").await;
     assert_eq!(a.1, b.1, "asked for once, however many come at once");
     assert_ne!(a.1, reader.1, "never across access levels");
     assert_ne!(a.1, other.1, "never across tenants");
-    assert_eq!(proxy.metric("pgsilo_leases_total").await, 3.0);
+    assert_ne!(a.1, colleague.1, "never across subjects");
+    assert_eq!(proxy.metric("pgsilo_leases_total").await, 4.0);
     // It stays in force for the ones that are left.
     drop(a.0);
-    proxy.metric_reaches("pgsilo_sessions_active", 3.0).await;
+    proxy.metric_reaches("pgsilo_sessions_active", 4.0).await;
     b.0.simple_query("SELECT 1").await.expect("still served");
 }
 

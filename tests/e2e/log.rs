@@ -191,7 +191,8 @@ async fn leased_and_revoked(proxy: &Proxy, role: &str) -> (Value, Value) {
     for field in ["lease", "tenant", "access", "session", "ahead"] {
         assert_eq!(leased[field], revoked[field], "{field}");
     }
-    let path = format!("database/creds/tenant-{}-", leased["tenant"].as_str().expect("a tenant"));
+    let tenant = leased["tenant"].as_str().expect("a tenant");
+    let path = format!("pgsilo/{tenant}/creds/tenant-{tenant}-");
     assert!(leased["lease"].as_str().expect("an id").contains(&path), "{leased}");
     (leased, revoked)
 }

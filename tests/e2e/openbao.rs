@@ -193,8 +193,8 @@ async fn pgsilo_may_log_in_with_a_jwt_of_its_own() {
 }
 
 pub(crate) fn session_authority() -> Settings {
-    let lease = "authority = \"session\"\n[lease.session.roles]\n\
-        read-write = \"pgsilo-session-rw\"\nread-only = \"pgsilo-session-ro\"\n";
+    let lease = "authority = \"session\"\n[lease.session]\nmount = \"jwt/cel\"\n\
+        roles = { read-write = \"pgsilo-session-rw\", read-only = \"pgsilo-session-ro\" }\n";
     Settings { openbao: address(), lease: lease.to_owned(), ..Settings::default() }
 }
 
@@ -241,20 +241,20 @@ async fn under_session_authority_even_a_proxy_that_asks_is_refused_another_tenan
 
     // Asked directly, with all that the session's token can get.
     let login = json!({ "role": "pgsilo-session-rw", "jwt": own_token("acme", "read-write") });
-    let token = post("auth/jwt/login", login).await["auth"]["client_token"].clone();
+    let token = post("auth/jwt/cel/login", login).await["auth"]["client_token"].clone();
     let ask = async |path: &str| {
         let url = format!("{}/v1/{path}", world().var("BAO_ADDR"));
         let token = token.as_str().expect("a token");
         let request = reqwest::Client::new().get(url).header("X-Vault-Token", token);
         request.send().await.expect("answered").status().as_u16()
     };
-    assert_eq!(ask("database/creds/tenant-acme-rw").await, 200);
+    assert_eq!(ask("pgsilo/acme/creds/tenant-acme-rw").await, 200);
     for path in [
-        "database/creds/tenant-globex-rw",
-        "database/creds/tenant-acme-ro",
-        "database/creds/tenant-acme-rw-2",
-        "database/roles/tenant-acme-rw",
-        "database/config/tenant-acme",
+        "pgsilo/globex/creds/tenant-globex-rw",
+        "pgsilo/acme/creds/tenant-acme-ro",
+        "pgsilo/acme/creds/tenant-acme-rw-2",
+        "pgsilo/acme/roles/tenant-acme-rw",
+        "pgsilo/acme/config/tenant-acme",
     ] {
         assert_eq!(ask(path).await, 403, "{path}");
     }
@@ -262,7 +262,7 @@ async fn under_session_authority_even_a_proxy_that_asks_is_refused_another_tenan
     for access in [json!("read-only"), Value::Null] {
         let jwt = mint::token_with("acme", json!({ "sub": "alice@acme", "access": access }));
         let login = json!({ "role": "pgsilo-session-rw", "jwt": jwt });
-        assert_eq!(world().bao("POST", "auth/jwt/login", Some(login)).await.0, 400);
+        assert_eq!(world().bao("POST", "auth/jwt/cel/login", Some(login)).await.0, 400);
     }
 }
 
@@ -271,10 +271,10 @@ async fn under_session_authority_a_lease_is_renewed_with_its_own_login() {
     // The policy allows just the roles that there are, so it takes a world of its own to give
     // one of them another time.
     let world = World::own().await;
-    let (_status, role) = world.bao("GET", "database/roles/tenant-acme-rw", None).await;
+    let (_status, role) = world.bao("GET", "pgsilo/acme/roles/tenant-acme-rw", None).await;
     let mut role = role["data"].clone();
     role["default_ttl"] = "4s".into();
-    let (status, _) = world.bao("POST", "database/roles/tenant-acme-rw", Some(role)).await;
+    let (status, _) = world.bao("POST", "pgsilo/acme/roles/tenant-acme-rw", Some(role)).await;
     assert_eq!(status, 204);
     let openbao = format!("address = \"{}\"\n", world.var("BAO_ADDR"));
     let proxy = Proxy::of(&world, Settings { openbao, ..session_authority() }).await;

@@ -71,7 +71,7 @@ async fn session(world: &World, proxy: &Proxy) -> (Raw, String) {
 
 /// A credential that nobody uses, as an operator leases one by hand: its role and its lease.
 async fn lease_by_hand(world: &World) -> (String, String) {
-    let (status, answer) = world.bao("GET", "database/creds/tenant-acme-rw", None).await;
+    let (status, answer) = world.bao("GET", "pgsilo/acme/creds/tenant-acme-rw", None).await;
     assert_eq!(status, 200);
     let text = |pointer| answer.pointer(pointer).and_then(Value::as_str).expect("text").to_owned();
     (text("/data/username"), text("/lease_id"))
@@ -101,14 +101,14 @@ async fn where_all_is_as_it_should_be_an_audit_finds_nothing() {
 /// Makes OpenBAO forget leases and leave their roles, as one restored from a backup does.
 async fn forget_leases(world: &World) {
     let statements = revoke_with(world, json!(["SELECT 1"])).await;
-    let all = "sys/leases/revoke-prefix/database/creds/tenant-acme-rw";
+    let all = "sys/leases/revoke-prefix/pgsilo/acme/creds/tenant-acme-rw";
     assert_eq!(world.bao("PUT", all, Some(json!({ "sync": true }))).await.0, 204);
     revoke_with(world, statements).await;
 }
 
 /// Changes how OpenBAO revokes acme's read-write leases; how it did before.
 async fn revoke_with(world: &World, statements: Value) -> Value {
-    let role = "database/roles/tenant-acme-rw";
+    let role = "pgsilo/acme/roles/tenant-acme-rw";
     let (_status, answer) = world.bao("GET", role, None).await;
     let mut changed = answer["data"].clone();
     let before = std::mem::replace(&mut changed["revocation_statements"], statements);
@@ -259,10 +259,10 @@ async fn what_cannot_be_looked_at_is_said_and_the_rest_is_looked_at() {
 #[tokio::test]
 async fn a_role_whose_statements_do_not_tell_its_end_is_not_judged() {
     let (world, proxy) = world_and_proxy().await;
-    let (_status, answer) = world.bao("GET", "database/roles/tenant-acme-ro", None).await;
+    let (_status, answer) = world.bao("GET", "pgsilo/acme/roles/tenant-acme-ro", None).await;
     let mut changed = answer["data"].clone();
     changed["renew_statements"] = json!(["SELECT 1"]);
-    world.bao("POST", "database/roles/tenant-acme-ro", Some(changed)).await;
+    world.bao("POST", "pgsilo/acme/roles/tenant-acme-ro", Some(changed)).await;
     let (mut client, _role) = session(&world, &proxy).await;
     let outcome = output(&mut command(&world, &["--fix"])).await;
     assert_eq!(code(&outcome), 1);
@@ -287,12 +287,12 @@ async fn the_provisioner_may_take_tenants_leases_back_and_read_no_credential() {
         request.send().await.expect("answered").status().as_u16()
     };
     for (method, path, body) in [
-        ("GET", "database/creds/tenant-acme-rw", None),
+        ("GET", "pgsilo/acme/creds/tenant-acme-rw", None),
         ("PUT", "sys/leases/lookup", Some(json!({ "lease_id": "auth/approle/login/x" }))),
         ("LIST", "sys/leases/lookup/auth/approle/login", None),
         ("PUT", "sys/leases/revoke", Some(json!({ "lease_id": lease }))),
-        ("PUT", "sys/leases/revoke-prefix/database/creds/tenant-acme-rw", Some(json!({}))),
-        ("PUT", "sys/leases/revoke-force/database/creds/tenant-acme-rw", Some(json!({}))),
+        ("PUT", "sys/leases/revoke-prefix/pgsilo/acme/creds/tenant-acme-rw", Some(json!({}))),
+        ("PUT", "sys/leases/revoke-force/pgsilo/acme/creds/tenant-acme-rw", Some(json!({}))),
         ("PUT", "sys/leases/revoke/auth/approle/login/x", Some(json!({}))),
         ("LIST", "auth/token/accessors", None),
     ] {
@@ -391,11 +391,11 @@ async fn a_busy_tenants_orphan_is_found_and_dropped() {
 #[tokio::test]
 async fn sessions_that_begin_end_and_renew_meanwhile_are_never_accused() {
     let world = World::own().await;
-    let (_status, answer) = world.bao("GET", "database/roles/tenant-acme-rw", None).await;
+    let (_status, answer) = world.bao("GET", "pgsilo/acme/roles/tenant-acme-rw", None).await;
     let mut changed = answer["data"].clone();
     changed["default_ttl"] = "4s".into();
     changed["max_ttl"] = "1h".into();
-    assert_eq!(world.bao("POST", "database/roles/tenant-acme-rw", Some(changed)).await.0, 204);
+    assert_eq!(world.bao("POST", "pgsilo/acme/roles/tenant-acme-rw", Some(changed)).await.0, 204);
     let openbao = format!(
         "address = \"{}\"\nauth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"{}\" }} }}\n",
         world.var("BAO_ADDR"),
@@ -435,7 +435,7 @@ async fn names_that_openbao_makes_otherwise_are_not_judged() {
     let other = json!({
         "username_template": "{{ .RoleName }}-{{ random 12 }}", "verify_connection": false,
     });
-    let (status, answer) = world.bao("POST", "database/config/tenant-acme", Some(other)).await;
+    let (status, answer) = world.bao("POST", "pgsilo/acme/config/tenant-acme", Some(other)).await;
     assert!((200..300).contains(&status), "{answer}");
     let outcome = output(&mut command(&world, &["--fix"])).await;
     assert_eq!(code(&outcome), 1);

@@ -86,7 +86,7 @@ async fn redirecting(tls: Option<(&Authority, &Signed)>, api_addr: Option<String
     leader.lend("9s").await;
     // What it may answer itself it answers from what it has heard so far.
     eventually("the standby to hear of it and to redirect", async || {
-        let (status, _) = standby.ask("GET", "database/creds/tenant-acme-rw", None).await;
+        let (status, _) = standby.ask("GET", "pgsilo/acme/creds/tenant-acme-rw", None).await;
         (status == 307).then_some(())
     })
     .await;
@@ -177,7 +177,7 @@ async fn a_quota_that_is_used_up_is_a_matter_of_time() {
     server.lend("1h").await;
     let auth = server.app_role(&dir, periodic()).await;
     let proxy = Proxy::with(asking(server.address(), &auth)).await;
-    let quota = json!({ "path": "database/", "rate": 1, "interval": "1h" });
+    let quota = json!({ "path": "pgsilo/acme/", "rate": 1, "interval": "1h" });
     server.write("sys/quotas/rate-limit/few", quota).await;
     let (mut client, _role) = session(&proxy).await;
     let event = refused(&proxy, "57P03", IN_TIME).await;

@@ -319,7 +319,7 @@ async fn a_session_whose_role_is_gone_is_found_and_ended() {
 async fn roles_of_a_tenant_that_is_no_more_are_dropped_whoever_grants_them_something() {
     let (world, proxy) = world_and_proxy().await;
     let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
-    let (_status, answer) = world.bao("GET", "database/creds/tenant-globex-rw", None).await;
+    let (_status, answer) = world.bao("GET", "pgsilo/globex/creds/tenant-globex-rw", None).await;
     let leased = answer["data"]["username"].as_str().expect("a name").to_owned();
     for role in ["tenant_globex_app", "tenant_globex_ro", "tenant_globex_broker", &leased] {
         acme.batch_execute(&format!("GRANT SELECT ON customers TO \"{role}\""))

@@ -62,7 +62,7 @@ async fn a_session_cannot_use_up_what_is_the_clusters_unless_it_is_allowed_to() 
 /// connections, the lease, and what was said at last.
 async fn fill(world: &World, tenant: &str) -> (Vec<Client>, String, String) {
     let (status, answer) =
-        world.bao("GET", &format!("database/creds/tenant-{tenant}-rw"), None).await;
+        world.bao("GET", &format!("pgsilo/{tenant}/creds/tenant-{tenant}-rw"), None).await;
     assert_eq!(status, 200, "{answer}");
     let text = |field: &str| answer["data"][field].as_str().expect("a text");
     let mut config = tokio_postgres::Config::new();
@@ -103,7 +103,8 @@ async fn a_tenant_has_its_share_of_the_connections_and_leases_come_and_go_in_a_f
     superuser.query_one(end, &[]).await.expect("ended");
     eventually("a credential", async || {
         // The first request may find the connection that has just gone.
-        (world.bao("GET", "database/creds/tenant-globex-ro", None).await.0 == 200).then_some(())
+        (world.bao("GET", "pgsilo/globex/creds/tenant-globex-ro", None).await.0 == 200)
+            .then_some(())
     })
     .await;
     let body = json!({ "lease_id": lease, "sync": true });

@@ -12,6 +12,7 @@ pub(crate) mod mint;
 pub(crate) mod pool;
 pub(crate) mod proxy;
 pub(crate) mod raw;
+pub(crate) mod slow;
 pub(crate) mod ways;
 pub(crate) mod world;
 

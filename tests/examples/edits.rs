@@ -710,12 +710,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "tenants.toml:13: tenant[0].placement.tls.server_name: \"a b\" is not a host name or an IP address",
     ),
     (
-        "mount = \"database\"",
+        "mount = \"pgsilo/acme\"",
         "mount = \"data/../sys\"",
         "tenants.toml:18: tenant[0].lease.mount: \"data/../sys\" is not a mount path; use A-Z a-z 0-9 _ . - between single slashes",
     ),
     (
-        "mount = \"database\"",
+        "mount = \"pgsilo/acme\"",
         "mount = \"/database\"",
         "tenants.toml:18: tenant[0].lease.mount: \"/database\" is not a mount path; use A-Z a-z 0-9 _ . - between single slashes",
     ),

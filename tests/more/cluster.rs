@@ -203,7 +203,7 @@ impl Cluster {
         });
         let name = format!("cluster-{}", self.port);
         let (status, said) =
-            world().bao("POST", &format!("database/config/{name}"), Some(config)).await;
+            world().bao("POST", &format!("pgsilo/acme/config/{name}"), Some(config)).await;
         assert!(status < 300, "{said}");
         for method in METHODS {
             let first = match method {
@@ -218,7 +218,7 @@ impl Cluster {
                 ],
                 "revocation_statements": ["DROP ROLE IF EXISTS \"{{name}}\""],
             });
-            let path = format!("database/roles/{}", self.role(method));
+            let path = format!("pgsilo/acme/roles/{}", self.role(method));
             let (status, said) = world().bao("POST", &path, Some(role)).await;
             assert!(status < 300, "{said}");
         }

@@ -27,9 +27,6 @@ use crate::bao::Bao;
 use crate::revocation;
 use crate::secret::Secret;
 
-/// The mount of OpenBAO's database secrets engine.
-const MOUNT: &str = "database";
-
 /// How OpenBAO names leased roles: after its own role, with 20 random characters behind it.
 pub(crate) const USERNAME_TEMPLATE: &str =
     r#"{{ printf "%s-%s" (.RoleName | truncate 42) (random 20) }}"#;
@@ -133,6 +130,12 @@ impl TenantId {
         format!("tenant_{}_{kind}", self.0)
     }
 
+    /// Where OpenBAO's database secrets engine for this tenant is mounted. It shares its workers
+    /// between mounts: one tenant's revocations that are stuck do not hold another's up.
+    pub(crate) fn mount(&self) -> String {
+        format!("pgsilo/{}", self.0)
+    }
+
     /// The OpenBAO role to lease from: `rw`, `ro`, `migrate`.
     pub(crate) fn lease_role(&self, kind: &str) -> String {
         format!("tenant-{}-{kind}", self.0)
@@ -184,10 +187,15 @@ impl Provisioner {
             "username_template": USERNAME_TEMPLATE,
             "max_open_connections": 4,
         });
-        let config = format!("{MOUNT}/config/{connection}");
+        let mount = self.mount(tenant).await?;
+        let config = format!("{mount}/config/{connection}");
+        // It may not be updated, see the policy: what is there goes, its password with it.
+        if self.bao.read(&config).await.is_ok() {
+            self.bao.delete(&config).await?;
+        }
         self.bao.write(&config, description).await?;
         // From here on only OpenBAO knows the broker's password.
-        let rotate = format!("{MOUNT}/rotate-root/{connection}");
+        let rotate = format!("{mount}/rotate-root/{connection}");
         self.bao.write(&rotate, json!({})).await?;
         for (kind, role) in kinds.iter().zip(&roles) {
             // Read-write and migrate have the same rights: an application that may not make
@@ -195,9 +203,20 @@ impl Provisioner {
             // and withdraw migrations apart.
             let works_as = tenant.role(if *kind == "ro" { "ro" } else { "app" });
             let body = lease_statements(tenant, &connection, &works_as);
-            self.bao.write(&format!("{MOUNT}/roles/{role}"), body).await?;
+            self.bao.write(&format!("{mount}/roles/{role}"), body).await?;
         }
         Ok(())
+    }
+
+    /// Makes the tenant's mount, unless it is there; answers with its path.
+    async fn mount(&self, tenant: &TenantId) -> Result<String> {
+        let mount = tenant.mount();
+        let path = format!("sys/mounts/{mount}");
+        // OpenBAO says that there is none with the same status as other failures, which come again.
+        if self.bao.read(&path).await.is_err() {
+            self.bao.write(&path, json!({ "type": "database" })).await?;
+        }
+        Ok(mount)
     }
 }
 

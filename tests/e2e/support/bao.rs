@@ -17,7 +17,7 @@ use tokio::sync::OnceCell;
 use tokio_postgres::error::SqlState;
 
 use super::certificates::Signed;
-use super::world::world;
+use super::world::{World, world};
 use super::{eventually, proxy};
 
 /// The proxy's policy, as a real deployment would use it.
@@ -206,10 +206,6 @@ impl Server {
         self.reaches(200).await;
     }
 
-    pub(crate) fn address(&self) -> &str {
-        &self.address
-    }
-
     /// Starts a process and waits until it answers.
     async fn launch(shape: &Shape<'_>) -> Server {
         for _ in 0..5 {
@@ -324,6 +320,18 @@ pub(crate) fn free_port() -> u16 {
 }
 
 impl Root {
+    /// The shared sandbox's OpenBAO.
+    pub(crate) fn of(world: &World) -> Root {
+        let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let (address, token) =
+            (world.var("BAO_ADDR").to_owned(), world.var("BAO_TOKEN").to_owned());
+        Root { http, address, token, namespace: String::new() }
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     /// Asks; `LIST` is a method there.
     pub(crate) async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
         let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
@@ -360,15 +368,15 @@ impl Root {
 
     /// Has it lend acme's credentials, each for a time, and makes pgsilo's policy.
     pub(crate) async fn lend(&self, default_ttl: &str) {
-        self.write("sys/mounts/database", json!({ "type": "database" })).await;
+        self.write("sys/mounts/pgsilo/acme", json!({ "type": "database" })).await;
         self.write("sys/policies/acl/pgsilo", json!({ "policy": POLICY })).await;
         self.connect_to(world().var("PG_PORT")).await;
         // As the provisioner makes it, for another broker.
-        let (_status, role) = world().bao("GET", "database/roles/tenant-acme-rw", None).await;
+        let (_status, role) = world().bao("GET", "pgsilo/acme/roles/tenant-acme-rw", None).await;
         let role = role["data"].to_string().replace("tenant_acme_broker", BROKER);
         let mut role: Value = serde_json::from_str(&role).expect("JSON");
         role["default_ttl"] = default_ttl.into();
-        self.write("database/roles/tenant-acme-rw", role).await;
+        self.write("pgsilo/acme/roles/tenant-acme-rw", role).await;
     }
 
     /// Says where acme's database is, whether or not it is there.
@@ -386,7 +394,7 @@ impl Root {
             "username_template": "{{ printf \"%s-%s\" (.RoleName | truncate 42) (random 20) }}",
             "max_open_connections": 4,
         });
-        self.write("database/config/tenant-acme", config).await;
+        self.write("pgsilo/acme/config/tenant-acme", config).await;
     }
 
     /// An AppRole for pgsilo, whose tokens end as told; the auth line for it. The secret id goes
@@ -407,6 +415,15 @@ impl Root {
             "auth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"{}\" }} }}\n",
             file.display()
         )
+    }
+
+    /// A token that stands for one more secret id of pgsilo's AppRole.
+    pub(crate) async fn wrapped_secret_id(&self) -> String {
+        let url = format!("{}/v1/auth/approle/role/pgsilo/secret-id", self.address);
+        let request = self.http.post(url).header("X-Vault-Token", &self.token);
+        let request = request.header("X-Vault-Wrap-TTL", "60s").json(&json!({}));
+        let answer: Value = request.send().await.expect("answered").json().await.expect("JSON");
+        answer["wrap_info"]["token"].as_str().expect("a wrapping token").to_owned()
     }
 
     /// One more secret id of pgsilo's AppRole.

@@ -105,8 +105,13 @@ pub(crate) async fn openbao<F>(treat: impl Fn(TcpStream) -> F + Send + Sync + 's
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    const LOGIN: &str =
-        r#"{"auth":{"client_token":"s.stand-in","lease_duration":3600,"renewable":true}}"#;
+    // A login, and what became of it.
+    const LOGIN: &str = r#"{
+        "auth": { "client_token": "s.stand-in", "lease_duration": 3600, "renewable": true,
+            "num_uses": 0, "token_type": "service", "orphan": true },
+        "data": { "ttl": 3600, "expire_time": "2100-01-01T00:00:00Z", "renewable": true,
+            "num_uses": 0, "type": "service", "orphan": true, "explicit_max_ttl": 0 }
+    }"#;
     let treat = Arc::new(treat);
     serves(move |mut tcp| {
         let treat = Arc::clone(&treat);
@@ -117,7 +122,7 @@ where
                     return;
                 }
             }
-            if asked.starts_with(b"GET /v1/database/creds/") {
+            if asked.starts_with(b"GET /v1/pgsilo/acme/creds/") {
                 return treat(tcp).await;
             }
             let length = LOGIN.len();

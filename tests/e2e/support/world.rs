@@ -140,11 +140,21 @@ impl World {
 
     /// Asks OpenBAO as root. `LIST` is a method there.
     pub(crate) async fn bao(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        self.bao_as(self.var("BAO_TOKEN"), method, path, body).await
+    }
+
+    /// Asks OpenBAO as whoever holds a token.
+    pub(crate) async fn bao_as(
+        &self,
+        token: &str,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> (u16, Value) {
         let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
         let url = format!("{}/v1/{path}", self.var("BAO_ADDR"));
-        let mut request = reqwest::Client::new()
-            .request(method, url)
-            .header("X-Vault-Token", self.var("BAO_TOKEN"));
+        let mut request =
+            reqwest::Client::new().request(method, url).header("X-Vault-Token", token);
         if let Some(body) = body {
             request = request.json(&body);
         }
@@ -161,24 +171,26 @@ impl World {
             let any = serde_json::json!({
                 "allowed_roles": ["tenant-acme-*"], "verify_connection": false,
             });
-            let (status, answer) = self.bao("POST", "database/config/tenant-acme", Some(any)).await;
+            let (status, answer) =
+                self.bao("POST", "pgsilo/acme/config/tenant-acme", Some(any)).await;
             assert!((200..300).contains(&status), "{answer}");
         };
         ALLOWED.get_or_init(allow).await;
-        let (status, answer) = self.bao("GET", "database/roles/tenant-acme-rw", None).await;
+        let (status, answer) = self.bao("GET", "pgsilo/acme/roles/tenant-acme-rw", None).await;
         assert_eq!(status, 200);
         let mut role = answer["data"].clone();
         role["default_ttl"] = default_ttl.into();
         role["max_ttl"] = max_ttl.into();
         let (status, answer) =
-            self.bao("POST", &format!("database/roles/{name}"), Some(role)).await;
+            self.bao("POST", &format!("pgsilo/acme/roles/{name}"), Some(role)).await;
         assert!((200..300).contains(&status), "{answer}");
     }
 
-    /// Ids of the leases that OpenBAO holds for a role.
+    /// Ids of the leases that OpenBAO holds for a tenant's role, `tenant-ID-...`.
     pub(crate) async fn leases(&self, role: &str) -> Vec<String> {
-        let (_status, answer) =
-            self.bao("LIST", &format!("sys/leases/lookup/database/creds/{role}"), None).await;
+        let tenant = role.split('-').nth(1).expect("tenant-ID-...");
+        let path = format!("sys/leases/lookup/pgsilo/{tenant}/creds/{role}");
+        let (_status, answer) = self.bao("LIST", &path, None).await;
         let keys = answer["data"]["keys"].as_array().cloned().unwrap_or_default();
         keys.iter().filter_map(|key| key.as_str().map(str::to_owned)).collect()
     }

@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio::process::Command;
 
 use super::files;
-use super::issuer::{AUDIENCE, ISSUER};
+use super::issuer::ISSUER;
 use super::ports::on_free_port;
 use super::process::{Part, Plan, Process, Processes};
 use crate::bao::{Bao, text};
@@ -28,6 +28,8 @@ const PROXY_POLICY: &str = include_str!("../../../../docker/openbao/pgsilo.hcl")
 /// The provisioner's policy, as a real deployment would use it.
 const PROVISIONER_POLICY: &str = include_str!("../../../../docker/openbao/provisioner.hcl");
 
+/// What a session's own JWT must say to log in, for each kind of access.
+const SESSION_ROLE: &str = include_str!("../../../../docker/openbao/pgsilo-session-role.json");
 /// The policy of a session's own token, for each kind of access.
 const SESSION_POLICY: &str = include_str!("../../../../docker/openbao/pgsilo-session.hcl");
 
@@ -76,7 +78,8 @@ impl OpenBao {
 impl OpenBao {
     /// Lets sessions ask for leases with their own tokens (`lease.authority = "session"`): the
     /// JWT method, with a role and a policy for each access. A token that says no access gets
-    /// none: whoever reaches OpenBAO could name any role.
+    /// none: whoever reaches OpenBAO could name any role. A login works from this machine only, and
+    /// not for longer than the token that it was made with.
     pub(super) async fn admit_sessions(&self, issuer_pem: &str) -> Result<()> {
         let root = &self.root;
         root.write("sys/auth/jwt", json!({ "type": "jwt" })).await?;
@@ -88,20 +91,20 @@ impl OpenBao {
             let name = format!("pgsilo-session-{kind}");
             let policy = SESSION_POLICY.replace("ACCESSOR", accessor).replace("KIND", kind);
             root.write(&format!("sys/policies/acl/{name}"), json!({ "policy": policy })).await?;
-            let role = json!({
-                "role_type": "jwt",
-                "user_claim": "sub",
-                "bound_audiences": [AUDIENCE],
-                "bound_claims": { "access": access },
-                "claim_mappings": { "tenant": "tenant" },
-                "token_policies": [name],
-                "token_no_default_policy": true,
-                "token_type": "service",
-                "token_period": "60s",
-            });
-            root.write(&format!("auth/jwt/role/{name}"), role).await?;
+            let role = SESSION_ROLE.replace("ACCESS", access).replace("KIND", kind);
+            let role = serde_json::from_str(&role.replace("PROXIES", "127.0.0.1/32"))?;
+            root.write(&format!("auth/jwt/cel/role/{name}"), role).await?;
         }
+        let quota = json!({ "path": "auth/jwt", "rate": 200 });
+        root.write("sys/quotas/rate-limit/pgsilo-session", quota).await?;
         Ok(())
+    }
+
+    /// Lets the provisioner describe databases of this server (`HOST:PORT`) and of no other.
+    pub(super) async fn admit_databases_of(&self, server: &str) -> Result<()> {
+        let policy = PROVISIONER_POLICY.replace("DATABASE", server);
+        let path = "sys/policies/acl/pgsilo-provisioner";
+        self.root.write(path, json!({ "policy": policy })).await.map(drop)
     }
 }
 
@@ -161,10 +164,7 @@ async fn set_up(process: Arc<Process>, bao: &Bao, wish: &Wish, address: String) 
         .context("not active after 30 s")??;
 
     let root = bao.as_token(root_token.clone());
-    root.write("sys/mounts/database", json!({ "type": "database" })).await?;
     root.write("sys/policies/acl/pgsilo", json!({ "policy": PROXY_POLICY })).await?;
-    root.write("sys/policies/acl/pgsilo-provisioner", json!({ "policy": PROVISIONER_POLICY }))
-        .await?;
     admit_proxy(&root, &wish.secret_id_file).await.context("admitting the proxy")?;
     let provisioner_token = admit_provisioner(&root).await.context("admitting the provisioner")?;
     Ok(OpenBao {

@@ -194,10 +194,12 @@ dbname = "{database}"
 {place}
 
 [tenant.lease]
+mount = "{mount}"
 roles = {{ read-write = "{rw}", read-only = "{ro}", migrate = "{migrate}" }}
 "#,
             id = tenant.as_str(),
             database = tenant.database(),
+            mount = tenant.mount(),
             rw = tenant.lease_role("rw"),
             ro = tenant.lease_role("ro"),
             migrate = tenant.lease_role("migrate"),

@@ -60,7 +60,8 @@ impl Data {
         superuser: &Login,
         admits_leased: &str,
     ) -> Result<()> {
-        let lease = bao.read(&format!("database/creds/{}", tenant.lease_role("migrate"))).await?;
+        let path = format!("{}/creds/{}", tenant.mount(), tenant.lease_role("migrate"));
+        let lease = bao.read(&path).await?;
         let leased = Login {
             user: text(&lease, "/data/username")?.to_owned(),
             password: Secret::new(text(&lease, "/data/password")?.to_owned()),

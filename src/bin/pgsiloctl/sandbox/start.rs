@@ -99,6 +99,8 @@ async fn raise(ground: &Ground, start: &Start) -> Result<Raised> {
         tokio::try_join!(raise_postgres(ground, start), raise_openbao(ground, start))?;
     let issuer_pem = std::fs::read_to_string(dir.join("issuer.pem"))?;
     openbao.admit_sessions(&issuer_pem).await.context("admitting sessions to OpenBAO")?;
+    let Login { host, port, .. } = &postgres.provisioner;
+    openbao.admit_databases_of(&format!("{host}:{port}")).await.context("admitting databases")?;
     let provisioner = Provisioner {
         postgres: postgres.provisioner.clone(),
         bao: openbao.provisioner.clone(),

@@ -1,0 +1,93 @@
+//! Whether a token of OpenBAO's can keep what pgsilo promises of the leases under it: that a session
+//! is ended by what it is told of and by nothing else, and that what it leased goes when it ends.
+//!
+//! OpenBAO says what a token is when it is made and when it is looked up. What cannot keep the
+//! promises is refused at the login, whoever made it, and not when sessions are cut off. Called by
+//! the identity for pgsilo's own tokens, and for each session's under session authority.
+
+/// What OpenBAO says of a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Nature {
+    /// How many requests it is good for; zero: any number.
+    pub(super) uses: u64,
+    /// `service` or `batch`.
+    pub(super) kind: String,
+    /// It has no parent, with which it would end.
+    pub(super) orphan: bool,
+    /// The names of its policies.
+    pub(super) policies: Vec<String>,
+}
+
+/// Why a token is not taken, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unfit {
+    /// With its last use OpenBAO revokes a token, and every lease with it.
+    #[error(
+        "its token ends after {0} uses, and every session with it: set token_num_uses=0 for the role"
+    )]
+    Uses(u64),
+    /// Nobody can revoke or renew such a token, and the leases under it are not its own.
+    #[error(
+        "its token is of type {0:?}, which can be neither renewed nor revoked: set token_type=service for the role"
+    )]
+    Kind(String),
+    /// It ends when its parent does, and nobody is told.
+    #[error(
+        "its token ends with the one that it was made with, and every session with it: make it with -orphan"
+    )]
+    Child,
+    /// It may do anything.
+    #[error("its token is a root token: give pgsilo one with the policy docker/openbao/pgsilo.hcl")]
+    Root,
+}
+
+impl Nature {
+    /// Whether OpenBAO can end it, and the leases under it with it.
+    pub(super) fn is_revocable(&self) -> bool {
+        self.kind == "service"
+    }
+
+    /// That a session may hang on it.
+    ///
+    /// # Errors
+    /// When OpenBAO would end it by itself, or could not end it when pgsilo asks for that.
+    pub(super) fn check(&self) -> Result<(), Unfit> {
+        if self.uses > 0 {
+            return Err(Unfit::Uses(self.uses));
+        }
+        if !self.is_revocable() {
+            return Err(Unfit::Kind(self.kind.clone()));
+        }
+        if !self.orphan {
+            return Err(Unfit::Child);
+        }
+        match self.policies.iter().any(|policy| policy == "root") {
+            true => Err(Unfit::Root),
+            false => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_keep_the_promises_is_refused_with_what_to_do() {
+        let fit = Nature {
+            uses: 0,
+            kind: "service".into(),
+            orphan: true,
+            policies: vec!["pgsilo".into()],
+        };
+        assert_eq!(fit.check(), Ok(()));
+        let refused = |unfit: Nature, advice: &str| {
+            let said = unfit.check().unwrap_err().to_string();
+            assert!(said.contains(advice), "{said}");
+        };
+        refused(Nature { uses: 10, ..fit.clone() }, "token_num_uses=0");
+        refused(Nature { kind: "batch".into(), ..fit.clone() }, "token_type=service");
+        refused(Nature { orphan: false, ..fit.clone() }, "-orphan");
+        refused(Nature { policies: vec!["root".into()], ..fit }, "pgsilo.hcl");
+    }
+}
