@@ -349,7 +349,7 @@ fn what_is_used_again_needs_a_place_to_wait_in() {
     folder.edit("reuse = \"never\"", "reuse = \"reset\"");
     assert_eq!(
         folder.load().map(|_| ()),
-        Err("pgsilo.toml:133: backend.reuse: \"reset\", but warm.max is 0; give the connections a place to wait in".to_owned())
+        Err("pgsilo.toml:136: backend.reuse: \"reset\", but warm.max is 0; give the connections a place to wait in".to_owned())
     );
 }
 

@@ -21,7 +21,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "[limits]",
         "[limits]\nmax_session = 1",
-        "pgsilo.toml:99: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, startup_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, idle_in_transaction_timeout, transaction_timeout, max_session_age, drain_timeout",
+        "pgsilo.toml:105: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, startup_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, idle_in_transaction_timeout, transaction_timeout, max_session_age, drain_timeout, dead_peer_timeout",
     ),
     (
         "max_sessions = 10000",
@@ -81,22 +81,22 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "startup_timeout = \"5s\"",
         "startup_timeout = \"0s\"",
-        "pgsilo.toml:113: limits.startup_timeout: zero; a startup packet needs some time, such as \"5s\"",
+        "pgsilo.toml:116: limits.startup_timeout: zero; a startup packet needs some time, such as \"5s\"",
     ),
     (
         "on_loss = \"count\"",
         "on_loss = \"wait\"",
-        "pgsilo.toml:143: audit.on_loss: \"wait\" is not known here; use one of: count, refuse",
+        "pgsilo.toml:150: audit.on_loss: \"wait\" is not known here; use one of: count, refuse",
     ),
     (
         "queue_bytes = 8388608",
         "queue_bytes = 1000",
-        "pgsilo.toml:144: audit.queue_bytes: 1000 is out of range; use 65536 to 1073741824",
+        "pgsilo.toml:151: audit.queue_bytes: 1000 is out of range; use 65536 to 1073741824",
     ),
     (
         "queue_bytes = 1048576",
         "queue_bytes = 2000000000",
-        "pgsilo.toml:140: log.queue_bytes: 2000000000 is out of range; use 65536 to 1073741824",
+        "pgsilo.toml:147: log.queue_bytes: 2000000000 is out of range; use 65536 to 1073741824",
     ),
     (
         "login_timeout = \"10s\"",
@@ -116,12 +116,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "format = \"json\"",
         "format = \"jsn\"",
-        "pgsilo.toml:138: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
+        "pgsilo.toml:145: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
     ),
     (
         "level = \"info\"",
         "level = \"loud\"",
-        "pgsilo.toml:139: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
+        "pgsilo.toml:146: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
     ),
     (
         "mode = \"0660\"",
@@ -546,7 +546,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "dead_peer_timeout = \"2m\"",
         "dead_peer_timeout = \"0s\"",
-        "pgsilo.toml:114: limits.dead_peer_timeout: 0ns is out of range; use 5s to 30m",
+        "pgsilo.toml:117: limits.dead_peer_timeout: 0ns is out of range; use 5s to 30m",
     ),
     (
         "max_token_bytes = 16384",
@@ -556,37 +556,37 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "max = 100",
         "max = 10000001",
-        "pgsilo.toml:118: warm.max: 10000001 is out of range; at most 10000000",
+        "pgsilo.toml:125: warm.max: 10000001 is out of range; at most 10000000",
     ),
     (
         "max_per_tenant = 4",
         "max_per_tenant = 0",
-        "pgsilo.toml:119: warm.max_per_tenant: zero; for none at all, set warm.max to 0",
+        "pgsilo.toml:126: warm.max_per_tenant: zero; for none at all, set warm.max to 0",
     ),
     (
         "idle_timeout = \"10s\"",
         "idle_timeout = \"11m\"",
-        "pgsilo.toml:120: warm.idle_timeout: 660s is out of range; use 1s to 10m",
+        "pgsilo.toml:127: warm.idle_timeout: 660s is out of range; use 1s to 10m",
     ),
     (
         "check_after = \"250ms\"",
         "check_after = \"11s\"",
-        "pgsilo.toml:121: warm.check_after: 11s is longer than idle_timeout",
+        "pgsilo.toml:128: warm.check_after: 11s is longer than idle_timeout",
     ),
     (
         "reuse = \"never\"",
         "reuse = \"always\"",
-        "pgsilo.toml:129: backend.reuse: \"always\" is not known here; use one of: never, reset",
+        "pgsilo.toml:136: backend.reuse: \"always\" is not known here; use one of: never, reset",
     ),
     (
         "cores = 0",
         "cores = 5000",
-        "pgsilo.toml:147: runtime.cores: 5000 is out of range; use 0 to 1024",
+        "pgsilo.toml:154: runtime.cores: 5000 is out of range; use 0 to 1024",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"9432\"",
-        "pgsilo.toml:135: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
+        "pgsilo.toml:142: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
     ),
     (
         "id = \"globex\"",
@@ -868,11 +868,11 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"0.0.0.0:9432\"",
-        "pgsilo.toml:135: admin.address: not a loopback address: anybody who reaches it can read the metrics",
+        "pgsilo.toml:142: admin.address: not a loopback address: anybody who reaches it can read the metrics",
     ),
     (
-        "socket = \"/run/postgresql/.s.PGSQL.5432\"",
-        "host = \"db1.internal\"",
+        "socket = \"/run/postgresql/.s.PGSQL.5432\"\ndbname",
+        "host = \"db1.internal\"\ndbname",
         "pgsilo.toml:113: limits.transaction_timeout: not set for every tenant, and tenants share servers (2 share db1.internal:5432): one tenant's transaction can hold what all need, for as long as its token lasts",
     ),
     ("algorithms = [\"ES256\"]", "algorithms = [\"ES256\", \"RS256\"]", ""),
