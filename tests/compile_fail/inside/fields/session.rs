@@ -18,6 +18,7 @@ fn write_a_stage_down() {
 fn write_a_proof_down() {
     let _ = routed::SessionPermits { ..any() }; //~ E0451
     let _ = crate::backend::Connection { ..any() }; //~ E0451
+    let _ = crate::backend::Redial { ..any() }; //~ E0451
     let _ = crate::backend::Process { ..any() }; //~ E0451
     let _ = crate::token::Claims { ..any() }; //~ E0451
     let _ = crate::registry::Tenant { ..any() }; //~ E0451

@@ -1,8 +1,4 @@
 
-fn redial_anywhere(tenant: std::sync::Arc<crate::registry::Tenant>) {
-    let _ = crate::backend::Redial(tenant); //~ E0603
-}
-
 fn judge_without_a_signature() {
     let _ = crate::token::rules::judge; //~ E0603
 }
