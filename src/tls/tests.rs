@@ -364,7 +364,7 @@ fn a_key_signs_what_it_is_for() {
         (KeyEncipherment, false, true),
         (CrlSign, false, false),
     ] {
-        let own = leaf(&root, |params| params.key_usages = vec![usage.clone()]);
+        let own = leaf(&root, |params| params.key_usages = vec![usage]);
         assert_eq!(believed(&root, &[&own], Peers::Clients).is_ok(), of_clients, "{usage:?}");
         assert_eq!(believed(&root, &[&own], Peers::Servers).is_ok(), of_servers, "{usage:?}");
     }
