@@ -34,6 +34,7 @@ mod orphans;
 mod outages;
 mod outside;
 mod pools;
+mod prepared;
 mod refusals;
 mod relay;
 mod restored;

@@ -38,7 +38,7 @@ pub(super) struct Cluster {
 }
 
 impl Subject {
-    /// The tenants, and the clusters they are on.
+    /// The clusters that the tenants are on, and the tenants.
     pub(super) fn all(chosen: Vec<Arc<Tenant>>, registry: &Registry) -> Vec<Subject> {
         let tenants: BTreeSet<_> =
             registry.snapshot().tenants().map(|tenant| tenant.id().as_str().to_owned()).collect();
@@ -54,7 +54,8 @@ impl Subject {
             let tenants = tenants.clone();
             Subject::Cluster(Arc::new(Cluster { placement, databases, tenants }))
         });
-        chosen.into_iter().map(Subject::Tenant).chain(clusters).collect()
+        // What a transaction that was prepared holds, no revocation gets.
+        clusters.chain(chosen.into_iter().map(Subject::Tenant)).collect()
     }
 
     fn placement(&self) -> &Placement {
