@@ -82,7 +82,7 @@ impl Server {
 
     /// The registry that has acme there.
     fn registry(&self, file: &Path) {
-        let (port, mount) = (self.port, "database");
+        let (port, mount) = (self.port, "pgsilo/acme");
         let text = format!(
             "[[tenant]]\nid = \"acme\"\n[tenant.placement]\nhost = \"127.0.0.1\"\nport = {port}\n\
              dbname = \"tenant_acme\"\ntls = {{ mode = \"disable\" }}\n\

@@ -8,11 +8,11 @@ use crate::support::bao::{Server, Shape};
 use crate::support::world::World;
 
 const PROVISIONER: &str = include_str!("../../docker/openbao/provisioner.hcl");
-const MOUNT: &str = "database";
 const KINDS: [&str; 3] = ["rw", "ro", "migrate"];
 
 /// Tells an OpenBAO of a tenant of a sandbox, as the provisioner does.
 async fn describe(world: &World, bao: &Server, tenant: &str) {
+    bao.write(&format!("sys/mounts/pgsilo/{tenant}"), json!({ "type": "database" })).await;
     let password = format!("told-{}", std::process::id());
     let superuser = world.superuser("postgres").await;
     let set = format!("ALTER ROLE tenant_{tenant}_broker PASSWORD '{password}'");
@@ -29,21 +29,21 @@ async fn describe(world: &World, bao: &Server, tenant: &str) {
         "allowed_roles": [format!("tenant-{tenant}-*")],
         "username_template": "{{ printf \"%s-%s\" (.RoleName | truncate 42) (random 20) }}",
     });
-    bao.write(&format!("{MOUNT}/config/tenant-{tenant}"), config).await;
+    bao.write(&format!("pgsilo/{tenant}/config/tenant-{tenant}"), config).await;
     rotate(bao, tenant).await;
     for kind in KINDS {
-        let role = format!("{MOUNT}/roles/tenant-{tenant}-{kind}");
+        let role = format!("pgsilo/{tenant}/roles/tenant-{tenant}-{kind}");
         let (_status, answer) = world.bao("GET", &role, None).await;
         bao.write(&role, answer["data"].clone()).await;
     }
 }
 
 async fn rotate(bao: &Server, tenant: &str) {
-    bao.write(&format!("{MOUNT}/rotate-root/tenant-{tenant}"), json!({})).await;
+    bao.write(&format!("pgsilo/{tenant}/rotate-root/tenant-{tenant}"), json!({})).await;
 }
 
 async fn lease(bao: &Server, tenant: &str) -> (u16, Value) {
-    bao.ask("GET", &format!("{MOUNT}/creds/tenant-{tenant}-rw"), None).await
+    bao.ask("GET", &format!("pgsilo/{tenant}/creds/tenant-{tenant}-rw"), None).await
 }
 
 /// How many leased roles there are, of any use or none.
@@ -63,8 +63,8 @@ fn kinds(findings: &[Value]) -> Vec<&str> {
 async fn after_openbao_was_restored_from_a_backup_it_is_said_what_to_do_and_done() {
     let world = World::own().await;
     let mut bao = Server::start(Shape { kept: true, ..Shape::default() }).await;
-    bao.write(&format!("sys/mounts/{MOUNT}"), json!({ "type": "database" })).await;
-    bao.write("sys/policies/acl/provisioner", json!({ "policy": PROVISIONER })).await;
+    let policy = PROVISIONER.replace("DATABASE", &format!("127.0.0.1:{}", world.var("PG_PORT")));
+    bao.write("sys/policies/acl/provisioner", json!({ "policy": policy })).await;
     let wish = json!({ "policies": ["provisioner"], "no_default_policy": true });
     let made = bao.write("auth/token/create-orphan", wish).await;
     let token = made["auth"]["client_token"].as_str().expect("a token").to_owned();

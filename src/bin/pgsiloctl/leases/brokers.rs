@@ -45,7 +45,7 @@ async fn renew_one(path: &str, old: &Value, database: &Client, bao: &Bao) -> Res
     let standing = standing.with_context(|| format!("there is no role {broker}"))?;
     let mut new = Map::new();
     for key in OUTER {
-        if !old[key].is_null() {
+        if !is_empty(&old[key]) {
             new.insert(key.to_owned(), old[key].clone());
         }
     }
@@ -59,4 +59,14 @@ async fn renew_one(path: &str, old: &Value, database: &Client, bao: &Bao) -> Res
     bao.delete(path).await?;
     bao.write(path, Value::Object(new)).await?;
     Ok(())
+}
+
+/// What nobody has set is not written: the provisioner may write what `provisioner.hcl` lists.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    }
 }
