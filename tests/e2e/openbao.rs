@@ -301,7 +301,10 @@ async fn leases_that_openbao_has_given_up_on_are_counted() {
             .contains("/v1/sys/leases/count?type=irrevocable ")
         {
             true => "{\"data\":{\"lease_count\":3,\"counts\":{\"database_1\":3}}}",
-            false => "{\"data\":{\"ttl\":0,\"renewable\":false}}",
+            false => {
+                "{\"data\":{\"ttl\":0,\"renewable\":false,\"num_uses\":0,\"type\":\"service\",\
+                 \"orphan\":true,\"explicit_max_ttl\":0}}"
+            }
         };
         let answer = format!(
             "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",

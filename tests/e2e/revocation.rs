@@ -15,6 +15,16 @@ use crate::support::raw::Raw;
 use crate::support::world::World;
 use crate::support::{eventually, mint};
 
+/// Where tenants' databases are as PostgreSQL makes them: the recipe's template takes large objects away.
+async fn with_large_objects() -> (World, Proxy) {
+    let (world, proxy) = world_and_proxy().await;
+    for database in ["tenant_acme", "tenant_globex"] {
+        let grant = "GRANT EXECUTE ON FUNCTION lo_create(oid) TO PUBLIC";
+        world.superuser(database).await.batch_execute(grant).await.expect("granted");
+    }
+    (world, proxy)
+}
+
 /// A session that has given its leased role a password that is known, and the role's name.
 async fn captured(world: &World, proxy: &Proxy, tenant: &str) -> (Raw, String) {
     captured_with(world, proxy, json!({ "tenant": tenant }), tenant).await
@@ -107,7 +117,7 @@ fn grants(role: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn what_another_tenant_grants_a_role_keeps_no_credential_alive() {
-    let (world, proxy) = world_and_proxy().await;
+    let (world, proxy) = with_large_objects().await;
     let (victim, role) = captured(&world, &proxy, "globex").await;
     let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
     for sql in grants(&role) {
@@ -144,7 +154,7 @@ async fn what_another_tenant_grants_a_role_keeps_no_credential_alive() {
 /// Nor what its own tenant grants it, as the role that owns all.
 #[tokio::test]
 async fn what_its_own_tenant_grants_a_role_does_not_keep_it() {
-    let (world, proxy) = world_and_proxy().await;
+    let (world, proxy) = with_large_objects().await;
     let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
     let role: String =
         acme.query_one("SELECT session_user::text", &[]).await.expect("a role").get(0);
@@ -248,7 +258,7 @@ async fn logins_that_race_a_revocation_do_not_outlive_their_role() {
 /// Read-only as it is, a session may make large objects, more than the lock table has places.
 #[tokio::test]
 async fn a_role_that_owns_more_than_the_lock_table_holds_is_dropped_in_portions() {
-    let (world, proxy) = world_and_proxy().await;
+    let (world, proxy) = with_large_objects().await;
     let claims = json!({ "tenant": "acme", "access": "read-only" });
     let (mut client, role) = captured_with(&world, &proxy, claims, "acme").await;
     let superuser = world.superuser("tenant_globex").await;

@@ -24,15 +24,15 @@ fn splice_without_a_login(leased: Leased<'_>) {
 }
 
 async fn dial_a_tenant(tenant: &std::sync::Arc<crate::registry::Tenant>) {
-    let _ = crate::backend::dial(tenant).await; //~ E0308
+    let _ = crate::backend::dial(tenant, std::time::Duration::ZERO).await; //~ E0308
 }
 
 async fn dial_before_routing(identified: &Identified<'_>) {
-    let _ = crate::backend::dial(identified).await; //~ E0308
+    let _ = crate::backend::dial(identified, std::time::Duration::ZERO).await; //~ E0308
 }
 
 async fn dial_an_address() {
-    let _ = crate::backend::dial("10.0.0.1:5432").await; //~ E0308
+    let _ = crate::backend::dial("10.0.0.1:5432", std::time::Duration::ZERO).await; //~ E0308
 }
 
 fn route_twice(identified: Identified<'_>) {
