@@ -13,7 +13,7 @@ use tokio_postgres::{Client, NoTls};
 use crate::orphans::{audited, command};
 use crate::support::bao::{Folder, free_port};
 use crate::support::eventually;
-use crate::support::world::world;
+use crate::support::world::World;
 
 const PASSWORD: &str = "for-tests-on-loopback-only";
 /// As OpenBAO names them.
@@ -28,8 +28,8 @@ struct Server {
 
 impl Server {
     /// One of the sandbox's kind, as the account that runs that.
-    async fn start(settings: &str) -> Server {
-        let process = format!("/proc/{}", world().var("PG_PID"));
+    async fn start(world: &World, settings: &str) -> Server {
+        let process = format!("/proc/{}", world.var("PG_PID"));
         let bin = fs::read_link(format!("{process}/exe")).expect("it runs");
         let bin = bin.parent().expect("a folder");
         let account = fs::metadata(&process).expect("it runs");
@@ -130,7 +130,9 @@ async fn provision(server: &Server) {
 
 #[tokio::test]
 async fn what_a_session_has_prepared_is_rolled_back_and_its_role_dropped() {
-    let server = Server::start("max_prepared_transactions = 5").await;
+    // Of its own: its OpenBAO has no leases of others.
+    let world = World::own().await;
+    let server = Server::start(&world, "max_prepared_transactions = 5").await;
     provision(&server).await;
     let own = "BEGIN; SET LOCAL ROLE NONE; ALTER ROLE CURRENT_USER PASSWORD 'mine';
         PREPARE TRANSACTION 'it''s mine'";
@@ -141,7 +143,7 @@ async fn what_a_session_has_prepared_is_rolled_back_and_its_role_dropped() {
     server.registry(&registry);
     let dsn = format!("postgresql://pgsilo_provisioner:{PASSWORD}@any");
     let audit = async |arguments: &[&str]| {
-        let mut command = command(world(), arguments);
+        let mut command = command(&world, arguments);
         command.env("PGSILO_REGISTRY", &registry).env("PROVISIONER_DSN", &dsn);
         let (code, findings) = audited(&mut command).await;
         let told: Vec<_> =
