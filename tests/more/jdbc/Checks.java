@@ -191,7 +191,7 @@ public final class Checks {
 
     static void refusals() throws Exception {
         fails("28P01", () -> connect("password", "no token"));
-        fails("28000", () -> DriverManager.getConnection(URL + "globex", properties()));
+        fails("3D000", () -> DriverManager.getConnection(URL + "globex", properties()));
         fails("28000", () -> connect("sslmode", "disable"));
         connect("sslmode", "require").close();
         connect("sslmode", "verify-ca").close();
