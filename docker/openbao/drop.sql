@@ -1,30 +1,37 @@
 -- Drops a leased role that stop.sql has stopped, in transactions of its own, and up to three that were
--- left earlier. Nothing that objects to that fails it: such a role stays, without a way to log in,
--- and is tried again by later revocations and by `pgsiloctl leases audit --fix`.
+-- left earlier. Nothing that objects to that fails it: such a role stays, without a way to log in
+-- and without a membership, and is tried again by later revocations and by `pgsiloctl leases audit --fix`.
 --
 -- No session may outlive its role: nobody but a superuser could end it. InitPostgres asks whether a
 -- role may log in after its authentication (InitializeSessionUserId), but pg_stat_activity does not tell
 -- whose session it is before the end of that transaction (pgstat_bestart), and a client can put half
 -- an hour between the two (post_auth_delay in its startup packet). Until then it shows in pg_locks,
--- as a virtual transaction of nobody's. So a role is dropped when all who were logging in at its stop
--- have come to an end, or are known to be somebody else: pg_terminate_backend, called as the leased
--- role, ends that role's logins and no others. Who has not shown a password by authentication_timeout
--- is gone; later than that, only those who have are asked about.
+-- as a virtual transaction of a process that shows no role. So a role is dropped when all who were
+-- logging in at its stop have come to an end, or are known to be somebody else: pg_terminate_backend,
+-- called as the leased role, ends that role's logins and no others. Who has not shown a password by
+-- authentication_timeout is gone; later than that, only those who have are asked about.
+--
+-- OpenBAO lets a tenant's logins wait meanwhile, so nothing here waits for a lock that another tenant
+-- can hold: GRANT takes one on the role it names until its transaction ends (shdepLockAndCheckObject).
 DO $$
 DECLARE
     here CONSTANT oid := (
         SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database());
-    broker CONSTANT name := current_user;
+    broker CONSTANT oid := (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user);
     -- To come back to; the audit has become the broker by SET ROLE.
     usual CONSTANT text := pg_catalog.current_setting('role');
-    ripe CONSTANT timestamptz := pg_catalog.clock_timestamp() - '5 s'::interval
+    began CONSTANT timestamptz := pg_catalog.clock_timestamp();
+    ripe CONSTANT timestamptz := began - '5 s'::interval
         - pg_catalog.current_setting('authentication_timeout')::interval;
-    until CONSTANT timestamptz := pg_catalog.clock_timestamp() + '2 s'::interval;
-    patience timestamptz := pg_catalog.clock_timestamp() + '1 s'::interval;
+    until CONSTANT timestamptz := began + '2 s'::interval;
+    patience timestamptz := began + '1 s'::interval;
+    group_roles name[];
+    young boolean;
     victims name[];
     victim name;
     id oid;
     since timestamptz;
+    looks int;
     holders text[];
     starting text[];
     login text;
@@ -32,82 +39,109 @@ DECLARE
     ended boolean;
     objects oid[];
     weight bigint;
-    group_role name;
+    dropped boolean;
+    membership record;
 BEGIN
-    IF EXISTS (SELECT FROM pg_catalog.pg_roles r
-            JOIN pg_catalog.pg_auth_members m ON m.roleid = r.oid AND m.admin_option
-            JOIN pg_catalog.pg_roles b ON b.oid = m.member AND b.rolname = broker
-            WHERE NOT r.rolcanlogin AND r.rolvaliduntil > ripe AND r.rolname <> '{{name}}') THEN
+    -- Tenants make operators and functions in this database: none of theirs is found.
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+    SELECT coalesce(array_agg(r.rolname) FILTER (WHERE r.rolvaliduntil IS NULL), '{}'),
+        bool_or(r.rolvaliduntil > ripe AND r.rolvaliduntil <= began AND r.rolname <> '{{name}}')
+        INTO group_roles, young
+        FROM pg_roles r JOIN pg_auth_members m ON m.roleid = r.oid AND m.admin_option
+        WHERE m.member = broker AND NOT r.rolcanlogin;
+    IF young THEN
         -- Somebody keeps logins waiting: it is known to be in vain, and others wait for this.
-        patience := pg_catalog.clock_timestamp() + '20 ms'::interval;
+        patience := began + '20 ms'::interval;
     END IF;
     victims := ARRAY['{{name}}']::name[] || ARRAY(
-        SELECT r.rolname FROM pg_catalog.pg_roles r
-            JOIN pg_catalog.pg_auth_members m ON m.roleid = r.oid AND m.admin_option
-            JOIN pg_catalog.pg_roles b ON b.oid = m.member AND b.rolname = broker
-        WHERE NOT r.rolcanlogin AND r.rolvaliduntil < ripe AND r.rolname <> '{{name}}'
-            -- What another database grants it, only the audit can take away.
-            AND NOT EXISTS (SELECT FROM pg_catalog.pg_shdepend d
-                WHERE d.refclassid = 'pg_catalog.pg_authid'::regclass AND d.refobjid = r.oid
-                    AND d.dbid NOT IN (0, here))
-        ORDER BY pg_catalog.random() LIMIT 3);
+        SELECT older.rolname FROM (
+            SELECT r.oid, r.rolname
+                FROM pg_roles r JOIN pg_auth_members m ON m.roleid = r.oid AND m.admin_option
+                WHERE m.member = broker AND NOT r.rolcanlogin AND r.rolvaliduntil < ripe
+                    AND r.rolname <> '{{name}}'
+                ORDER BY random() LIMIT 30) older
+        -- What another database grants it, only the audit can take away.
+        WHERE NOT EXISTS (SELECT FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass
+            AND d.refobjid = older.oid AND d.dbid NOT IN (0, here))
+        LIMIT 3);
 
     FOREACH victim IN ARRAY victims LOOP
-        SELECT oid, rolvaliduntil INTO id, since FROM pg_catalog.pg_roles
+        EXIT WHEN victim <> '{{name}}' AND clock_timestamp() > until;
+        SELECT oid, rolvaliduntil INTO id, since FROM pg_roles
             WHERE rolname = victim AND NOT rolcanlogin;
         CONTINUE WHEN NOT FOUND;
+        -- It is not asked to wait: somebody may be at work with it for as long as he likes.
+        CONTINUE WHEN victim <> '{{name}}' AND EXISTS (SELECT FROM pg_locks l
+            WHERE l.locktype = 'object' AND l.classid = 'pg_authid'::regclass AND l.objid = id);
+        IF NOT (pg_has_role(id, 'SET') AND pg_has_role(id, 'USAGE')) THEN
+            BEGIN
+                SET LOCAL lock_timeout = '20ms';
+                EXECUTE format('GRANT %I TO CURRENT_USER WITH INHERIT TRUE, SET TRUE
+                    GRANTED BY CURRENT_USER', victim);
+            EXCEPTION WHEN OTHERS THEN
+                RAISE LOG 'the revoked role % stays for now: %', victim, SQLERRM;
+                CONTINUE;
+            END;
+        END IF;
 
-        -- Who is logged in, and who is about to be. Locks first: who is in none of both by then
-        -- began later, and is refused.
+        -- Who is logged in, and who is about to be. Locks first: whoever is in neither list by then
+        -- began later, and is refused. Two looks at least: at the second, all are asked.
         starting := NULL;
+        looks := 0;
         LOOP
-            holders := ARRAY(SELECT l.pid || ' ' || l.virtualtransaction FROM pg_catalog.pg_locks l
+            holders := ARRAY(SELECT l.pid || ' ' || l.virtualtransaction FROM pg_locks l
                 WHERE l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock' AND l.granted
-                    AND l.pid <> pg_catalog.pg_backend_pid());
-            PERFORM pg_catalog.pg_stat_clear_snapshot();
-            PERFORM pg_catalog.pg_terminate_backend(pid)
-                FROM pg_catalog.pg_stat_activity WHERE usesysid = id;
-            seen := FOUND;
+                    AND l.pid <> pg_backend_pid());
+            PERFORM pg_stat_clear_snapshot();
+            seen := false;
+            FOR login IN SELECT a.pid FROM pg_stat_activity a WHERE a.usesysid = id LOOP
+                seen := true;
+                BEGIN
+                    PERFORM pg_terminate_backend(login::int);
+                EXCEPTION WHEN insufficient_privilege THEN NULL;  -- another role's by now
+                END;
+            END LOOP;
             ended := false;
-            holders := ARRAY(SELECT h FROM pg_catalog.unnest(holders) h
-                WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_stat_activity a
-                    WHERE a.pid = pg_catalog.split_part(h, ' ', 1)::int
+            looks := looks + 1;
+            holders := ARRAY(SELECT h FROM unnest(holders) h
+                WHERE NOT EXISTS (SELECT FROM pg_stat_activity a
+                    WHERE a.pid = split_part(h, ' ', 1)::int
                         AND (a.usesysid IS NOT NULL OR a.datid IS NOT NULL)));
-            IF starting IS NULL THEN
+            IF looks = 1 THEN
                 starting := holders;
             ELSE
                 -- Whose database is another one is somebody else.
-                starting := ARRAY(SELECT h FROM pg_catalog.unnest(starting) h
-                    WHERE h = ANY (holders) AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks d
-                        WHERE d.pid = pg_catalog.split_part(h, ' ', 1)::int AND d.locktype = 'object'
-                            AND d.classid = 'pg_catalog.pg_database'::regclass AND d.objid <> here));
+                starting := ARRAY(SELECT h FROM unnest(starting) h
+                    WHERE h = ANY (holders) AND NOT EXISTS (SELECT FROM pg_locks d
+                        WHERE d.pid = split_part(h, ' ', 1)::int AND d.locktype = 'object'
+                            AND d.classid = 'pg_database'::regclass AND d.objid <> here));
                 FOREACH login IN ARRAY starting LOOP
+                    PERFORM set_config('role', victim, true);
                     BEGIN
-                        PERFORM pg_catalog.set_config('role', victim, true);
-                        ended := pg_catalog.pg_terminate_backend(
-                            pg_catalog.split_part(login, ' ', 1)::int) OR ended;
+                        ended := pg_terminate_backend(split_part(login, ' ', 1)::int) OR ended;
                     EXCEPTION WHEN insufficient_privilege THEN NULL;
                     END;
-                    PERFORM pg_catalog.set_config('role', usual, true);
+                    PERFORM set_config('role', usual, true);
                 END LOOP;
                 EXIT WHEN since < ripe AND NOT seen AND NOT ended;
+                EXIT WHEN clock_timestamp() > patience;
             END IF;
-            EXIT WHEN (NOT seen AND starting = '{}') OR pg_catalog.clock_timestamp() > patience;
-            PERFORM pg_catalog.pg_sleep(0.005);
+            EXIT WHEN NOT seen AND starting = '{}';
+            PERFORM pg_sleep(least(0.005 * looks, 0.05));
         END LOOP;
         CONTINUE WHEN seen OR ended OR (starting <> '{}' AND since > ripe);
 
         -- Each object that is dropped takes a place in the lock table, which is the cluster's, until
         -- the end of the transaction. Anybody can make large objects, tens of thousands of them.
         LOOP
-            objects := ARRAY(SELECT objid FROM pg_catalog.pg_shdepend
-                WHERE refclassid = 'pg_catalog.pg_authid'::regclass AND refobjid = id
-                    AND classid = 'pg_catalog.pg_largeobject'::regclass AND dbid = here
+            objects := ARRAY(SELECT objid FROM pg_shdepend
+                WHERE refclassid = 'pg_authid'::regclass AND refobjid = id
+                    AND classid = 'pg_largeobject'::regclass AND dbid = here
                     AND deptype = 'o' LIMIT 500);
-            EXIT WHEN objects = '{}' OR pg_catalog.clock_timestamp() > until;
+            EXIT WHEN objects = '{}' OR clock_timestamp() > until;
             BEGIN
-                SET LOCAL lock_timeout = '500ms';
-                PERFORM pg_catalog.lo_unlink(o) FROM pg_catalog.unnest(objects) o;
+                SET LOCAL lock_timeout = '100ms';
+                PERFORM lo_unlink(o) FROM unnest(objects) o;
             EXCEPTION WHEN OTHERS THEN
                 RAISE LOG 'the large objects of % stay for now: %', victim, SQLERRM;
                 EXIT;
@@ -115,40 +149,51 @@ BEGIN
             COMMIT;
         END LOOP;
         WITH RECURSIVE gone AS (
-            SELECT classid, objid FROM pg_catalog.pg_shdepend
-                WHERE refclassid = 'pg_catalog.pg_authid'::regclass AND refobjid = id
-                    AND dbid IN (0, here)
+            SELECT classid, objid FROM pg_shdepend
+                WHERE refclassid = 'pg_authid'::regclass AND refobjid = id AND dbid IN (0, here)
             UNION
-            SELECT d.classid, d.objid FROM pg_catalog.pg_depend d
+            SELECT d.classid, d.objid FROM pg_depend d
                 JOIN gone g ON d.refclassid = g.classid AND d.refobjid = g.objid
-        ) SELECT pg_catalog.count(*) INTO weight FROM (SELECT FROM gone LIMIT 2000) g;
-        CONTINUE WHEN weight = 2000;
+        ) SELECT count(*) INTO weight FROM (SELECT FROM gone LIMIT 2000) g;
 
-        BEGIN
-            SET LOCAL lock_timeout = '500ms';
-            IF weight > 0 THEN
-                -- What the tenant's own roles have granted it, only they take away.
-                FOR group_role IN SELECT r.rolname FROM pg_catalog.pg_roles r
-                        JOIN pg_catalog.pg_auth_members m ON m.roleid = r.oid AND m.admin_option
-                        JOIN pg_catalog.pg_roles b ON b.oid = m.member AND b.rolname = broker
-                        WHERE NOT r.rolcanlogin AND r.rolvaliduntil IS NULL LOOP
-                    EXECUTE pg_catalog.format('GRANT %I TO %I WITH INHERIT TRUE GRANTED BY %2$I',
-                        group_role, broker);
+        dropped := false;
+        IF weight < 2000 AND NOT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'object'
+                AND l.classid = 'pg_authid'::regclass AND l.objid = id
+                AND l.pid <> pg_backend_pid()) THEN
+            BEGIN
+                SET LOCAL lock_timeout = '100ms';
+                IF weight > 0 THEN
+                    -- What the tenant's own roles have granted it, only they take away.
+                    FOREACH login IN ARRAY group_roles LOOP
+                        EXECUTE format('GRANT %I TO CURRENT_USER WITH INHERIT TRUE
+                            GRANTED BY CURRENT_USER', login);
+                    END LOOP;
+                    EXECUTE format('DROP OWNED BY %I CASCADE', victim);
+                    FOREACH login IN ARRAY group_roles LOOP
+                        EXECUTE format('REVOKE %I FROM CURRENT_USER GRANTED BY CURRENT_USER', login);
+                    END LOOP;
+                END IF;
+                EXECUTE format('DROP ROLE %I', victim);
+                dropped := true;
+            EXCEPTION WHEN OTHERS THEN
+                RAISE LOG 'the revoked role % stays for now: %', victim, SQLERRM;
+            END;
+        END IF;
+        IF NOT dropped THEN
+            -- PostgreSQL looks through all that the broker and the tenant's roles have to do with at
+            -- each statement about a role: those that stay must not make new ones slower.
+            BEGIN
+                SET LOCAL lock_timeout = '20ms';
+                FOR membership IN SELECT g.rolname AS granted, m.rolname AS member
+                        FROM pg_auth_members a JOIN pg_roles g ON g.oid = a.roleid
+                            JOIN pg_roles m ON m.oid = a.member
+                        WHERE a.grantor = broker AND (a.member = id OR a.roleid = id) LOOP
+                    EXECUTE format('REVOKE %I FROM %I GRANTED BY CURRENT_USER',
+                        membership.granted, membership.member);
                 END LOOP;
-                EXECUTE pg_catalog.format('DROP OWNED BY %I CASCADE', victim);
-                FOR group_role IN SELECT r.rolname FROM pg_catalog.pg_roles r
-                        JOIN pg_catalog.pg_auth_members m ON m.roleid = r.oid
-                        JOIN pg_catalog.pg_roles b ON b.oid = m.member AND b.rolname = broker
-                        WHERE NOT r.rolcanlogin AND r.rolvaliduntil IS NULL
-                            AND m.grantor = b.oid LOOP
-                    EXECUTE pg_catalog.format('REVOKE %I FROM %I GRANTED BY %2$I',
-                        group_role, broker);
-                END LOOP;
-            END IF;
-            EXECUTE pg_catalog.format('DROP ROLE %I', victim);
-        EXCEPTION WHEN OTHERS THEN
-            RAISE LOG 'the revoked role % stays for now: %', victim, SQLERRM;
-        END;
+            EXCEPTION WHEN OTHERS THEN NULL;
+            END;
+        END IF;
         COMMIT;
     END LOOP;
 END $$

@@ -6,23 +6,32 @@ DO $$
 DECLARE
     stopped boolean := NOT EXISTS (
         SELECT FROM pg_catalog.pg_roles WHERE rolname = '{{name}}' AND rolcanlogin);
+    session pg_catalog.int4;
 BEGIN
-    -- A session may hold its role's row, and ALTER ROLE would wait for it in vain: those end first.
-    -- Who hammers logins may take the row in between, so it is tried again at once.
+    -- Tenants make operators and functions in this database: none of theirs is found.
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+    -- Its sessions may hold the role's row, or change it meanwhile (ALTER ROLE CURRENT_USER PASSWORD),
+    -- which fails this ALTER ROLE as "tuple concurrently updated": so they end first, and whatever it
+    -- fails with, it is tried again.
     FOR attempt IN 1..30 LOOP
         PERFORM pg_catalog.pg_stat_clear_snapshot();
-        PERFORM pg_catalog.pg_terminate_backend(pid)
-            FROM pg_catalog.pg_stat_activity WHERE usename = '{{name}}';
+        FOR session IN SELECT pid FROM pg_catalog.pg_stat_activity WHERE usename = '{{name}}' LOOP
+            BEGIN
+                PERFORM pg_catalog.pg_terminate_backend(session);
+            EXCEPTION WHEN insufficient_privilege THEN NULL;  -- another role's by now
+            END;
+        END LOOP;
         EXIT WHEN stopped;
         BEGIN
             SET LOCAL lock_timeout = '100ms';
             EXECUTE pg_catalog.format('ALTER ROLE %I NOLOGIN PASSWORD NULL VALID UNTIL %L',
                 '{{name}}', pg_catalog.clock_timestamp());
             stopped := true;
-        EXCEPTION WHEN lock_not_available THEN NULL;
+        EXCEPTION WHEN OTHERS THEN
+            IF attempt = 30 THEN
+                RAISE;
+            END IF;
+            PERFORM pg_catalog.pg_sleep(0.002 * attempt);
         END;
     END LOOP;
-    IF NOT stopped THEN
-        RAISE lock_not_available USING MESSAGE = 'somebody holds the row of the leased role';
-    END IF;
 END $$

@@ -25,6 +25,14 @@ async fn with_large_objects() -> (World, Proxy) {
     (world, proxy)
 }
 
+async fn reconfigure(world: &World, settings: &[&str]) {
+    let superuser = world.superuser("postgres").await;
+    for setting in settings {
+        superuser.batch_execute(&format!("ALTER SYSTEM SET {setting}")).await.expect("set");
+    }
+    superuser.batch_execute("SELECT pg_reload_conf()").await.expect("read again");
+}
+
 /// A session that has given its leased role a password that is known, and the role's name.
 async fn captured(world: &World, proxy: &Proxy, tenant: &str) -> (Raw, String) {
     captured_with(world, proxy, json!({ "tenant": tenant }), tenant).await
@@ -166,11 +174,26 @@ async fn what_its_own_tenant_grants_a_role_does_not_keep_it() {
     assert_eq!(may_log_in(&world, &role).await, None, "it is gone");
 }
 
-/// A login may pass all of a server's checks, and be seen as its role's only half an hour later.
 #[tokio::test]
 async fn a_login_that_is_under_way_does_not_outlive_its_role() {
+    a_login_is_ended_that_is_under_way("").await;
+}
+
+/// As roles are that statements of before made, which gave the broker nothing but ADMIN.
+#[tokio::test]
+async fn nor_where_the_broker_is_no_member_of_it() {
+    a_login_is_ended_that_is_under_way(
+        "REVOKE \"ROLE\" FROM tenant_acme_broker GRANTED BY tenant_acme_broker",
+    )
+    .await;
+}
+
+/// A login may pass all of a server's checks, and be seen as its role's only half an hour later.
+async fn a_login_is_ended_that_is_under_way(first: &str) {
     let (world, proxy) = world_and_proxy().await;
     let (client, role) = captured(&world, &proxy, "acme").await;
+    let superuser = world.superuser("postgres").await;
+    superuser.batch_execute(&first.replace("ROLE", &role)).await.expect("done");
     // In PostgreSQL, after it has asked whether the role may log in.
     let login = directly(&world, &role, "-c post_auth_delay=20");
     let revoked = async {
@@ -253,6 +276,114 @@ async fn logins_that_race_a_revocation_do_not_outlive_their_role() {
         assert_eq!(roleless_sessions(&world).await, 0);
         assert_ne!(may_log_in(&world, &role).await, Some(true));
     }
+}
+
+/// PostgreSQL says "tuple concurrently updated" to who changes a row that has just been changed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_change_their_role_without_a_pause_are_stopped_at_once() {
+    let (world, proxy) = world_and_proxy().await;
+    // Who commits cannot be interrupted, and takes as long as on a disk.
+    let slow = ["fsync = on", "synchronous_commit = on", "commit_delay = 20000", "commit_siblings = 0"];
+    reconfigure(&world, &slow).await;
+    for _ in 0..5 {
+        let (client, role) = captured(&world, &proxy, "acme").await;
+        let mut hammers = Vec::new();
+        for _ in 0..8 {
+            let client = directly(&world, &role, "").await.expect("in");
+            hammers.push(tokio::spawn(async move {
+                let change = "SET ROLE NONE; ALTER ROLE CURRENT_USER PASSWORD 'captured'";
+                // Until it is ended; the others change it, too.
+                while !client.is_closed() {
+                    let _refused = client.batch_execute(change).await;
+                }
+            }));
+        }
+        let leases = world.leases("tenant-acme-rw").await;
+        for lease in &leases {
+            let path = format!("pgsilo/acme/creds/tenant-acme-rw/{lease}");
+            let body = json!({ "lease_id": path, "sync": true });
+            let (status, answer) = world.bao("PUT", "sys/leases/revoke", Some(body)).await;
+            assert_eq!(status, 204, "{answer}");
+        }
+        assert_eq!(leases.len(), 1);
+        assert_ne!(may_log_in(&world, &role).await, Some(true));
+        for hammer in hammers {
+            hammer.await.expect("it has ended");
+        }
+        drop(client);
+    }
+}
+
+/// A grant holds the role that it names until its transaction ends, and no bound is set to that here.
+#[tokio::test]
+async fn no_revocation_waits_for_what_another_tenant_has_not_committed() {
+    let (world, proxy) = world_and_proxy().await;
+    let superuser = world.superuser("postgres").await;
+    let told = ["authentication_timeout = '1s'", "log_lock_waits = on", "deadlock_timeout = '5ms'"];
+    reconfigure(&world, &told).await;
+    let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
+    acme.batch_execute("CREATE TABLE hook (n int); BEGIN").await.expect("begun");
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let (victim, role) = captured(&world, &proxy, "globex").await;
+        let grant = format!("GRANT SELECT ON hook TO \"{role}\"");
+        acme.batch_execute(&grant).await.expect("granted");
+        held.push((victim, role));
+    }
+    let roles: Vec<_> = held.iter().map(|(_, role)| role.clone()).collect();
+    drop(held);
+    is_revoked(&world, "tenant-globex-rw").await;
+    for role in &roles {
+        assert_eq!(may_log_in(&world, role).await, Some(false), "it stays, and nobody logs in");
+    }
+    // They are old by and by, and later revocations try them again: in vain, and without waiting.
+    let (_victim, later) = captured(&world, &proxy, "globex").await;
+    let aged = "SELECT count(*) FROM pg_roles WHERE NOT rolcanlogin
+        AND rolname = ANY ($1) AND rolvaliduntil < clock_timestamp() - '7 s'::interval";
+    eventually("the roles to have been stopped long ago", async || {
+        let row = superuser.query_one(aged, &[&roles]).await.expect("asked");
+        (row.get::<_, i64>(0) == 4).then_some(())
+    })
+    .await;
+    drop(_victim);
+    is_revoked(&world, "tenant-globex-rw").await;
+    assert_eq!(may_log_in(&world, &later).await, None);
+    let log = std::fs::read_to_string(world.dir().join("postgres.log")).expect("read");
+    assert!(!log.contains("still waiting for"), "{log}");
+
+    // Nobody holds them any more: whichever revocation comes later drops them.
+    acme.batch_execute("ROLLBACK").await.expect("over");
+    eventually("the roles to be dropped", async || {
+        let client = proxy.connect(&mint::token_of(&world, "globex"), "globex").await;
+        drop(client.expect("globex"));
+        is_revoked(&world, "tenant-globex-rw").await;
+        let left = "SELECT count(*) FROM pg_roles WHERE rolname = ANY ($1)";
+        let left: i64 = superuser.query_one(left, &[&roles]).await.expect("asked").get(0);
+        (left == 0).then_some(())
+    })
+    .await;
+}
+
+/// PostgreSQL looks through all that a tenant's roles have to do with, at each login that is leased.
+#[tokio::test]
+async fn a_role_that_stays_has_no_memberships_and_is_dropped_all_the_same() {
+    let (world, proxy) = world_and_proxy().await;
+    let (victim, role) = captured(&world, &proxy, "globex").await;
+    let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
+    acme.batch_execute(&format!("CREATE TABLE hook (n int); GRANT SELECT ON hook TO \"{role}\""))
+        .await
+        .expect("granted");
+    drop(victim);
+    is_revoked(&world, "tenant-globex-rw").await;
+    let superuser = world.superuser("postgres").await;
+    // What the broker has as its maker, it cannot give up.
+    let memberships = "SELECT count(*) FROM pg_auth_members m JOIN pg_roles r ON r.rolname = $1
+        WHERE m.member = r.oid OR (m.roleid = r.oid AND (m.inherit_option OR m.set_option))";
+    let left: i64 = superuser.query_one(memberships, &[&role]).await.expect("asked").get(0);
+    assert_eq!((may_log_in(&world, &role).await, left), (Some(false), 0));
+    let (code, findings) = audit(&world, &["--fix"]).await;
+    assert_eq!((code, &findings[0]["outcome"]), (0, &json!("mended")), "{findings:?}");
+    assert_eq!(may_log_in(&world, &role).await, None);
 }
 
 /// Read-only as it is, a session may make large objects, more than the lock table has places.
