@@ -132,7 +132,7 @@ async fn stopped() -> i64 {
     superuser.query_one(query, &[&NEIGHBOURS]).await.expect("asked").get(0)
 }
 
-fn percentile(sorted: &mut [f64], percent: usize) -> f64 {
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len().saturating_sub(1) * percent / 100).copied().unwrap_or(f64::NAN)
+fn percentile(times: &mut [f64], percent: usize) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len().saturating_sub(1) * percent / 100).copied().unwrap_or(f64::NAN)
 }

@@ -30,9 +30,9 @@ path "pgsilo/+/config/tenant-*" {
     "verify_connection"       = []
     "tls_ca"                  = []
   }
-  # Else the URL's query could name another host than the one in front.
+  # Else the URL's query could name another host or port than the one in front, or files of OpenBAO's.
   denied_parameters = {
-    "connection_url" = ["*host=*", "*service=*", "*%*"]
+    "connection_url" = ["*host=*", "*port=*", "*service=*", "*servicefile=*", "*passfile=*", "*sslkey=*", "*sslcert=*", "*sslrootcert=*", "*%*"]
   }
 }
 

@@ -160,7 +160,7 @@ fn describe() {
     );
     describe_gauge!(
         "pgsilo_openbao_irrevocable_leases",
-        "Leases that OpenBAO has given up on revoking, as it said a minute ago at most"
+        "Leases that OpenBAO has given up on revoking, as it said a minute ago at most; NaN while it does not say"
     );
     describe_gauge!("pgsilo_registry_tenants", "Tenants in the registry's snapshot");
     describe_gauge!(

@@ -14,7 +14,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 /// Until pgsilo is logged in.
 const FIRST: Duration = Duration::from_secs(1);
 
-/// Asks now and again, for as long as the process runs. Where it may not, there is no such metric.
+/// Asks now and again, for as long as the process runs.
 pub(super) async fn watch(identity: Arc<Identity>, openbao: Arc<OpenBao>) {
     let mut told = false;
     loop {
@@ -22,10 +22,12 @@ pub(super) async fn watch(identity: Arc<Identity>, openbao: Arc<OpenBao>) {
             sleep(FIRST).await;
             continue;
         };
-        match openbao.irrevocable_leases(login.secret()).await {
-            Ok(leases) => {
-                metrics::gauge!("pgsilo_openbao_irrevocable_leases").set(leases as f64);
-            }
+        let answer = openbao.irrevocable_leases(login.secret()).await;
+        // What was so a while ago says nothing of now: not a number, until OpenBAO says it.
+        let leases = answer.as_ref().map_or(f64::NAN, |leases| *leases as f64);
+        metrics::gauge!("pgsilo_openbao_irrevocable_leases").set(leases);
+        match answer {
+            Ok(_) => {}
             Err(error @ OpenBaoError::Said { .. }) if !told => {
                 told = true;
                 tracing::warn!(

@@ -188,11 +188,16 @@ impl Identity {
         let (answer, mut waiting) = oneshot::channel();
         let identity = Arc::clone(self);
         let asking = async move {
-            let unused = match answer.send(identity.authenticate().await) {
-                Ok(()) => return,
-                Err(unused) => unused,
+            let token = match identity.obtain().await {
+                Ok(token) => token,
+                Err(error) => return drop(answer.send(Err(error))),
             };
-            if let Ok(token) = unused {
+            // Its time began when it was made, not when it was looked at.
+            let unused = match identity.examine(&token).await {
+                Ok(explicit_max) => answer.send(Ok(BaoToken { explicit_max, ..token })),
+                Err(unfit) => answer.send(Err(unfit)).and(Err(Ok(token))),
+            };
+            if let Err(Ok(token)) = unused {
                 identity.give_back(&token).await;
             }
         };
@@ -209,23 +214,15 @@ impl Identity {
         waiting.try_recv().unwrap_or(Err(OpenBaoError::Timeout(String::new())))
     }
 
-    /// Logs in, and looks at what that came to.
-    async fn authenticate(&self) -> Result<BaoToken, OpenBaoError> {
-        let token = self.obtain().await?;
-        let looked_up = match (token.nature.check(), self.auth) {
-            (Err(unfit), _) => Err(unfit.into()),
-            (Ok(()), Auth::TokenFile(_)) => return Ok(token),
-            (Ok(()), _) => self.openbao.look_up_self(token.secret.clone()).await,
-        };
-        let fit = looked_up.and_then(|token| {
-            token.nature.check()?;
-            Ok(token)
-        });
-        if fit.is_err() {
-            self.give_back(&token).await;
+    /// Whether a token can hold what pgsilo promises; the end of its life if it has one.
+    async fn examine(&self, token: &BaoToken) -> Result<Option<Duration>, OpenBaoError> {
+        token.nature.check()?;
+        if matches!(self.auth, Auth::TokenFile(_)) {
+            return Ok(token.explicit_max);
         }
-        // Its time began when it was made, not when it was looked at.
-        fit.map(|looked_up| BaoToken { explicit_max: looked_up.explicit_max, ..token })
+        let looked_up = self.openbao.look_up_self(token.secret.clone()).await?;
+        looked_up.nature.check()?;
+        Ok(looked_up.explicit_max)
     }
 
     /// A file's token is its owner's.

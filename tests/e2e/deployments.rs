@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::acme::{
-    is_dropped, is_given_back, is_not_logged_in, lives, lives_to_its_end, refused, session,
+    is_given_back, is_not_logged_in, is_of_no_use, lives, lives_to_its_end, refused, session,
 };
 use crate::support::agent::Agent;
 use crate::support::bao::{Folder, Server, Shape};
@@ -272,7 +272,7 @@ async fn behind_an_agent_the_leases_of_a_killed_proxy_end_by_themselves() {
     proxy.signal(Signal::KILL);
     proxy.ended().await;
     let killed = Instant::now();
-    is_dropped(&role).await;
+    is_of_no_use(&role).await;
     let took = killed.elapsed();
     // OpenBAO looks for what has expired once a second or so.
     assert!((Duration::from_secs(2)..Duration::from_secs(10)).contains(&took), "{took:?}");

@@ -13,7 +13,7 @@ async fn session_role(client: &tokio_postgres::Client) -> String {
     client.query_one("SELECT session_user::text", &[]).await.expect("a row").get(0)
 }
 
-pub(crate) async fn role_is_gone(role: &str) -> Duration {
+pub(crate) async fn role_is_of_no_use(role: &str) -> Duration {
     let began = Instant::now();
     eventually("the leased role to be of no use", async || {
         (world().usable_roles(&[role]).await == 0).then_some(())
@@ -23,7 +23,7 @@ pub(crate) async fn role_is_gone(role: &str) -> Duration {
 }
 
 #[tokio::test]
-async fn a_leased_role_exists_during_its_session_and_not_after() {
+async fn a_leased_role_works_during_its_session_and_not_after() {
     let proxy = Proxy::start().await;
     let superuser = world().superuser("postgres").await;
     let client = proxy.connect(&mint::token("acme"), "acme").await.expect("connected");
@@ -35,7 +35,7 @@ async fn a_leased_role_exists_during_its_session_and_not_after() {
     assert_eq!((row.get::<_, bool>(0), row.get::<_, bool>(1)), (true, false));
 
     drop(client);
-    let took = role_is_gone(&role).await;
+    let took = role_is_of_no_use(&role).await;
     assert!(took < Duration::from_secs(2), "promised within 2 s, took {took:?}");
     proxy.metric_reaches("pgsilo_revocations_total", 1.0).await;
 }
@@ -50,7 +50,7 @@ async fn two_sessions_never_share_a_lease() {
 }
 
 #[tokio::test]
-async fn a_thousand_sessions_leave_no_role_and_no_lease() {
+async fn a_thousand_sessions_leave_no_usable_role_and_no_lease() {
     let proxy = Proxy::start().await;
     let token = mint::token_with("globex", json!({ "access": "migrate" }));
     for _ in 0..1000 {
@@ -121,7 +121,7 @@ pub(crate) async fn a_session_that_is_killed_in_the_database_gives_its_lease_bac
     let error = client.fatal().await;
     assert_eq!(error.sqlstate(), "57P01", "the database's own words");
     assert_eq!(proxy.event("ended", |_| true).await["ending"], "backend_left");
-    role_is_gone(&role).await;
+    role_is_of_no_use(&role).await;
 }
 
 #[tokio::test]
@@ -335,7 +335,7 @@ async fn a_shared_lease_goes_with_its_last_session_once_its_window_is_over() {
     })
     .await;
     drop(first);
-    role_is_gone(&role).await;
+    role_is_of_no_use(&role).await;
     later.simple_query("SELECT 1").await.expect("still served");
 }
 
@@ -373,7 +373,7 @@ async fn a_leased_role_cannot_make_itself_undroppable() {
         client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
     drop(client);
-    role_is_gone(&role).await;
+    role_is_of_no_use(&role).await;
     let mut config = tokio_postgres::Config::new();
     config.host("127.0.0.1").port(world().var("PG_PORT").parse().expect("a port"));
     config.user(&role).password("known").dbname("tenant_acme");
@@ -421,7 +421,7 @@ async fn a_session_that_holds_on_to_its_role_loses_it_all_the_same() {
     })
     .await;
     drop(client);
-    role_is_gone(&role).await;
+    role_is_of_no_use(&role).await;
     let left = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 OR (usename IS NULL AND wait_event = 'PgSleep')";
     let left: i64 = superuser.query_one(left, &[&role]).await.expect("asked").get(0);
     assert_eq!(left, 0, "and so is its session");

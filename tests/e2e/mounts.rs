@@ -9,7 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use crate::support::proxy::{Proxy, Settings};
+use crate::orphans::settings_of;
+use crate::support::proxy::Proxy;
 use crate::support::raw::Raw;
 use crate::support::world::World;
 use crate::support::{eventually, mint};
@@ -17,15 +18,6 @@ use crate::support::{eventually, mint};
 /// OpenBAO asked as the provisioner.
 async fn provisioner(world: &World, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
     world.bao_as(world.var("PROVISIONER_BAO_TOKEN"), method, path, body).await
-}
-
-async fn in_front_of(world: &World) -> Proxy {
-    let openbao = format!(
-        "address = \"{}\"\nauth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"{}\" }} }}\n",
-        world.var("BAO_ADDR"),
-        world.dir().join("secret-id").display()
-    );
-    Proxy::of(world, Settings { openbao, ..Settings::default() }).await
 }
 
 /// OpenBAO revokes 200 leases at once, over all mounts.
@@ -70,7 +62,7 @@ async fn one_tenants_stuck_revocations_hold_no_others_up() {
     })
     .await;
 
-    let proxy = in_front_of(&world).await;
+    let proxy = Proxy::of(&world, settings_of(&world)).await;
     let mut client = Raw::unix(&proxy.socket()).await;
     client.log_in(&mint::token_of(&world, "globex"), "globex").await;
     let role = client.ask("SELECT session_user::text").await;
@@ -163,6 +155,8 @@ async fn the_provisioners_token_does_not_bring_a_brokers_password_to_light() {
     };
     let known_to_us = json!({ "username": "tenant_acme_broker", "password": "known" });
     let hidden = format!("{own}&host=127.0.0.1&port={}", evil.port());
+    let another_port = format!("{own}&port={}", evil.port());
+    let files = format!("{own}&sslkey=/etc/openbao/tls.key");
     let written_otherwise = hidden.replace("host", "h%6fst");
     let with_another = elsewhere.replace(&evil.to_string(), &format!("{},{evil}", evil.ip()));
     for (path, body) in [
@@ -176,6 +170,8 @@ async fn the_provisioners_token_does_not_bring_a_brokers_password_to_light() {
         (path, of(own, json!({ "root_rotation_statements": ["SELECT 1"] }))),
         ("pgsilo/acme/config/tenant-new", of(&elsewhere, known_to_us.clone())),
         ("pgsilo/acme/config/tenant-new", of(&hidden, known_to_us.clone())),
+        ("pgsilo/acme/config/tenant-new", of(&another_port, known_to_us.clone())),
+        ("pgsilo/acme/config/tenant-new", of(&files, known_to_us.clone())),
         ("pgsilo/acme/config/tenant-new", of(&written_otherwise, known_to_us.clone())),
         ("pgsilo/acme/config/tenant-new", of(&with_another, known_to_us.clone())),
     ] {

@@ -63,7 +63,7 @@ async fn sessions(proxy: &Proxy, count: usize) -> (Vec<Raw>, Vec<String>) {
 }
 
 #[tokio::test]
-async fn a_killed_proxy_leaves_no_role_once_its_token_period_has_passed() {
+async fn a_killed_proxy_leaves_no_usable_role_once_its_token_period_has_passed() {
     let period = Duration::from_secs(5);
     let extra = json!({ "token_period": "5s" });
     let mut proxy = with_app_role("killed", extra, Settings::default()).await;
@@ -198,7 +198,7 @@ pub(crate) fn session_authority() -> Settings {
     Settings { openbao: address(), lease: lease.to_owned(), ..Settings::default() }
 }
 
-/// OpenBAO takes the subject for the entity, and the entity for the tenant.
+/// A token that OpenBAO takes by itself: the tenant, and a subject of that tenant's.
 pub(crate) fn own_token(tenant: &str, access: &str) -> String {
     let subject = format!("alice@{tenant}");
     mint::token_with(tenant, json!({ "sub": subject, "access": access }))

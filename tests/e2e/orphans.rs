@@ -397,13 +397,8 @@ async fn sessions_that_begin_end_and_renew_meanwhile_are_never_accused() {
     changed["default_ttl"] = "4s".into();
     changed["max_ttl"] = "1h".into();
     assert_eq!(world.bao("POST", "pgsilo/acme/roles/tenant-acme-rw", Some(changed)).await.0, 204);
-    let openbao = format!(
-        "address = \"{}\"\nauth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"{}\" }} }}\n",
-        world.var("BAO_ADDR"),
-        world.dir().join("secret-id").display()
-    );
     let lease = "scope = \"window\"\nwindow = \"1s\"\n".to_owned();
-    let settings = Settings { openbao, lease, ..Settings::default() };
+    let settings = Settings { lease, ..settings_of(&world) };
     let proxy = Proxy::of(&world, settings).await;
     let mut long = Vec::new();
     for _ in 0..4 {

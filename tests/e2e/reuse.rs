@@ -4,7 +4,7 @@
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::leases::role_is_gone;
+use crate::leases::role_is_of_no_use;
 use crate::openbao::{own_token, session_authority};
 use crate::support::mint;
 use crate::support::proxy::{Proxy, Settings};
@@ -404,5 +404,5 @@ async fn a_stop_lets_go_of_what_waits() {
     let role = proxy.served(0).await["role"].as_str().expect("a role").to_owned();
     proxy.signal(Signal::TERM);
     assert!(proxy.ended().await.success());
-    role_is_gone(&role).await;
+    role_is_of_no_use(&role).await;
 }

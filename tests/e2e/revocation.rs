@@ -283,7 +283,8 @@ async fn logins_that_race_a_revocation_do_not_outlive_their_role() {
 async fn sessions_that_change_their_role_without_a_pause_are_stopped_at_once() {
     let (world, proxy) = world_and_proxy().await;
     // Who commits cannot be interrupted, and takes as long as on a disk.
-    let slow = ["fsync = on", "synchronous_commit = on", "commit_delay = 20000", "commit_siblings = 0"];
+    let slow =
+        ["fsync = on", "synchronous_commit = on", "commit_delay = 20000", "commit_siblings = 0"];
     reconfigure(&world, &slow).await;
     for _ in 0..5 {
         let (client, role) = captured(&world, &proxy, "acme").await;
@@ -485,6 +486,129 @@ async fn roles_of_a_tenant_that_is_no_more_are_dropped_whoever_grants_them_somet
     let left = "SELECT count(*) FROM pg_roles WHERE rolname ~ 'globex'";
     assert_eq!(superuser.query_one(left, &[]).await.expect("asked").get::<_, i64>(0), 0);
     acme.batch_execute("SELECT * FROM customers").await.expect("acme is served");
+}
+
+/// A copy that somebody has restored under another name, and that the tenant's roles own.
+#[tokio::test]
+async fn what_was_kept_of_a_tenant_that_is_no_more_is_left_alone() {
+    let (world, _proxy) = world_and_proxy().await;
+    let superuser = world.superuser("postgres").await;
+    let renamed = "ALTER DATABASE tenant_globex WITH ALLOW_CONNECTIONS false";
+    superuser.batch_execute(renamed).await.expect("closed");
+    eventually("nobody to be in it", async || {
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            WHERE datname = 'tenant_globex'";
+        superuser.batch_execute(end).await.expect("asked");
+        let rename = "ALTER DATABASE tenant_globex RENAME TO globex_archive";
+        superuser.batch_execute(rename).await.ok()
+    })
+    .await;
+    for sql in [
+        "ALTER DATABASE globex_archive WITH ALLOW_CONNECTIONS true",
+        // So that its broker could go.
+        "REVOKE ALL ON DATABASE globex_archive FROM tenant_globex_broker",
+    ] {
+        superuser.batch_execute(sql).await.expect("done");
+    }
+    let archive = world.superuser("globex_archive").await;
+    archive
+        .batch_execute("CREATE POLICY kept ON customers TO tenant_globex_app USING (true)")
+        .await
+        .expect("made");
+    let state =
+        "SELECT array_agg(c.relname || ' ' || c.relowner::regrole || coalesce(c.relacl::text, '')
+            ORDER BY c.oid)::text || (SELECT count(*) FROM pg_policy)
+        FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace";
+    let state = async || -> String { archive.query_one(state, &[]).await.expect("asked").get(0) };
+    let before = state().await;
+    let registry = std::fs::read_to_string(world.var("PGSILO_REGISTRY")).expect("read");
+    let (acme_only, _) = registry.split_once("[[tenant]]\nid = \"globex\"").expect("both");
+    let file = world.dir().join("acme.toml");
+    std::fs::write(&file, acme_only).expect("written");
+    let arguments = ["--registry", file.to_str().expect("UTF-8"), "--fix"];
+
+    let (code, findings) = audit(&world, &arguments).await;
+    assert_eq!((code, &findings[0]["finding"]), (1, &json!("removed_tenant")), "{findings:?}");
+    let why = findings[0]["outcome"]["failed"].as_str().expect("why");
+    assert!(why.contains("globex_archive") && why.contains("REASSIGN OWNED"), "{why}");
+    assert_eq!(state().await, before);
+    let left = "SELECT count(*) FROM pg_roles WHERE rolname ~ '^tenant_globex_'";
+    assert_eq!(superuser.query_one(left, &[]).await.expect("asked").get::<_, i64>(0), 4);
+
+    // As it asks for.
+    for sql in [
+        "REASSIGN OWNED BY tenant_globex_app, tenant_globex_ro TO postgres",
+        "DROP OWNED BY tenant_globex_login",
+        "DROP OWNED BY tenant_globex_ro",
+        "DROP OWNED BY tenant_globex_app",
+    ] {
+        archive.batch_execute(sql).await.expect("the superuser's");
+    }
+    let (code, findings) = audit(&world, &arguments).await;
+    assert_eq!((code, &findings[0]["outcome"]), (0, &json!("mended")), "{findings:?}");
+    assert_eq!(superuser.query_one(left, &[]).await.expect("asked").get::<_, i64>(0), 0);
+    archive.batch_execute("SELECT * FROM customers").await.expect("it is kept");
+}
+
+/// Hundreds of them, each named by hundreds of grants; and by what others make for it.
+#[tokio::test]
+async fn an_attack_with_grants_is_cleared_away_at_once() {
+    let (world, proxy) = world_and_proxy().await;
+    let superuser = world.superuser("tenant_acme").await;
+    let foreign =
+        "CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER far FOREIGN DATA WRAPPER nothing;
+        GRANT USAGE ON FOREIGN DATA WRAPPER nothing TO tenant_acme_app;
+        ALTER SERVER far OWNER TO tenant_acme_app";
+    superuser.batch_execute(foreign).await.expect("made");
+    let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
+    acme.batch_execute("CREATE TABLE hook (n int); CREATE TABLE line (n int)").await.expect("made");
+    let lease = async || {
+        let (status, answer) = world.bao("GET", "pgsilo/globex/creds/tenant-globex-rw", None).await;
+        assert_eq!(status, 200, "{answer}");
+        let role = answer["data"]["username"].as_str().expect("a role").to_owned();
+        let attack = format!("GRANT SELECT ON hook, line TO \"{role}\"");
+        acme.batch_execute(&attack).await.expect("granted");
+        let body = json!({ "lease_id": answer["lease_id"], "sync": true });
+        assert_eq!(world.bao("PUT", "sys/leases/revoke", Some(body)).await.0, 204);
+        role
+    };
+    let mut roles = Vec::new();
+    for _ in 0..40 {
+        roles.push(lease().await);
+    }
+    // It belongs to the role that it is for.
+    let mapping = format!("CREATE USER MAPPING FOR \"{}\" SERVER far", roles[0]);
+    acme.batch_execute(&mapping).await.expect("made");
+    let (code, findings) = audit(&world, &["--fix"]).await;
+    assert_eq!((code, findings.len()), (0, roles.len()), "{findings:?}");
+    assert!(findings.iter().all(|one| one["outcome"] == "mended"), "{findings:?}");
+    for role in &roles {
+        assert_eq!(may_log_in(&world, role).await, None);
+    }
+}
+
+#[tokio::test]
+async fn one_audit_at_a_time_mends_a_cluster() {
+    let (world, proxy) = world_and_proxy().await;
+    let (victim, role) = captured(&world, &proxy, "globex").await;
+    let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
+    acme.batch_execute(&format!("CREATE TABLE hook (n int); GRANT SELECT ON hook TO \"{role}\""))
+        .await
+        .expect("granted");
+    drop(victim);
+    is_revoked(&world, "tenant-globex-rw").await;
+    // As another one holds it.
+    let other = world.superuser("postgres").await;
+    let claim = i64::from_be_bytes(*b"pgsilo-a");
+    other.query_one("SELECT pg_advisory_lock($1)", &[&claim]).await.expect("claimed");
+    assert_eq!(audit(&world, &["--fix"]).await, (1, vec![]));
+    assert_eq!(may_log_in(&world, &role).await, Some(false));
+    drop(other);
+    eventually("the other one to have ended", async || {
+        let (code, findings) = audit(&world, &["--fix"]).await;
+        (code == 0).then(|| assert_eq!(findings[0]["outcome"], "mended"))
+    })
+    .await;
 }
 
 /// As an operator starts it, and as the recipe of `pg_hba.conf` has it.

@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use serde_json::json;
 use tokio::sync::watch;
 
+use crate::orphans::settings_of;
 use crate::support::proxy::{Proxy, Settings};
 use crate::support::raw::{Raw, query};
 use crate::support::world::World;
@@ -16,11 +17,7 @@ use crate::support::{eventually, mint};
 /// A pgsilo in front of a sandbox of its own, with more keys of `[openbao]`.
 async fn in_front_of(world: &World, more: &str) -> Proxy {
     let settings = Settings {
-        openbao: format!(
-            "address = \"{}\"\ntimeout = \"1s\"\n{more}auth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"{}\" }} }}\n",
-            world.var("BAO_ADDR"),
-            world.dir().join("secret-id").display()
-        ),
+        openbao: format!("timeout = \"1s\"\n{more}{}", settings_of(world).openbao),
         ..Settings::default()
     };
     Proxy::of(world, settings).await

@@ -5,7 +5,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio_postgres::SimpleQueryMessage;
 
-use crate::leases::role_is_gone;
+use crate::leases::role_is_of_no_use;
 use crate::support::proxy::{Proxy, Settings};
 use crate::support::raw::{Message, Raw, query, startup};
 use crate::support::world::{World, world};
@@ -334,7 +334,7 @@ async fn a_stop_lets_go_of_all_of_them() {
     let waiting = made_ready(&proxy, &mint::token("acme"), PLAIN).await;
     proxy.signal(Signal::TERM);
     assert!(proxy.ended().await.success());
-    role_is_gone(waiting["role"].as_str().expect("a role")).await;
+    role_is_of_no_use(waiting["role"].as_str().expect("a role")).await;
 }
 
 #[tokio::test]

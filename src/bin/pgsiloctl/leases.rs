@@ -25,6 +25,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use pgsilo::registry::{Registry, Tenant};
+use tokio::sync::Mutex;
 
 use crate::bao::Bao;
 use crate::postgres::Identity;
@@ -61,8 +62,8 @@ pub(crate) enum Command {
 ///
 /// --fix looks once more, ends the sessions of orphaned roles, drops roles, takes away what other
 /// databases grant them, and revokes leases. It never touches what is undecided, doubtful or surplus:
-/// leases that nobody renews end by themselves, and then it is known. The registry must name the servers where all sessions are, and each cluster's leased
-/// roles must come from this OpenBAO.
+/// leases that nobody renews end by themselves, and then it is known. The registry must name the
+/// servers where all sessions are, and each cluster's leased roles must come from this OpenBAO.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Audit {
@@ -154,8 +155,12 @@ impl Audit {
                 self.settle.as_secs()
             ));
             tokio::time::sleep(self.settle).await;
-            for suspect in auditor.look_again(suspects, &mut report).await {
-                auditor.settle(suspect, self.fix, &mut report).await;
+            let mut confirmed = auditor.look_again(suspects, &mut report).await;
+            if self.fix {
+                let _claims = auditor.claim(&mut confirmed, &mut report).await;
+                auditor.mend(confirmed, &mut report).await;
+            } else {
+                Auditor::leave(&confirmed, &mut report);
             }
         }
         Ok(report.conclude(looked_at))
@@ -209,6 +214,7 @@ impl Audit {
             None => None,
         };
         let bao = Bao::trusting(&self.bao, ca.as_deref(), self.bao_namespace.as_deref())?;
-        Ok(Auditor { provisioner: Identity { user, password }, bao: bao.as_token(token) })
+        let (provisioner, bao) = (Identity { user, password }, bao.as_token(token));
+        Ok(Auditor { provisioner, bao, alone: Mutex::default() })
     }
 }

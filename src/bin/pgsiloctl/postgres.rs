@@ -24,9 +24,11 @@ use crate::secret::Secret;
 
 /// From the dial to the end of the login.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Until a server that does not answer, not even to the kernel's probes, is given up.
+const SILENCE: Duration = Duration::from_secs(30);
 /// A session works inside databases where tenants may make things, some of it as their brokers:
 /// nothing of theirs is found by an unqualified name, and nothing is waited for without end.
-const SETTINGS: &str = "-c search_path=pg_catalog,pg_temp -c statement_timeout=30s";
+pub(crate) const SETTINGS: &str = "-c search_path=pg_catalog,pg_temp -c statement_timeout=30s";
 
 /// A role that logs in by password, whatever the server.
 #[derive(Debug, Clone)]
@@ -44,6 +46,10 @@ impl Identity {
             .password(self.password.expose())
             .dbname(&placement.dbname)
             .application_name("pgsiloctl")
+            .tcp_user_timeout(SILENCE)
+            .keepalives_idle(SILENCE / 3)
+            .keepalives_interval(SILENCE / 3)
+            .keepalives_retries(2)
             .options(SETTINGS);
         locate(&mut config, &placement.host);
         let connecting = connect(config, placement);

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use tokio_postgres::{Client, NoTls};
 
 use crate::bao::Bao;
+use crate::postgres::SETTINGS;
 use crate::revocation;
 use crate::secret::Secret;
 
@@ -89,6 +90,7 @@ impl Login {
             .password(self.password.expose())
             .dbname(database)
             .application_name("pgsiloctl")
+            .options(SETTINGS)
             .connect(NoTls)
             .await
             .with_context(|| format!("logging in to database {database} as {}", self.user))?;

@@ -69,7 +69,7 @@ pub(crate) async fn is_given_back(proxy: &Proxy, role: &str) {
         (leases - revoked == proxy.metric("pgsilo_sessions_active").await).then_some(())
     })
     .await;
-    is_dropped(role).await;
+    is_of_no_use(role).await;
 }
 
 /// A session that still works ends, and its lease is given back.
@@ -80,7 +80,7 @@ pub(crate) async fn lives_to_its_end(proxy: &Proxy, mut client: Raw, role: &str)
 }
 
 /// Waits until a leased role is of no use to anybody.
-pub(crate) async fn is_dropped(role: &str) {
+pub(crate) async fn is_of_no_use(role: &str) {
     eventually("the leased role to be dropped", async || {
         (world().usable_roles(&[role]).await == 0).then_some(())
     })

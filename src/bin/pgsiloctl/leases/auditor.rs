@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use futures_util::{StreamExt, stream};
 use pgsilo::registry::{Placement, Registry, Tenant};
+use tokio::sync::Mutex;
+use tokio_postgres::Client;
 
 use super::mend::Mender;
 use super::report::{Outcome, Report};
@@ -17,6 +20,12 @@ use crate::postgres::Identity;
 
 /// Subjects looked at at once.
 const AT_ONCE: usize = 8;
+/// Tenants mended at once.
+const MENDED_AT_ONCE: usize = 4;
+/// What is not begun by then is left to the next audit: one tenant's do not keep the others waiting.
+const MENDED_WITHIN: Duration = Duration::from_secs(300);
+/// The advisory lock of whoever mends.
+const CLAIM: i64 = i64::from_be_bytes(*b"pgsilo-a");
 
 /// What is looked at.
 #[derive(Debug, Clone)]
@@ -54,7 +63,6 @@ impl Subject {
             let tenants = tenants.clone();
             Subject::Cluster(Arc::new(Cluster { placement, databases, tenants }))
         });
-        // What a transaction that was prepared holds, no revocation gets.
         clusters.chain(chosen.into_iter().map(Subject::Tenant)).collect()
     }
 
@@ -93,6 +101,8 @@ pub(super) struct Suspect {
 pub(super) struct Auditor {
     pub(super) provisioner: Identity,
     pub(super) bao: Bao,
+    /// Held by who takes grants away.
+    pub(super) alone: Mutex<()>,
 }
 
 impl Auditor {
@@ -148,32 +158,109 @@ impl Auditor {
         Ok(findings)
     }
 
-    /// Reports what was confirmed; mends what still is so, if that is wanted: other subjects may
-    /// have taken their time since.
-    pub(super) async fn settle(&self, confirmed: Suspect, fix: bool, report: &mut Report) {
-        if !fix {
-            for finding in &confirmed.findings {
-                report.tell(&confirmed.subject, finding, &Outcome::Left);
+    /// Reports what was confirmed, and leaves it.
+    pub(super) fn leave(confirmed: &[Suspect], report: &mut Report) {
+        for one in confirmed {
+            for finding in &one.findings {
+                report.tell(&one.subject, finding, &Outcome::Left);
             }
-            return;
         }
-        let subject = confirmed.subject.clone();
-        let Some(confirmed) = self.look_again(vec![confirmed], report).await.pop() else { return };
+    }
+
+    /// Mends what was confirmed and still is so: other subjects may have taken their time since.
+    /// Clusters first: what a transaction that was prepared holds, no revocation gets.
+    pub(super) async fn mend(&self, confirmed: Vec<Suspect>, report: &mut Report) {
+        let (clusters, tenants): (Vec<_>, Vec<_>) =
+            confirmed.into_iter().partition(|one| matches!(one.subject, Subject::Cluster(_)));
+        for (suspects, at_once) in [(clusters, 1), (tenants, MENDED_AT_ONCE)] {
+            let mends = stream::iter(suspects).map(|confirmed| async move {
+                let subject = confirmed.subject.clone();
+                (subject, self.mend_one(confirmed).await)
+            });
+            let mut mends = mends.buffered(at_once);
+            while let Some((subject, mended)) = mends.next().await {
+                match mended {
+                    Ok(mended) => {
+                        for (finding, outcome) in &mended {
+                            report.tell(&subject, finding, outcome);
+                        }
+                    }
+                    Err(error) => report.fail(&subject.to_string(), &error),
+                }
+            }
+        }
+    }
+
+    async fn mend_one(&self, confirmed: Suspect) -> Result<Vec<(Finding, Outcome)>> {
+        let Suspect { subject, findings } = confirmed;
+        let findings = verdict::confirmed(&findings, self.judge(&subject).await?);
         let placement = subject.placement();
-        let database = match self.provisioner.connect(placement).await {
-            Ok(database) => database,
-            Err(error) => return report.fail(&subject.to_string(), &error),
-        };
-        let (provisioner, bao) = (&self.provisioner, &self.bao);
-        let mender = Mender { database: &database, placement, provisioner, bao };
-        for finding in &confirmed.findings {
-            let outcome = match mender.mend(finding).await {
-                Ok(true) => Outcome::Mended,
-                Ok(false) => Outcome::Left,
-                Err(error) => Outcome::Failed(format!("{error:#}")),
-            };
-            report.tell(&subject, finding, &outcome);
+        let database = self.provisioner.connect(placement).await?;
+        let Auditor { provisioner, bao, alone } = self;
+        let mender = Mender { database: &database, placement, provisioner, bao, alone };
+        let began = Instant::now();
+        let stopped: Vec<_> = findings.iter().filter_map(Finding::stopped).collect();
+        if !stopped.is_empty() {
+            // What it cannot take away, each of them will tell.
+            let _told_later = mender.free(&stopped).await;
         }
+        let mut mended = Vec::with_capacity(findings.len());
+        for finding in findings {
+            let outcome = match began.elapsed() < MENDED_WITHIN {
+                true => match mender.mend(&finding).await {
+                    Ok(true) => Outcome::Mended,
+                    Ok(false) => Outcome::Left,
+                    Err(error) => Outcome::Failed(format!("{error:#}")),
+                },
+                false => Outcome::Failed(format!(
+                    "not reached within {} s; the next audit goes on",
+                    MENDED_WITHIN.as_secs()
+                )),
+            };
+            mended.push((finding, outcome));
+        }
+        Ok(mended)
+    }
+
+    /// Keeps other audits from mending the suspects' clusters, for as long as what it answers lives.
+    /// Those of clusters where another one is at work are given up, and told of.
+    pub(super) async fn claim(
+        &self,
+        suspects: &mut Vec<Suspect>,
+        report: &mut Report,
+    ) -> Vec<Client> {
+        let mut clients = Vec::new();
+        let mut claims = BTreeMap::<String, bool>::new();
+        for suspect in &*suspects {
+            let placement = suspect.subject.placement();
+            let cluster = placement.host.to_string();
+            if claims.contains_key(&cluster) {
+                continue;
+            }
+            let claimed = match self.claim_one(placement).await {
+                Ok(client) => {
+                    clients.push(client);
+                    true
+                }
+                Err(error) => {
+                    report.fail(&format!("cluster {cluster}"), &error);
+                    false
+                }
+            };
+            claims.insert(cluster, claimed);
+        }
+        suspects.retain(|one| claims.get(&one.subject.placement().host.to_string()) == Some(&true));
+        clients
+    }
+
+    /// In a database where no tenant can take that lock.
+    async fn claim_one(&self, placement: &Placement) -> Result<Client> {
+        let there = Placement { dbname: "postgres".to_owned(), ..placement.clone() };
+        let client = self.provisioner.connect(&there).await?;
+        let claim = "SELECT pg_catalog.pg_try_advisory_lock($1)";
+        let claimed: bool = client.query_one(claim, &[&CLAIM]).await?.try_get(0)?;
+        ensure!(claimed, "another audit is mending there; look again when it is done");
+        Ok(client)
     }
 
     /// Gives each tenant's brokers passwords that both sides know.

@@ -20,14 +20,12 @@ pub(super) async fn look(
     Ok(findings)
 }
 
-/// A session keeps the number of its role when that is dropped. Roles are read when sessions were: one
-/// that has just been made is no reason to accuse its session.
+/// A session keeps the number of its role when that is dropped. A role that was made while sessions were
+/// read is there at the second look.
 async fn roleless_sessions(database: &Client) -> Result<Vec<ClusterFinding>> {
-    let query = "WITH sessions AS MATERIALIZED (
-            SELECT pid, usesysid, coalesce(datname::text, '') AS datname
-            FROM pg_catalog.pg_stat_activity WHERE usesysid IS NOT NULL AND usesysid <> 0)
-        SELECT pid, usesysid, datname FROM sessions
-        WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE oid = usesysid)";
+    let query = "SELECT pid, usesysid, coalesce(datname::text, '')
+        FROM pg_catalog.pg_stat_activity WHERE usesysid <> 0
+            AND NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE oid = usesysid)";
     let rows = database.query(query, &[]).await?;
     rows.iter()
         .map(|row| {

@@ -4,9 +4,10 @@
 use anyhow::{Context, Result, bail, ensure};
 use pgsilo::registry::Placement;
 use serde_json::json;
+use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
-use super::grants;
+use super::grants::Grants;
 use super::standing::Standing;
 use super::verdict::{ClusterFinding, Finding};
 use crate::bao::Bao;
@@ -22,9 +23,16 @@ pub(super) struct Mender<'a> {
     pub(super) placement: &'a Placement,
     pub(super) provisioner: &'a Identity,
     pub(super) bao: &'a Bao,
+    /// Whoever takes grants away is a member of other tenants' roles meanwhile.
+    pub(super) alone: &'a Mutex<()>,
 }
 
 impl Mender<'_> {
+    /// Takes away what all of some leased roles are granted, so that each can be dropped.
+    pub(super) async fn free(&self, roles: &[&str]) -> Result<()> {
+        self.take_away(roles).await
+    }
+
     /// Mends one finding; whether there was anything to be done. What is doubtful is left alone, and
     /// what an operator must do.
     pub(super) async fn mend(&self, finding: &Finding) -> Result<bool> {
@@ -64,6 +72,7 @@ impl Mender<'_> {
             }
             ClusterFinding::PreparedAllowed { .. } => Ok(false),
             ClusterFinding::RemovedTenant { roles, .. } => {
+                self.ensure_nothing_is_owned(roles).await?;
                 for role in roles {
                     self.drop_group_role(role).await?;
                 }
@@ -77,7 +86,17 @@ impl Mender<'_> {
         if self.bao.look_up_lease(lease).await?.is_none() {
             return Ok(());
         }
-        self.bao.write(&format!("sys/leases/revoke/{lease}"), json!({ "sync": true })).await?;
+        let path = format!("sys/leases/revoke/{lease}");
+        if let Err(error) = self.bao.write(&path, json!({ "sync": true })).await {
+            let other_password = error.to_string().contains("SQLSTATE 28P01");
+            return Err(match other_password {
+                true => error.context(
+                    "OpenBAO and PostgreSQL know different passwords of the broker: \
+                     --new-broker-passwords gives it one that both know",
+                ),
+                false => error,
+            });
+        }
         Ok(())
     }
 
@@ -98,7 +117,7 @@ impl Mender<'_> {
             }
             owned = left;
         }
-        grants::take_away(self.database, self.placement, self.provisioner, role).await?;
+        self.take_away(&[role]).await?;
         standing.revoke(self.database, role).await?;
         match self.owned_by(role).await? {
             None => Ok(()),
@@ -131,7 +150,8 @@ impl Mender<'_> {
         Ok(match (sessions, objects.is_empty()) {
             (1.., _) => format!("{sessions} of its sessions do not end"),
             (_, false) => format!(
-                "objects depend on it that are too many, or that somebody holds a lock on ({})",
+                "objects depend on it that are too many (a superuser drops them), or that somebody \
+                 holds a lock on ({})",
                 objects.join(", ")
             ),
             (_, true) => {
@@ -182,8 +202,34 @@ impl Mender<'_> {
         for row in self.database.query(leased, &[&role]).await.context("its leased roles")? {
             self.drop_role(row.try_get(0)?, Sessions::End).await?;
         }
-        grants::take_away(self.database, self.placement, self.provisioner, role).await?;
+        self.take_away(&[role]).await?;
         standing.drop(self.database).await
+    }
+
+    /// What a removed tenant's roles still own is a copy of its data that somebody has kept: a database that was
+    /// renamed, or restored under another name.
+    async fn ensure_nothing_is_owned(&self, roles: &[String]) -> Result<()> {
+        let query = "SELECT DISTINCT coalesce(d.datname::text, s.objid::text)
+            FROM pg_catalog.pg_shdepend s
+            JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid
+            LEFT JOIN pg_catalog.pg_database d ON d.oid IN (s.dbid, s.objid)
+            WHERE s.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass
+                AND s.deptype = 'o' AND r.rolname = ANY ($1)";
+        let owned = self.database.query(query, &[&roles]).await.context("what they own")?;
+        let owned: Vec<String> =
+            owned.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+        ensure!(
+            owned.is_empty(),
+            "they own what is in {}: drop it, or if it is wanted, REASSIGN OWNED and DROP OWNED there",
+            owned.join(", ")
+        );
+        Ok(())
+    }
+
+    async fn take_away(&self, roles: &[&str]) -> Result<()> {
+        let Mender { database, placement, provisioner, .. } = *self;
+        let _alone = self.alone.lock().await;
+        Grants { database, placement, provisioner }.take_away(roles).await
     }
 }
 

@@ -122,7 +122,9 @@ pub(super) fn judge(mut roles: Vec<Role>, leases: Vec<Lease>) -> Result<Vec<Find
             || leases.is_empty()
             || roles.iter().any(|role| !within(role, &leases).is_empty()),
         "no lease of {} ends when any of {} roles does, so they cannot be told to belong together: \
-         does OpenBAO cut leases to the life of the token (batch tokens), or its clock jump?",
+         was OpenBAO restored from a backup (then look again when the leases of the backup have ended, \
+         within the longest default_ttl), does it cut leases to the life of the token (batch tokens), \
+         or did its clock jump?",
         leases.len(),
         roles.len()
     );
@@ -305,6 +307,14 @@ impl Role {
 }
 
 impl Finding {
+    /// The role that was stopped, if that is what it is about.
+    pub(super) fn stopped(&self) -> Option<&str> {
+        match self {
+            Finding::StoppedRole(role) => Some(&role.name),
+            _ => None,
+        }
+    }
+
     /// Whether it is the same as at a look before, however many are logged in by now, and however
     /// long ago a lease has ended.
     fn is_still(&self, now: &Finding) -> bool {

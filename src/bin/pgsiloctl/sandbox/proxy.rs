@@ -112,9 +112,9 @@ fn write_config(wish: &Wish<'_>, port: u16) -> Result<String> {
 }
 
 /// A tenant's sessions: what its database takes, less what waits for sessions (`[warm]
-/// max_per_tenant`) and what its broker has (OpenBAO's `max_open_connections`).
+/// max_per_tenant`), what its broker has (OpenBAO's `max_open_connections`) and the audit.
 fn sessions(share: u16) -> u16 {
-    share.saturating_sub(4 + 4).max(1)
+    share.saturating_sub(4 + 4 + 2).max(1)
 }
 
 fn config_text(wish: &Wish<'_>, port: u16, admin: &str) -> String {

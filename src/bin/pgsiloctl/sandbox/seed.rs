@@ -39,7 +39,8 @@ impl Data {
         let names: Vec<_> =
             self.customers.iter().map(|name| format!("('{}')", name.replace('\'', "''"))).collect();
         format!(
-            "CREATE TABLE customers (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL);
+            "SET search_path = public;
+             CREATE TABLE customers (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL);
              CREATE TABLE invoices (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
                  customer_id int NOT NULL REFERENCES customers, cents bigint NOT NULL);
              INSERT INTO customers (name) VALUES {};
