@@ -27,7 +27,8 @@ DECLARE
     patience timestamptz := began + '1 s'::interval;
     group_roles name[];
     young boolean;
-    victims name[];
+    old boolean;
+    victims name[] := ARRAY['{{name}}']::name[];
     victim name;
     id oid;
     since timestamptz;
@@ -35,35 +36,39 @@ DECLARE
     holders text[];
     starting text[];
     login text;
+    detail text;
     seen boolean;
     ended boolean;
     objects oid[];
     weight bigint;
+    named boolean;
     dropped boolean;
     membership record;
 BEGIN
     -- Tenants make operators and functions in this database: none of theirs is found.
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
     SELECT coalesce(array_agg(r.rolname) FILTER (WHERE r.rolvaliduntil IS NULL), '{}'),
-        bool_or(r.rolvaliduntil > ripe AND r.rolvaliduntil <= began AND r.rolname <> '{{name}}')
-        INTO group_roles, young
+        bool_or(r.rolvaliduntil > ripe AND r.rolvaliduntil <= began AND r.rolname <> '{{name}}'),
+        bool_or(r.rolvaliduntil <= ripe)
+        INTO group_roles, young, old
         FROM pg_roles r JOIN pg_auth_members m ON m.roleid = r.oid AND m.admin_option
         WHERE m.member = broker AND NOT r.rolcanlogin;
     IF young THEN
         -- Somebody keeps logins waiting: it is known to be in vain, and others wait for this.
         patience := began + '20 ms'::interval;
     END IF;
-    victims := ARRAY['{{name}}']::name[] || ARRAY(
-        SELECT older.rolname FROM (
-            SELECT r.oid, r.rolname
-                FROM pg_roles r JOIN pg_auth_members m ON m.roleid = r.oid AND m.admin_option
-                WHERE m.member = broker AND NOT r.rolcanlogin AND r.rolvaliduntil < ripe
-                    AND r.rolname <> '{{name}}'
-                ORDER BY random() LIMIT 30) older
-        -- What another database grants it, only the audit can take away.
-        WHERE NOT EXISTS (SELECT FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass
-            AND d.refobjid = older.oid AND d.dbid NOT IN (0, here))
-        LIMIT 3);
+    IF old THEN
+        victims := victims || ARRAY(SELECT older.rolname FROM (
+                SELECT r.oid, r.rolname
+                    FROM pg_roles r JOIN pg_auth_members m ON m.roleid = r.oid AND m.admin_option
+                    WHERE m.member = broker AND NOT r.rolcanlogin AND r.rolvaliduntil <= ripe
+                        AND r.rolname <> '{{name}}'
+                    ORDER BY random() LIMIT 30) older
+            -- What another database grants it, only the audit can take away.
+            WHERE NOT EXISTS (SELECT FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass
+                AND d.refobjid = older.oid AND d.dbid NOT IN (0, here))
+            LIMIT 3);
+    END IF;
 
     FOREACH victim IN ARRAY victims LOOP
         EXIT WHEN victim <> '{{name}}' AND clock_timestamp() > until;
@@ -85,8 +90,7 @@ BEGIN
         END IF;
 
         -- Who is logged in, and who is about to be. Locks first: whoever is in neither list by then
-        -- began later, and is refused. Two looks at least: at the second, all are asked.
-        starting := NULL;
+        -- began later, and is refused.
         looks := 0;
         LOOP
             holders := ARRAY(SELECT l.pid || ' ' || l.virtualtransaction FROM pg_locks l
@@ -101,13 +105,11 @@ BEGIN
                 EXCEPTION WHEN insufficient_privilege THEN NULL;  -- another role's by now
                 END;
             END LOOP;
-            ended := false;
-            looks := looks + 1;
             holders := ARRAY(SELECT h FROM unnest(holders) h
                 WHERE NOT EXISTS (SELECT FROM pg_stat_activity a
                     WHERE a.pid = split_part(h, ' ', 1)::int
                         AND (a.usesysid IS NOT NULL OR a.datid IS NOT NULL)));
-            IF looks = 1 THEN
+            IF looks = 0 THEN
                 starting := holders;
             ELSE
                 -- Whose database is another one is somebody else.
@@ -115,25 +117,36 @@ BEGIN
                     WHERE h = ANY (holders) AND NOT EXISTS (SELECT FROM pg_locks d
                         WHERE d.pid = split_part(h, ' ', 1)::int AND d.locktype = 'object'
                             AND d.classid = 'pg_database'::regclass AND d.objid <> here));
-                FOREACH login IN ARRAY starting LOOP
-                    PERFORM set_config('role', victim, true);
-                    BEGIN
-                        ended := pg_terminate_backend(split_part(login, ' ', 1)::int) OR ended;
-                    EXCEPTION WHEN insufficient_privilege THEN NULL;
-                    END;
-                    PERFORM set_config('role', usual, true);
-                END LOOP;
-                EXIT WHEN since < ripe AND NOT seen AND NOT ended;
-                EXIT WHEN clock_timestamp() > patience;
             END IF;
+            ended := false;
+            FOREACH login IN ARRAY starting LOOP
+                PERFORM set_config('role', victim, true);
+                BEGIN
+                    ended := pg_terminate_backend(split_part(login, ' ', 1)::int) OR ended;
+                EXCEPTION WHEN insufficient_privilege THEN
+                    -- Its role is known (PGPROC->roleId) before it is asked whether that may log in, and is
+                    -- another one. Else the detail is about superusers.
+                    GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL;
+                    IF detail LIKE '%pg_signal_backend%' THEN
+                        starting := array_remove(starting, login);
+                    END IF;
+                END;
+                PERFORM set_config('role', usual, true);
+            END LOOP;
             EXIT WHEN NOT seen AND starting = '{}';
-            PERFORM pg_sleep(least(0.005 * looks, 0.05));
+            EXIT WHEN since < ripe AND NOT seen AND NOT ended;
+            EXIT WHEN looks > 0 AND clock_timestamp() > patience;
+            looks := looks + 1;
+            PERFORM pg_sleep(least(0.002 * looks, 0.05));
         END LOOP;
         CONTINUE WHEN seen OR ended OR (starting <> '{}' AND since > ripe);
 
+        named := EXISTS (SELECT FROM pg_shdepend
+            WHERE refclassid = 'pg_authid'::regclass AND refobjid = id);
+        weight := 0;
         -- Each object that is dropped takes a place in the lock table, which is the cluster's, until
         -- the end of the transaction. Anybody can make large objects, tens of thousands of them.
-        LOOP
+        WHILE named LOOP
             objects := ARRAY(SELECT objid FROM pg_shdepend
                 WHERE refclassid = 'pg_authid'::regclass AND refobjid = id
                     AND classid = 'pg_largeobject'::regclass AND dbid = here
@@ -148,13 +161,15 @@ BEGIN
             END;
             COMMIT;
         END LOOP;
-        WITH RECURSIVE gone AS (
-            SELECT classid, objid FROM pg_shdepend
-                WHERE refclassid = 'pg_authid'::regclass AND refobjid = id AND dbid IN (0, here)
-            UNION
-            SELECT d.classid, d.objid FROM pg_depend d
-                JOIN gone g ON d.refclassid = g.classid AND d.refobjid = g.objid
-        ) SELECT count(*) INTO weight FROM (SELECT FROM gone LIMIT 2000) g;
+        IF named THEN
+            WITH RECURSIVE gone AS (
+                SELECT classid, objid FROM pg_shdepend
+                    WHERE refclassid = 'pg_authid'::regclass AND refobjid = id AND dbid IN (0, here)
+                UNION
+                SELECT d.classid, d.objid FROM pg_depend d
+                    JOIN gone g ON d.refclassid = g.classid AND d.refobjid = g.objid
+            ) SELECT count(*) INTO weight FROM (SELECT FROM gone LIMIT 2000) g;
+        END IF;
 
         dropped := false;
         IF weight < 2000 AND NOT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'object'
