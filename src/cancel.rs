@@ -11,11 +11,12 @@ mod refused;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::{constant_time, rand};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use tokio::sync::Mutex as AsyncMutex;
 
 use crate::audit::SessionId;
 use crate::backend::{DialError, Process};
@@ -50,8 +51,20 @@ struct Key {
     secret: Secret,
     process: Process,
     whose: Whose,
+    /// How many requests have shown it.
+    shown: AtomicU64,
+    /// Held by the one that is on its way for all of them.
+    sent: AsyncMutex<Sent>,
     /// A cancel request is on its way, for all that is known, although nobody waits for it any more.
     astray: AtomicBool,
+}
+
+/// What is known of the newest request that was sent to the database.
+#[derive(Debug, Default)]
+struct Sent {
+    /// It was sent for as many of those that have shown the key.
+    covers: u64,
+    failure: Option<Arc<DialError>>,
 }
 
 /// A session's key, in force until this is dropped.
@@ -82,6 +95,8 @@ impl CancelKeys {
             secret: Secret::new(&secret[..length]),
             process,
             whose,
+            shown: AtomicU64::new(0),
+            sent: AsyncMutex::default(),
             astray: AtomicBool::new(false),
         });
         self.lock().entry(key.process.pid).or_default().push(Arc::clone(&key));
@@ -140,18 +155,28 @@ impl Found {
         &self.0.whose
     }
 
-    /// Cancels whatever runs there now.
+    /// Cancels whatever runs there now. Of one key, one request at a time is on its way. It may have hit
+    /// already when others come, and what runs then is another query: so the next one is sent for them, for
+    /// all of them together.
     ///
     /// # Errors
     /// When the database could not be reached, or did not close in time: then the request may still
     /// hit.
-    pub(crate) async fn cancel(&self) -> Result<(), DialError> {
-        let astray = &self.0.astray;
-        // Whoever drops this in the middle leaves it so.
-        astray.store(true, Ordering::Relaxed);
-        self.0.process.cancel().await?;
-        astray.store(false, Ordering::Relaxed);
-        Ok(())
+    pub(crate) async fn cancel(&self) -> Result<(), Arc<DialError>> {
+        let Key { process, shown, sent, astray, .. } = &*self.0;
+        let own = shown.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut sent = sent.lock().await;
+        if sent.covers < own {
+            let covers = shown.load(Ordering::Relaxed);
+            // Whoever drops this in the middle leaves it so.
+            let is_astray = astray.swap(true, Ordering::Relaxed);
+            let failure = process.cancel().await.err().map(Arc::new);
+            if failure.is_none() {
+                astray.store(is_astray, Ordering::Relaxed);
+            }
+            *sent = Sent { covers, failure };
+        }
+        sent.failure.clone().map_or(Ok(()), Err)
     }
 }
 

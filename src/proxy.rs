@@ -24,6 +24,9 @@ use crate::token::Verifier;
 /// handshakes take one processor.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 
+/// Cancel requests of one tenant that are under way without a place among the handshakes.
+const CANCELLING: usize = 8;
+
 /// The parts that the stages of a session meet in.
 #[derive(Debug)]
 pub(crate) struct Proxy {
@@ -37,6 +40,8 @@ pub(crate) struct Proxy {
     pub(crate) sessions: Arc<Semaphore>,
     pub(crate) tenants: Tally<TenantId>,
     pub(crate) addresses: Tally<IpAddr>,
+    /// Cancel requests that have given their place back.
+    pub(crate) cancelling: Tally<TenantId>,
     /// When the last transaction must have ended; not set while pgsilo is not stopping.
     drain: OnceLock<BootTime>,
     /// See [`Proxy::changed`].
@@ -70,6 +75,7 @@ impl Proxy {
             sessions: Arc::new(Semaphore::new(limits.max_sessions)),
             tenants: Tally::new(limits.max_sessions_per_tenant),
             addresses: Tally::new(limits.max_connections_per_address),
+            cancelling: Tally::new(Some(CANCELLING)),
             drain: OnceLock::new(),
             changed: Notify::new(),
             config,

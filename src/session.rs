@@ -47,8 +47,8 @@ enum Admitted<'c> {
     Cancel(Cancelling<'c>),
 }
 
-/// Serves one connection from its first byte to its last. While it has proved nothing, `eviction` may
-/// end it.
+/// Serves one connection from its first byte to its last. While its place is not its own, `eviction`
+/// may end it.
 pub(crate) async fn serve(mut client: Box<Client>, mut eviction: Option<Eviction>) {
     let deadline = client.deadline();
     // Boxed, so that a session holds only the memory that it needs now.
@@ -57,7 +57,12 @@ pub(crate) async fn serve(mut client: Box<Client>, mut eviction: Option<Eviction
         biased;
         login = timeout_at(deadline, login) => match login {
             Ok(Ok(Ok(Admitted::Session(spliced)))) => return spliced.run().await,
-            Ok(Ok(Ok(Admitted::Cancel(cancelling)))) => return Box::pin(cancelling.forward()).await,
+            Ok(Ok(Ok(Admitted::Cancel(cancelling)))) => {
+                match Box::pin(cancelling.forward(evicted(&mut eviction))).await {
+                    Ok(()) => return,
+                    Err(stop) => stop,
+                }
+            }
             Ok(Ok(Err(stop))) => stop,
             Ok(Err(_panic)) => Refusal::new(Reason::Internal, "a stage of the login panicked").into(),
             Err(_elapsed) => Refusal::new(Reason::LoginTimeout, "the login deadline passed").into(),
@@ -106,6 +111,7 @@ async fn login(client: &mut Client) -> Result<Admitted<'_>, Stop> {
 
 /// Turns a connection away: one metric, one audit event, one message, and the close.
 async fn refuse(mut client: Client, refusal: Refusal) {
+    client.unprove();
     metrics::counter!("pgsilo_refusals_total", "reason" => refusal.reason().label()).increment(1);
     audit::refused(&client.trail, &refusal.told());
     let message = refusal.message(client.trail.session);

@@ -4,9 +4,10 @@
 //! taken gets the place of the connection that has proved nothing for longest, which is closed, as
 //! sshd's MaxStartups makes room; but not before that one had `grace` to prove something: until then
 //! the newcomer waits, so that a crowd of honest clients does not push itself out. Who has proved who
-//! it is keeps its place. Each listener has places of its own, and so has the admin endpoint.
+//! it is keeps its place, for as long as something else bounds how many such there may be. Each listener
+//! has places of its own, and so has the admin endpoint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ pub(crate) struct Slots {
     max: usize,
     grace: Duration,
     state: Mutex<State>,
-    /// A place was given back.
+    /// A place was given back, or may be another's again.
     freed: Notify,
 }
 
@@ -27,16 +28,15 @@ pub(crate) struct Slots {
 struct State {
     next: u64,
     /// By number, so the oldest first.
-    unproved: BTreeMap<u64, Unproved>,
-    proved: usize,
+    unproved: BTreeMap<u64, Taken>,
+    proved: HashMap<u64, Taken>,
     /// Those that are told to go and have not gone yet.
     evicted: usize,
 }
 
 #[derive(Debug)]
-struct Unproved {
+struct Taken {
     since: Instant,
-    /// Dropped unused when it has proved something.
     evict: oneshot::Sender<()>,
 }
 
@@ -45,7 +45,6 @@ struct Unproved {
 pub(crate) struct Slot {
     slots: &'static Slots,
     number: u64,
-    has_proved: bool,
 }
 
 /// How a connection learns that its place is another's.
@@ -85,13 +84,12 @@ impl Slots {
 
     /// Places that are taken.
     pub(crate) fn taken(&self) -> usize {
-        let state = self.lock();
-        state.unproved.len() + state.proved
+        self.lock().taken()
     }
 
     fn look(&'static self, now: Instant) -> Look {
         let mut state = self.lock();
-        if state.unproved.len() + state.proved >= self.max {
+        if state.taken() >= self.max {
             let Some(oldest) = state.unproved.first_entry() else { return Look::Full };
             let until = oldest.get().since + self.grace;
             if until > now {
@@ -108,12 +106,18 @@ impl Slots {
         let number = state.next;
         state.next += 1;
         let (evict, told) = oneshot::channel();
-        state.unproved.insert(number, Unproved { since: now, evict });
-        Look::Entered(Slot { slots: self, number, has_proved: false }, Eviction(Some(told)))
+        state.unproved.insert(number, Taken { since: now, evict });
+        Look::Entered(Slot { slots: self, number }, Eviction(Some(told)))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn taken(&self) -> usize {
+        self.unproved.len() + self.proved.len()
     }
 }
 
@@ -122,9 +126,18 @@ impl Slot {
     /// given to another.
     pub(crate) fn prove(&mut self) {
         let mut state = self.slots.lock();
-        if state.unproved.remove(&self.number).is_some() {
-            state.proved += 1;
-            self.has_proved = true;
+        if let Some(taken) = state.unproved.remove(&self.number) {
+            state.proved.insert(self.number, taken);
+        }
+    }
+
+    /// What it has proved does not count any more: the place may be another's.
+    pub(crate) fn unprove(&mut self) {
+        let mut state = self.slots.lock();
+        if let Some(taken) = state.proved.remove(&self.number) {
+            state.unproved.insert(self.number, taken);
+            drop(state);
+            self.slots.freed.notify_one();
         }
     }
 }
@@ -132,10 +145,9 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut state = self.slots.lock();
-        match (self.has_proved, state.unproved.remove(&self.number)) {
-            (true, _) => state.proved -= 1,
-            (false, Some(_)) => {}
-            (false, None) => state.evicted -= 1,
+        let taken = state.unproved.remove(&self.number);
+        if taken.or_else(|| state.proved.remove(&self.number)).is_none() {
+            state.evicted -= 1;
         }
         drop(state);
         self.slots.freed.notify_one();
@@ -143,7 +155,7 @@ impl Drop for Slot {
 }
 
 impl Eviction {
-    /// Resolves when the place is another's; never, once its connection has proved something.
+    /// Resolves when the place is another's; never, if it is given back before that.
     pub(crate) async fn told(&mut self) {
         let told = match &mut self.0 {
             Some(told) => told.await,
@@ -198,6 +210,23 @@ mod tests {
         assert!(first_eviction.told().now_or_never().is_none());
         drop(first);
         assert!(slots.enter().await.is_some());
+    }
+
+    #[tokio::test]
+    async fn who_has_proved_something_in_vain_makes_room_again() {
+        let slots = slots(1, Duration::ZERO);
+        let (mut first, mut evicted) = slots.enter().await.expect("free");
+        first.prove();
+        assert!(slots.enter().await.is_none());
+        first.unprove();
+        let (_second, mut stays) = slots.enter().await.expect("the first's");
+        evicted.told().await;
+        assert!(stays.told().now_or_never().is_none());
+        // What is another's is not made one's own again.
+        first.prove();
+        first.unprove();
+        drop(first);
+        assert_eq!(slots.taken(), 1);
     }
 
     #[tokio::test]

@@ -1,17 +1,26 @@
 //! Cancelling: the fork without a token. The request's key is the proof, as it was handed out
 //! by an attached session; the client is never answered.
+//!
+//! How long that takes is the database's to say, and so may be a tenant's. So no such request makes a
+//! place among its listener's handshakes its own: a few of each tenant give theirs back, and all others
+//! go on while nobody else wants it.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use super::accepted::Accepted;
+use super::client::Stop;
 use crate::audit;
 use crate::wire::startup::CancelRequest;
 
 /// How long a client may take to let its socket be closed.
 const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Why it was not seen to its end.
+const EVICTED: &str = "its place was needed before the database had closed it";
 
 /// A cancel request on its way to the session whose key it shows.
 #[derive(Debug)]
@@ -26,24 +35,42 @@ impl<'c> Cancelling<'c> {
     }
 
     /// Forwards it, and holds the client's socket until the database has closed: a cancel that
-    /// came late would hit the next query.
-    pub(super) async fn forward(mut self) {
+    /// came late would hit the next query. Stops when its place is another's.
+    pub(super) async fn forward(mut self, evicted: impl Future<Output = ()>) -> Result<(), Stop> {
+        let (mut evicted, mut stays) = (pin!(evicted), true);
         let client = self.accepted.client();
         let found = client.proxy.cancel_keys.find(&self.request, client.address);
-        let result = match found {
-            None => "unknown_key",
+        let (result, counted) = match found {
+            None => ("unknown_key", None),
             Some(found) => {
-                client.prove();
+                let counted = client.proxy.cancelling.count(&found.whose().tenant);
+                if counted.is_some() {
+                    client.handshake = None;
+                }
                 client.trail.tenant = Some(found.whose().tenant.clone());
-                let failure = found.cancel().await.err().map(|error| error.to_string());
-                let (session, failure) = (found.whose().session, failure.as_deref());
-                audit::cancelled(&client.trail, session, found.pid(), failure);
-                if failure.is_none() { "forwarded" } else { "failed" }
+                let cancelled = tokio::select! {
+                    biased;
+                    cancelled = found.cancel() => cancelled.map_err(|error| error.to_string()),
+                    () = &mut evicted => {
+                        stays = false;
+                        Err(EVICTED.to_owned())
+                    }
+                };
+                let (session, failure) = (found.whose().session, cancelled.as_ref().err());
+                audit::cancelled(&client.trail, session, found.pid(), failure.map(String::as_str));
+                (if failure.is_none() { "forwarded" } else { "failed" }, counted)
             }
         };
         metrics::counter!("pgsilo_cancel_requests_total", "result" => result).increment(1);
-        // Over TLS a close_notify, as PostgreSQL sends it: libpq calls a cancel whose connection
-        // ends without one failed ("unexpected eof while reading").
-        let _closed = timeout(GOODBYE, client.frontend.stream.shutdown()).await;
+        if stays {
+            // Over TLS a close_notify, as PostgreSQL sends it: libpq calls a cancel whose connection
+            // ends without one failed ("unexpected eof while reading").
+            stays = tokio::select! {
+                _closed = timeout(GOODBYE, client.frontend.stream.shutdown()) => true,
+                () = &mut evicted => false,
+            };
+        }
+        drop(counted);
+        if stays { Ok(()) } else { Err(Stop::Evicted) }
     }
 }

@@ -91,10 +91,17 @@ impl Client {
         self.startup_deadline
     }
 
-    /// It has proved who it is, or that it was given something: its place is its own.
+    /// It has proved who it is, and its tenant's bound counts it: its place is its own.
     pub(super) fn prove(&mut self) {
         if let Some(slot) = &mut self.handshake {
             slot.prove();
+        }
+    }
+
+    /// No bound but that on places counts it any more: its place may be another's.
+    pub(super) fn unprove(&mut self) {
+        if let Some(slot) = &mut self.handshake {
+            slot.unprove();
         }
     }
 

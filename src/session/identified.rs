@@ -47,7 +47,6 @@ impl<'c> Identified<'c> {
                 proofs::sidecar(client, source).await?
             }
         };
-        client.prove();
         client.reached(Stage::Identified);
         Ok(Identified { started, identity: Box::new(proved.identity), token: proved.token })
     }

@@ -1,7 +1,8 @@
 //! Routed: exactly one active tenant, its placement, and this identity allowed there.
 //!
 //! The client's database name never selects a route by itself: it can only agree with the
-//! token, or choose among the memberships that the token holds (`route.rs`).
+//! token, or choose among the memberships that the token holds (`route.rs`). Only here is the place
+//! among its listener's handshakes the client's own: how many a tenant has is bounded from here on.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -133,6 +134,7 @@ impl<'c> Routed<'c> {
         refuse_unless_served(&tenant, proxy)?;
         let role = role(&tenant, access)?;
         let permits = take_permits(&tenant, proxy)?;
+        identified.client().prove();
 
         let (mut started, identity, token) = identified.into_parts();
         let settings = started.startup().settings();

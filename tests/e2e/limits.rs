@@ -1,12 +1,19 @@
 //! Bounds: what a slow, silent, greedy or numerous client costs, and whom it disturbs.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use crate::support::proxy::{PLAIN, Proxy, Settings, TLS, UNIX};
-use crate::support::raw::{Raw, query, startup};
+use crate::support::raw::{Raw, packet, query, startup, tagged};
 use crate::support::{eventually, fake, mint};
+
+const TOO_MANY: &str = "pgsilo_refusals_total{reason=\"too_many_connections\"}";
 
 fn limits_of(limits: &str) -> Settings {
     let listeners = PLAIN.to_owned() + UNIX;
@@ -73,6 +80,96 @@ async fn a_startup_packet_has_a_deadline_of_its_own() {
     // Who has sent it has the rest of the time for its token.
     started.send_password(&mint::token("acme")).await;
     started.until(b'Z').await;
+}
+
+/// A database that lets anybody in, and closes cancel requests only once it is let.
+#[derive(Clone)]
+struct HoldsCancels {
+    /// How many have come.
+    came: Arc<AtomicUsize>,
+    closes: watch::Sender<bool>,
+}
+
+impl HoldsCancels {
+    async fn serve(self, mut tcp: TcpStream) {
+        let mut sink = vec![0; 4096];
+        let mut head = [0; 8];
+        while tcp.peek(&mut head).await.is_ok_and(|length| (1..8).contains(&length)) {}
+        if head == packet(80_877_102, &[0; 8])[..8] {
+            self.came.fetch_add(1, Ordering::Relaxed);
+            let mut closes = self.closes.subscribe();
+            closes.wait_for(|closes| *closes).await.expect("it is kept");
+            return;
+        }
+        let _let_in = fake::lets_in(&mut tcp).await;
+        let asked = tcp.read(&mut sink).await.unwrap_or_default();
+        let question = String::from_utf8_lossy(&sink[..asked]).into_owned();
+        let row = fake::row(&format!("{}acme", fake::number_in(&question)));
+        let _said = tcp.write_all(&[row, tagged(b'Z', b"I")].concat()).await;
+        while matches!(tcp.read(&mut sink).await, Ok(1..)) {}
+    }
+}
+
+/// One session's key, shown more often than there are places, to a database of the tenant's own.
+#[tokio::test]
+async fn cancel_requests_that_a_database_keeps_open_keep_nobody_out() {
+    const PLACES: usize = 10;
+    let database = HoldsCancels { came: Arc::default(), closes: watch::Sender::new(false) };
+    let serving = database.clone();
+    let address = fake::serves(move |tcp| serving.clone().serve(tcp)).await;
+    let came = || database.came.load(Ordering::Relaxed);
+    let proxy = Proxy::with(limits_of(&format!("max_handshakes = {PLACES}\n"))).await;
+    proxy.place_acme_at(address.port(), "auth = [\"scram-sha-256\", \"password\"]\n").await;
+    let mut acme = Raw::tcp(proxy.address()).await;
+    let welcome = acme.log_in(&mint::token("acme"), "acme").await;
+    let key = welcome.iter().find(|message| message.tag == b'K').expect("a key").body.clone();
+    let mut cancelling = Vec::new();
+    for _ in 0..3 * PLACES {
+        let mut client = Raw::tcp(proxy.address()).await;
+        client.send_anyway(&packet(80_877_102, &key)).await;
+        cancelling.push(client);
+    }
+    eventually("a cancel request", async || (came() > 0).then_some(())).await;
+    let mut globex = Raw::tcp(proxy.address()).await;
+    globex.log_in(&mint::token("globex"), "globex").await;
+    assert_eq!(globex.ask("SELECT 'served'").await, "served");
+    assert_eq!(proxy.metric(TOO_MANY).await, 0.0);
+    // Of one key one is on its way, and what came meanwhile is one more.
+    assert_eq!(came(), 1);
+    database.closes.send_replace(true);
+    for mut client in cancelling {
+        client.silence().await;
+    }
+    assert_eq!(came(), 2);
+    let given_up = proxy.event("cancel_failed", |_| true).await;
+    assert!(given_up["cause"].as_str().is_some_and(|cause| cause.contains("place")), "{given_up}");
+}
+
+/// Whose token is good, and who may not have a session for all that, holds no place.
+#[tokio::test]
+async fn those_who_are_refused_keep_nobody_out() {
+    const PLACES: usize = 6;
+    let proxy = Proxy::with(limits_of(&format!("max_handshakes = {PLACES}\n"))).await;
+    let token = mint::token("acme");
+    let refused_ones = async || {
+        let mut refused = Vec::new();
+        for _ in 0..PLACES {
+            let mut client = Raw::tcp(proxy.address()).await;
+            client.send(&startup(&[("user", "app"), ("database", "nobodys")])).await;
+            client.send_password(&token).await;
+            assert_eq!(client.message().await.sqlstate(), "3D000");
+            // It does not close.
+            refused.push(client);
+        }
+        refused
+    };
+    for _ in 0..3 {
+        let _refused = refused_ones().await;
+        let mut client = Raw::tcp(proxy.address()).await;
+        client.log_in(&token, "acme").await;
+        assert_eq!(client.ask("SELECT 'served'").await, "served");
+    }
+    assert_eq!(proxy.metric(TOO_MANY).await, 0.0);
 }
 
 /// What a stranger can do to a listener without proving anything.
