@@ -20,7 +20,7 @@ pub(crate) struct Slots {
     max: usize,
     grace: Duration,
     state: Mutex<State>,
-    /// A place was given back, or may be another's again.
+    /// A place was given back, or cannot be another's any more.
     freed: Notify,
 }
 
@@ -128,6 +128,9 @@ impl Slot {
         let mut state = self.slots.lock();
         if let Some(taken) = state.unproved.remove(&self.number) {
             state.proved.insert(self.number, taken);
+            drop(state);
+            // Nobody may be left to make room.
+            self.slots.freed.notify_one();
         }
     }
 
@@ -172,6 +175,7 @@ impl Eviction {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -272,5 +276,18 @@ mod tests {
         };
         let (second, ()) = tokio::join!(slots.enter(), leaves);
         assert!(second.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_newcomer_does_not_wait_for_those_who_have_proved_something_meanwhile() {
+        let slots = slots(1, Duration::from_secs(3600));
+        let (mut first, _eviction) = slots.enter().await.expect("free");
+        let proves = async {
+            tokio::task::yield_now().await;
+            first.prove();
+        };
+        let both = async { tokio::join!(slots.enter(), proves) };
+        let (second, ()) = timeout(Duration::from_secs(30), both).await.expect("told at once");
+        assert!(second.is_none());
     }
 }
