@@ -271,7 +271,8 @@ impl<'c> Relay<'c> {
 
     /// Whether the session has been in the middle of something for too long.
     fn judge(&self) -> Verdict {
-        let waits = !self.talk.is_busy() && self.can_tell();
+        // Outside a transaction nobody waits in one, whatever else is not certain.
+        let waits = !self.talk.is_busy() && !self.talk.is_outside() && self.can_tell();
         let standing = match (self.is_idle(), waits) {
             (true, _) => Standing::Idle,
             (false, true) => Standing::WaitsSince(self.last_bytes),

@@ -5,6 +5,10 @@
 //! the client's good and believes it: a client that lies makes itself look idle. What bounds a
 //! client is asked of [`Talk::may_be_busy`], which believes the database alone: whatever a client
 //! sends, it is true while the database may work or hold anything for it.
+//!
+//! A COPY that fails leaves open whether it has swallowed the Sync behind its Execute. The next request
+//! shows it: CopyData, CopyDone, CopyFail, Flush and Sync make the database say nothing but
+//! ReadyForQuery and ErrorResponse, so when it says more, it has come to what was sent behind them.
 
 use crate::wire::frame::{Header, Status};
 
@@ -29,6 +33,8 @@ pub(super) struct Talk {
     copy: CopyIn,
     /// A CopyDone or CopyFail that is no known COPY's may be on its way, and end the next one.
     stray: bool,
+    /// What was sent since the newest COPY began, while it is not certain what that has swallowed.
+    since: Since,
     /// Since it was last asked: the database was seen outside a transaction.
     crossed: bool,
 }
@@ -45,6 +51,17 @@ enum CopyIn {
     /// The client has sent the end: when the database confirms it, so many Syncs before it have been
     /// swallowed. Not when it complains: a trigger may have, before it read any of them.
     Ends { by_query: bool, swallowed: u32 },
+}
+
+/// What a client has sent since a COPY began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Since {
+    /// It is certain what is unanswered, or nobody knows what was sent when.
+    NoCopy,
+    /// Nothing but what belongs to a COPY, and Syncs.
+    Copied,
+    /// More: so many requests from there on, and an end of a COPY among them, or not.
+    Asked { requests: u32, stray: bool },
 }
 
 /// What becomes of a message whose header was seen.
@@ -69,6 +86,7 @@ impl Talk {
             complained: false,
             copy: CopyIn::No,
             stray: false,
+            since: Since::NoCopy,
             crossed: false,
         }
     }
@@ -77,6 +95,7 @@ impl Talk {
     /// ReadyForQuery, but for a Sync that a COPY swallows: drivers send one behind Execute,
     /// before they know that it begins a COPY, and another when that is done.
     pub(super) fn ask(&mut self, header: Header) -> Seen {
+        self.since = self.since.and(header.tag);
         match header.tag {
             b'Q' | b'F' | b'S' => {
                 if self.unanswered == 0 {
@@ -121,6 +140,9 @@ impl Talk {
     /// A message from the database.
     pub(super) fn answer(&mut self, header: Header) -> Seen {
         self.complained = header.tag == b'E';
+        if self.copy == CopyIn::No && tells_of_progress(header.tag) {
+            self.settle();
+        }
         match header.tag {
             b'Z' => {
                 self.owed = self.owed.saturating_sub(1);
@@ -130,12 +152,26 @@ impl Talk {
                 self.copy = CopyIn::No;
                 self.oldest = (self.unanswered == 1).then_some(self.newest);
                 self.stray &= self.may_be_busy();
+                if self.unanswered == 0 {
+                    self.since = Since::NoCopy;
+                }
             }
-            b'G' => self.copy = self.begun(),
+            b'G' => {
+                self.copy = self.begun();
+                self.since = match self.copy {
+                    CopyIn::No => Since::NoCopy,
+                    // Behind the request that began it, another was begun.
+                    _ if self.open && self.unanswered > 0 => {
+                        Since::Asked { requests: 0, stray: false }
+                    }
+                    _ => Since::Copied,
+                };
+            }
             b'C' => {
                 if let CopyIn::Ends { by_query, swallowed } = self.copy {
                     self.unanswered = self.unanswered.saturating_sub(swallowed);
                     self.copy = CopyIn::No;
+                    self.since = Since::NoCopy;
                     // What is left behind an Execute was sent behind its data.
                     if !by_query {
                         self.oldest = (self.unanswered == 1).then_some(self.newest);
@@ -150,6 +186,17 @@ impl Talk {
             _ => {}
         }
         Seen::Passes
+    }
+
+    /// The database answers what was sent behind a COPY: all that was sent before that has been answered,
+    /// or swallowed.
+    fn settle(&mut self) {
+        if let Since::Asked { requests, stray } = self.since {
+            self.unanswered = self.unanswered.min(requests);
+            self.oldest = (self.unanswered == 1).then_some(self.newest);
+            self.stray = stray;
+            self.since = Since::NoCopy;
+        }
     }
 
     /// The database begins to read data. Syncs that are unanswered then, and those that are sent before
@@ -183,6 +230,29 @@ impl Talk {
     pub(super) fn take_crossed(&mut self) -> bool {
         std::mem::take(&mut self.crossed)
     }
+}
+
+impl Since {
+    /// One message more.
+    fn and(self, tag: u8) -> Since {
+        let (requests, stray) = match self {
+            Since::NoCopy => return Since::NoCopy,
+            Since::Copied if matches!(tag, b'S' | b'd' | b'c' | b'f' | b'H') => return self,
+            Since::Copied => (0, false),
+            Since::Asked { requests, stray } => (requests, stray),
+        };
+        let is_request = matches!(tag, b'Q' | b'F' | b'S');
+        Since::Asked {
+            requests: requests.saturating_add(u32::from(is_request)),
+            stray: stray || matches!(tag, b'c' | b'f'),
+        }
+    }
+}
+
+/// Whether the database says that only when it has come to a message that asks for something. Notices,
+/// notifications and settings come at any time, ReadyForQuery for a mere Sync.
+fn tells_of_progress(tag: u8) -> bool {
+    !matches!(tag, b'Z' | b'N' | b'A' | b'S')
 }
 
 #[cfg(test)]

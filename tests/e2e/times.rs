@@ -138,6 +138,18 @@ async fn a_copy_that_swallows_a_sync_leaves_nothing_behind() {
     copied.until(b'G').await;
     copied.send(&[tagged(b'd', b"1\n"), tagged(b'c', b""), tagged(b'S', b"")].concat()).await;
     copied.until(b'Z').await;
+    // The same, given up, by the client or for what is in it; then a good one again.
+    for (data, error) in [(&b""[..], "57014"), (b"no number\n", "22P02")] {
+        copied.send(&begin.concat()).await;
+        copied.until(b'G').await;
+        copied
+            .send(&[tagged(b'd', data), tagged(b'f', b"no more\0"), tagged(b'S', b"")].concat())
+            .await;
+        let complaint = copied.until(b'E').await.pop().expect("an error");
+        assert_eq!(complaint.sqlstate(), error);
+        copied.until(b'Z').await;
+        assert_eq!(copied.ask("SELECT count(*)::text FROM t").await, "1");
+    }
     // As long as another one's time takes, and some more.
     for _ in 0..2 {
         let (mut other, _pid) = session(&proxy).await;
@@ -145,6 +157,30 @@ async fn a_copy_that_swallows_a_sync_leaves_nothing_behind() {
         while other.next().await.is_some() {}
     }
     assert_eq!(copied.ask("SELECT count(*)::text FROM t").await, "1");
+}
+
+/// Whether all of it was answered shows with the next request; but it does not wait in a transaction.
+#[tokio::test]
+async fn a_copy_that_was_given_up_is_no_transaction_that_waits() {
+    let proxy = with("idle_in_transaction_timeout = \"1s\"\n").await;
+    let (mut copied, _pid) = session(&proxy).await;
+    copied.ask("CREATE TEMP TABLE t (n int); SELECT 'made'").await;
+    let begin = [
+        tagged(b'P', b"\0COPY t FROM STDIN\0\0\0"),
+        tagged(b'B', b"\0\0\0\0\0\0\0\0"),
+        tagged(b'E', b"\0\0\0\0\0"),
+        tagged(b'S', b""),
+    ];
+    copied.send(&begin.concat()).await;
+    copied.until(b'G').await;
+    copied.send(&[tagged(b'f', b"no more\0"), tagged(b'S', b"")].concat()).await;
+    copied.until(b'Z').await;
+    for _ in 0..2 {
+        let (mut other, _pid) = session(&proxy).await;
+        other.ask("BEGIN; SELECT 'begun'").await;
+        while other.next().await.is_some() {}
+    }
+    assert_eq!(copied.ask("SELECT 'still here'").await, "still here");
 }
 
 #[tokio::test]

@@ -49,6 +49,15 @@ fn what_drivers_do_leaves_them_idle() {
         &[(b"Q", b"G"), (b"f", b"Ei")],
         &[(b"Q", b"G"), (b"d", b"Ei"), (b"dc", b""), (b"BES", b"2G"), (b"cS", b"Ci")],
         &[(b"BEH", b"2G"), (b"d", b"E"), (b"dcS", b"i")],
+        // The Sync behind the Execute is swallowed, and the next request shows that; COPYs follow.
+        &[(b"BES", b"2G"), (b"dfS", b"Ei"), (b"Q", b"TDCi")],
+        &[(b"BES", b"2G"), (b"d", b"E"), (b"fS", b"i"), (b"PBDES", b"12TDCi")],
+        &[(b"BES", b"2G"), (b"fS", b"Ei"), (b"BES", b"2G"), (b"cS", b"Ci")],
+        &[(b"BES", b"2G"), (b"fS", b"Ei"), (b"BES", b"2G"), (b"fS", b"Ei"), (b"Q", b"Ei")],
+        &[(b"BES", b"2G"), (b"fSPS", b"Ei1i")],
+        &[(b"BES", b"2G"), (b"fSQF", b"EiEiVi")],
+        // A trigger has ended it before it read anything: then both are answered.
+        &[(b"BES", b"2G"), (b"fS", b"Eii")],
         &[(b"PS", b"Ei")],
         &[(b"F", b"Vi")],
     ];
@@ -101,6 +110,29 @@ fn a_client_cannot_claim_that_a_copy_swallowed_what_it_asked_for() {
     ask(&mut talk, b"cPBES");
     answer(&mut talk, b"Ei");
     assert!(talk.may_be_busy());
+    // Such a COPY swallows nothing, and what is asked behind it runs.
+    let mut talk = Talk::begin();
+    ask(&mut talk, b"PBES");
+    answer(&mut talk, b"12G");
+    ask(&mut talk, b"fSQ");
+    answer(&mut talk, b"Eii");
+    assert!(talk.may_be_busy());
+    let mut talk = Talk::begin();
+    ask(&mut talk, b"ES");
+    answer(&mut talk, b"G");
+    ask(&mut talk, b"QFEQ");
+    answer(&mut talk, b"EiCiVi");
+    assert!(talk.may_be_busy(), "one Query is left");
+    // What a COPY swallowed shows in an answer, not in a Sync's ReadyForQuery, and not in a notice.
+    let mut talk = Talk::begin();
+    ask(&mut talk, b"PBES");
+    answer(&mut talk, b"12G");
+    ask(&mut talk, b"fSS");
+    answer(&mut talk, b"EiNASi");
+    assert!(talk.may_be_busy());
+    ask(&mut talk, b"PS");
+    answer(&mut talk, b"1i");
+    assert!(!talk.may_be_busy());
 }
 
 #[test]
@@ -118,6 +150,7 @@ fn a_session_is_outside_a_transaction_when_the_database_says_so() {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Says {
     Query(Does),
+    Parse,
     Execute(Does),
     Function,
     Sync,
@@ -144,6 +177,7 @@ impl Says {
     fn tag(self) -> u8 {
         match self {
             Says::Query(_) => b'Q',
+            Says::Parse => b'P',
             Says::Execute(_) => b'E',
             Says::Function => b'F',
             Says::Sync => b'S',
@@ -263,6 +297,10 @@ impl Database {
             (None, _) if self.skips || said.is_nothing() => {}
             (None, Says::Query(does)) => self.run(does, true),
             (None, Says::Execute(does)) => self.run(does, false),
+            (None, Says::Parse) => {
+                self.implicit = true;
+                self.answers.push_back(b'1');
+            }
             (None, Says::Function) => {
                 self.answers.push_back(b'V');
                 self.ready();
@@ -298,7 +336,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         6 => Just(Says::Sync),
         4 => Just(Says::Done),
         1 => prop::sample::select(vec![
-            Says::Function, Says::Flush, Says::Data, Says::BadData, Says::Fail,
+            Says::Parse, Says::Function, Says::Flush, Says::Data, Says::BadData, Says::Fail,
         ]),
     ];
     let one = prop_oneof![says.prop_map(Move::Client), Just(Move::Database), Just(Move::Answer),];
