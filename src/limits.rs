@@ -13,7 +13,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// How long a session, and what it is in the middle of, may last; `None`: for ever. A session may set
-/// the database's own time-outs to 0, and not these.
+/// the database's own time-outs to 0, and not these; but whoever wants to can have something to do, and is
+/// neither idle nor waiting then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TimeLimits {
     /// Without a byte, outside of a request.
