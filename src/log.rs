@@ -48,7 +48,7 @@ struct Shared {
     state: Mutex<State>,
     /// A line has come.
     filled: Condvar,
-    /// All lines were written, or could not be.
+    /// All lines were written, and what was lost has been told.
     emptied: Condvar,
 }
 
@@ -126,9 +126,9 @@ impl LogQueue {
         Lines { queue: self.clone(), kind }
     }
 
-    /// Waits until everything is written or lost, and not longer than `patience`.
+    /// Waits until everything is written, what was lost has been told, and not longer than `patience`.
     pub fn close(&self, patience: Duration) {
-        let waits = |state: &mut State| state.log.waiting + state.audit.waiting > 0;
+        let waits = |state: &mut State| !state.is_done();
         let state = self.lock();
         let _late = self.0.emptied.wait_timeout_while(state, patience, waits);
     }
@@ -146,6 +146,8 @@ impl LogQueue {
     }
 
     fn push(&self, kind: Kind, bytes: &[u8]) {
+        // Copied before the lock is taken, which all event loops share.
+        let line: Box<[u8]> = bytes.into();
         let mut state = self.lock();
         let from_writer = state.writer == Some(thread::current().id());
         let share = state.share(kind);
@@ -157,7 +159,7 @@ impl LogQueue {
         // Only `tell` speaks on that thread.
         let tells_of = if from_writer && !share.is_telling { share.telling } else { 0 };
         share.is_telling |= tells_of > 0;
-        state.lines.push_back(Line { kind, bytes: bytes.into(), tells_of });
+        state.lines.push_back(Line { kind, bytes: line, tells_of });
         drop(state);
         self.0.filled.notify_one();
     }
@@ -181,7 +183,7 @@ impl LogQueue {
             let written = out.write_line(&line.bytes).is_ok();
             let mut state = self.lock();
             state.share(line.kind).done(&line, written);
-            if state.log.waiting + state.audit.waiting == 0 {
+            if state.is_done() {
                 self.0.emptied.notify_all();
             }
         }
@@ -228,6 +230,12 @@ impl fmt::Debug for LogQueue {
 }
 
 impl State {
+    /// Whether nothing is left to be written.
+    fn is_done(&self) -> bool {
+        let left = |share: &Share| share.waiting > 0 || share.untold + share.telling > 0;
+        !left(&self.log) && !left(&self.audit)
+    }
+
     fn share(&mut self, kind: Kind) -> &mut Share {
         match kind {
             Kind::Log => &mut self.log,
@@ -341,6 +349,7 @@ impl<W: Write> Out<W> {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Instant;
 
     use super::*;
 
@@ -368,10 +377,18 @@ mod tests {
     }
 
     fn start() -> (LogQueue, Sender<bool>, Receiver<String>) {
+        start_telling(|| ())
+    }
+
+    /// The same; before it tells of a loss it does that.
+    fn start_telling(
+        before: impl Fn() + Send + 'static,
+    ) -> (LogQueue, Sender<bool>, Receiver<String>) {
         let ((allow, allowed), (read, lines)) = (channel(), channel());
         let (give, given) = channel::<LogQueue>();
         let own = Mutex::new((given, None::<LogQueue>));
         let tell = move |kind, lost| {
+            before();
             let mut own = own.lock().expect("not poisoned");
             if own.1.is_none() {
                 own.1 = own.0.recv().ok();
@@ -452,6 +469,26 @@ mod tests {
         let (queue, _allow, _lines) = start();
         push(&queue, Kind::Log, "never read\n");
         queue.close(Duration::from_millis(1));
+    }
+
+    #[test]
+    fn closing_waits_until_losses_are_told() {
+        let (begin, begun) = channel();
+        let (queue, allow, lines) = start_telling(move || begun.recv().expect("released"));
+        for n in 0..10 {
+            push(&queue, Kind::Log, &format!("log line {n:06}\n"));
+        }
+        for _ in 0..5 {
+            allow.send(true).expect("it writes");
+        }
+        assert!((0..4).all(|_| lines.recv().is_ok()), "what fits");
+        let patience = Duration::from_millis(50);
+        let began = Instant::now();
+        queue.close(patience);
+        assert!(began.elapsed() >= patience, "nothing has told of the loss");
+        begin.send(()).expect("awaited");
+        queue.close(Duration::from_secs(30));
+        assert_eq!(lines.try_recv().as_deref(), Ok("Log lost 6\n"));
     }
 
     #[test]
