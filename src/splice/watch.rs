@@ -38,7 +38,7 @@ impl Watch {
     pub(super) fn begin(&mut self, now: Instant) {
         if self.next.is_none() {
             let timer = Box::pin(sleep(Peer::interval(self.dead_peer_timeout)));
-            let (frontend, backend) = (Peer::new(now), Peer::new(now));
+            let (frontend, backend) = (Peer::frontend(now), Peer::backend(now));
             self.next = Some(Box::new(Next { timer, frontend, backend }));
         }
     }

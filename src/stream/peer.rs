@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::Stream;
 use super::diag::{self, Known};
 
-/// How long a reader may pause.
+/// How long a client may pause in its reading.
 const MAX_PAUSE: Duration = Duration::from_secs(30 * 60);
 /// Probes or repetitions without an answer, for a peer to be taken for gone: one may be lost.
 const UNANSWERED: u8 = 2;
@@ -30,13 +30,17 @@ const KEEPALIVE_RETRIES: u32 = 6;
 /// The kernel counts these in seconds, and from one on.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Whether the kernel can be asked, found out at the start. Where it cannot, a peer that is idle is noticed in time all the
-/// same, by keepalives, and one that bytes are on their way to when the kernel gives up.
+/// Whether the kernel can be asked, found out at the start. Where it cannot, a peer that is idle is
+/// noticed in time all the same, by keepalives, and one that bytes are on their way to when the kernel
+/// gives up.
 static CAN_BE_ASKED: LazyLock<bool> = LazyLock::new(|| {
     let answer = diag::ask(([127, 0, 0, 1], 0).into(), ([127, 0, 0, 1], 0).into());
     let works = answer.inspect_err(|error| {
-        tracing::warn!(%error, "the kernel cannot be asked about TCP connections (AF_NETLINK, NETLINK_SOCK_DIAG): \
-            a peer that vanishes with bytes on their way to it is noticed after a quarter of an hour");
+        tracing::warn!(
+            %error,
+            "the kernel cannot be asked about TCP connections (AF_NETLINK, NETLINK_SOCK_DIAG): a peer that \
+             vanishes with bytes on their way to it is noticed after a quarter of an hour"
+        );
     });
     works.is_ok()
 });
@@ -70,6 +74,8 @@ pub(crate) struct Peer {
     /// When it was last seen to have taken something.
     moved: Instant,
     acknowledged: Option<u64>,
+    /// How long it may take nothing although it answers.
+    max_pause: Option<Duration>,
 }
 
 /// What a look has shown.
@@ -79,14 +85,23 @@ pub(crate) enum Look {
     Settled,
     /// It has not: look again.
     Owes,
-    /// It answers nothing, or takes nothing for as long as a reader may pause.
+    /// It answers nothing, or takes nothing for longer than a client may pause.
     Gone,
 }
 
 impl Peer {
-    /// Of a connection that is written to now.
-    pub(crate) fn new(now: Instant) -> Peer {
-        Peer { since: now, moved: now, acknowledged: None }
+    /// A client that is written to now.
+    pub(crate) fn frontend(now: Instant) -> Peer {
+        Peer::new(now, Some(MAX_PAUSE))
+    }
+
+    /// A database that is written to now. It reads nothing while it works, for as long as that takes.
+    pub(crate) fn backend(now: Instant) -> Peer {
+        Peer::new(now, None)
+    }
+
+    fn new(now: Instant, max_pause: Option<Duration>) -> Peer {
+        Peer { since: now, moved: now, acknowledged: None, max_pause }
     }
 
     /// How often to look at a connection that owes something.
@@ -98,8 +113,14 @@ impl Peer {
     /// far behind it, since the kernel asks a peer with a closed window more and more rarely, down to
     /// once in two minutes, and once more just before that end.
     pub(crate) fn look(&mut self, stream: &Stream, dead_peer_timeout: Duration) -> Look {
-        let Some((tcp, Ok(Some(known)))) = stream.tcp().map(|tcp| (tcp, ask(tcp))) else {
-            return Look::Settled;
+        let Some(tcp) = stream.tcp() else { return Look::Settled };
+        let known = match ask(tcp) {
+            Ok(Some(known)) => known,
+            // It has ended, which shows when it is read from.
+            Ok(None) => return Look::Settled,
+            // For want of memory, perhaps: the next look may be answered.
+            Err(_) if *CAN_BE_ASKED => return Look::Owes,
+            Err(_) => return Look::Settled,
         };
         let now = Instant::now();
         let (look, end) = self.judge(known, dead_peer_timeout, now);
@@ -115,7 +136,7 @@ impl Peer {
         now: Instant,
     ) -> (Look, Duration) {
         if !known.owes {
-            *self = Peer::new(now);
+            *self = Peer::new(now, self.max_pause);
             return (Look::Settled, dead_peer_timeout);
         }
         if self.acknowledged.replace(known.acknowledged) != Some(known.acknowledged) {
@@ -124,7 +145,8 @@ impl Peer {
         let is_silent = known.silent >= dead_peer_timeout && known.unanswered >= UNANSWERED;
         // The kernel counts from some time behind `since`, even if something was taken meanwhile.
         let end = now - self.since + 3 * Peer::interval(dead_peer_timeout);
-        match is_silent || now - self.moved >= MAX_PAUSE {
+        let is_over = self.max_pause.is_some_and(|max_pause| now - self.moved >= max_pause);
+        match is_silent || is_over {
             true => (Look::Gone, dead_peer_timeout),
             false => (Look::Owes, end.max(dead_peer_timeout)),
         }
@@ -152,7 +174,7 @@ mod tests {
     #[test]
     fn a_reader_that_pauses_is_let_for_half_an_hour_while_it_answers() {
         let began = Instant::now();
-        let mut peer = Peer::new(began);
+        let mut peer = Peer::frontend(began);
         for at in (15..1800).step_by(15) {
             let (look, end) = peer.judge(owes(7, at % 60, (at % 2) as u8), D, began + seconds(at));
             assert_eq!(look, Look::Owes, "{at}");
@@ -165,9 +187,20 @@ mod tests {
     }
 
     #[test]
+    fn a_database_that_works_may_read_nothing_for_as_long_as_that_takes() {
+        let began = Instant::now();
+        let mut peer = Peer::backend(began);
+        for at in (15..100_000).step_by(15) {
+            let (look, _) = peer.judge(owes(7, at % 120, (at % 2) as u8), D, began + seconds(at));
+            assert_eq!(look, Look::Owes, "{at}");
+        }
+        assert_eq!(peer.judge(owes(7, 120, 2), D, began + seconds(100_000)).0, Look::Gone);
+    }
+
+    #[test]
     fn a_slow_reader_is_let_for_as_long_as_it_goes_on() {
         let began = Instant::now();
-        let mut peer = Peer::new(began);
+        let mut peer = Peer::frontend(began);
         for at in (15..10_000).step_by(15) {
             let (look, _) = peer.judge(owes(at / 900, 1, 0), D, began + seconds(at));
             assert_eq!(look, Look::Owes, "{at}");
@@ -177,7 +210,7 @@ mod tests {
     #[test]
     fn who_answers_nothing_is_gone_in_time_but_not_for_one_answer_that_is_lost() {
         let began = Instant::now();
-        let mut peer = Peer::new(began);
+        let mut peer = Peer::frontend(began);
         assert_eq!(peer.judge(owes(7, 119, 9), D, began + seconds(15)).0, Look::Owes);
         assert_eq!(peer.judge(owes(7, 120, 1), D, began + seconds(30)).0, Look::Owes);
         assert_eq!(peer.judge(owes(7, 120, 2), D, began + seconds(30)).0, Look::Gone);
@@ -186,7 +219,7 @@ mod tests {
     #[test]
     fn who_has_taken_everything_is_left_to_the_keepalives() {
         let began = Instant::now();
-        let mut peer = Peer::new(began);
+        let mut peer = Peer::frontend(began);
         assert_eq!(peer.judge(owes(7, 1, 0), D, began + seconds(600)).1, seconds(645));
         let settled = Known { owes: false, ..owes(9, 600, 0) };
         assert_eq!(peer.judge(settled, D, began + seconds(615)), (Look::Settled, D));
