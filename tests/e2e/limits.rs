@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -181,9 +181,37 @@ enum Stranger {
     Tokenless,
 }
 
+/// Which listener somebody comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Tcp,
+    Unix,
+}
+
+impl Way {
+    async fn logs_in(self, proxy: &Proxy) -> Raw {
+        let mut client = match self {
+            Way::Tcp => Raw::tls(proxy.address()).await,
+            Way::Unix => Raw::unix(&proxy.socket()).await,
+        };
+        client.log_in(&mint::token("acme"), "acme").await;
+        client
+    }
+
+    fn other(self) -> Way {
+        match self {
+            Way::Tcp => Way::Unix,
+            Way::Unix => Way::Tcp,
+        }
+    }
+}
+
 impl Stranger {
-    async fn comes(self, proxy: &Proxy) -> tokio::task::JoinHandle<()> {
-        let mut client = Raw::tcp(proxy.address()).await;
+    async fn comes(self, proxy: &Proxy, by: Way) -> tokio::task::JoinHandle<()> {
+        let mut client = match by {
+            Way::Tcp => Raw::tcp(proxy.address()).await,
+            Way::Unix => Raw::unix(&proxy.socket()).await,
+        };
         match self {
             Stranger::Silent => {}
             Stranger::Dripping => client.send(&startup(&[("user", "app")])[..5]).await,
@@ -214,30 +242,36 @@ async fn strangers_who_prove_nothing_keep_nobody_out() {
     let listeners = TLS.to_owned() + "require_tls = false\n" + UNIX;
     let limits =
         format!("max_handshakes = {PLACES}\nstartup_timeout = \"60s\"\nlogin_timeout = \"60s\"\n");
-    for stranger in
-        [Stranger::Silent, Stranger::Dripping, Stranger::InTheHandshake, Stranger::Tokenless]
-    {
+    for (stranger, way) in [
+        (Stranger::Silent, Way::Tcp),
+        (Stranger::Dripping, Way::Tcp),
+        (Stranger::InTheHandshake, Way::Tcp),
+        (Stranger::Tokenless, Way::Tcp),
+        (Stranger::Silent, Way::Unix),
+        (Stranger::Dripping, Way::Unix),
+        (Stranger::Tokenless, Way::Unix),
+    ] {
         let (listeners, limits) = (listeners.clone(), limits.clone());
         let proxy = Proxy::with(Settings { listeners, limits, ..Settings::default() }).await;
+        let began = Instant::now();
         let mut strangers = Vec::new();
         for _ in 0..PLACES {
-            strangers.push(stranger.comes(&proxy).await);
+            strangers.push(stranger.comes(&proxy, way).await);
         }
         proxy.metric_reaches("pgsilo_handshakes_active", PLACES as f64).await;
-        // Every place of that listener is taken; the socket's are its own.
-        let mut unix = Raw::unix(&proxy.socket()).await;
-        unix.log_in(&mint::token("acme"), "acme").await;
-        assert_eq!(proxy.metric("pgsilo_evicted_total").await, 0.0, "{stranger:?}");
+        // Every place of that listener is taken; the other one's are its own.
+        way.other().logs_in(&proxy).await;
+        assert_eq!(proxy.metric("pgsilo_evicted_total").await, 0.0, "{stranger:?} {way:?}");
         for served in 1..=3 {
-            let mut client = Raw::tls(proxy.address()).await;
-            client.log_in(&mint::token("acme"), "acme").await;
-            assert_eq!(client.ask("SELECT 'served'").await, "served", "{stranger:?}");
-            strangers.push(stranger.comes(&proxy).await);
+            let mut client = way.logs_in(&proxy).await;
+            // Nobody made room before having had a second.
+            assert!(began.elapsed() >= Duration::from_secs(1), "{stranger:?} {way:?}");
+            assert_eq!(client.ask("SELECT 'served'").await, "served", "{stranger:?} {way:?}");
+            strangers.push(stranger.comes(&proxy, way).await);
             proxy.metric_reaches("pgsilo_evicted_total", f64::from(served)).await;
         }
         strangers.iter().for_each(tokio::task::JoinHandle::abort);
-        let refused = "pgsilo_refusals_total{reason=\"too_many_connections\"}";
-        assert_eq!(proxy.metric(refused).await, 0.0, "{stranger:?}");
+        assert_eq!(proxy.metric(TOO_MANY).await, 0.0, "{stranger:?} {way:?}");
     }
 }
 
