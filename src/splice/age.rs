@@ -141,7 +141,7 @@ mod tests {
 
     /// Many answers are in the way, in front of the one that says that the last transaction has begun.
     #[test]
-    fn a_client_that_reads_slowly_does_not_make_old_news_new() {
+    fn a_client_that_reads_slowly_does_not_make_its_transaction_look_younger() {
         let began = Instant::now();
         let mut age = Age::begin(began);
         age.moved(began, true, false);

@@ -1,6 +1,10 @@
 //! Time that no session can lift: transactions, waiting in one, a session's age, whatever the session
 //! sets in the database and however it sends what it sends.
 
+use std::time::Duration;
+
+use tokio::net::TcpSocket;
+
 use crate::support::proxy::{PLAIN, Proxy, Settings, UNIX};
 use crate::support::raw::{Message, Raw, query, tagged};
 use crate::support::world::world;
@@ -204,6 +208,36 @@ pub(crate) async fn waiting_in_a_transaction_has_its_time_and_working_in_one_goe
     ends(&mut working, WAITING).await;
     ended(&proxy, "idle_in_transaction", 2).await;
     assert_eq!(idle.ask("SELECT 'still here'").await, "still here");
+}
+
+/// What the database says waits behind answers that the client takes slowly. That it was outside a
+/// transaction then says nothing of now.
+#[tokio::test]
+async fn a_client_that_reads_slowly_does_not_hide_how_old_its_transaction_is() {
+    const ANSWERS: usize = 200;
+    const BYTES: usize = 200_000;
+    let proxy = with("transaction_timeout = \"2s\"\nidle_in_transaction_timeout = \"0s\"\n").await;
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("set");
+    let mut slow = Raw::over(socket.connect(proxy.address()).await.expect("connected"));
+    slow.log_in(&mint::token("acme"), "acme").await;
+    let pid = slow.ask("SELECT pg_backend_pid()::text").await;
+    let answer = query(&format!("SELECT repeat('x', {BYTES})"));
+    slow.send(&[answer.repeat(ANSWERS), query("BEGIN")].concat()).await;
+    let over = "pgsilo_endings_total{ending=\"transaction_timeout\"}";
+    let mut pace = tokio::time::interval(Duration::from_millis(20));
+    let mut taken = 0;
+    while proxy.metric(over).await < 1.0 {
+        pace.tick().await;
+        match slow.next().await {
+            Some(message) if message.tag == b'D' => taken += 1,
+            Some(_) => {}
+            None => break,
+        }
+    }
+    assert!(taken < ANSWERS / 2, "{taken} answers, each of which was old");
+    proxy.metric_reaches(over, 1.0).await;
+    is_gone(&pid).await;
 }
 
 /// A listener that does not read holds the queue of the whole cluster up.
