@@ -12,6 +12,8 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+pub(crate) use slots::{Eviction, Slot, Slots};
+
 /// How long a session, and what it is in the middle of, may last; `None`: for ever. A session may set
 /// the database's own time-outs to 0, and not these; but whoever wants to can have something to do, and is
 /// neither idle nor waiting then.
@@ -71,8 +73,6 @@ impl OwnLimits {
 pub(crate) fn not_zero(limit: Duration) -> Option<Duration> {
     Some(limit).filter(|limit| !limit.is_zero())
 }
-
-pub(crate) use slots::{Eviction, Slot, Slots};
 
 /// Counts per key, with one bound for all keys, or none.
 #[derive(Debug)]

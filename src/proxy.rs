@@ -130,8 +130,9 @@ impl Proxy {
     }
 
     /// Resolves when anything has changed that may end a session: the registry, the list of those
-    /// denied, the authorities of clients' certificates, that pgsilo stops, or the time, by a suspension of the machine. Made before one
-    /// looks, it misses nothing. One place to wait, so that an idle session costs no more than that.
+    /// denied, the authorities of clients' certificates, that pgsilo stops, or the time, by a suspension
+    /// of the machine. Made before one looks, it misses nothing. One place to wait, so that an idle
+    /// session costs no more than that.
     pub(crate) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
     }

@@ -1,15 +1,15 @@
 //! The relay: bytes both ways between a client and its database, until one of them, or an
 //! order, ends it.
 //!
-//! Its one job is to copy; while it copies it looks at frame headers, and at nothing else, so
+//! It copies, and looks at frame headers while it does and at nothing else of a session's bytes, so
 //! that an ending can be told at a message boundary and a vanished client's query cancelled.
 //! All sessions of a core share one scratch buffer: a session holds memory only for what its
 //! peer would not take yet, and reads no more until that is gone.
 //!
 //! It also bounds what a session may keep a transaction open for, whatever the session sends: a
-//! bound in the database itself is the session's to lift. What an idle session costs does not
-//! change by that: the one timer is set when a transaction begins, looked at when it is due, and
-//! gone when it finds the session idle.
+//! bound in the database itself is the session's to lift. For that a session has one timer, set when it
+//! begins something, looked at when it is due, and gone when it finds the session idle: so a session that
+//! has done something holds it for as long as the shorter of the two bounds, with the defaults an hour.
 
 mod age;
 mod talk;

@@ -1,6 +1,5 @@
 //! What a session's life hangs on: its lease, its identity and who certified that, its tenant, the
-//! process. Each may say
-//! that it must end, and by when; what says so more urgently than before is heard.
+//! process. Each may say that it must end, and by when; what says so more urgently than before is heard.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;

@@ -122,13 +122,19 @@ impl Client {
     /// Closed without a word: who has many such connections would have each of them take time.
     pub(super) fn evict(self) {
         metrics::counter!("pgsilo_evicted_total").increment(1);
-        tracing::debug!(session = %self.trail.session, address = &*self.trail.address, "a connection that had proved nothing made room");
+        tracing::debug!(
+            session = %self.trail.session, address = &*self.trail.address,
+            "a connection that had proved nothing made room"
+        );
     }
 
     /// Nobody is left to be told.
     pub(super) fn abandon(self) {
         metrics::counter!("pgsilo_abandoned_total").increment(1);
-        tracing::debug!(session = %self.trail.session, address = &*self.trail.address, "the client left during login");
+        tracing::debug!(
+            session = %self.trail.session, address = &*self.trail.address,
+            "the client left during login"
+        );
     }
 }
 

@@ -1,6 +1,6 @@
 //! Whether the other end of a TCP connection is still there.
 //!
-//! Nothing that can be set once says that. Where bytes are unacknowledged Linux sends no keepalives,
+//! No socket option says that. Where bytes are unacknowledged Linux sends no keepalives,
 //! and gives up after a quarter of an hour, or after TCP_USER_TIMEOUT. But that counts a window that
 //! stays closed as well: a reader that pauses would be lost with those that are gone, although its
 //! machine answers every probe. So TCP_USER_TIMEOUT is what the one that is gone may take, and
