@@ -28,7 +28,6 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use self::authorities::{Authorities, Peers};
 pub use self::authorities::{AuthorityId, NoAuthority};
-use self::bound::Bounded;
 pub use self::end_point::server_end_point;
 pub use self::holder::{Holder, HolderError, thumbprint};
 use self::verifiers::{AnyCertificate, Clients, Databases};
@@ -355,7 +354,7 @@ fn server(files: &ServerFiles) -> Result<Current, TlsError> {
     let clients = clients.as_ref().map(ClientAuthorities::verifier).transpose()?;
     let builder = match &clients {
         None => builder.with_no_client_auth(),
-        Some(clients) => builder.with_client_cert_verifier(Arc::new(Bounded(Arc::clone(clients)))),
+        Some(clients) => builder.with_client_cert_verifier(Arc::clone(clients) as _),
     };
     let mut config = builder.with_single_cert(chain, secret).map_err(|source| match source {
         rustls::Error::InconsistentKeys(_) => {
@@ -381,8 +380,7 @@ pub fn client(mode: Mode, ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsErr
         .with_safe_default_protocol_versions()
         .map_err(unsupported)?;
     let of_authorities = |names| -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
-        let databases = Databases { authorities: of_databases(ca)?, names };
-        Ok(Arc::new(Bounded(Arc::new(databases))))
+        Ok(Arc::new(Databases { authorities: of_databases(ca)?, names }))
     };
     let verifier = match mode {
         Mode::Require => Arc::new(AnyCertificate),

@@ -19,6 +19,7 @@ use webpki::{
 use x509_parser::extensions::KeyUsage;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
+use super::bound::look;
 use super::{TlsError, certificates, crypto, refused};
 
 /// Whom certificates are of.
@@ -162,7 +163,7 @@ impl Authorities {
     /// is not out of date; with a `name`, the certificate must be for it.
     ///
     /// # Errors
-    /// Why there is no path that is good.
+    /// Why there is no path that is good, or why none is searched for.
     pub(super) fn check(
         &self,
         leaf: &CertificateDer<'_>,
@@ -171,6 +172,7 @@ impl Authorities {
         name: Option<&ServerName<'_>>,
         now: UnixTime,
     ) -> Result<AuthorityId, rustls::Error> {
+        look(intermediates)?;
         let certificate = EndEntityCert::try_from(leaf).map_err(told)?;
         let usage = match self.peers {
             Peers::Clients => webpki::KeyUsage::client_auth(),

@@ -371,6 +371,20 @@ fn a_key_signs_what_it_is_for() {
 }
 
 #[test]
+fn among_many_certificates_no_path_is_searched_for() {
+    let root = root(|_| {});
+    let own = leaf(&root, |_| {});
+    for peers in [Peers::Clients, Peers::Servers] {
+        believed(&root, &[&own, root.der(), root.der(), root.der(), root.der()], peers).unwrap();
+        let said = believed(&root, &[&[&own][..], &[root.der(); 5]].concat(), peers).unwrap_err();
+        assert!(said.contains("5 certificates were shown beside the peer's own"), "{said}");
+        let two = [self::root(|_| {}), self::root(|_| {})];
+        let said = believed(&root, &[&own, two[0].der(), two[1].der()], peers).unwrap_err();
+        assert!(said.contains("of one subject and different keys"), "{said}");
+    }
+}
+
+#[test]
 fn what_an_expired_root_has_signed_is_not_believed() {
     let good = root(|_| {});
     for root in [
