@@ -9,6 +9,7 @@ mod authorities;
 mod bound;
 mod end_point;
 mod holder;
+mod lists;
 mod verifiers;
 
 use std::fmt;
@@ -23,13 +24,12 @@ use rustls::server::NoServerSessionStorage;
 use rustls::{CertificateError, ClientConfig, OtherError, ServerConfig};
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
-use webpki::{CertRevocationList, OwnedCertRevocationList};
-use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use self::authorities::{Authorities, Peers};
 pub use self::authorities::{AuthorityId, NoAuthority};
 pub use self::end_point::server_end_point;
 pub use self::holder::{Holder, HolderError, thumbprint};
+use self::lists::Lists;
 use self::verifiers::{AnyCertificate, Clients, Databases};
 use crate::file::{self, MAX_PEM, MAX_REVOCATION_LIST};
 use crate::stamp::{LastRead, Stamp};
@@ -302,43 +302,27 @@ impl ClientAuthorities {
     fn verifier(&self) -> Result<Arc<Clients>, TlsError> {
         let (pem, now) = (read(&self.ca)?, Some(UnixTime::now()));
         let authorities = Authorities::read(&self.ca, &pem, Peers::Clients, now)?;
-        Ok(Arc::new(Clients::new(authorities, self.revocation_lists()?, self.required)))
+        let lists = self.lists(&authorities)?;
+        Ok(Arc::new(Clients::new(authorities, lists, self.required)))
     }
 
     /// A chain is checked against the lists of all its authorities, up to the root; a list that is
     /// out of date counts as none.
-    fn revocation_lists(&self) -> Result<Vec<CertRevocationList<'static>>, TlsError> {
-        let mut lists = Vec::with_capacity(self.crls.len());
+    fn lists(&self, authorities: &Authorities) -> Result<Lists, TlsError> {
+        let mut lists = Lists::none();
         for path in &self.crls {
             let pem = read_up_to(path, MAX_REVOCATION_LIST)?;
-            let before = lists.len();
+            let mut holds_any = false;
             for list in CertificateRevocationListDer::pem_slice_iter(&pem) {
                 let list = list.map_err(|_| TlsError::NotPem { path: path.clone() })?;
-                lists.push(revocation_list(path, &list)?);
+                lists.add(path, &list, authorities.anchors())?;
+                holds_any = true;
             }
-            if lists.len() == before {
+            if !holds_any {
                 return Err(TlsError::NoRevocationList { path: path.clone() });
             }
         }
         Ok(lists)
-    }
-}
-
-fn revocation_list(
-    path: &Path,
-    list: &CertificateRevocationListDer<'_>,
-) -> Result<CertRevocationList<'static>, TlsError> {
-    let bad = |reason: &dyn fmt::Display| TlsError::BadRevocationList {
-        path: path.into(),
-        reason: reason.to_string(),
-    };
-    let usable = OwnedCertRevocationList::from_der(list).map_err(|error| bad(&error))?;
-    // webpki looks at nextUpdate only.
-    let (_, parsed) = CertificateRevocationList::from_der(list).map_err(|error| bad(&error))?;
-    let from = u64::try_from(parsed.last_update().timestamp()).unwrap_or(0);
-    match from > UnixTime::now().as_secs() {
-        true => Err(TlsError::EarlyRevocationList { path: path.into() }),
-        false => Ok(usable.into()),
     }
 }
 

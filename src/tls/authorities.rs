@@ -12,15 +12,16 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use rustls::{CertRevocationListError, CertificateError, DistinguishedName};
-use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
-use webpki::{
-    CertRevocationList, EndEntityCert, ExpirationPolicy, RevocationOptionsBuilder, VerifiedPath,
+use rustls_pki_types::{
+    CertificateDer, ServerName, SignatureVerificationAlgorithm, TrustAnchor, UnixTime,
 };
+use webpki::{EndEntityCert, ExpirationPolicy, RevocationOptionsBuilder, VerifiedPath};
 use x509_parser::extensions::KeyUsage;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
 use super::bound::look;
-use super::{TlsError, certificates, crypto, refused};
+use super::lists::Lists;
+use super::{TlsError, certificates, refused};
 
 /// Whom certificates are of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +148,11 @@ impl Authorities {
         self.anchors.is_empty()
     }
 
+    /// As webpki has them.
+    pub(super) fn anchors(&self) -> &[TrustAnchor<'static>] {
+        &self.anchors
+    }
+
     /// Whether it is one of these.
     pub(super) fn has(&self, id: &AuthorityId) -> bool {
         self.says.iter().any(|says| says.id == *id)
@@ -159,8 +165,8 @@ impl Authorities {
     }
 
     /// Searches for a path from a certificate to one of these authorities, and says to which. With
-    /// `crls`, each certificate of the path must be on none of them, and its authority have one that
-    /// is not out of date; with a `name`, the certificate must be for it.
+    /// any of `lists`, each certificate of the path must be on none of them, and its authority have
+    /// one that is not out of date; with a `name`, the certificate must be for it.
     ///
     /// # Errors
     /// Why there is no path that is good, or why none is searched for.
@@ -168,7 +174,7 @@ impl Authorities {
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        crls: &[CertRevocationList<'static>],
+        lists: &Lists,
         name: Option<&ServerName<'_>>,
         now: UnixTime,
     ) -> Result<AuthorityId, rustls::Error> {
@@ -178,18 +184,20 @@ impl Authorities {
             Peers::Clients => webpki::KeyUsage::client_auth(),
             Peers::Servers => webpki::KeyUsage::server_auth(),
         };
-        let crls: Vec<_> = crls.iter().collect();
-        let revocation = RevocationOptionsBuilder::new(&crls).ok();
+        let all = lists.all();
+        let revocation = RevocationOptionsBuilder::new(&all).ok();
         let revocation =
             revocation.map(|all| all.with_expiration_policy(ExpirationPolicy::Enforce).build());
         let unfit = Cell::new(None);
         let fits = |path: &VerifiedPath<'_>| {
             self.fits(path, now).inspect_err(|(reason, _)| unfit.set(*reason)).map_err(|(_, e)| e)
         };
-        let algorithms = crypto().signature_verification_algorithms.all;
+        let algorithms = lists.algorithms();
+        let algorithms: Vec<&dyn SignatureVerificationAlgorithm> =
+            algorithms.iter().map(|algorithm| algorithm as _).collect();
         let path = certificate
             .verify_for_usage(
-                algorithms,
+                &algorithms,
                 &self.anchors,
                 intermediates,
                 now,

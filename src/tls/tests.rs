@@ -213,10 +213,10 @@ fn rsa_pss_says_its_hash_in_its_parameters() {
 
 // --- Authorities -------------------------------------------------------------------------
 
-type Root = CertifiedIssuer<'static, KeyPair>;
+pub(super) type Root = CertifiedIssuer<'static, KeyPair>;
 
 /// An authority with what is changed of it.
-fn root(change: impl FnOnce(&mut CertificateParams)) -> Root {
+pub(super) fn root(change: impl FnOnce(&mut CertificateParams)) -> Root {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.distinguished_name.push(DnType::CommonName, "root");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -225,7 +225,7 @@ fn root(change: impl FnOnce(&mut CertificateParams)) -> Root {
 }
 
 /// An authority below another.
-fn below(above: &Root, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Root {
+pub(super) fn below(above: &Root, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Root {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -234,7 +234,10 @@ fn below(above: &Root, name: &str, change: impl FnOnce(&mut CertificateParams)) 
 }
 
 /// What an authority signs for a peer called `db.example`.
-fn leaf(above: &Root, change: impl FnOnce(&mut CertificateParams)) -> CertificateDer<'static> {
+pub(super) fn leaf(
+    above: &Root,
+    change: impl FnOnce(&mut CertificateParams),
+) -> CertificateDer<'static> {
     let mut params = CertificateParams::new(vec!["db.example".to_owned()]).unwrap();
     change(&mut params);
     params.signed_by(&KeyPair::generate().unwrap(), above).unwrap().der().clone()
@@ -310,7 +313,7 @@ fn believed(root: &Root, chain: &[&CertificateDer<'static>], peers: Peers) -> Re
     let all = Authorities::read(Path::new("/ca"), root.pem().as_bytes(), peers, None).unwrap();
     let chain: Vec<_> = chain.iter().map(|&certificate| certificate.clone()).collect();
     let name = ServerName::try_from("db.example").unwrap();
-    all.check(&chain[0], &chain[1..], &[], Some(&name), UnixTime::now())
+    all.check(&chain[0], &chain[1..], &Lists::none(), Some(&name), UnixTime::now())
         .map(|id| assert!(all.has(&id)))
         .map_err(|error| error.to_string())
 }
@@ -398,7 +401,7 @@ fn what_an_expired_root_has_signed_is_not_believed() {
         let pem = root.pem() + &good.pem();
         let all = Authorities::read(Path::new("/ca"), pem.as_bytes(), Peers::Servers, None);
         let other = leaf(&good, |_| {});
-        all.unwrap().check(&other, &[], &[], None, UnixTime::now()).unwrap();
+        all.unwrap().check(&other, &[], &Lists::none(), None, UnixTime::now()).unwrap();
     }
 }
 
@@ -416,6 +419,6 @@ fn an_authority_that_is_certified_anew_is_the_same_one() {
     let issuer = CertifiedIssuer::self_signed(params, key).unwrap();
     let own = leaf(&issuer, |_| {});
     let [old, new, other] = [old, new, other].map(|pem| read_roots(&pem, Peers::Clients).unwrap());
-    let id = old.check(&own, &[], &[], None, UnixTime::now()).unwrap();
+    let id = old.check(&own, &[], &Lists::none(), None, UnixTime::now()).unwrap();
     assert!(old.has(&id) && new.has(&id) && !other.has(&id));
 }

@@ -9,10 +9,10 @@ use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use webpki::CertRevocationList;
 
 use super::authorities::{Authorities, AuthorityId};
 use super::crypto;
+use super::lists::Lists;
 
 /// `sslmode=require`: believes any certificate, but its holder must still have the key: channel
 /// binding depends on it.
@@ -27,24 +27,20 @@ pub(super) struct Databases {
     pub(super) names: bool,
 }
 
-/// Clients' certificates.
+/// Whose certificates clients may show.
 #[derive(Debug)]
 pub(super) struct Clients {
     authorities: Arc<Authorities>,
     names: Vec<DistinguishedName>,
-    crls: Vec<CertRevocationList<'static>>,
+    lists: Lists,
     required: bool,
 }
 
 impl Clients {
-    /// With any `crls`, a certificate whose authority has none there, or one that is out of date, is
+    /// With any `lists`, a certificate whose authority has none there, or one that is out of date, is
     /// not believed. `required`: whether a client without a certificate is turned away.
-    pub(super) fn new(
-        authorities: Arc<Authorities>,
-        crls: Vec<CertRevocationList<'static>>,
-        required: bool,
-    ) -> Clients {
-        Clients { names: authorities.names(), authorities, crls, required }
+    pub(super) fn new(authorities: Arc<Authorities>, lists: Lists, required: bool) -> Clients {
+        Clients { names: authorities.names(), authorities, lists, required }
     }
 
     /// The authority that a chain leads to.
@@ -57,7 +53,7 @@ impl Clients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<AuthorityId, rustls::Error> {
-        self.authorities.check(end_entity, intermediates, &self.crls, None, now)
+        self.authorities.check(end_entity, intermediates, &self.lists, None, now)
     }
 
     /// Whether it is one of those that chains may lead to.
@@ -120,7 +116,7 @@ impl ServerCertVerifier for Databases {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let name = self.names.then_some(server_name);
-        self.authorities.check(end_entity, intermediates, &[], name, now)?;
+        self.authorities.check(end_entity, intermediates, &Lists::none(), name, now)?;
         Ok(ServerCertVerified::assertion())
     }
 
