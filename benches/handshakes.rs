@@ -111,7 +111,7 @@ impl Listener {
             clients: Some(ClientAuthorities { ca, crls: Vec::new(), required: false }),
         });
         std::fs::remove_dir_all(&dir).expect("removed");
-        Listener { config: server.expect("a listener").config(), authority }
+        Listener { config: server.expect("a listener").handshake().config(), authority }
     }
 
     /// A client that believes whatever it is shown.

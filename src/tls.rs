@@ -20,8 +20,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use arc_swap::ArcSwap;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
-use rustls::server::NoServerSessionStorage;
-use rustls::{CertificateError, ClientConfig, OtherError, ServerConfig};
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
+use rustls::{
+    CertificateError, ClientConfig, ConfigBuilder, OtherError, ServerConfig, WantsVerifier,
+};
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 
@@ -30,7 +32,7 @@ pub use self::authorities::{AuthorityId, NoAuthority};
 pub use self::end_point::server_end_point;
 pub use self::holder::{Holder, HolderError, thumbprint};
 use self::lists::Lists;
-use self::verifiers::{AnyCertificate, Clients, Databases};
+use self::verifiers::{AnyCertificate, Client, Clients, Databases};
 use crate::file::{self, MAX_PEM, MAX_REVOCATION_LIST};
 use crate::stamp::{LastRead, Stamp};
 
@@ -209,9 +211,31 @@ pub struct Server {
 
 /// What the files of a listener came to.
 #[derive(Debug)]
-struct Current {
+enum Current {
+    /// Clients are asked for nothing.
+    Shown(Arc<ServerConfig>),
+    /// For a certificate.
+    Asking {
+        builder: ConfigBuilder<ServerConfig, WantsVerifier>,
+        shown: Arc<dyn ResolvesServerCert>,
+        clients: Arc<Clients>,
+    },
+}
+
+/// One handshake with a client.
+#[derive(Debug)]
+pub struct Handshake {
     config: Arc<ServerConfig>,
-    clients: Option<Arc<Clients>>,
+    /// What its files were then.
+    under: Arc<Current>,
+    client: Option<Arc<Client>>,
+}
+
+impl Handshake {
+    /// What the client is shown, and asked for. It is for this handshake only.
+    pub fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
 }
 
 impl Server {
@@ -225,19 +249,35 @@ impl Server {
         Ok(Server { files, current, read: Mutex::new(read) })
     }
 
-    /// What a connection that comes now is shown.
-    pub fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.current.load().config)
+    /// For a connection that comes now.
+    pub fn handshake(&self) -> Handshake {
+        let under = self.current.load_full();
+        let (config, client) = match &*under {
+            Current::Shown(config) => (Arc::clone(config), None),
+            Current::Asking { builder, shown, clients } => {
+                let client = Arc::new(Client::new(Arc::clone(clients)));
+                let builder = builder.clone().with_client_cert_verifier(Arc::clone(&client) as _);
+                (Arc::new(whole(builder.with_cert_resolver(Arc::clone(shown)))), Some(client))
+            }
+        };
+        Handshake { config, under, client }
     }
 
-    /// The authority that a client's chain, leaf first, leads to now.
+    /// The authority that a client's chain, leaf first, leads to now. Its handshake has found that
+    /// out; it is searched for again only if the files have changed since.
     ///
     /// # Errors
-    /// When there is none, as where the authorities have changed since the handshake.
-    pub fn authority_of(&self, chain: &[CertificateDer<'_>]) -> Result<AuthorityId, rustls::Error> {
+    /// When there is none, as where the authorities have changed.
+    pub fn authority_of(
+        &self,
+        handshake: &Handshake,
+        chain: &[CertificateDer<'_>],
+    ) -> Result<AuthorityId, rustls::Error> {
         let current = self.current.load();
-        match (&current.clients, chain) {
-            (Some(clients), [leaf, beside @ ..]) => {
+        let found = handshake.client.as_ref().and_then(|client| client.certified_by());
+        match (found, current.clients(), chain) {
+            (Some(found), Some(_), _) if Arc::ptr_eq(&current, &handshake.under) => Ok(found),
+            (_, Some(clients), [leaf, beside @ ..]) => {
                 clients.authority_of(leaf, beside, UnixTime::now())
             }
             _ => Err(rustls::Error::NoCertificatesPresented),
@@ -246,7 +286,7 @@ impl Server {
 
     /// Whether clients' certificates of that authority are still believed.
     pub fn believes(&self, authority: &AuthorityId) -> bool {
-        self.current.load().clients.as_ref().is_some_and(|clients| clients.believes(authority))
+        self.current.load().clients().is_some_and(|clients| clients.believes(authority))
     }
 
     /// Whether clients are asked for a certificate.
@@ -271,6 +311,15 @@ impl Server {
             matches!(error, TlsError::Unreadable { .. } | TlsError::EarlyRevocationList { .. })
         };
         read.again(self.files.stamps(), in_any_case, load, unread)
+    }
+}
+
+impl Current {
+    fn clients(&self) -> Option<&Arc<Clients>> {
+        match self {
+            Current::Shown(_) => None,
+            Current::Asking { clients, .. } => Some(clients),
+        }
     }
 }
 
@@ -336,11 +385,8 @@ fn server(files: &ServerFiles) -> Result<Current, TlsError> {
         .with_safe_default_protocol_versions()
         .map_err(unsupported)?;
     let clients = clients.as_ref().map(ClientAuthorities::verifier).transpose()?;
-    let builder = match &clients {
-        None => builder.with_no_client_auth(),
-        Some(clients) => builder.with_client_cert_verifier(Arc::clone(clients) as _),
-    };
-    let mut config = builder.with_single_cert(chain, secret).map_err(|source| match source {
+    let config = builder.clone().with_no_client_auth().with_single_cert(chain, secret);
+    let config = config.map_err(|source| match source {
         rustls::Error::InconsistentKeys(_) => {
             TlsError::KeyMismatch { certificate: certificate.into(), key: key.into() }
         }
@@ -349,12 +395,19 @@ fn server(files: &ServerFiles) -> Result<Current, TlsError> {
         }
         source => TlsError::BadKey { path: key.into(), source },
     })?;
+    Ok(match clients {
+        None => Current::Shown(Arc::new(whole(config))),
+        Some(clients) => Current::Asking { builder, shown: config.cert_resolver, clients },
+    })
+}
+
+/// Each handshake is a whole one, as PostgreSQL's: a resumed session would bring a client's
+/// certificate along that nobody looks at again.
+fn whole(mut config: ServerConfig) -> ServerConfig {
     config.alpn_protocols = vec![ALPN.to_vec()];
-    // Each handshake is a whole one, as PostgreSQL's: a resumed session would bring a client's
-    // certificate along that nobody looks at again.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(Current { config: Arc::new(config), clients })
+    config
 }
 
 /// How a database is checked. `ca` is a PEM file of roots, `None` the system's. No ALPN:

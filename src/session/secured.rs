@@ -94,13 +94,14 @@ async fn handshake(client: &mut Client, tls: Option<&ListenerTls>) -> Result<(),
         tracing::info!(address = &*client.trail.address, %error, "a client's TLS handshake failed");
         Stop::Left
     };
-    if let Err(error) = client.frontend.accept_tls(tls.server.config()).await {
+    let shaking = tls.server.handshake();
+    if let Err(error) = client.frontend.accept_tls(shaking.config()).await {
         return Err(failed(client, &error));
     }
     let shown = client.frontend.certificates();
     if !shown.is_empty() {
-        // Which one that is, the handshake does not tell; and they may have changed meanwhile.
-        match tls.server.authority_of(shown) {
+        // The authorities may have changed meanwhile.
+        match tls.server.authority_of(&shaking, shown) {
             Ok(authority) => client.authority = Some(authority),
             Err(error) => return Err(failed(client, &error)),
         }

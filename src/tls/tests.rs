@@ -94,7 +94,7 @@ fn shake(
 
 fn shown(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
     let files = ServerFiles { certificate: certificate.into(), key: key.into(), clients: None };
-    server(&files).map(|current| current.config)
+    Server::open(files).map(|server| server.handshake().config())
 }
 
 #[test]
@@ -421,4 +421,51 @@ fn an_authority_that_is_certified_anew_is_the_same_one() {
     let [old, new, other] = [old, new, other].map(|pem| read_roots(&pem, Peers::Clients).unwrap());
     let id = old.check(&own, &[], &Lists::none(), None, UnixTime::now()).unwrap();
     assert!(old.has(&id) && new.has(&id) && !other.has(&id));
+}
+
+// --- Handshakes --------------------------------------------------------------------------
+
+#[test]
+fn who_certified_a_client_is_searched_for_again_only_when_the_files_have_changed() {
+    let pki = pki();
+    let (root, stranger) = (root(|_| {}), root(|_| {}));
+    let key = KeyPair::generate().unwrap();
+    let own = CertificateParams::new(Vec::new()).unwrap().signed_by(&key, &root).unwrap();
+    let chain = [own.der().clone()];
+    let ca = pki.folder.write("clients.crt", &root.pem());
+    let clients = Some(ClientAuthorities { ca, crls: Vec::new(), required: false });
+    let (certificate, key_file) = (pki.certificate.clone(), pki.key.clone());
+    let server = Server::open(ServerFiles { certificate, key: key_file, clients }).unwrap();
+    let client = |names: Option<&CertificateDer<'static>>| {
+        let mut roots = rustls::RootCertStore::empty();
+        let pem = std::fs::read(&pki.ca).unwrap();
+        roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
+        let builder = ClientConfig::builder_with_provider(crypto())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
+        Arc::new(match names {
+            None => builder.with_no_client_auth(),
+            Some(own) => builder.with_client_auth_cert(vec![own.clone()], key).unwrap(),
+        })
+    };
+    let nobody = server.handshake();
+    shake(&nobody.config(), &client(None), "db.example").unwrap();
+    assert!(server.authority_of(&nobody, &[]).is_err());
+    let handshake = server.handshake();
+    shake(&handshake.config(), &client(Some(&chain[0])), "db.example").unwrap();
+    // What the handshake has found needs no chain.
+    let found = server.authority_of(&handshake, &[]).unwrap();
+    assert!(server.believes(&found));
+    // Read again, and the same: a search, for which there is a chain.
+    pki.folder.write("clients.crt", &(root.pem() + &stranger.pem()));
+    assert!(server.reload(false).unwrap());
+    assert!(server.authority_of(&handshake, &[]).is_err());
+    assert_eq!(server.authority_of(&handshake, &chain).unwrap(), found);
+    pki.folder.write("clients.crt", &stranger.pem());
+    assert!(server.reload(true).unwrap());
+    assert!(server.authority_of(&handshake, &chain).is_err() && !server.believes(&found));
+    // Another handshake knows nothing of that one.
+    assert!(server.authority_of(&server.handshake(), &[]).is_err());
 }

@@ -2,7 +2,7 @@
 //! their placement says. All of them have a peer prove, by the handshake's signature, that it holds
 //! its certificate's key. Made by `tls.rs` only.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
@@ -34,6 +34,24 @@ pub(super) struct Clients {
     names: Vec<DistinguishedName>,
     lists: Lists,
     required: bool,
+}
+
+/// One client's certificate, and what became of it.
+#[derive(Debug)]
+pub(super) struct Client {
+    clients: Arc<Clients>,
+    certified_by: OnceLock<AuthorityId>,
+}
+
+impl Client {
+    pub(super) fn new(clients: Arc<Clients>) -> Client {
+        Client { clients, certified_by: OnceLock::new() }
+    }
+
+    /// The authority that its chain leads to, once that has been found.
+    pub(super) fn certified_by(&self) -> Option<AuthorityId> {
+        self.certified_by.get().copied()
+    }
 }
 
 impl Clients {
@@ -123,13 +141,13 @@ impl ServerCertVerifier for Databases {
     signatures!();
 }
 
-impl ClientCertVerifier for Clients {
+impl ClientCertVerifier for Client {
     fn client_auth_mandatory(&self) -> bool {
-        self.required
+        self.clients.required
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.names
+        &self.clients.names
     }
 
     fn verify_client_cert(
@@ -138,7 +156,9 @@ impl ClientCertVerifier for Clients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.authority_of(end_entity, intermediates, now)?;
+        let authority = self.clients.authority_of(end_entity, intermediates, now)?;
+        // A handshake asks once.
+        self.certified_by.get_or_init(|| authority);
         Ok(ClientCertVerified::assertion())
     }
 
