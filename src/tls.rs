@@ -110,6 +110,8 @@ pub enum TlsError {
     EarlyRevocationList {
         /// Which file.
         path: PathBuf,
+        /// Its thisUpdate.
+        from: UnixTime,
     },
     /// PEM, but without a private key.
     #[error(
@@ -153,7 +155,7 @@ impl TlsError {
             | TlsError::BadCertificate { path, .. }
             | TlsError::NoRevocationList { path }
             | TlsError::BadRevocationList { path, .. }
-            | TlsError::EarlyRevocationList { path }
+            | TlsError::EarlyRevocationList { path, .. }
             | TlsError::NoAuthority { path, .. }
             | TlsError::NoKey { path }
             | TlsError::BadKey { path, .. } => Some(path),
@@ -206,7 +208,15 @@ pub struct ClientAuthorities {
 pub struct Server {
     files: ServerFiles,
     current: ArcSwap<Current>,
-    read: Mutex<LastRead<Vec<Stamp>>>,
+    read: Mutex<Read>,
+}
+
+/// When the files are to be read again.
+#[derive(Debug)]
+struct Read {
+    last: LastRead<Vec<Stamp>>,
+    /// When a revocation list of the future is none any more.
+    early: Option<UnixTime>,
 }
 
 /// What the files of a listener came to.
@@ -244,7 +254,7 @@ impl Server {
     /// # Errors
     /// When they are not a chain and its key.
     pub fn open(files: ServerFiles) -> Result<Server, TlsError> {
-        let read = LastRead::new(files.stamps());
+        let read = Read { last: LastRead::new(files.stamps()), early: None };
         let current = ArcSwap::from_pointee(server(&files)?);
         Ok(Server { files, current, read: Mutex::new(read) })
     }
@@ -296,21 +306,26 @@ impl Server {
 
     /// Reads the files again if one has changed, or in any case; whether that was so. After an
     /// error the old ones stay in force, and it is not tried again before another change, unless
-    /// they could not even be read. Blocks.
+    /// they could not even be read, or a revocation list's time has come. Blocks.
     ///
     /// # Errors
     /// When they are not a chain and its key, as while they are being replaced one by one.
     pub fn reload(&self, in_any_case: bool) -> Result<bool, TlsError> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let Read { last, early } = &mut *read;
+        let has_come = early.is_some_and(|from| from <= UnixTime::now());
         let load = || {
+            *early = None;
             self.current.store(Arc::new(server(&self.files)?));
             Ok(())
         };
-        // Both may pass without a change.
-        let unread = |error: &TlsError| {
-            matches!(error, TlsError::Unreadable { .. } | TlsError::EarlyRevocationList { .. })
-        };
-        read.again(self.files.stamps(), in_any_case, load, unread)
+        // It may pass without a change.
+        let unread = |error: &TlsError| matches!(error, TlsError::Unreadable { .. });
+        let result = last.again(self.files.stamps(), in_any_case || has_come, load, unread);
+        if let Err(TlsError::EarlyRevocationList { from, .. }) = &result {
+            *early = Some(*from);
+        }
+        result
     }
 }
 

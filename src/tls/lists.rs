@@ -14,6 +14,7 @@
 use std::fmt::Display;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls_pki_types::{
@@ -88,8 +89,9 @@ impl Lists {
         // webpki looks at nextUpdate only.
         let (_, parsed) = CertificateRevocationList::from_der(der).map_err(|error| bad(&error))?;
         let from = u64::try_from(parsed.last_update().timestamp()).unwrap_or(0);
-        if from > UnixTime::now().as_secs() {
-            return Err(TlsError::EarlyRevocationList { path: path.into() });
+        let from = UnixTime::since_unix_epoch(Duration::from_secs(from));
+        if from > UnixTime::now() {
+            return Err(TlsError::EarlyRevocationList { path: path.into(), from });
         }
         let usable = CertRevocationList::from(usable);
         let signed = parsed.tbs_cert_list.as_ref();

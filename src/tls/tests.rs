@@ -425,6 +425,45 @@ fn an_authority_that_is_certified_anew_is_the_same_one() {
 
 // --- Handshakes --------------------------------------------------------------------------
 
+/// A listener that asks for certificates of a file, with an own pair.
+fn asking(pki: &Pki, clients: &str, crls: &[PathBuf]) -> Result<Server, TlsError> {
+    let ca = pki.folder.write("clients.crt", clients);
+    let clients = Some(ClientAuthorities { ca, crls: crls.into(), required: false });
+    let (certificate, key) = (pki.certificate.clone(), pki.key.clone());
+    Server::open(ServerFiles { certificate, key, clients })
+}
+
+#[test]
+fn a_list_of_the_future_is_read_again_when_its_time_has_come_and_not_before() {
+    let (pki, root) = (pki(), root(|_| {}));
+    let list = |from, serial: u64| {
+        let list = rcgen::CertificateRevocationListParams {
+            this_update: from,
+            next_update: date_time_ymd(2090, 1, 1),
+            crl_number: serial.into(),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        pki.folder.write("crl", &list.signed_by(&root).unwrap().pem().unwrap())
+    };
+    let crl = list(date_time_ymd(2025, 1, 1), 1);
+    let server = asking(&pki, &root.pem(), &[crl]).unwrap();
+    list(date_time_ymd(2080, 1, 1), 2);
+    let early = |result| matches!(result, Err(TlsError::EarlyRevocationList { .. }));
+    assert!(early(server.reload(false)));
+    for _ in 0..3 {
+        assert!(!server.reload(false).unwrap());
+    }
+    // A clock that says that it has come, where the file says that it has not.
+    server.read.lock().unwrap().early = Some(UnixTime::now());
+    assert!(early(server.reload(false)));
+    assert!(!server.reload(false).unwrap());
+    assert!(early(server.reload(true)));
+    list(date_time_ymd(2025, 1, 2), 3);
+    assert!(server.reload(false).unwrap());
+}
+
 #[test]
 fn who_certified_a_client_is_searched_for_again_only_when_the_files_have_changed() {
     let pki = pki();
@@ -432,10 +471,7 @@ fn who_certified_a_client_is_searched_for_again_only_when_the_files_have_changed
     let key = KeyPair::generate().unwrap();
     let own = CertificateParams::new(Vec::new()).unwrap().signed_by(&key, &root).unwrap();
     let chain = [own.der().clone()];
-    let ca = pki.folder.write("clients.crt", &root.pem());
-    let clients = Some(ClientAuthorities { ca, crls: Vec::new(), required: false });
-    let (certificate, key_file) = (pki.certificate.clone(), pki.key.clone());
-    let server = Server::open(ServerFiles { certificate, key: key_file, clients }).unwrap();
+    let server = asking(&pki, &root.pem(), &[]).unwrap();
     let client = |names: Option<&CertificateDer<'static>>| {
         let mut roots = rustls::RootCertStore::empty();
         let pem = std::fs::read(&pki.ca).unwrap();
