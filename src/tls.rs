@@ -255,7 +255,7 @@ impl Server {
     /// When they are not a chain and its key.
     pub fn open(files: ServerFiles) -> Result<Server, TlsError> {
         let read = Read { last: LastRead::new(files.stamps()), early: None };
-        let current = ArcSwap::from_pointee(server(&files)?);
+        let current = ArcSwap::from_pointee(server(&files, Some(UnixTime::now()))?);
         Ok(Server { files, current, read: Mutex::new(read) })
     }
 
@@ -316,7 +316,7 @@ impl Server {
         let has_come = early.is_some_and(|from| from <= UnixTime::now());
         let load = || {
             *early = None;
-            self.current.store(Arc::new(server(&self.files)?));
+            self.current.store(Arc::new(again(&self.files)?));
             Ok(())
         };
         // It may pass without a change.
@@ -362,9 +362,9 @@ impl ClientAuthorities {
         [self.ca.as_path()].into_iter().chain(self.crls.iter().map(PathBuf::as_path))
     }
 
-    /// An authority that has expired is an error.
-    fn verifier(&self) -> Result<Arc<Clients>, TlsError> {
-        let (pem, now) = (read(&self.ca)?, Some(UnixTime::now()));
+    /// An authority that has expired is an error where `now` is given.
+    fn verifier(&self, now: Option<UnixTime>) -> Result<Arc<Clients>, TlsError> {
+        let pem = read(&self.ca)?;
         let authorities = Authorities::read(&self.ca, &pem, Peers::Clients, now)?;
         let lists = self.lists(&authorities)?;
         Ok(Arc::new(Clients::new(authorities, lists, self.required)))
@@ -391,15 +391,15 @@ impl ClientAuthorities {
 }
 
 /// What a listener shows: the chain (leaf first) and its key. Offers ALPN `postgresql`
-/// and accepts clients without ALPN.
-fn server(files: &ServerFiles) -> Result<Current, TlsError> {
+/// and accepts clients without ALPN. An authority that has expired is an error where `now` is given.
+fn server(files: &ServerFiles, now: Option<UnixTime>) -> Result<Current, TlsError> {
     let ServerFiles { certificate, key, clients } = files;
     let chain = certificates(certificate, &read(certificate)?)?;
     let secret = private_key(key)?;
     let builder = ServerConfig::builder_with_provider(crypto())
         .with_safe_default_protocol_versions()
         .map_err(unsupported)?;
-    let clients = clients.as_ref().map(ClientAuthorities::verifier).transpose()?;
+    let clients = clients.as_ref().map(|clients| clients.verifier(now)).transpose()?;
     let config = builder.clone().with_no_client_auth().with_single_cert(chain, secret);
     let config = config.map_err(|source| match source {
         rustls::Error::InconsistentKeys(_) => {
@@ -413,6 +413,18 @@ fn server(files: &ServerFiles) -> Result<Current, TlsError> {
     Ok(match clients {
         None => Current::Shown(Arc::new(whole(config))),
         Some(clients) => Current::Asking { builder, shown: config.cert_resolver, clients },
+    })
+}
+
+/// The same while pgsilo runs. An authority that has expired meanwhile is believed as little as one
+/// that is left out, and must not hold up the certificate that the listener shows.
+fn again(files: &ServerFiles) -> Result<Current, TlsError> {
+    server(files, Some(UnixTime::now())).or_else(|error| match &error {
+        TlsError::NoAuthority { reason: NoAuthority::Expired, .. } => {
+            tracing::warn!(%error, "whom it certified is not believed; a start would be refused");
+            server(files, None)
+        }
+        _ => Err(error),
     })
 }
 

@@ -465,6 +465,33 @@ fn a_list_of_the_future_is_read_again_when_its_time_has_come_and_not_before() {
 }
 
 #[test]
+fn an_authority_that_has_expired_does_not_hold_the_listeners_own_certificate_up() {
+    let (old, new) = (pki(), pki());
+    let good = root(|_| {});
+    let expired = root(|params| params.not_after = date_time_ymd(2021, 1, 1));
+    let server = asking(&old, &good.pem(), &[]).unwrap();
+    old.folder.write("clients.crt", &(good.pem() + &expired.pem()));
+    for (name, from) in [("server.crt", &new.certificate), ("server.key", &new.key)] {
+        old.folder.write(name, &std::fs::read_to_string(from).unwrap());
+    }
+    assert!(server.reload(false).unwrap());
+    let client = |ca: &Path| client(Mode::VerifyFull, Some(ca)).unwrap();
+    shake(&server.handshake().config(), &client(&new.ca), "db.example").unwrap();
+    shake(&server.handshake().config(), &client(&old.ca), "db.example").unwrap_err();
+    // Nor is what it has signed believed.
+    for (root, is_good) in [(&good, true), (&expired, false)] {
+        let found = server.authority_of(&server.handshake(), &[leaf(root, |_| {})]);
+        assert_eq!(found.is_ok(), is_good, "{found:?}");
+    }
+    let ca = good.pem() + &expired.pem();
+    let refused = asking(&new, &ca, &[]).unwrap_err();
+    assert!(
+        matches!(refused, TlsError::NoAuthority { reason: NoAuthority::Expired, .. }),
+        "{refused}"
+    );
+}
+
+#[test]
 fn who_certified_a_client_is_searched_for_again_only_when_the_files_have_changed() {
     let pki = pki();
     let (root, stranger) = (root(|_| {}), root(|_| {}));
