@@ -64,6 +64,34 @@ impl Attempts {
     }
 }
 
+/// None of a host's addresses lets itself be connected to.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub(crate) struct Unreached {
+    /// Whether this process or machine has no more to give, and nothing was asked of a server.
+    pub(crate) is_ours: bool,
+    /// It names each address.
+    pub(crate) error: io::Error,
+}
+
+impl Unreached {
+    fn of(failed: &[io::Error], attempts: &Attempts) -> Unreached {
+        // Of local ports as well, which may be used up; but also where a family of addresses is off,
+        // and then the other one's errors count.
+        let is_ours = failed.iter().any(is_scarce)
+            || !failed.is_empty() && failed.iter().all(|e| e.raw_os_error() == Some(EADDRNOTAVAIL));
+        let kind = failed.first().map_or(io::ErrorKind::NotFound, io::Error::kind);
+        Unreached { is_ours, error: io::Error::new(kind, attempts.to_string()) }
+    }
+}
+
+const EADDRNOTAVAIL: i32 = 99;
+
+/// ENOMEM, ENFILE, EMFILE, ENOBUFS.
+fn is_scarce(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(12 | 23 | 24 | 105))
+}
+
 impl fmt::Display for Attempts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let attempts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -83,18 +111,18 @@ impl fmt::Display for Attempts {
 /// How long all of it may take is the caller's to say.
 ///
 /// # Errors
-/// When all have failed: the first one's error. The rest is in `attempts`.
+/// When all have failed.
 pub(crate) async fn race<T, F>(
     addresses: Vec<SocketAddr>,
     attempts: &Attempts,
     connect: impl Fn(SocketAddr) -> F,
-) -> io::Result<T>
+) -> Result<T, Unreached>
 where
     F: Future<Output = io::Result<T>>,
 {
     let mut waiting = addresses.into_iter();
     let mut running = FuturesUnordered::new();
-    let mut failed = None;
+    let mut failed = Vec::new();
     loop {
         match waiting.next() {
             Some(address) => {
@@ -103,7 +131,7 @@ where
                 running.push(async move { (address, connecting.await) });
             }
             None if running.is_empty() => {
-                return Err(failed.unwrap_or_else(|| io::ErrorKind::NotFound.into()));
+                return Err(Unreached::of(&failed, attempts));
             }
             None => {}
         }
@@ -119,7 +147,7 @@ where
             }
             Some((address, Err(error))) => {
                 attempts.set(address, &error);
-                failed.get_or_insert(error);
+                failed.push(error);
             }
             None => {}
         }
@@ -256,11 +284,44 @@ mod tests {
         let attempts = Attempts::default();
         assert_eq!(attempts.to_string(), "its name was not resolved");
         let all = addresses(&["10.0.0.2:1", "[::2]:1"]);
-        let error = race(all, &attempts, dial).await.expect_err("refused");
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        let Unreached { error, is_ours } = race(all, &attempts, dial).await.expect_err("refused");
+        assert_eq!((error.kind(), is_ours), (io::ErrorKind::ConnectionRefused, false));
         let each = "10.0.0.2:1: connection refused, [::2]:1: connection refused";
-        assert_eq!(attempts.to_string(), each);
+        assert_eq!((attempts.to_string(), error.to_string()), (each.to_owned(), each.to_owned()));
         assert!(race(Vec::new(), &attempts, dial).await.is_err());
+    }
+
+    /// Whatever comes first: a machine whose IPv6 is off says EADDRNOTAVAIL at once.
+    #[tokio::test(start_paused = true)]
+    async fn whose_fault_it_is_follows_from_all_attempts() {
+        let (refused, unreachable, unavailable) = (111, 113, EADDRNOTAVAIL);
+        let (memory, of_all, of_ours, buffers) = (12, 23, 24, 105);
+        for (errors, ours) in [
+            (&[refused, unreachable][..], false),
+            (&[unavailable, unreachable], false),
+            (&[unreachable, unavailable], false),
+            (&[unavailable, refused, unavailable], false),
+            (&[unavailable], true),
+            (&[unavailable, unavailable], true),
+            (&[refused, of_ours], true),
+            (&[of_ours, refused], true),
+            (&[refused, of_all], true),
+            (&[unavailable, memory], true),
+            (&[buffers, refused, unavailable], true),
+            (&[], false),
+        ] {
+            let all = (0..errors.len()).map(|port| SocketAddr::from(([10, 0, 0, 1], port as u16)));
+            let dial = async |to: SocketAddr| -> io::Result<()> {
+                Err(io::Error::from_raw_os_error(errors[usize::from(to.port())]))
+            };
+            let attempts = Attempts::default();
+            let failed = race(all.collect(), &attempts, dial).await.expect_err("none");
+            assert_eq!(failed.is_ours, ours, "{errors:?}");
+            for (port, code) in errors.iter().enumerate() {
+                let each = format!("10.0.0.1:{port}: {}", io::Error::from_raw_os_error(*code));
+                assert!(failed.to_string().contains(&each), "{failed}");
+            }
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use binding::Channel;
 pub(crate) use login::{Attachment, BackendError, Parked, Past};
 
-use crate::addresses::{self, Attempts};
+use crate::addresses::{self, Attempts, Unreached};
 use crate::registry::{Host, PlacementTls, Tenant};
 use crate::session::Route;
 use crate::stream::{Stream, out_of_resources, tune};
@@ -115,16 +115,13 @@ impl Redial {
     }
 
     async fn connect_in_clear(&self, attempts: &Attempts) -> Result<Stream, DialError> {
-        let connected = match &self.tenant.placement().host {
-            Host::Tcp { host, port } => {
-                self.connect_tcp(host, *port, attempts).await.map(Stream::Tcp)
+        let stream = match &self.tenant.placement().host {
+            Host::Tcp { host, port } => Stream::Tcp(self.connect_tcp(host, *port, attempts).await?),
+            Host::Unix(path) => {
+                let connected = UnixStream::connect(path).await;
+                Stream::Unix(connected.map_err(|e| self.unconnected(out_of_resources(&e), e))?)
             }
-            Host::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
         };
-        let stream = connected.map_err(|error| match out_of_resources(&error) {
-            true => DialError::Local(error),
-            false => DialError::Connect { to: self.place(), error },
-        })?;
         if let Stream::Tcp(tcp) = &stream {
             tune(tcp, self.dead_peer_timeout).map_err(DialError::Local)?;
         }
@@ -137,17 +134,23 @@ impl Redial {
         host: &str,
         port: u16,
         attempts: &Attempts,
-    ) -> io::Result<TcpStream> {
+    ) -> Result<TcpStream, DialError> {
         let all = match self.at {
             Some(address) => vec![address],
-            None => addresses::resolve(host, port).await?,
-        };
-        addresses::race(all, attempts, TcpStream::connect).await.map_err(|error| {
-            match out_of_resources(&error) {
-                true => error,
-                false => io::Error::new(error.kind(), attempts.to_string()),
+            None => {
+                let found = addresses::resolve(host, port).await;
+                found.map_err(|e| self.unconnected(out_of_resources(&e), e))?
             }
-        })
+        };
+        let connected = addresses::race(all, attempts, TcpStream::connect).await;
+        connected.map_err(|Unreached { is_ours, error }| self.unconnected(is_ours, error))
+    }
+
+    fn unconnected(&self, is_ours: bool, error: io::Error) -> DialError {
+        match is_ours {
+            true => DialError::Local(error),
+            false => DialError::Connect { to: self.place(), error },
+        }
     }
 
     /// SSLRequest, exactly one byte back, then the handshake: a byte more would have come from
