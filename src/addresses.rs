@@ -5,16 +5,19 @@
 //! themselves, to each family at the same time and one after the other within it; they take their
 //! [`Addresses`] from here, in the order of what is known of them.
 
+mod lookups;
+
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use tokio::net::lookup_host;
 use tokio::time::sleep;
+
+use lookups::LookUps;
 
 /// How long one address is tried before the next one is tried as well (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
@@ -24,7 +27,15 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// # Errors
 /// When the name does not resolve.
 pub(crate) async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let found: Vec<_> = lookup_host((host, port)).await?.collect();
+    static LOOK_UPS: LazyLock<LookUps> = LazyLock::new(LookUps::default);
+    if let Ok(ip) = host.parse() {
+        return Ok(vec![SocketAddr::new(ip, port)]);
+    }
+    let ask = |host: &str| Ok((host, 0).to_socket_addrs()?.collect());
+    let mut found = LOOK_UPS.of(host, ask).await?;
+    for address in &mut found {
+        address.set_port(port);
+    }
     match found.is_empty() {
         true => Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address")),
         false => Ok(interleaved(&found)),
