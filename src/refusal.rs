@@ -270,9 +270,13 @@ impl From<SourceError> for Refusal {
 impl From<RouteError> for Refusal {
     fn from(error: RouteError) -> Refusal {
         const CHOOSE: &str = "Name the tenant as the database.";
+        const NOT_AS_USER: &str = "Name the tenant as the database, and not as the user as well.";
         match &error {
             RouteError::NoTenant => Refusal::new(Reason::TenantUnresolved, error),
-            RouteError::Ambiguous(_) => Refusal::new(Reason::TenantUnresolved, error).hint(CHOOSE),
+            RouteError::Ambiguous { as_user, .. } => {
+                let hint = if *as_user { NOT_AS_USER } else { CHOOSE };
+                Refusal::new(Reason::TenantUnresolved, error).hint(hint)
+            }
             RouteError::DatabaseUnknown { named, .. } => {
                 Refusal::new(Reason::DatabaseUnknown, &error).about(named).hint(CHOOSE)
             }

@@ -2,7 +2,9 @@
 //! stated, and what the registry knows of the proved tenants.
 //!
 //! What a client states selects nothing by itself. It has to agree: a name that belongs to none of
-//! the session's own tenants is refused, whosever it may be. Only the session's own tenants are
+//! the session's own tenants is refused, whosever it may be. One that is the id of one of them means
+//! that one, whatever others call their databases; other names choose only where they are of exactly
+//! one. Only the session's own tenants are
 //! looked up, so no answer tells of another's existence. Called by the Routed stage; the
 //! configuration makes [`DatabaseNames`].
 
@@ -10,7 +12,8 @@ use crate::registry::Snapshot;
 use crate::tenant::TenantId;
 
 /// Names of databases that a listener takes for no name at all, beside the user's: what tools open
-/// first, or what an application cannot be told to change.
+/// first, or what an application cannot be told to change. The id of one of a session's own tenants
+/// is a name all the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DatabaseNames {
     /// These.
@@ -52,8 +55,13 @@ pub(crate) enum RouteError {
     #[error("the identity has no tenant")]
     NoTenant,
     /// Several are possible.
-    #[error("the identity has {0} tenants, and what the client states does not say which")]
-    Ambiguous(usize),
+    #[error("the identity has {tenants} tenants, and what the client states does not say which")]
+    Ambiguous {
+        /// How many.
+        tenants: usize,
+        /// The database named is the id of one of them, and the user's name.
+        as_user: bool,
+    },
     /// The database stated is none of theirs.
     #[error("the database named belongs to none of: {}", listed(tenants))]
     DatabaseUnknown {
@@ -102,13 +110,22 @@ pub(crate) fn choose<'t>(
             }
         },
     };
-    let says = |name: &&[u8]| !name.is_empty() && *name != stated.user && !allowed.contains(name);
+    let is_an_id = |name: &[u8]| tenants.iter().any(|id| id.as_str().as_bytes() == name);
+    let says = |name: &&[u8]| {
+        !name.is_empty() && *name != stated.user && (is_an_id(name) || !allowed.contains(name))
+    };
     let named = stated.database.filter(says);
-    let agrees = |id: &&TenantId| named.is_none_or(|name| is_its_name(name, id, registry));
+    if let Some(id) = possible.iter().find(|id| Some(id.as_str().as_bytes()) == named) {
+        return Ok(id);
+    }
+    let agrees = |id: &&TenantId| named.is_none_or(|name| is_another_name(name, id, registry));
     let mut agreeing = possible.iter().filter(agrees);
     match (agreeing.next(), agreeing.next(), named) {
         (Some(one), None, _) => Ok(one),
-        (Some(_), Some(_), _) => Err(RouteError::Ambiguous(tenants.len())),
+        (Some(_), Some(_), _) => {
+            let as_user = stated.database == Some(stated.user) && is_an_id(stated.user);
+            Err(RouteError::Ambiguous { tenants: tenants.len(), as_user })
+        }
         (None, _, Some(name)) => {
             let (named, tenants) = (String::from_utf8_lossy(name).into(), possible.to_vec());
             Err(RouteError::DatabaseUnknown { named, tenants })
@@ -117,13 +134,12 @@ pub(crate) fn choose<'t>(
     }
 }
 
-/// Its id, its database, or a name that the registry lists for it.
-fn is_its_name(name: &[u8], id: &TenantId, registry: &Snapshot) -> bool {
-    id.as_str().as_bytes() == name
-        || registry.tenant(id).is_some_and(|tenant| {
-            let listed = tenant.database_names().iter().map(String::as_str);
-            listed.chain([&*tenant.placement().dbname]).any(|own| own.as_bytes() == name)
-        })
+/// Its database, or a name that the registry lists for it.
+fn is_another_name(name: &[u8], id: &TenantId, registry: &Snapshot) -> bool {
+    registry.tenant(id).is_some_and(|tenant| {
+        let listed = tenant.database_names().iter().map(String::as_str);
+        listed.chain([&*tenant.placement().dbname]).any(|own| own.as_bytes() == name)
+    })
 }
 
 #[cfg(test)]

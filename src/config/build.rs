@@ -12,6 +12,7 @@ use std::fmt::Display;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
@@ -27,7 +28,8 @@ use super::{
 };
 use crate::file::{self, MAX_CONFIGURATION, MAX_SECRET};
 use crate::limits::not_zero;
-use crate::registry::{Denied, Registry};
+use crate::registry::{Denied, Registry, Tenant};
+use crate::tenant::TenantId;
 use crate::token::MAX_TOKEN_BYTES;
 use crate::toml_file::TomlFile;
 
@@ -84,6 +86,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
         }
     })?;
     build.mind_shared_servers(&registry, &limits.times);
+    build.mind_names(&registry);
     Ok(Config {
         listeners,
         verifier,
@@ -224,6 +227,27 @@ impl Build<'_> {
                  tenant's transaction can hold what all need, for as long as its token lasts"
             );
             self.warn("limits.transaction_timeout", what);
+        }
+    }
+
+    /// A name that clients of one tenant may have written means another one as soon as their tokens
+    /// are for both.
+    fn mind_names(&mut self, registry: &Registry) {
+        let snapshot = registry.snapshot();
+        let as_another = |tenant: &&Arc<Tenant>| {
+            let name = &*tenant.placement().dbname;
+            name != tenant.id().as_str()
+                && TenantId::parse(name).is_ok_and(|id| snapshot.tenant(&id).is_some())
+        };
+        let first = snapshot.tenants().filter(as_another).min_by_key(|tenant| tenant.id().as_str());
+        if let Some(tenant) = first {
+            let what = format!(
+                "tenant {:?} has a database called {:?}, which is another tenant's id: a token for \
+                 both that names it is for the other one; name this one by its id",
+                tenant.id().as_str(),
+                tenant.placement().dbname,
+            );
+            self.warn("registry.file", what);
         }
     }
 

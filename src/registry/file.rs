@@ -184,7 +184,8 @@ pub(super) fn load(path: &Path) -> Result<Snapshot, FileError> {
     Ok(Snapshot { tenants, bindings })
 }
 
-/// A tenant's id is the one name that always means it: a token for both could not choose else.
+/// A tenant's id always means it (`route.rs`), so as another's further name it would mean nothing to a
+/// token for both. What a database is called where it stands is not the registry's to choose.
 fn no_names_of_others(
     file: &TomlFile,
     ids: &HashMap<TenantId, usize>,

@@ -61,7 +61,8 @@ fn verdict(
     match choose(&ids(tenants), &stated, allowed, registry) {
         Ok(id) => id.to_string(),
         Err(RouteError::NoTenant) => "none".to_owned(),
-        Err(RouteError::Ambiguous(_)) => "ambiguous".to_owned(),
+        Err(RouteError::Ambiguous { as_user: false, .. }) => "ambiguous".to_owned(),
+        Err(RouteError::Ambiguous { as_user: true, .. }) => "ambiguous, as the user".to_owned(),
         Err(RouteError::DatabaseUnknown { .. }) => "no such database".to_owned(),
         Err(RouteError::HostUnknown { .. }) => "no such host".to_owned(),
     }
@@ -128,7 +129,10 @@ fn among_several_only_a_name_of_exactly_one_chooses() {
         assert_eq!(found, expected, "{database:?}");
     }
     // The user's name says nothing, even if it is a tenant's.
-    assert_eq!(verdict(&all, (Some("acme"), "acme", None), &none, &registry), "ambiguous");
+    let as_user = verdict(&all, (Some("acme"), "acme", None), &none, &registry);
+    assert_eq!(as_user, "ambiguous, as the user");
+    // It is no tenant of theirs, and another name as the user would not help.
+    assert_eq!(verdict(&all, (Some("me"), "me", None), &none, &registry), "ambiguous");
     // Of the two that it could mean, the token has one.
     let two = ["globex", "initech"];
     assert_eq!(verdict(&two, (Some("app"), "me", None), &none, &registry), "globex");
@@ -143,12 +147,43 @@ fn what_a_listener_allows_says_nothing() {
         (&postgres, "template1", "no such database", "no such database"),
         (&postgres, "globex", "no such database", "globex"),
         (&DatabaseNames::Any, "anything", "acme", "ambiguous"),
-        (&DatabaseNames::Any, "globex", "acme", "ambiguous"),
+        // Their own id is a name, or nothing could choose.
+        (&DatabaseNames::Any, "globex", "acme", "globex"),
+        (&DatabaseNames::Any, "tenant_globex", "acme", "ambiguous"),
+        (&DatabaseNames::Only(vec!["globex".to_owned()]), "globex", "acme", "globex"),
     ] {
         let stated = (Some(database), "me", None);
         assert_eq!(verdict(&["acme"], stated, allowed, &registry), one, "{database}");
         assert_eq!(verdict(&["acme", "globex"], stated, allowed, &registry), two, "{database}");
     }
+}
+
+/// A database elsewhere may be called as a tenant is.
+#[test]
+fn an_id_means_its_own_tenant_whatever_others_call_their_databases() {
+    let registry = registry(&[
+        Entry { id: "acme", dbname: "globex", names: vec![] },
+        Entry { id: "globex", dbname: "postgres", names: vec!["app"] },
+    ]);
+    let none = DatabaseNames::default();
+    let both = ["acme", "globex"];
+    for (tenants, database, host, expected) in [
+        (&both[..], "globex", None, "globex"),
+        (&both, "acme", None, "acme"),
+        (&both, "app", None, "globex"),
+        // Whoever has no other one means its database.
+        (&both[..1], "globex", None, "acme"),
+        (&both[1..], "globex", None, "globex"),
+        // The host has chosen.
+        (&both, "globex", Some("acme"), "acme"),
+        (&both, "acme", Some("globex"), "no such database"),
+    ] {
+        let found = verdict(tenants, (Some(database), "me", host), &none, &registry);
+        assert_eq!(found, expected, "{tenants:?} {database} {host:?}");
+    }
+    // A listener for which every name is none does not have a host's tenant under another's id.
+    let any = (Some("acme"), "me", Some("globex"));
+    assert_eq!(verdict(&both, any, &DatabaseNames::Any, &registry), "no such database");
 }
 
 #[test]

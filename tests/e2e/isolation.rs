@@ -300,10 +300,19 @@ async fn several_memberships_need_a_choice_among_them() {
     ] {
         let error = proxy.connect(&token, name).await.expect_err("refused");
         assert_eq!(state(&error), &sqlstate, "{name}");
+        let hint = error.as_db_error().and_then(|error| error.hint());
+        assert_eq!(hint, Some("Name the tenant as the database."));
         proxy
             .event("refused", |event| event["reason"] == reason && event["database"] == name)
             .await;
     }
+    // Who does name one, but as the user too, is told what is in the way.
+    let mut config = tokio_postgres::Config::new();
+    config.host_path(proxy.dir()).port(6432).user("acme").password(&token).dbname("acme");
+    let error = config.connect(tokio_postgres::NoTls).await.err().expect("refused");
+    assert_eq!(state(&error), &SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
+    let hint = error.as_db_error().and_then(|error| error.hint());
+    assert_eq!(hint, Some("Name the tenant as the database, and not as the user as well."));
 }
 
 #[tokio::test]

@@ -875,6 +875,11 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
         "host = \"db1.internal\"\ndbname",
         "pgsilo.toml:113: limits.transaction_timeout: not set for every tenant, and tenants share servers (2 share db1.internal:5432): one tenant's transaction can hold what all need, for as long as its token lasts",
     ),
+    (
+        "dbname = \"tenant_globex\"",
+        "dbname = \"acme\"",
+        "pgsilo.toml:60: registry.file: tenant \"globex\" has a database called \"acme\", which is another tenant's id: a token for both that names it is for the other one; name this one by its id",
+    ),
     ("algorithms = [\"ES256\"]", "algorithms = [\"ES256\", \"RS256\"]", ""),
     (
         "# database_names = \"any\"",
