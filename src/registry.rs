@@ -174,6 +174,18 @@ pub enum Host {
     Unix(PathBuf),
 }
 
+impl Host {
+    /// The same for the same server: DNS does not look at case or at a final dot.
+    pub(crate) fn comparable(&self) -> Host {
+        match self {
+            Host::Tcp { host, port } => {
+                Host::Tcp { host: host.trim_end_matches('.').to_ascii_lowercase(), port: *port }
+            }
+            Host::Unix(path) => Host::Unix(path.clone()),
+        }
+    }
+}
+
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -38,11 +38,11 @@ const MAX_BOUND: usize = 10_000_000;
 /// More event loops than any machine has cores is a typing error.
 const MAX_CORES: usize = 1024;
 
-/// Of lines that wait to be written: what a pipe holds, to what no machine should lose at once.
+/// Of lines that wait to be written: from what a pipe holds to what would take minutes to write.
 const QUEUE_BYTES: std::ops::RangeInclusive<usize> = 64 * 1024..=1024 * 1024 * 1024;
 /// In less, a network that is rebuilt loses sessions.
 const MIN_DEAD_PEER: Duration = Duration::from_secs(5);
-/// Longer than any machine is away that comes back.
+/// No network outage that a session survives is longer.
 const MAX_DEAD_PEER: Duration = Duration::from_secs(1800);
 
 /// A connection that waits for less is never there when it is wanted.
@@ -214,7 +214,7 @@ impl Build<'_> {
     fn mind_shared_servers(&mut self, registry: &Registry, times: &TimeLimits) {
         let mut servers = BTreeMap::<String, (usize, bool)>::new();
         for tenant in registry.snapshot().tenants() {
-            let server = servers.entry(tenant.placement().host.to_string()).or_default();
+            let server = servers.entry(tenant.placement().host.comparable().to_string()).or_default();
             server.0 += 1;
             server.1 |= tenant.limits().times(times).transaction.is_none();
         }

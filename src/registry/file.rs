@@ -165,7 +165,7 @@ pub(super) fn load(path: &Path) -> Result<Snapshot, FileError> {
                 ),
             ));
         }
-        let place = (comparable(&tenant.placement.host), tenant.placement.dbname.clone());
+        let place = (tenant.placement.host.comparable(), tenant.placement.dbname.clone());
         if let Some(first) = places.insert(place, index) {
             let line =
                 file.line_of(&format!("tenant[{first}].placement.dbname")).unwrap_or_default();
@@ -237,16 +237,6 @@ fn bindings(
         }
     }
     Ok(bindings)
-}
-
-/// DNS does not look at case or at a final dot.
-fn comparable(host: &Host) -> Host {
-    match host {
-        Host::Tcp { host, port } => {
-            Host::Tcp { host: host.trim_end_matches('.').to_ascii_lowercase(), port: *port }
-        }
-        Host::Unix(path) => Host::Unix(path.clone()),
-    }
 }
 
 struct Reading<'a> {

@@ -872,7 +872,7 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     ),
     (
         "socket = \"/run/postgresql/.s.PGSQL.5432\"\ndbname",
-        "host = \"db1.internal\"\ndbname",
+        "host = \"DB1.internal.\"\ndbname",
         "pgsilo.toml:113: limits.transaction_timeout: not set for every tenant, and tenants share servers (2 share db1.internal:5432): one tenant's transaction can hold what all need, for as long as its token lasts",
     ),
     (
