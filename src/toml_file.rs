@@ -2,8 +2,7 @@
 //!
 //! Line numbers are looked up only once something is wrong, by parsing again into a tree
 //! with positions: the good path stays fast and the schema types stay plain. Used by the
-//! configuration and the registry, the only two parts that read files named by an
-//! operator.
+//! configuration, the registry and the list of those denied.
 
 pub(crate) mod text;
 

@@ -38,7 +38,7 @@ const MAX_BOUND: usize = 10_000_000;
 /// More event loops than any machine has cores is a typing error.
 const MAX_CORES: usize = 1024;
 
-/// Of lines that wait to be written: from what a pipe holds to what would take minutes to write.
+/// Of lines that wait to be written. Less is what the pipe behind it holds anyway; more is a typing error.
 const QUEUE_BYTES: std::ops::RangeInclusive<usize> = 64 * 1024..=1024 * 1024 * 1024;
 /// In less, a network that is rebuilt loses sessions.
 const MIN_DEAD_PEER: Duration = Duration::from_secs(5);

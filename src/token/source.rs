@@ -184,8 +184,8 @@ async fn printed(running: &mut Running) -> std::io::Result<Zeroizing<Vec<u8>>> {
 struct Running(Child);
 
 impl Running {
-    /// Resolves when the command has exited, and leaves it unburied: till then its id is no other
-    /// process's, and that of its group no other group's.
+    /// Resolves when the command has exited, and does not reap it: until that is done, the kernel gives
+    /// neither its id nor its group's to another.
     fn exited(&self) -> impl Future<Output = std::io::Result<()>> + use<> {
         let id = self.id();
         async move {

@@ -109,7 +109,7 @@ pub(super) fn certificate(client: &mut Client) -> Result<Proved, Refusal> {
     let holder =
         Holder::of(leaf).map_err(|error| Refusal::new(Reason::CertificateMissing, error))?;
     client.trail.subject = holder.name().into();
-    // A resumed session is not verified again.
+    // The handshake looked at it; the client may have taken its time since.
     if holder.expires_at() <= SystemTime::now() {
         let cause = "the certificate has expired since its handshake";
         return Err(Refusal::new(Reason::CertificateMissing, cause));
