@@ -214,7 +214,8 @@ impl Build<'_> {
     fn mind_shared_servers(&mut self, registry: &Registry, times: &TimeLimits) {
         let mut servers = BTreeMap::<String, (usize, bool)>::new();
         for tenant in registry.snapshot().tenants() {
-            let server = servers.entry(tenant.placement().host.comparable().to_string()).or_default();
+            let server =
+                servers.entry(tenant.placement().host.comparable().to_string()).or_default();
             server.0 += 1;
             server.1 |= tenant.limits().times(times).transaction.is_none();
         }

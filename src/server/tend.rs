@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::future::pending;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -39,14 +40,16 @@ impl<E: Display> From<Result<bool, E>> for Outcome {
 /// Looks after all files, for as long as the process runs. `hangups` changes at each SIGHUP. The list
 /// of those denied has a task of its own: whatever takes long beside it, it must be in force.
 pub(super) fn files(proxy: &'static Proxy, hangups: &watch::Receiver<u64>) {
-    tokio::spawn(tend(proxy, hangups.clone(), look_at_denied));
-    tokio::spawn(tend(proxy, hangups.clone(), look_at_others));
+    // It cannot answer who asks for a key, and would look on and on until the other one has.
+    tokio::spawn(tend(proxy, hangups.clone(), pending, look_at_denied));
+    tokio::spawn(tend(proxy, hangups.clone(), || proxy.verifier().files_asked(), look_at_others));
 }
 
-/// Looks now and again, when a token asks for a key that is not there, and at each SIGHUP.
-async fn tend(
+/// Looks now and again, when it is `asked`, and at each SIGHUP.
+async fn tend<F: Future<Output = ()>>(
     proxy: &'static Proxy,
     mut hangups: watch::Receiver<u64>,
+    asked: impl Fn() -> F,
     look: fn(&Proxy, bool, &mut Said),
 ) {
     let mut ticks = interval(LOOK);
@@ -55,7 +58,7 @@ async fn tend(
     loop {
         let hangup = tokio::select! {
             _ = ticks.tick() => false,
-            () = proxy.verifier().files_asked() => false,
+            () = asked() => false,
             // None comes after the last one: nobody listens to signals any more.
             Ok(()) = hangups.changed() => true,
         };
