@@ -4,18 +4,22 @@
 
 #![expect(clippy::expect_used, reason = "a bench fails by panicking")]
 
+mod strangers;
+
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use pgsilo::tls::{ClientAuthorities, Server, ServerFiles};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, Issuer, KeyPair,
-    PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, RsaKeySize,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    IsCa, KeyIdMethod, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256,
+    RevokedCertParams, RsaKeySize, SerialNumber, date_time_ymd,
 };
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
+
+use strangers::Chain;
 
 /// What the listener's authority signs with: that is what each candidate of a path is checked with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +36,10 @@ enum Shown {
     Nothing,
     /// One that the authority signed.
     Signed,
-    /// Its own, and so many more of the authority's name, each with a key of its own.
-    SelfMade(usize),
-    /// The same, of one key.
-    Copies(usize),
+    /// One of an authority below it, and that authority so often.
+    Below(usize),
+    /// What anybody can make.
+    SelfMade(Chain),
 }
 
 impl fmt::Display for Shown {
@@ -43,19 +47,22 @@ impl fmt::Display for Shown {
         match self {
             Shown::Nothing => f.write_str("nothing"),
             Shown::Signed => f.write_str("signed"),
-            Shown::SelfMade(count) => write!(f, "self-made + {count:02} keys"),
-            Shown::Copies(count) => write!(f, "self-made + {count:02} of a key"),
+            Shown::Below(count) => write!(f, "below, shown {count} times"),
+            Shown::SelfMade(Chain::Keys(count)) => write!(f, "self-made + {count:02} keys"),
+            Shown::SelfMade(Chain::Pairs) => f.write_str("self-made + 2 pairs"),
         }
     }
 }
 
-const SHOWN: [Shown; 6] = [
+const SHOWN: [Shown; 8] = [
     Shown::Nothing,
     Shown::Signed,
-    Shown::SelfMade(0),
-    Shown::Copies(4),
-    Shown::SelfMade(4),
-    Shown::SelfMade(10),
+    Shown::Below(1),
+    Shown::Below(4),
+    Shown::SelfMade(Chain::Keys(0)),
+    Shown::SelfMade(Chain::Pairs),
+    Shown::SelfMade(Chain::Keys(4)),
+    Shown::SelfMade(Chain::Keys(10)),
 ];
 
 fn pair(key: Key) -> KeyPair {
@@ -67,32 +74,59 @@ fn pair(key: Key) -> KeyPair {
     pair.expect("a key")
 }
 
-fn named(is_ca: bool) -> CertificateParams {
+fn authority() -> CertificateParams {
     let mut params = CertificateParams::new(Vec::new()).expect("no names");
-    params.distinguished_name.push(DnType::CommonName, "authority");
-    if is_ca {
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    }
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params
+}
+
+/// So many that are revoked make a list of about 5 MB.
+const MANY: u64 = 130_000;
+
+fn list(of: &CertifiedIssuer<'static, KeyPair>, count: u64) -> String {
+    let revoked = |number: u64| RevokedCertParams {
+        serial_number: SerialNumber::from((1 << 60) + number),
+        revocation_time: date_time_ymd(2025, 1, 1),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let list = CertificateRevocationListParams {
+        this_update: date_time_ymd(2025, 1, 1),
+        next_update: date_time_ymd(2090, 1, 1),
+        crl_number: SerialNumber::from(1_u64),
+        issuing_distribution_point: None,
+        revoked_certs: (0..count).map(revoked).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    list.signed_by(of).expect("signed").pem().expect("PEM")
 }
 
 /// A listener that asks for certificates of an authority.
 struct Listener {
     config: Arc<ServerConfig>,
     authority: CertifiedIssuer<'static, KeyPair>,
+    below: CertifiedIssuer<'static, KeyPair>,
 }
 
-fn listener(key: Key) -> &'static Listener {
-    static ALL: OnceLock<Vec<(Key, Listener)>> = OnceLock::new();
-    let all = ALL.get_or_init(|| {
-        [Key::P256, Key::P384, Key::Rsa4096].map(|key| (key, Listener::new(key))).into()
-    });
-    &all.iter().find(|(of, _)| *of == key).expect("one of ours").1
+fn listener(key: Key, revoked: Option<u64>) -> &'static Listener {
+    static ALL: Mutex<Vec<(Key, Option<u64>, &'static Listener)>> = Mutex::new(Vec::new());
+    let mut all = ALL.lock().expect("one at a time");
+    if let Some((.., listener)) = all.iter().find(|of| (of.0, of.1) == (key, revoked)) {
+        return listener;
+    }
+    let listener: &'static Listener = Box::leak(Box::new(Listener::new(key, revoked)));
+    all.push((key, revoked, listener));
+    listener
 }
 
 impl Listener {
-    fn new(key: Key) -> Listener {
-        let authority = CertifiedIssuer::self_signed(named(true), pair(key)).expect("signed");
+    /// Where `revoked` is given, both authorities have a list of so many.
+    fn new(key: Key, revoked: Option<u64>) -> Listener {
+        let authority = CertifiedIssuer::self_signed(authority(), pair(key)).expect("signed");
+        let mut params = self::authority();
+        params.distinguished_name.push(DnType::CommonName, "below");
+        let below = CertifiedIssuer::signed_by(params, pair(Key::P256), &authority);
+        let below = below.expect("signed");
         let own = pair(Key::P256);
         let names = CertificateParams::new(["localhost".to_owned()]).expect("a name");
         let certificate = names.self_signed(&own).expect("signed");
@@ -105,50 +139,40 @@ impl Listener {
             path
         };
         let ca = write("ca.crt", authority.pem());
+        let lists = |count| {
+            [("ca.crl", &authority), ("below.crl", &below)]
+                .map(|(name, of)| write(name, list(of, count)))
+        };
+        let crls = revoked.map(lists).into_iter().flatten().collect();
         let server = Server::open(ServerFiles {
             certificate: write("server.crt", certificate.pem()),
             key: write("server.key", own.serialize_pem()),
-            clients: Some(ClientAuthorities { ca, crls: Vec::new(), required: false }),
+            clients: Some(ClientAuthorities { ca, crls, required: false }),
         });
         std::fs::remove_dir_all(&dir).expect("removed");
-        Listener { config: server.expect("a listener").handshake().config(), authority }
+        let config = server.expect("a listener").handshake().config();
+        Listener { config, authority, below }
     }
 
     /// A client that believes whatever it is shown.
     fn client(&self, shown: Shown) -> Arc<ClientConfig> {
-        let builder = ClientConfig::builder_with_provider(Arc::new(
-            rustls::crypto::aws_lc_rs::default_provider(),
-        ))
-        .with_safe_default_protocol_versions()
-        .expect("versions");
-        let mut roots = RootCertStore::empty();
-        roots.add(self.authority.der().clone()).expect("a root");
-        let builder = builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(believing::Anybody::default()));
-        let own = pair(Key::P256);
-        let key = PrivateKeyDer::from_pem_slice(own.serialize_pem().as_bytes()).expect("a key");
-        let chain: Vec<CertificateDer<'static>> = match shown {
-            Shown::Nothing => return Arc::new(builder.with_no_client_auth()),
-            Shown::Signed => {
-                let leaf = named(false).signed_by(&own, &self.authority).expect("signed");
-                vec![leaf.der().clone()]
-            }
-            Shown::SelfMade(count) | Shown::Copies(count) => {
-                let keys: Vec<KeyPair> = match shown {
-                    Shown::Copies(_) => vec![pair(Key::P256)],
-                    _ => (0..count).map(|_| pair(Key::P256)).collect(),
-                };
-                let signer = Issuer::new(named(true), pair(Key::P256));
-                let leaf = named(false).signed_by(&own, &signer).expect("signed");
-                let more =
-                    keys.iter().cycle().take(count).map(|key| {
-                        named(true).signed_by(key, &signer).expect("signed").der().clone()
-                    });
-                std::iter::once(leaf.der().clone()).chain(more).collect()
-            }
+        let signed = |by: &CertifiedIssuer<'static, KeyPair>| {
+            let own = pair(Key::P256);
+            let leaf = CertificateParams::new(vec!["client".to_owned()]).expect("a name");
+            let leaf = leaf.signed_by(&own, by).expect("signed").der().clone();
+            (vec![leaf], PrivateKeyDer::try_from(own.serialize_der()).expect("a key"))
         };
-        Arc::new(builder.with_client_auth_cert(chain, key).expect("a pair"))
+        let shown = match shown {
+            Shown::Nothing => None,
+            Shown::Signed => Some(signed(&self.authority)),
+            Shown::Below(count) => {
+                let (mut chain, key) = signed(&self.below);
+                chain.extend(vec![self.below.der().clone(); count]);
+                Some((chain, key))
+            }
+            Shown::SelfMade(chain) => Some(strangers::made(chain)),
+        };
+        Arc::new(strangers::client(shown))
     }
 
     /// A handshake up to the client's last flight: the connection, and that flight.
@@ -177,64 +201,8 @@ impl Listener {
     }
 }
 
-mod believing {
-    //! A client that has nothing to lose.
-
-    use std::sync::Arc;
-
-    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-    use rustls::crypto::CryptoProvider;
-    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-    use rustls::{DigitallySignedStruct, Error, SignatureScheme};
-
-    #[derive(Debug)]
-    pub(crate) struct Anybody(Arc<CryptoProvider>);
-
-    impl Default for Anybody {
-        fn default() -> Anybody {
-            Anybody(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        }
-    }
-
-    impl ServerCertVerifier for Anybody {
-        fn verify_server_cert(
-            &self,
-            _: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, Error> {
-            Ok(ServerCertVerified::assertion())
-        }
-
-        fn verify_tls12_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            self.0.signature_verification_algorithms.supported_schemes()
-        }
-    }
-}
-
 /// The listener's half, from a client's last flight on.
-fn verdict(bencher: divan::Bencher<'_, '_>, key: Key, shown: Shown) {
-    let listener = listener(key);
+fn verdict(bencher: divan::Bencher<'_, '_>, listener: &Listener, shown: Shown) {
     let client = listener.client(shown);
     bencher.with_inputs(|| listener.begun(&client)).bench_values(|(mut server, last)| {
         let mut unread = &last[..];
@@ -250,23 +218,29 @@ fn verdict(bencher: divan::Bencher<'_, '_>, key: Key, shown: Shown) {
 
 #[divan::bench(args = SHOWN)]
 fn authority_p256(bencher: divan::Bencher<'_, '_>, shown: Shown) {
-    verdict(bencher, Key::P256, shown);
+    verdict(bencher, listener(Key::P256, None), shown);
 }
 
 #[divan::bench(args = SHOWN)]
 fn authority_p384(bencher: divan::Bencher<'_, '_>, shown: Shown) {
-    verdict(bencher, Key::P384, shown);
+    verdict(bencher, listener(Key::P384, None), shown);
 }
 
 #[divan::bench(args = SHOWN)]
 fn authority_rsa4096(bencher: divan::Bencher<'_, '_>, shown: Shown) {
-    verdict(bencher, Key::Rsa4096, shown);
+    verdict(bencher, listener(Key::Rsa4096, None), shown);
+}
+
+/// With two revocation lists of 5 MB.
+#[divan::bench(args = SHOWN)]
+fn with_long_lists(bencher: divan::Bencher<'_, '_>, shown: Shown) {
+    verdict(bencher, listener(Key::P256, Some(MANY)), shown);
 }
 
 /// The listener's half of a handshake up to its answer to a hello.
 #[divan::bench]
 fn answer_to_a_hello(bencher: divan::Bencher<'_, '_>) {
-    let listener = listener(Key::P256);
+    let listener = listener(Key::P256, None);
     let client = listener.client(Shown::Nothing);
     let hello = || {
         let name = ServerName::try_from("localhost").expect("a name");

@@ -28,6 +28,8 @@ mod report;
 mod rounds;
 mod scale;
 mod stand_in;
+#[path = "../strangers/mod.rs"]
+mod strangers;
 
 use std::path::{Path, PathBuf};
 

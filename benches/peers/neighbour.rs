@@ -74,14 +74,15 @@ const QUIET: Attack = Attack {
 };
 
 /// In the order of the table.
-const ATTACKS: [Attack; 8] = [
+const ATTACKS: [Attack; 9] = [
     QUIET,
     log::ATTACK,
     locks::ATTACK,
     handshakes::ATTACK,
     admin::ATTACK,
     scram::ATTACK,
-    chains::ATTACK,
+    chains::REFUSED,
+    chains::LOOKED_AT,
     revocations::ATTACK,
 ];
 
