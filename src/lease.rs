@@ -459,6 +459,7 @@ impl Lessor {
         if timeout(patience / 3, self.revoker.idle()).await.is_err() {
             let pending = self.revoker.pending();
             tracing::warn!(pending, "stopping with leases that are not revoked one by one");
+            self.revoker.give_up().await;
         }
     }
 }

@@ -61,7 +61,7 @@ pub fn serve(config: Config, log: LogQueue) -> Result<(), ServeError> {
 async fn run(config: &'static Config, log: LogQueue) -> Result<(), ServeError> {
     let failed = |error: std::io::Error| ServeError::Start(error.to_string());
     let metrics = admin::metrics::install().map_err(ServeError::Start)?;
-    let listeners = listen::bind_all(&config.listeners)?;
+    let listeners = listen::bind_all(&config.listeners, config.limits.max_handshakes)?;
     let admin = match config.admin {
         Some(address) => Some(listen::bind_admin(address).await?),
         None => None,

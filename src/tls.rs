@@ -316,7 +316,7 @@ impl Server {
         let has_come = early.is_some_and(|from| from <= UnixTime::now());
         let load = || {
             *early = None;
-            self.current.store(Arc::new(again(&self.files)?));
+            self.current.store(Arc::new(again(&self.files, &self.current.load())?));
             Ok(())
         };
         // It may pass without a change.
@@ -418,11 +418,17 @@ fn server(files: &ServerFiles, now: Option<UnixTime>) -> Result<Current, TlsErro
 
 /// The same while pgsilo runs. An authority that has expired meanwhile is believed as little as one
 /// that is left out, and must not hold up the certificate that the listener shows.
-fn again(files: &ServerFiles) -> Result<Current, TlsError> {
+fn again(files: &ServerFiles, before: &Current) -> Result<Current, TlsError> {
     server(files, Some(UnixTime::now())).or_else(|error| match &error {
         TlsError::NoAuthority { reason: NoAuthority::Expired, .. } => {
+            let current = server(files, None)?;
+            // One that comes expired is a mistake, and no reason to end anybody's session.
+            let known = current.clients().zip(before.clients());
+            if !known.is_some_and(|(new, old)| new.have_expired_since(old, UnixTime::now())) {
+                return Err(error);
+            }
             tracing::warn!(%error, "whom it certified is not believed; a start would be refused");
-            server(files, None)
+            Ok(current)
         }
         _ => Err(error),
     })

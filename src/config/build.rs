@@ -29,6 +29,7 @@ use super::{
 use crate::file::{self, MAX_CONFIGURATION, MAX_SECRET};
 use crate::limits::not_zero;
 use crate::registry::{Denied, Registry, Tenant};
+use crate::route::DatabaseNames;
 use crate::tenant::TenantId;
 use crate::token::MAX_TOKEN_BYTES;
 use crate::toml_file::TomlFile;
@@ -87,6 +88,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     })?;
     build.mind_shared_servers(&registry, &limits.times);
     build.mind_names(&registry);
+    build.mind_listeners(&registry, &listeners);
     Ok(Config {
         listeners,
         verifier,
@@ -228,6 +230,25 @@ impl Build<'_> {
                  tenant's transaction can hold what all need, for as long as its token lasts"
             );
             self.warn("limits.transaction_timeout", what);
+        }
+    }
+
+    /// Whoever names another tenant there lands in his own.
+    fn mind_listeners(&mut self, registry: &Registry, listeners: &[Listener]) {
+        let snapshot = registry.snapshot();
+        for (number, listener) in listeners.iter().enumerate() {
+            let DatabaseNames::Only(names) = &listener.database_names else { continue };
+            let is_tenants = |name: &&String| {
+                snapshot.tenants().any(|tenant| {
+                    tenant.id().as_str() == *name || *tenant.placement().dbname == **name
+                })
+            };
+            if let Some(name) = names.iter().find(is_tenants) {
+                let what = format!(
+                    "{name:?} is a tenant's: clients of others that name it land in their own; remove it"
+                );
+                self.warn(format!("listener[{number}].database_names"), what);
+            }
         }
     }
 

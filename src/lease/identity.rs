@@ -349,7 +349,7 @@ async fn read_line(path: &Path) -> Result<Secret, OpenBaoError> {
 fn advice(error: &OpenBaoError) -> &'static str {
     match error {
         OpenBaoError::Said { status: 400 | 403, .. } => {
-            "check the role, and the secret that [openbao] auth names"
+            "check the mount, the role and the secret that [openbao] auth names"
         }
         OpenBaoError::Said { status: 404, .. } => "is the auth method enabled there?",
         OpenBaoError::Said { status: 503, .. } => "unseal it",

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::keeper::Keeper;
 use super::login::Standing;
@@ -44,6 +45,8 @@ struct Shared {
     slots: Semaphore,
     pending: AtomicUsize,
     idle: Notify,
+    /// How long to go on trying.
+    stopped: CancellationToken,
     runtime: Handle,
 }
 
@@ -55,6 +58,7 @@ impl Revoker {
             slots: Semaphore::new(AT_ONCE),
             pending: AtomicUsize::new(0),
             idle: Notify::new(),
+            stopped: CancellationToken::new(),
             runtime: runtime.clone(),
         }))
     }
@@ -84,6 +88,12 @@ impl Revoker {
         self.pending() >= self.0.max_pending
     }
 
+    /// Nobody waits any longer: each that is not revoked is told of.
+    pub(super) async fn give_up(&self) {
+        self.0.stopped.cancel();
+        self.idle().await;
+    }
+
     /// Waits until there are none.
     pub(super) async fn idle(&self) {
         loop {
@@ -104,7 +114,11 @@ impl Shared {
         let mut standing = login.watch();
         let mut failed_before = false;
         while login.standing() != Standing::Dead {
-            let error = match self.try_once(revocation).await {
+            let tried = self.stopped.run_until_cancelled(self.try_once(revocation)).await;
+            let Some(tried) = tried else {
+                return audit::unrevoked(asker, role, lease_id, "pgsilo has stopped");
+            };
+            let error = match tried {
                 Ok(()) => {
                     metrics::counter!("pgsilo_revocations_total").increment(1);
                     break;
@@ -124,6 +138,7 @@ impl Shared {
             tokio::select! {
                 () = sleep(retry.pause().min(left)) => {}
                 _ = standing.wait_for(dead) => {}
+                () = self.stopped.cancelled() => {}
             }
         }
         // Where its token is dead, OpenBAO has revoked the lease with that.

@@ -21,8 +21,8 @@ use crate::proxy::Proxy;
 use crate::session::Client;
 use crate::stream::{Stream, out_of_resources, tune};
 
-/// Connections that the kernel may hold for us.
-const BACKLOG: u32 = 4096;
+/// The most connections that the kernel may hold for us.
+const MAX_BACKLOG: usize = 4096;
 /// A pause after `accept(2)` failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -83,9 +83,14 @@ impl Drop for SocketFile {
     }
 }
 
-/// Binds every listener of the configuration, or none.
-pub(super) fn bind_all(listeners: &'static [Listener]) -> Result<Vec<Bound>, ListenError> {
-    listeners.iter().map(bind).collect()
+/// Binds every listener of the configuration, or none. Where strangers have all of `places`, the kernel
+/// holds as many newcomers of each TCP listener's: those wait a second then, and others try again. With
+/// more of them an honest client would wait for as many seconds as they are times the places.
+pub(super) fn bind_all(
+    listeners: &'static [Listener],
+    places: usize,
+) -> Result<Vec<Bound>, ListenError> {
+    listeners.iter().map(|listener| bind(listener, places.min(MAX_BACKLOG) as u32)).collect()
 }
 
 /// Binds the address of the HTTP endpoints.
@@ -93,11 +98,11 @@ pub(super) async fn bind_admin(address: SocketAddr) -> Result<TcpListener, Liste
     TcpListener::bind(address).await.map_err(|error| refused(address.to_string(), error))
 }
 
-fn bind(listener: &'static Listener) -> Result<Bound, ListenError> {
+fn bind(listener: &'static Listener, backlog: u32) -> Result<Bound, ListenError> {
     let socket = match &listener.place {
-        Place::Tcp(address) => {
-            Socket::Tcp(bind_tcp(*address).map_err(|error| refused(address.to_string(), error))?)
-        }
+        Place::Tcp(address) => Socket::Tcp(
+            bind_tcp(*address, backlog).map_err(|error| refused(address.to_string(), error))?,
+        ),
         Place::Unix { path, mode } => {
             let socket = bind_unix(path, *mode)
                 .map_err(|error| refused(path.display().to_string(), error))?;
@@ -107,14 +112,14 @@ fn bind(listener: &'static Listener) -> Result<Bound, ListenError> {
     Ok(Bound { socket, listener })
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.listen(backlog)
 }
 
 /// A socket file that nobody listens on any more is replaced; a living one is not.

@@ -153,6 +153,11 @@ impl Authorities {
         &self.anchors
     }
 
+    /// Those of these that have expired.
+    pub(super) fn expired(&self, now: UnixTime) -> impl Iterator<Item = &AuthorityId> {
+        self.says.iter().filter(move |says| says.until < now).map(|says| &says.id)
+    }
+
     /// Whether it is one of these.
     pub(super) fn has(&self, id: &AuthorityId) -> bool {
         self.says.iter().any(|says| says.id == *id)

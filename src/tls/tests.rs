@@ -468,8 +468,22 @@ fn a_list_of_the_future_is_read_again_when_its_time_has_come_and_not_before() {
 fn an_authority_that_has_expired_does_not_hold_the_listeners_own_certificate_up() {
     let (old, new) = (pki(), pki());
     let good = root(|_| {});
-    let expired = root(|params| params.not_after = date_time_ymd(2021, 1, 1));
-    let server = asking(&old, &good.pem(), &[]).unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, "expires");
+    let key = KeyPair::generate().unwrap();
+    let in_force = params.self_signed(&key).unwrap().pem();
+    params.not_after = date_time_ymd(2021, 1, 1);
+    let expired = CertifiedIssuer::self_signed(params, key).unwrap();
+    let server = asking(&old, &(good.pem() + &in_force), &[]).unwrap();
+    // One that was never in force is a mistake.
+    let other = root(|params| params.not_after = date_time_ymd(2021, 1, 1));
+    for mistake in [other.pem(), good.pem() + &other.pem()] {
+        old.folder.write("clients.crt", &mistake);
+        let refused = server.reload(true).unwrap_err();
+        let expired = NoAuthority::Expired;
+        assert!(matches!(refused, TlsError::NoAuthority { reason, .. } if reason == expired));
+    }
     old.folder.write("clients.crt", &(good.pem() + &expired.pem()));
     for (name, from) in [("server.crt", &new.certificate), ("server.key", &new.key)] {
         old.folder.write(name, &std::fs::read_to_string(from).unwrap());

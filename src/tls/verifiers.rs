@@ -61,6 +61,11 @@ impl Clients {
         Clients { names: authorities.names(), authorities, lists, required }
     }
 
+    /// Whether each authority that has expired is one of those of before.
+    pub(super) fn have_expired_since(&self, before: &Clients, now: UnixTime) -> bool {
+        self.authorities.expired(now).all(|id| before.authorities.has(id))
+    }
+
     /// The authority that a chain leads to.
     ///
     /// # Errors

@@ -87,7 +87,9 @@ async fn a_new_key_in_a_file_works_from_its_first_token_on() {
     assert_eq!(proxy.metric(&reloads("ok")).await, 1.0);
 
     // What is not valid is said, and changes nothing.
-    std::fs::write(&file, "{\"keys\":[]}").expect("written");
+    let new = file.with_extension("new");
+    std::fs::write(&new, "{\"keys\":[]}").expect("written");
+    std::fs::rename(&new, &file).expect("renamed, so that it is never read half");
     proxy.metric_reaches(&reloads("error"), 1.0).await;
     let said = proxy.logged(|line| line["file"] == "keys" && line["level"] == "ERROR").await;
     assert!(said["error"].as_str().expect("an error").ends_with("the set is empty"), "{said}");

@@ -45,11 +45,15 @@ pub(crate) async fn audit(world: &World, arguments: &[&str]) -> (i32, Vec<Value>
 /// The same of a command.
 pub(crate) async fn audited(command: &mut Command) -> (i32, Vec<Value>) {
     let output = output(command.arg("--json")).await;
-    let findings: Vec<Value> = text(&output.stdout)
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("a JSON object a line"))
-        .collect();
+    let said = text(&output.stdout);
+    let objects = said.lines().map(|line| serde_json::from_str(line).expect("an object a line"));
+    let (findings, unseen): (Vec<Value>, Vec<Value>) =
+        objects.partition(|object: &Value| object["unseen"].is_null());
     let said = text(&output.stderr);
+    for one in unseen {
+        let what = one["unseen"].as_str().expect("what");
+        assert!(said.contains(&format!("pgsiloctl: error: {what}: ")), "{said}");
+    }
     assert!(said.contains(&format!(": {} finding", findings.len())), "{said}");
     (code(&output), findings)
 }

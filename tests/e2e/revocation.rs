@@ -90,6 +90,18 @@ async fn is_refused(world: &World, role: &str) {
     assert!(["28P01", "28000"].contains(&sqlstate), "{error:?}");
 }
 
+/// A revoked role of globex's that stays, as acme has granted it something.
+async fn kept_by_acme(world: &World, proxy: &Proxy) -> String {
+    let (victim, role) = captured(world, proxy, "globex").await;
+    let acme = proxy.connect(&mint::token_of(world, "acme"), "acme").await.expect("acme");
+    acme.batch_execute(&format!("CREATE TABLE hook (n int); GRANT SELECT ON hook TO \"{role}\""))
+        .await
+        .expect("granted");
+    drop(victim);
+    is_revoked(world, "tenant-globex-rw").await;
+    role
+}
+
 /// Everything that a tenant may grant to a role that is not its own, by each of its roles.
 fn grants(role: &str) -> Vec<String> {
     let granted = [
@@ -101,6 +113,11 @@ fn grants(role: &str) -> Vec<String> {
         "CREATE DOMAIN hook.some AS int",
         "CREATE FUNCTION hook.f(int, text) RETURNS int LANGUAGE sql AS 'SELECT 1'",
         "CREATE PROCEDURE hook.p() LANGUAGE sql AS 'SELECT 1'",
+        // Two of one name, but for OUT arguments.
+        "CREATE FUNCTION hook.two(int, VARIADIC \"char\"[]) RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE FUNCTION hook.one(int) RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE PROCEDURE hook.one(OUT x int) LANGUAGE plpgsql AS 'BEGIN x := 1; END'",
+        "GRANT EXECUTE ON FUNCTION hook.one(int), hook.two(int, \"char\"[]) TO \"ROLE\"",
         "SELECT lo_create(4711)",
         "GRANT SELECT ON hook.t TO PUBLIC",
         "GRANT ALL ON SCHEMA hook TO \"ROLE\"",
@@ -157,6 +174,30 @@ async fn what_another_tenant_grants_a_role_keeps_no_credential_alive() {
     let left: i64 = acme.query_one(left, &[]).await.expect("asked").get(0);
     assert_eq!(left, 2);
     reader.batch_execute("SELECT n FROM hook.t").await.expect("and so it reads");
+}
+
+/// Nobody else may name what is another session's alone.
+#[tokio::test]
+async fn what_an_idle_session_has_for_itself_keeps_no_role() {
+    let (world, proxy) = world_and_proxy().await;
+    let (victim, role) = captured(&world, &proxy, "globex").await;
+    let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
+    for sql in [
+        "CREATE TEMP TABLE own (n int)",
+        "CREATE FUNCTION pg_temp.own() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE TABLE hook (n int)",
+    ] {
+        acme.batch_execute(sql).await.expect("made");
+    }
+    for what in ["SELECT ON own", "EXECUTE ON FUNCTION pg_temp.own()", "SELECT ON hook"] {
+        acme.batch_execute(&format!("GRANT {what} TO \"{role}\"")).await.expect("granted");
+    }
+    drop(victim);
+    is_revoked(&world, "tenant-globex-rw").await;
+    let (code, findings) = audit(&world, &["--fix"]).await;
+    assert_eq!((code, &findings[0]["outcome"]), (0, &json!("mended")), "{findings:?}");
+    assert_eq!(may_log_in(&world, &role).await, None);
+    acme.batch_execute("SELECT * FROM own").await.expect("it is its own all the same");
 }
 
 /// Nor what its own tenant grants it, as the role that owns all.
@@ -369,13 +410,7 @@ async fn no_revocation_waits_for_what_another_tenant_has_not_committed() {
 #[tokio::test]
 async fn a_role_that_stays_has_no_memberships_and_is_dropped_all_the_same() {
     let (world, proxy) = world_and_proxy().await;
-    let (victim, role) = captured(&world, &proxy, "globex").await;
-    let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
-    acme.batch_execute(&format!("CREATE TABLE hook (n int); GRANT SELECT ON hook TO \"{role}\""))
-        .await
-        .expect("granted");
-    drop(victim);
-    is_revoked(&world, "tenant-globex-rw").await;
+    let role = kept_by_acme(&world, &proxy).await;
     let superuser = world.superuser("postgres").await;
     // What the broker has as its maker, it cannot give up.
     let memberships = "SELECT count(*) FROM pg_auth_members m JOIN pg_roles r ON r.rolname = $1
@@ -590,13 +625,7 @@ async fn an_attack_with_grants_is_cleared_away_at_once() {
 #[tokio::test]
 async fn one_audit_at_a_time_mends_a_cluster() {
     let (world, proxy) = world_and_proxy().await;
-    let (victim, role) = captured(&world, &proxy, "globex").await;
-    let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
-    acme.batch_execute(&format!("CREATE TABLE hook (n int); GRANT SELECT ON hook TO \"{role}\""))
-        .await
-        .expect("granted");
-    drop(victim);
-    is_revoked(&world, "tenant-globex-rw").await;
+    let role = kept_by_acme(&world, &proxy).await;
     // As another one holds it.
     let other = world.superuser("postgres").await;
     let claim = i64::from_be_bytes(*b"pgsilo-a");

@@ -229,3 +229,27 @@ async fn a_role_that_was_dropped_by_hand_leaves_no_lease_behind() {
     })
     .await;
 }
+
+/// Those are the credentials that somebody will look for.
+#[tokio::test]
+async fn a_stop_tells_of_each_lease_that_openbao_did_not_take_back() {
+    let (world, mut proxy) = unwell().await;
+    let mut clients = Vec::new();
+    for tenant in ["acme", "globex", "acme"] {
+        let mut client = Raw::unix(&proxy.socket()).await;
+        client.log_in(&mint::token_of(&world, tenant), tenant).await;
+        clients.push(client);
+    }
+    world.signal_bao(Signal::STOP);
+    proxy.signal(Signal::TERM);
+    assert!(proxy.ended().await.success());
+    world.signal_bao(Signal::CONT);
+    let leases = |event: &str| {
+        let events = proxy.events(event);
+        let mut leases: Vec<_> = events.iter().map(|one| one["lease"].to_string()).collect();
+        leases.sort_unstable();
+        leases
+    };
+    assert_eq!((leases("leased").len(), leases("revoked").len()), (3, 0));
+    assert_eq!(leases("unrevoked"), leases("leased"));
+}

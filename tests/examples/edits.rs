@@ -880,6 +880,11 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
         "dbname = \"acme\"",
         "pgsilo.toml:60: registry.file: tenant \"globex\" has a database called \"acme\", which is another tenant's id: a token for both that names it is for the other one; name this one by its id",
     ),
+    (
+        "# database_names = [\"postgres\"]",
+        "database_names = [\"postgres\", \"globex\"]",
+        "pgsilo.toml:22: listener[0].database_names: \"globex\" is a tenant's: clients of others that name it land in their own; remove it",
+    ),
     ("algorithms = [\"ES256\"]", "algorithms = [\"ES256\", \"RS256\"]", ""),
     (
         "# database_names = \"any\"",

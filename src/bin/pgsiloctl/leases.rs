@@ -113,7 +113,7 @@ pub(crate) struct Audit {
     /// a backup, or a standby promoted, that has another one than the other side.
     #[arg(long, requires = "fix")]
     new_broker_passwords: bool,
-    /// Print JSON objects, one a line.
+    /// Print JSON objects, one a line: findings, and what could not be looked at (unseen).
     #[arg(long)]
     json: bool,
 }

@@ -229,6 +229,14 @@ impl Raw {
         timeout(PATIENCE, self.0.read_u8()).await.expect("in time")
     }
 
+    /// How many bytes came: so many, whatever they are, and fewer only at an end of any kind.
+    pub(crate) async fn bytes(&mut self, count: usize) -> usize {
+        let mut bytes = Vec::new();
+        let mut some = (&mut self.0).take(count as u64);
+        let _end = timeout(PATIENCE, some.read_to_end(&mut bytes)).await.expect("in time");
+        bytes.len()
+    }
+
     /// The next message; `None` at a clean end between messages. Anything else fails.
     pub(crate) async fn next(&mut self) -> Option<Message> {
         let read = async {

@@ -38,7 +38,7 @@ pub(super) enum Subject {
 
 #[derive(Debug)]
 pub(super) struct Cluster {
-    /// Of one of its tenants.
+    /// As one of its tenants', in the database that is nobody's.
     placement: Placement,
     /// Its tenants' databases.
     databases: BTreeSet<String>,
@@ -54,9 +54,11 @@ impl Subject {
         let mut clusters = BTreeMap::<String, (Placement, BTreeSet<String>)>::new();
         for tenant in &chosen {
             let placement = tenant.placement();
+            // Where no tenant can take all connections.
+            let common = Placement { dbname: "postgres".to_owned(), ..placement.clone() };
             let (_, databases) = clusters
                 .entry(placement.host.to_string())
-                .or_insert_with(|| (placement.clone(), BTreeSet::new()));
+                .or_insert_with(|| (common, BTreeSet::new()));
             databases.insert(placement.dbname.clone());
         }
         let clusters = clusters.into_values().map(|(placement, databases)| {

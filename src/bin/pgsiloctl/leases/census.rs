@@ -16,7 +16,7 @@ use super::verdict::{Finding, Lease, Role, Stopped};
 use crate::bao::{Bao, text};
 use crate::provision::USERNAME_TEMPLATE;
 
-/// Random characters at the end of a leased role's name, as [`USERNAME_TEMPLATE`] has it.
+/// Random characters at the end of a leased role's name, as [`USERNAME_TEMPLATE`] says.
 const RANDOM: usize = 20;
 /// How much of OpenBAO's role name that keeps.
 const KEPT: usize = 42;
@@ -215,6 +215,11 @@ mod tests {
         ] {
             assert!(!is_leased(other, "tenant-acme-rw"), "{other}");
         }
+    }
+
+    #[test]
+    fn names_are_told_by_the_numbers_of_the_template() {
+        assert!(USERNAME_TEMPLATE.contains(&format!("truncate {KEPT}) (random {RANDOM})")));
     }
 
     #[test]

@@ -45,14 +45,21 @@ const GRANTS: &str = "
                 WHEN o.type IN ('function', 'procedure', 'aggregate') THEN 'ROUTINE'
                 WHEN o.type = 'server' THEN 'FOREIGN SERVER'
                 ELSE upper(replace(o.type, '-', ' ')) END,
-            o.identity),
+            -- Without IN, a name stands for what differs in OUT arguments only, too.
+            CASE WHEN acls.classid <> 'pg_proc'::regclass THEN o.identity
+                ELSE (SELECT format('%I.%I(%s)', n.nspname, p.proname, (
+                        SELECT string_agg(CASE WHEN t.n = cardinality(p.proargtypes) AND p.provariadic <> 0
+                            THEN 'VARIADIC ' ELSE 'IN ' END || format_type(t.type, NULL), ', ' ORDER BY t.n)
+                        FROM unnest(p.proargtypes) WITH ORDINALITY t (type, n)))
+                    FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+                    WHERE p.oid = acls.objid) END),
         array_agg(DISTINCT quote_ident(r.rolname))
     FROM acls
     CROSS JOIN LATERAL aclexplode(acls.acl) a
     JOIN pg_roles r ON r.oid = a.grantee
     JOIN pg_roles g ON g.oid = a.grantor
     CROSS JOIN LATERAL pg_identify_object(acls.classid, acls.objid, 0) o
-    WHERE acls.acl IS NOT NULL AND r.rolname = ANY ($1)
+    WHERE acls.acl IS NOT NULL AND r.rolname = ANY ($1) AND o.identity IS NOT NULL
     GROUP BY 1, 2";
 
 /// Which of the roles something names in this database all the same. A leased role owns nothing where
@@ -115,24 +122,39 @@ impl Grants<'_> {
                 grantees.chunks(AT_ONCE).map(|some| format!("{revoke}{} CASCADE", some.join(", ")));
             grants.entry(grantor).or_default().extend(statements);
         }
+        let mut grantors = Vec::with_capacity(grants.len());
+        let mut refused = None;
         for (grantor, statements) in grants {
             let Some(grantor) = Standing::of(database, &grantor).await? else { continue };
             for some in statements.chunks(AT_ONCE) {
-                grantor.run(database, &some.join("; ")).await?;
+                if grantor.run(database, &some.join("; ")).await.is_ok() {
+                    continue;
+                }
+                // One that names what has gone meanwhile, or what nobody else may name, keeps no other.
+                for one in some {
+                    refused = grantor.run(database, one).await.err().or(refused);
+                }
             }
+            grantors.push(grantor);
         }
-        // Default privileges, policies and user mappings name roles, too, and have no grantor.
+        // Default privileges, policies and user mappings name roles, too, and have no grantor; and of
+        // what could not be named, as another session's temporary tables, PostgreSQL knows the number.
         let left = database.query(LEFT, &[&roles, &self.placement.dbname]).await;
         let mut outcome = Ok(());
         for row in left.context("what is left")? {
             let role: String = row.try_get(0)?;
-            outcome = outcome.and(drop_owned(database, &role).await);
+            outcome = outcome.and(drop_owned(database, &role, &grantors).await);
         }
-        outcome
+        let left = database.query(LEFT, &[&roles, &self.placement.dbname]).await;
+        match (outcome, left.context("what is left")?.is_empty(), refused) {
+            (Ok(()), false, Some(refused)) => Err(refused),
+            (outcome, ..) => outcome,
+        }
     }
 }
 
-async fn drop_owned(database: &Client, role: &str) -> Result<()> {
+/// With the privileges of grantors, so that it takes away what those have granted.
+async fn drop_owned(database: &Client, role: &str, grantors: &[Standing]) -> Result<()> {
     let dependent = database.query_one(DEPENDENT, &[&role, &MOST_DEPENDENT]).await;
     let dependent: i64 = dependent.context("what depends on it")?.try_get(0)?;
     if dependent >= MOST_DEPENDENT {
@@ -143,5 +165,9 @@ async fn drop_owned(database: &Client, role: &str) -> Result<()> {
     }
     let Some(standing) = Standing::of(database, role).await? else { return Ok(()) };
     let owned = format!("DROP OWNED BY {} CASCADE", standing.name());
-    standing.run_beside(database, &owned).await
+    let mut all = owned;
+    for grantor in grantors {
+        all = grantor.beside(&all);
+    }
+    standing.run_beside(database, &all).await
 }

@@ -39,6 +39,10 @@ impl Report {
     pub(super) fn fail(&mut self, what: &str, error: &anyhow::Error) {
         if self.unseen.insert(what.to_owned()) {
             say::progress(&format!("pgsiloctl: error: {what}: {error:#}"));
+            if self.as_json {
+                let unseen = json!({ "unseen": what, "error": format!("{error:#}") });
+                say::result(&unseen.to_string());
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! PostgreSQL lets nobody but its maker drop a role, and nobody but the grantor take a grant away.
 //! The provisioner has made the tenants' roles and brokers, and brokers the leased roles: so it has ADMIN
 //! on each of them, or on who has it. Nothing else of the control plane becomes another role, and
-//! afterwards the provisioner is nobody's member again (but for ADMIN, which it has anyway).
+//! afterwards the provisioner is no longer a member of it (but for ADMIN, which it has anyway).
 
 use anyhow::{Context, Result, bail};
 use tokio_postgres::Client;
@@ -54,12 +54,18 @@ impl Standing {
 
     /// Runs statements with the role's privileges, in one transaction.
     pub(super) async fn run_beside(&self, database: &Client, statements: &str) -> Result<()> {
+        let whole = self.beside(statements);
+        let role = &self.role;
+        in_one(database, &whole).await.with_context(|| format!("with the privileges of {role}"))
+    }
+
+    /// Statements that run some with the role's privileges, as a part of a transaction.
+    pub(super) fn beside(&self, statements: &str) -> String {
         let role = &self.role;
         let grant =
             self.by_maker(&format!("GRANT {role} TO SESSION_USER WITH INHERIT TRUE, SET FALSE"));
         let revoke = self.by_maker(&format!("REVOKE {role} FROM SESSION_USER"));
-        let whole = format!("{grant}; {statements}; {revoke}");
-        in_one(database, &whole).await.with_context(|| format!("with the privileges of {role}"))
+        format!("{grant}; {statements}; {revoke}")
     }
 
     /// Runs one statement as the role that can be no part of a transaction.
