@@ -163,7 +163,7 @@ pub(crate) enum BackendError {
 }
 
 impl From<ErrorFields> for BackendError {
-    fn from(ErrorFields { sqlstate, text }: ErrorFields) -> BackendError {
+    fn from(ErrorFields { sqlstate, text, .. }: ErrorFields) -> BackendError {
         BackendError::Said { sqlstate, text }
     }
 }
@@ -434,11 +434,14 @@ pub(super) fn is_sealed_for(tenant: &TenantId, seals: &[Vec<u8>]) -> Result<(), 
 
 /// After the authentication PostgreSQL applies the client's settings, and says of one that is
 /// wrong: invalid_parameter_value, undefined_object, undefined_file (a library to load) or, of
-/// `options`, syntax_error; insufficient_privilege may be the database's own, so it is not one
-/// (`process_startup_options` in `postinit.c`).
-fn refused_setting(ErrorFields { sqlstate, text }: ErrorFields) -> BackendError {
+/// `options`, syntax_error (`process_startup_options` in `postinit.c`). insufficient_privilege and
+/// cant_change_runtime_param may be about other things, so they count only where `guc.c` says them:
+/// what it says of the database's own settings, and of the role's, are warnings.
+fn refused_setting(ErrorFields { sqlstate, text, routine }: ErrorFields) -> BackendError {
+    let of_settings = || routine.starts_with("set_config") || routine.starts_with("call_");
     match sqlstate.as_str() {
         "22023" | "42704" | "42601" | "58P01" => BackendError::Setting { sqlstate, text },
+        "42501" | "55P02" if of_settings() => BackendError::Setting { sqlstate, text },
         _ => BackendError::Said { sqlstate, text },
     }
 }

@@ -113,6 +113,8 @@ pub struct ErrorFields {
     pub sqlstate: String,
     /// `M`: the message, lossily decoded.
     pub text: String,
+    /// `R`: the function in PostgreSQL's source that said it.
+    pub routine: String,
 }
 
 impl ErrorFields {
@@ -132,6 +134,7 @@ impl ErrorFields {
             match kind {
                 b'C' => fields.sqlstate = value(),
                 b'M' => fields.text = value(),
+                b'R' => fields.routine = value(),
                 _ => {}
             }
         }
@@ -231,7 +234,7 @@ mod tests {
     #[test]
     fn an_error_without_a_sqlstate_is_tolerated() {
         let fields = ErrorFields::parse(b"SFATAL\0Mgo away\0\0");
-        assert_eq!(fields, ErrorFields { sqlstate: String::new(), text: "go away".into() });
+        assert_eq!(fields, ErrorFields { text: "go away".into(), ..ErrorFields::default() });
     }
 
     #[test]

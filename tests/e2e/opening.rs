@@ -283,6 +283,39 @@ async fn other_settings_are_forwarded_as_they_are() {
     assert_eq!(client.ask("SHOW application_name").await, "n\\xc3\\xa4me");
 }
 
+/// Only a superuser may, nobody may while the server runs, or there is nothing like it: it is the client's
+/// mistake, and the client reads of it. That a role may not connect at all is none of the client's.
+#[tokio::test]
+async fn a_setting_that_the_client_may_not_set_is_its_own_mistake() {
+    let proxy = plain().await;
+    let settings = [
+        ("log_statement", "all"),
+        ("session_preload_libraries", "nothing"),
+        ("role", "tenant_globex_app"),
+        ("role", "nobody"),
+        ("session_authorization", "postgres"),
+        ("max_connections", "5"),
+        ("is_superuser", "on"),
+        ("work_mem", "much"),
+        ("no_such_setting", "1"),
+    ];
+    for (name, value) in settings {
+        let mut client = Raw::tcp(proxy.address()).await;
+        client.send(&startup(&[("user", "app"), (name, value)])).await;
+        client.send_password(&mint::token("acme")).await;
+        let error = client.fatal().await;
+        assert_eq!(error.sqlstate(), "22023", "{name}: {error:?}");
+        let said = error.field(b'M').expect("a text");
+        assert!(
+            said.contains(name.trim_start_matches("session_")) || said.contains(value),
+            "{said}"
+        );
+    }
+    let refused = proxy.events("refused");
+    assert_eq!(refused.len(), settings.len());
+    assert!(refused.iter().all(|event| event["reason"] == "setting_rejected"), "{refused:?}");
+}
+
 #[tokio::test]
 async fn a_token_of_16_kib_is_taken_and_a_longer_one_is_a_clear_refusal() {
     let proxy = plain().await;
