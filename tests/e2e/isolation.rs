@@ -109,7 +109,7 @@ async fn options_lead_nowhere_and_cannot_forge_the_seal() {
     let mut client = Raw::unix(&proxy.socket()).await;
     client.send(&startup(&[("user", "app"), ("options", "-c role=tenant_globex_app")])).await;
     client.send_password(&mint::token("acme")).await;
-    assert_eq!(client.fatal().await.sqlstate(), "58000");
+    assert_eq!(client.fatal().await.sqlstate(), "22023");
 }
 
 #[tokio::test]
