@@ -45,7 +45,7 @@ struct Shared {
     slots: Semaphore,
     pending: AtomicUsize,
     idle: Notify,
-    /// How long to go on trying.
+    /// Cancelled when nobody waits for what is pending any longer.
     stopped: CancellationToken,
     runtime: Handle,
 }

@@ -4,6 +4,7 @@
 //! who has captured a leased credential would.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -492,6 +493,15 @@ async fn a_session_whose_role_is_gone_is_found_and_ended() {
     lost.batch_execute("SELECT 1").await.expect_err("it is ended");
 }
 
+/// The registry, from which an operator has taken globex.
+fn without_globex(world: &World) -> PathBuf {
+    let registry = std::fs::read_to_string(world.var("PGSILO_REGISTRY")).expect("read");
+    let (acme_only, _) = registry.split_once("[[tenant]]\nid = \"globex\"").expect("both");
+    let file = world.dir().join("acme.toml");
+    std::fs::write(&file, acme_only).expect("written");
+    file
+}
+
 #[tokio::test]
 async fn roles_of_a_tenant_that_is_no_more_are_dropped_whoever_grants_them_something() {
     let (world, proxy) = world_and_proxy().await;
@@ -507,10 +517,7 @@ async fn roles_of_a_tenant_that_is_no_more_are_dropped_whoever_grants_them_somet
     let superuser = world.superuser("postgres").await;
     superuser.batch_execute("DROP DATABASE tenant_globex WITH (FORCE)").await.expect("dropped");
     superuser.batch_execute("DROP ROLE tenant_globex_app").await.expect_err("acme objects");
-    let registry = std::fs::read_to_string(world.var("PGSILO_REGISTRY")).expect("read");
-    let (acme_only, _) = registry.split_once("[[tenant]]\nid = \"globex\"").expect("both");
-    let file = world.dir().join("acme.toml");
-    std::fs::write(&file, acme_only).expect("written");
+    let file = without_globex(&world);
     let registry = file.to_str().expect("UTF-8");
 
     let (code, findings) = audit(&world, &["--registry", registry]).await;
@@ -556,10 +563,7 @@ async fn what_was_kept_of_a_tenant_that_is_no_more_is_left_alone() {
         FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace";
     let state = async || -> String { archive.query_one(state, &[]).await.expect("asked").get(0) };
     let before = state().await;
-    let registry = std::fs::read_to_string(world.var("PGSILO_REGISTRY")).expect("read");
-    let (acme_only, _) = registry.split_once("[[tenant]]\nid = \"globex\"").expect("both");
-    let file = world.dir().join("acme.toml");
-    std::fs::write(&file, acme_only).expect("written");
+    let file = without_globex(&world);
     let arguments = ["--registry", file.to_str().expect("UTF-8"), "--fix"];
 
     let (code, findings) = audit(&world, &arguments).await;

@@ -54,11 +54,9 @@ impl Subject {
         let mut clusters = BTreeMap::<String, (Placement, BTreeSet<String>)>::new();
         for tenant in &chosen {
             let placement = tenant.placement();
-            // Where no tenant can take all connections.
-            let common = Placement { dbname: "postgres".to_owned(), ..placement.clone() };
             let (_, databases) = clusters
                 .entry(placement.host.to_string())
-                .or_insert_with(|| (common, BTreeSet::new()));
+                .or_insert_with(|| (common(placement), BTreeSet::new()));
             databases.insert(placement.dbname.clone());
         }
         let clusters = clusters.into_values().map(|(placement, databases)| {
@@ -89,6 +87,11 @@ impl fmt::Display for Subject {
         let (kind, name) = self.named();
         write!(f, "{kind} {name}")
     }
+}
+
+/// The database of a placement's server where no tenant can take all connections, or a lock.
+fn common(placement: &Placement) -> Placement {
+    Placement { dbname: "postgres".to_owned(), ..placement.clone() }
 }
 
 /// What was found of one subject.
@@ -204,7 +207,7 @@ impl Auditor {
         let stopped: Vec<_> = findings.iter().filter_map(Finding::stopped).collect();
         if !stopped.is_empty() {
             // What it cannot take away, each of them will tell.
-            let _told_later = mender.free(&stopped).await;
+            let _told_later = mender.take_away(&stopped).await;
         }
         let mut mended = Vec::with_capacity(findings.len());
         for finding in findings {
@@ -255,10 +258,8 @@ impl Auditor {
         clients
     }
 
-    /// In a database where no tenant can take that lock.
     async fn claim_one(&self, placement: &Placement) -> Result<Client> {
-        let there = Placement { dbname: "postgres".to_owned(), ..placement.clone() };
-        let client = self.provisioner.connect(&there).await?;
+        let client = self.provisioner.connect(&common(placement)).await?;
         let claim = "SELECT pg_catalog.pg_try_advisory_lock($1)";
         let claimed: bool = client.query_one(claim, &[&CLAIM]).await?.try_get(0)?;
         ensure!(claimed, "another audit is mending there; look again when it is done");

@@ -139,17 +139,22 @@ impl Grants<'_> {
         }
         // Default privileges, policies and user mappings name roles, too, and have no grantor; and of
         // what could not be named, as another session's temporary tables, PostgreSQL knows the number.
-        let left = database.query(LEFT, &[&roles, &self.placement.dbname]).await;
         let mut outcome = Ok(());
-        for row in left.context("what is left")? {
-            let role: String = row.try_get(0)?;
+        for role in self.left(database, roles).await? {
             outcome = outcome.and(drop_owned(database, &role, &grantors).await);
         }
-        let left = database.query(LEFT, &[&roles, &self.placement.dbname]).await;
-        match (outcome, left.context("what is left")?.is_empty(), refused) {
-            (Ok(()), false, Some(refused)) => Err(refused),
-            (outcome, ..) => outcome,
+        match refused {
+            Some(refused) if !self.left(database, roles).await?.is_empty() => {
+                outcome.and(Err(refused))
+            }
+            _ => outcome,
         }
+    }
+
+    async fn left(&self, database: &Client, roles: &[&str]) -> Result<Vec<String>> {
+        let left = database.query(LEFT, &[&roles, &self.placement.dbname]).await;
+        let left = left.context("what is left")?;
+        Ok(left.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
     }
 }
 

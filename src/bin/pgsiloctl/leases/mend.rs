@@ -28,11 +28,6 @@ pub(super) struct Mender<'a> {
 }
 
 impl Mender<'_> {
-    /// Takes away what all of some leased roles are granted, so that each can be dropped.
-    pub(super) async fn free(&self, roles: &[&str]) -> Result<()> {
-        self.take_away(roles).await
-    }
-
     /// Mends one finding; whether there was anything to be done. What is doubtful is left alone, and
     /// what an operator must do.
     pub(super) async fn mend(&self, finding: &Finding) -> Result<bool> {
@@ -226,7 +221,8 @@ impl Mender<'_> {
         Ok(())
     }
 
-    async fn take_away(&self, roles: &[&str]) -> Result<()> {
+    /// Takes away what all of some roles are granted, so that each can be dropped.
+    pub(super) async fn take_away(&self, roles: &[&str]) -> Result<()> {
         let Mender { database, placement, provisioner, .. } = *self;
         let _alone = self.alone.lock().await;
         Grants { database, placement, provisioner }.take_away(roles).await
