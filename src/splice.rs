@@ -12,13 +12,14 @@
 //! has done something holds it for as long as the shorter of the two bounds, with the defaults an hour.
 
 mod age;
+mod moment;
 mod talk;
 mod watch;
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::LazyLock;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -36,6 +37,7 @@ use crate::stream::Stream;
 use crate::wire::frame::{FrameCounter, Header};
 use crate::wire::message::TERMINATE;
 use age::{Age, Standing, Verdict};
+use moment::{Moment, Notice, Quiet};
 use talk::{Seen, Talk};
 use watch::{Gone, Watch};
 
@@ -121,10 +123,12 @@ enum Event {
     BackendEnded,
     /// The client's goodbye was withheld.
     Parted,
-    /// Idle outside a transaction, nothing in flight: a good moment to end.
+    /// Idle outside a transaction, nothing in flight: it may be a moment to end.
     Quiet,
     Late,
     Order(Order),
+    /// The silence may have become long enough.
+    Look,
     IdleCheck,
     /// The session is not idle any more, and no timer is set for that.
     Began,
@@ -204,26 +208,31 @@ impl<'c> Relay<'c> {
     #[expect(clippy::manual_async_fn, reason = "an async fn holds its arguments twice")]
     pub(crate) fn run(&mut self, orders: &impl Orders) -> impl Future<Output = Ending> {
         async move {
-            let mut order = std::pin::pin!(orders.sooner(None));
-            let mut ordered: Option<Order> = None;
+            let mut order = pin!(orders.sooner(None));
+            let mut ordered: Option<Box<Notice>> = None;
             let mut late: Option<Pin<Box<_>>> = None;
+            // When to look again whether the silence is long enough, and since when it was so looked at.
+            let mut look: Option<Pin<Box<Sleep>>> = None;
+            let mut judged: Option<Instant> = None;
             let mut idle = self.limits.idle.map(|timeout| Box::pin(sleep(timeout)));
             let mut due: Option<Pin<Box<Sleep>>> = None;
             loop {
                 let is_set = due.is_some();
                 let event = tokio::select! {
                     biased;
-                    event = poll_fn(|cx| self.poll(cx, ordered.is_some(), is_set)) => event,
+                    event = poll_fn(|cx| self.poll(cx, ordered.is_some(), judged, is_set)) => event,
                     order = &mut order => Event::Order(order),
                     () = set(&mut late) => Event::Late,
+                    () = set(&mut look) => Event::Look,
                     () = set(&mut idle) => Event::IdleCheck,
                     () = set(&mut due) => Event::AgeCheck,
                 };
-                match (event, ordered) {
+                match (event, ordered.as_deref()) {
                     (Event::Order(newer), _) => {
-                        ordered = Some(newer);
+                        ordered = Some(Box::new(Notice::begin(newer)));
                         late = Some(Box::pin(newer.by.arrives()));
-                        order.set(orders.sooner(ordered));
+                        judged = None;
+                        order.set(orders.sooner(Some(newer)));
                     }
                     (Event::FrontendEnded, _) if self.may_half_close() => self.half_close(),
                     (Event::FrontendEnded, _) => return Box::pin(self.frontend_ended()).await,
@@ -232,14 +241,23 @@ impl<'c> Relay<'c> {
                         self.left_whole = self.can_tell() && self.up.is_empty();
                         return Ending::ClientLeft;
                     }
-                    (Event::Quiet, Some(order)) => {
-                        Box::pin(self.pause_behind_an_answer()).await;
-                        return order.ending;
-                    }
-                    (Event::Late, Some(order)) => {
+                    (Event::Quiet, Some(notice)) => match notice.judge(self.quiet()) {
+                        Moment::Now => {
+                            let ending = notice.order().ending;
+                            Box::pin(self.pause_behind_an_answer()).await;
+                            return ending;
+                        }
+                        Moment::In(time) => {
+                            look = Some(Box::pin(sleep(time)));
+                            judged = Some(self.last_bytes);
+                        }
+                    },
+                    (Event::Look, _) => (look, judged) = (None, None),
+                    (Event::Late, Some(notice)) => {
+                        let ending = notice.order().ending;
                         Box::pin(self.interrupt()).await;
                         Box::pin(self.pause_behind_an_answer()).await;
-                        return order.ending;
+                        return ending;
                     }
                     (Event::IdleCheck, _) => match self.idle_until() {
                         Some(until) => idle = Some(Box::pin(sleep_until(until))),
@@ -281,8 +299,15 @@ impl<'c> Relay<'c> {
         self.age.judge(&self.limits, standing, Instant::now())
     }
 
-    /// Moves what can be moved, answers first.
-    fn poll(&mut self, cx: &mut Context<'_>, wants_quiet: bool, is_set: bool) -> Poll<Event> {
+    /// Moves what can be moved, answers first. With `wants_quiet` a silence is told of, but not the one
+    /// that was `judged`.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        wants_quiet: bool,
+        judged: Option<Instant>,
+        is_set: bool,
+    ) -> Poll<Event> {
         let was_idle = self.is_idle();
         let Relay { frontend, backend, up, down, talk, half_closed, shut, .. } = self;
         let before = (up.counter.passed(), down.counter.passed());
@@ -330,7 +355,9 @@ impl<'c> Relay<'c> {
                     Gone::Backend => Event::BackendEnded,
                 })
             }
-            Poll::Pending if wants_quiet && self.is_quiet() => Poll::Ready(Event::Quiet),
+            Poll::Pending if wants_quiet && judged != Some(self.last_bytes) && self.is_quiet() => {
+                Poll::Ready(Event::Quiet)
+            }
             Poll::Pending if !is_set && self.limits.bound_transactions() && !self.is_idle() => {
                 Poll::Ready(Event::Began)
             }
@@ -346,6 +373,13 @@ impl<'c> Relay<'c> {
 
     fn is_quiet(&self) -> bool {
         !self.talk.is_busy() && self.talk.is_outside() && self.can_tell()
+    }
+
+    fn quiet(&self) -> Quiet {
+        Quiet {
+            silent: self.last_bytes.elapsed(),
+            behind_transaction: self.talk.is_behind_transaction(),
+        }
     }
 
     /// Whether the database surely does and holds nothing for the session, but for what lasts as long

@@ -27,6 +27,8 @@ pub(super) struct Talk {
     /// The kind of the oldest that is unanswered, if it is known.
     oldest: Option<u8>,
     status: Option<Status>,
+    /// The newest answer ended a transaction.
+    behind_transaction: bool,
     pub(super) terminated: bool,
     /// The newest message of the database was an ErrorResponse.
     pub(super) complained: bool,
@@ -82,6 +84,7 @@ impl Talk {
             newest: 0,
             oldest: None,
             status: Some(Status::Idle),
+            behind_transaction: false,
             terminated: false,
             complained: false,
             copy: CopyIn::No,
@@ -147,7 +150,9 @@ impl Talk {
             b'Z' => {
                 self.owed = self.owed.saturating_sub(1);
                 self.unanswered = self.unanswered.saturating_sub(1);
+                let was_inside = !self.is_outside();
                 self.status = header.first.and_then(Status::parse);
+                self.behind_transaction = was_inside && self.is_outside();
                 self.crossed |= self.status == Some(Status::Idle);
                 self.copy = CopyIn::No;
                 self.oldest = (self.unanswered == 1).then_some(self.newest);
@@ -224,6 +229,11 @@ impl Talk {
     /// Whether the newest answer was given outside a transaction.
     pub(super) fn is_outside(&self) -> bool {
         self.status == Some(Status::Idle)
+    }
+
+    /// Whether the newest answer ended a transaction that an earlier answer had told of.
+    pub(super) fn is_behind_transaction(&self) -> bool {
+        self.behind_transaction
     }
 
     /// Whether the database was seen outside a transaction since this was last asked.

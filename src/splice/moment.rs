@@ -1,0 +1,122 @@
+//! When to end a session that has to end and is idle outside a transaction. For the relay alone.
+//!
+//! An application keeps its connections in a pool, takes one out, may have it answer a ping, and then
+//! uses it. From outside nobody sees whether a connection is in the pool or was just taken out, and a
+//! session that ends then fails whoever has it. So an ending waits for a silence, and is put off when
+//! the client asks for something. Behind a transaction a second is enough: the connection was probably
+//! put back. Behind any other answer, which may be a ping's, it is an eighth of the time that was left.
+//!
+//! A pool that is never silent has its connection ended when time grows short: in the last quarter
+//! behind a transaction, in the last eighth behind any answer. What it asks next (its ping, if it has
+//! one) is answered with the ending, and not done.
+
+use std::time::Duration;
+
+use super::Order;
+use crate::ending::Ending;
+
+/// The silence that is enough behind a transaction, or when the process waits to stop.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// The time between an order and the end of its patience.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Notice {
+    order: Order,
+    whole: Duration,
+}
+
+/// An idle session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Quiet {
+    /// How long nobody has said anything.
+    pub(super) silent: Duration,
+    /// The last that was said is that a transaction is over.
+    pub(super) behind_transaction: bool,
+}
+
+/// Whether this is the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    Now,
+    /// Not before that time has passed without a word.
+    In(Duration),
+}
+
+impl Notice {
+    pub(super) fn begin(order: Order) -> Notice {
+        Notice { order, whole: order.by.remaining() }
+    }
+
+    pub(super) fn order(self) -> Order {
+        self.order
+    }
+
+    pub(super) fn judge(self, quiet: Quiet) -> Moment {
+        // Whoever stops the process waits, and has nobody served meanwhile.
+        let most = if self.order.ending == Ending::Drained { SILENCE } else { Duration::MAX };
+        judge(self.whole, self.order.by.remaining(), most, quiet)
+    }
+}
+
+/// With `left` of the `whole` notice left, and `most` as the longest silence to wait for.
+fn judge(whole: Duration, left: Duration, most: Duration, quiet: Quiet) -> Moment {
+    let Quiet { silent, behind_transaction } = quiet;
+    // Behind that every such moment is the last.
+    let last = if behind_transaction { whole / 4 } else { whole / 8 };
+    let most = if behind_transaction { most.min(SILENCE) } else { most };
+    let enough = (left.saturating_add(silent) / 8).min(most);
+    if left <= last || silent >= enough {
+        Moment::Now
+    } else {
+        Moment::In((enough - silent).min(left - last))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Moment, Quiet, judge};
+
+    const WHOLE: Duration = Duration::from_secs(32);
+    const fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn judged(left: Duration, silent: Duration, behind_transaction: bool) -> Moment {
+        judge(WHOLE, left, Duration::MAX, Quiet { silent, behind_transaction })
+    }
+
+    #[test]
+    fn a_second_behind_a_transaction_is_enough() {
+        assert_eq!(judged(WHOLE, Duration::ZERO, true), Moment::In(seconds(1)));
+        assert_eq!(judged(seconds(20), seconds(1), true), Moment::Now);
+    }
+
+    #[test]
+    fn behind_another_answer_an_eighth_of_the_time_that_was_left_is_enough() {
+        assert_eq!(judged(WHOLE, Duration::ZERO, false), Moment::In(seconds(4)));
+        assert_eq!(judged(seconds(30), seconds(2), false), Moment::In(seconds(2)));
+        assert_eq!(judged(seconds(28), seconds(4), false), Moment::Now);
+        assert_eq!(judged(WHOLE, seconds(600), false), Moment::Now, "it was silent long before");
+    }
+
+    #[test]
+    fn when_time_is_short_there_is_no_waiting_for_silence() {
+        assert_eq!(judged(seconds(8), Duration::ZERO, true), Moment::Now);
+        assert_eq!(judged(seconds(8), Duration::ZERO, false), Moment::In(seconds(1)));
+        assert_eq!(judged(seconds(4), Duration::ZERO, false), Moment::Now);
+        let soon = Duration::from_millis(8500);
+        assert_eq!(judged(soon, Duration::ZERO, true), Moment::In(Duration::from_millis(500)));
+        assert_eq!(judge(Duration::ZERO, Duration::ZERO, Duration::MAX, JUST_NOW), Moment::Now);
+    }
+
+    #[test]
+    fn whoever_stops_waits_a_second() {
+        let judged = |left| judge(WHOLE, left, seconds(1), JUST_NOW);
+        assert_eq!(judged(WHOLE), Moment::In(seconds(1)));
+        assert_eq!(judged(seconds(2)), Moment::Now);
+    }
+
+    const JUST_NOW: Quiet = Quiet { silent: Duration::ZERO, behind_transaction: false };
+}
