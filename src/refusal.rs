@@ -337,6 +337,7 @@ impl From<BackendError> for Refusal {
             | BackendError::Iterations(_)
             | BackendError::Unbound(_)
             | BackendError::Scram(_)
+            | BackendError::Outdated { .. }
             | BackendError::Said { .. } => Reason::BackendRejected,
         };
         let refusal = Refusal::new(reason, &error);

@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::binding::Exchange;
 use super::hashing::{HashError, hash};
+use super::version::ServerVersion;
 use super::{Connection, Process, Route};
 use crate::clock::BootTime;
 use crate::lease::Credential;
@@ -36,6 +37,8 @@ const MAX_SCRAM_ITERATIONS: u32 = 100_000;
 
 /// A message's tag and length.
 const HEADER: usize = 5;
+/// How often a question is asked that the session's own time-outs cancel.
+const ATTEMPTS: usize = 8;
 /// Room that is made before a read, in bytes: for the answer to a login, or to a question.
 const READ_AT_ONCE: usize = 4096;
 
@@ -119,6 +122,7 @@ impl Parked {
         }
         let stream = stream.resume()?;
         let mut connection = Connection::new(stream, route, process.redial.clone());
+        connection.version = ServerVersion::of(&greeting);
         // What a reload has changed meanwhile is told here as well, and becomes part of the greeting.
         past.sealed = BootTime::now();
         connection.check_seal(route.tenant().id(), &mut greeting).await?;
@@ -156,6 +160,10 @@ pub(crate) enum BackendError {
     Said { sqlstate: String, text: String },
     #[error("the database refused a startup setting: {sqlstate}: {text}")]
     Setting { sqlstate: String, text: String },
+    #[error(
+        "PostgreSQL {is} does not keep the role that a leased role is set to become: {needs} is needed"
+    )]
+    Outdated { is: ServerVersion, needs: ServerVersion },
     #[error("the database has no seal; `ALTER DATABASE ... SET pgsilo.tenant = '{0}'` seals it")]
     Unsealed(TenantId),
     #[error("the database is sealed for tenant {found:?}, not for {expected}")]
@@ -180,6 +188,7 @@ impl Connection {
         self.send(&packet).await?;
         let is_bound = self.authenticate(credential, &tenant).await?;
         let (process, mut greeting) = self.read_greeting().await?;
+        self.check_version(&greeting)?;
         let now = BootTime::now();
         self.check_seal(tenant.id(), &mut greeting).await?;
         let past = Past { made: now, sealed: now, sessions: 0, is_bound };
@@ -278,6 +287,16 @@ impl Connection {
         Ok((process, greeting))
     }
 
+    /// Takes note of the server's version, and refuses one under which a leased role does not become
+    /// its owner's. One that says nothing of its version is a fork, whose versions say nothing here.
+    fn check_version(&mut self, greeting: &[u8]) -> Result<(), BackendError> {
+        self.version = ServerVersion::of(greeting);
+        match self.version.and_then(|is| Some((is, is.needs()?))) {
+            Some((is, needs)) => Err(BackendError::Outdated { is, needs }),
+            None => Ok(()),
+        }
+    }
+
     async fn check_seal(
         &mut self,
         tenant: &TenantId,
@@ -285,7 +304,7 @@ impl Connection {
     ) -> Result<(), BackendError> {
         let mut news = Vec::new();
         let told = |setting: &[u8]| message::raw(&mut news, b'S', setting);
-        let seals = self.ask(&[], seal_query, told).await?;
+        let seals = self.ask(&[], seal_query, told).await.map_err(ended_by_setting)?;
         is_sealed_for(tenant, &seals)?;
         if !news.is_empty() {
             *greeting = told_anew(greeting, &news);
@@ -297,25 +316,51 @@ impl Connection {
     /// the last answer, each one text. `told` is given the settings that are told between, as bodies of
     /// ParameterStatus; notices of our own questions are nobody's.
     ///
+    /// The question is asked in a transaction of its own, with settings of its own: those of the client,
+    /// its role and its database may let no statement finish, or have it wait for other transactions. One
+    /// that is cancelled in spite of that, by a time-out that was in force until it was set aside, is
+    /// asked again.
+    ///
     /// The question is made of something that nobody can know, and every row of its answer must begin
     /// with that: so what is read is the answer to this question, and not to one that was asked here
     /// before, nor the invention of whoever was here before. Nothing is left unread.
     pub(super) async fn ask(
         &mut self,
         statements: &[&str],
-        question: impl FnOnce(&str) -> String,
+        question: impl Fn(&str) -> String,
         mut told: impl FnMut(&[u8]),
     ) -> Result<Vec<Vec<u8>>, BackendError> {
+        let mut answer = self.ask_once(statements, "BEGIN", &question, &mut told).await?;
+        for _ in 1..ATTEMPTS {
+            if matches!(answer, Answer::Rows(_)) {
+                break;
+            }
+            answer = self.ask_once(&[], "ROLLBACK; BEGIN", &question, &mut told).await?;
+        }
+        match answer {
+            Answer::Rows(rows) => Ok(rows),
+            Answer::Cancelled(error) => Err(error.into()),
+        }
+    }
+
+    async fn ask_once(
+        &mut self,
+        statements: &[&str],
+        begin: &str,
+        question: impl Fn(&str) -> String,
+        mut told: impl FnMut(&[u8]),
+    ) -> Result<Answer, BackendError> {
         let mut nonce = [0; 16];
         rand::fill(&mut nonce).map_err(|_none| BackendError::Protocol("no randomness"))?;
         let nonce = format!("{:032x}", u128::from_ne_bytes(nonce));
-        let question = question(&nonce);
+        let question = format!("{begin} {}; {}; COMMIT", self.own_settings(), question(&nonce));
         let mut queries = Vec::new();
         for statement in statements.iter().copied().chain([question.as_str()]) {
             message::raw(&mut queries, b'Q', &[statement.as_bytes(), &[0]].concat());
         }
         self.send(&queries).await?;
         let mut rows = Vec::new();
+        let mut cancelled = None;
         let mut unanswered = statements.len() + 1;
         while unanswered > 0 || !self.unread.is_empty() {
             let (tag, body) = self.read_message().await?;
@@ -331,13 +376,31 @@ impl Connection {
                             .to_owned(),
                     );
                 }
-                b'E' => return Err(ErrorFields::parse(&body).into()),
+                b'E' => {
+                    let error = ErrorFields::parse(&body);
+                    if unanswered > 1 || error.sqlstate != "57014" {
+                        return Err(error.into());
+                    }
+                    cancelled = Some(error);
+                }
                 b'T' | b'D' | b'C' if unanswered > 0 => {}
-                b'Z' if unanswered > 0 && body.as_ref() == b"I" => unanswered -= 1,
+                b'Z' if unanswered > 0 && (body.as_ref() == b"I" || cancelled.is_some()) => {
+                    unanswered -= 1;
+                }
                 _ => return Err(BackendError::Protocol("an unknown message behind a query")),
             }
         }
-        Ok(rows)
+        Ok(cancelled.map_or(Answer::Rows(rows), Answer::Cancelled))
+    }
+
+    /// Of a transaction in which no setting of the session's is in the way. What may end it comes first.
+    fn own_settings(&self) -> String {
+        let bounded = self.version.is_some_and(ServerVersion::bounds_transactions);
+        let timeout = if bounded { "SET LOCAL transaction_timeout TO 0; " } else { "" };
+        format!(
+            "ISOLATION LEVEL READ COMMITTED, READ ONLY, NOT DEFERRABLE; {timeout}\
+             SET LOCAL statement_timeout TO 0; SET LOCAL lock_timeout TO 0"
+        )
     }
 
     async fn read_authentication(&mut self) -> Result<Authentication, BackendError> {
@@ -402,6 +465,25 @@ impl Connection {
     }
 }
 
+/// What became of a question.
+enum Answer {
+    Rows(Vec<Vec<u8>>),
+    /// A time-out came before it could be set aside.
+    Cancelled(ErrorFields),
+}
+
+/// A time-out of the session's own settings has ended the connection before it could be set aside.
+fn ended_by_setting(error: BackendError) -> BackendError {
+    match error {
+        BackendError::Said { sqlstate, text }
+            if matches!(sqlstate.as_str(), "25P03" | "25P04" | "57P05") =>
+        {
+            BackendError::Setting { sqlstate, text }
+        }
+        other => other,
+    }
+}
+
 /// A greeting with settings that were told behind it: of what is told twice, the last counts.
 fn told_anew(greeting: &[u8], news: &[u8]) -> Vec<u8> {
     let messages: Vec<_> = message::split(greeting).chain(message::split(news)).collect();
@@ -440,6 +522,10 @@ pub(super) fn is_sealed_for(tenant: &TenantId, seals: &[Vec<u8>]) -> Result<(), 
 fn refused_setting(ErrorFields { sqlstate, text, routine }: ErrorFields) -> BackendError {
     let of_settings = || routine.starts_with("set_config") || routine.starts_with("call_");
     match sqlstate.as_str() {
+        // The client's encoding is one, and the database's cannot be converted to it.
+        "0A000" if routine == "InitializeClientEncoding" => {
+            BackendError::Setting { sqlstate, text }
+        }
         "22023" | "42704" | "42601" | "58P01" => BackendError::Setting { sqlstate, text },
         "42501" | "55P02" if of_settings() => BackendError::Setting { sqlstate, text },
         _ => BackendError::Said { sqlstate, text },

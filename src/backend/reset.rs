@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::login::{is_sealed_for, seal_query};
+use super::version::ServerVersion;
 use super::{Attachment, BackendError, Connection, Past, Route};
 use crate::clock::BootTime;
 use crate::wire::message;
@@ -22,7 +23,7 @@ impl Attachment {
     /// `DISCARD ALL` ends cursors, prepared statements, settings, LISTEN, advisory locks, plans,
     /// temporary tables, sequences' state; docs/operations.md says what it does not reach. It may not
     /// stand in one query with others, and of the role that a login begins with, where one is set for
-    /// the user, not every version keeps: so that is set again.
+    /// the user, not every fork keeps: so that is set again.
     ///
     /// # Errors
     /// It is lost, the database refused, or something is not as it was: it may not be used again.
@@ -31,6 +32,7 @@ impl Attachment {
         let told = told(&greeting)
             .ok_or(BackendError::Protocol("a setting that cannot be asked for by its name"))?;
         let mut connection = Connection::new(stream, route, process.redial.clone());
+        connection.version = ServerVersion::of(&greeting);
         let names: Vec<&str> = told.keys().copied().collect();
         let question = |nonce: &str| {
             format!(
@@ -69,7 +71,7 @@ impl Attachment {
 
 /// Each setting that a greeting tells of, and its value; `None` if a name is not one of PostgreSQL's,
 /// or there is none.
-fn told(greeting: &[u8]) -> Option<BTreeMap<&str, &[u8]>> {
+pub(super) fn told(greeting: &[u8]) -> Option<BTreeMap<&str, &[u8]>> {
     let mut told = BTreeMap::new();
     for (tag, body) in message::split(greeting) {
         if tag != b'S' {

@@ -22,6 +22,7 @@ use crate::registry::{Snapshot, State, Tenant};
 use crate::route::{self, Stated};
 use crate::secret::Secret;
 use crate::tenant::{Access, TenantId};
+use crate::wire::startup::{self, Startup};
 
 /// Proves that this identity may reach this tenant now, and holds its place there.
 #[derive(Debug)]
@@ -133,6 +134,7 @@ impl<'c> Routed<'c> {
             .ok_or_else(|| Refusal::new(Reason::TenantUnknown, "not in the registry").about(&id))?;
         refuse_unless_served(&tenant, proxy)?;
         let role = role(&tenant, access)?;
+        refuse_unless_it_fits(identified.started().startup(), &tenant)?;
         let permits = take_permits(&tenant, proxy)?;
         identified.client().prove();
 
@@ -229,6 +231,15 @@ fn refuse_unless_served(tenant: &Tenant, proxy: &Proxy) -> Result<(), Refusal> {
         Some(_other) => no(Reason::ResidencyRefused, "the placement's region is not served here"),
         None => no(Reason::ResidencyRefused, "the placement says no region"),
     }
+}
+
+/// What a database takes no more than is known before a lease is spent on it.
+fn refuse_unless_it_fits(startup: &Startup, tenant: &Tenant) -> Result<(), Refusal> {
+    let Some(excess) = startup::excess(&tenant.placement().dbname, startup.settings()) else {
+        return Ok(());
+    };
+    let about = format!("startup settings are too long by {excess} bytes");
+    Err(Refusal::new(Reason::SettingRejected, &about).about(&about))
 }
 
 fn role(tenant: &Tenant, access: Access) -> Result<String, Refusal> {

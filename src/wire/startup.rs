@@ -210,6 +210,21 @@ impl Startup {
     }
 }
 
+/// The longest name of a user or a database, in bytes: `NAMEDATALEN` less one.
+const MAX_NAME: usize = 63;
+
+/// How much longer than a backend takes its StartupMessage could become, in bytes, whatever its user is
+/// called; `None` if it fits.
+pub fn excess<'a>(
+    database: &str,
+    settings: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+) -> Option<usize> {
+    let own = [("user".len(), MAX_NAME), ("database".len(), database.len())];
+    let all = own.into_iter().chain(settings.map(|(name, value)| (name.len(), value.len())));
+    let body = MIN_BODY + all.map(|(name, value)| name + value + 2).sum::<usize>() + 1;
+    body.checked_sub(MAX_BODY).filter(|excess| *excess > 0)
+}
+
 /// The StartupMessage for a backend: protocol 3.0, this user and database, these settings.
 ///
 /// # Errors

@@ -205,9 +205,8 @@ async fn two_hundred_busy_sessions_end_with_their_leases_without_one_broken_mess
                 let mut client = Raw::unix(&socket).await;
                 client.log_in(&mint::token("acme"), "acme").await;
                 drop(door);
-                let ask = query(
-                    "SELECT repeat('x', 2000) FROM pg_sleep(0.2), generate_series(1, 50)",
-                );
+                let ask =
+                    query("SELECT repeat('x', 2000) FROM pg_sleep(0.2), generate_series(1, 50)");
                 loop {
                     client.send_anyway(&ask).await;
                     loop {

@@ -298,6 +298,7 @@ async fn a_setting_that_the_client_may_not_set_is_its_own_mistake() {
         ("is_superuser", "on"),
         ("work_mem", "much"),
         ("no_such_setting", "1"),
+        ("client_encoding", "MULE_INTERNAL"),
     ];
     for (name, value) in settings {
         let mut client = Raw::tcp(proxy.address()).await;
@@ -314,6 +315,61 @@ async fn a_setting_that_the_client_may_not_set_is_its_own_mistake() {
     let refused = proxy.events("refused");
     assert_eq!(refused.len(), settings.len());
     assert!(refused.iter().all(|event| event["reason"] == "setting_rejected"), "{refused:?}");
+}
+
+/// PostgreSQL takes it, but not with the longer names that pgsilo puts in the place of the client's.
+#[tokio::test]
+async fn settings_that_fit_with_the_clients_names_only_cost_no_lease() {
+    let proxy = plain().await;
+    for length in [9_990, 10_004] {
+        let short = |value: &str| startup(&[("user", "a"), ("application_name", value)]);
+        let value = "x".repeat(length - short("").len());
+        let mut client = Raw::tcp(proxy.address()).await;
+        client.send(&short(&value)).await;
+        client.send_password(&mint::token("acme")).await;
+        let error = client.fatal().await;
+        assert_eq!(error.sqlstate(), "22023", "{error:?}");
+        assert!(error.field(b'M').expect("a text").contains("too long"), "{error:?}");
+    }
+    assert_eq!(proxy.events("leased").len(), 0);
+}
+
+/// Whatever the client, its role or its database has set: what pgsilo asks is asked with settings of
+/// its own, and the client's are in force behind that.
+#[tokio::test]
+async fn the_clients_settings_do_not_keep_the_seal_from_being_read() {
+    let proxy = plain().await;
+    // As long as it has written and is not over, a deferrable transaction waits.
+    let mut writer = Raw::tcp(proxy.address()).await;
+    writer.log_in(&mint::token("acme"), "acme").await;
+    writer.ask("BEGIN ISOLATION LEVEL SERIALIZABLE; CREATE TABLE of_mine (); SELECT 'wrote'").await;
+    let deferrable = "-c default_transaction_isolation=serializable \
+        -c default_transaction_read_only=on -c default_transaction_deferrable=on";
+    let mut settings = vec![
+        (deferrable, "default_transaction_deferrable", "on"),
+        ("-c lock_timeout=12345", "lock_timeout", "12345ms"),
+        ("-c statement_timeout=12345", "statement_timeout", "12345ms"),
+    ];
+    if writer.ask("SELECT current_setting('server_version_num')").await.as_str() >= "170000" {
+        settings.push(("-c transaction_timeout=12345", "transaction_timeout", "12345ms"));
+    }
+    for (options, setting, value) in settings {
+        let mut client = Raw::tcp(proxy.address()).await;
+        client.send(&startup(&[("user", "app"), ("options", options)])).await;
+        client.send_password(&mint::token("acme")).await;
+        client.until(b'Z').await;
+        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED";
+        let shown = format!("{begin}; SELECT current_setting('{setting}')");
+        assert_eq!(client.ask(&shown).await, value, "{options}");
+    }
+    // The shortest that there are.
+    for _ in 0..20 {
+        let mut client = Raw::tcp(proxy.address()).await;
+        client.send(&startup(&[("user", "app"), ("options", "-c statement_timeout=1")])).await;
+        client.send_password(&mint::token("acme")).await;
+        client.until(b'Z').await;
+    }
+    assert_eq!(proxy.events("refused").len(), 0);
 }
 
 #[tokio::test]
