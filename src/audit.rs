@@ -259,8 +259,8 @@ pub(crate) fn renewed_again(trail: &Trail, left: Duration) {
     );
 }
 
-/// A session has ended.
-pub(crate) fn ended(trail: &Trail, ending: Ending, seconds: f64) {
+/// A session has ended, with its cause where something broke.
+pub(crate) fn ended(trail: &Trail, ending: Ending, cause: Option<&str>, seconds: f64) {
     let sqlstate = ending.told().map_or("", |(sqlstate, _)| sqlstate);
     trail.close();
     event!(
@@ -269,6 +269,7 @@ pub(crate) fn ended(trail: &Trail, ending: Ending, seconds: f64) {
         event = "ended",
         ending = ending.label(),
         sqlstate,
+        cause,
         seconds,
         "session ended"
     );
@@ -276,7 +277,12 @@ pub(crate) fn ended(trail: &Trail, ending: Ending, seconds: f64) {
 
 /// A cancel request found its session, and went there. The trail is that of the request, with what is
 /// known of the session: its tenant, its role.
-pub(crate) fn cancelled(trail: &Trail, session: SessionId, pid: u32, failure: Option<&str>) {
+pub(crate) fn cancelled(
+    trail: &Trail,
+    session: SessionId,
+    pid: Option<u32>,
+    failure: Option<&str>,
+) {
     trail.close();
     match failure {
         None => event!(

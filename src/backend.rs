@@ -239,21 +239,26 @@ impl Connection {
     }
 }
 
-/// What the database calls the session, and how to cancel what it runs.
+/// What the database calls the session, and how to cancel what it runs, if it has said so: a server that
+/// is like PostgreSQL may do without.
 #[derive(Clone, Debug)]
 pub(crate) struct Process {
-    pub(crate) pid: u32,
-    secret: Bytes,
+    key: Option<(u32, Bytes)>,
     redial: Redial,
 }
 
 impl Process {
-    /// Cancels whatever runs there now.
+    /// The process id, where there is one to cancel.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.key.as_ref().map(|(pid, _secret)| *pid)
+    }
+
+    /// Cancels whatever runs there now, if that can be asked for.
     ///
     /// # Errors
     /// When the database could not be reached.
     pub(crate) async fn cancel(&self) -> Result<(), DialError> {
-        let request = CancelRequest { pid: self.pid, secret: self.secret.clone() };
-        self.redial.cancel(&request).await
+        let Some((pid, secret)) = &self.key else { return Ok(()) };
+        self.redial.cancel(&CancelRequest { pid: *pid, secret: secret.clone() }).await
     }
 }

@@ -99,7 +99,9 @@ impl CancelKeys {
             sent: AsyncMutex::default(),
             astray: AtomicBool::new(false),
         });
-        self.lock().entry(key.process.pid).or_default().push(Arc::clone(&key));
+        if let Some(pid) = key.process.pid() {
+            self.lock().entry(pid).or_default().push(Arc::clone(&key));
+        }
         Some(CancelKey { keys: self, key })
     }
 
@@ -146,8 +148,8 @@ pub(crate) struct Found(Arc<Key>);
 
 impl Found {
     /// What the database calls the process that it leads to.
-    pub(crate) fn pid(&self) -> u32 {
-        self.0.process.pid
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.0.process.pid()
     }
 
     /// Whose session that is.
@@ -190,9 +192,10 @@ impl CancelKey {
         Some(key.process)
     }
 
-    /// The process id that the client is told: the database's own.
-    pub(crate) fn pid(&self) -> u32 {
-        self.key.process.pid
+    /// The process id that the client is told: the database's own. Where that has told none, there is
+    /// nothing to tell: the session cannot be cancelled.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.key.process.pid()
     }
 
     /// The secret that the client is told.
@@ -208,7 +211,7 @@ impl CancelKey {
 
 impl Drop for CancelKey {
     fn drop(&mut self) {
-        let pid = self.pid();
+        let Some(pid) = self.pid() else { return };
         let mut by_pid = self.keys.lock();
         if let Some(keys) = by_pid.get_mut(&pid) {
             keys.retain(|key| !Arc::ptr_eq(key, &self.key));

@@ -38,8 +38,10 @@ macro_rules! endings {
 }
 
 endings! {
-    /// The client said goodbye, or vanished; then its query was cancelled.
+    /// The client said goodbye or closed its connection; then its query was cancelled.
     ClientLeft, "client_left", INFO, None;
+    /// The client's connection broke.
+    ClientLost, "client_lost", INFO, None;
     /// The database closed the session, and had said why if it was not asked to.
     BackendLeft, "backend_left", INFO, None;
     /// The database's side broke without a word.

@@ -89,6 +89,8 @@ pub(crate) struct Relay<'c> {
     shut: bool,
     /// The client has said goodbye and the database does not know: it can be used again.
     left_whole: bool,
+    /// Why the database could not be written to any more.
+    unwritten: Option<io::Error>,
     last_bytes: Instant,
     limits: TimeLimits,
     age: Age,
@@ -101,7 +103,7 @@ struct Pipe {
     /// What the sink would not take.
     left: Option<Box<Left>>,
     unflushed: bool,
-    ended: bool,
+    source: Source,
     /// The sink is gone: what the source still says is dropped.
     discards: bool,
     /// A client's goodbye is not for the database, which may serve another session.
@@ -119,8 +121,8 @@ struct Left {
 }
 
 enum Event {
-    FrontendEnded,
-    BackendEnded,
+    FrontendEnded(Option<io::Error>),
+    BackendEnded(Option<io::Error>),
     /// The client's goodbye was withheld.
     Parted,
     /// Idle outside a transaction, nothing in flight: it may be a moment to end.
@@ -136,8 +138,37 @@ enum Event {
 }
 
 enum Moved {
-    SourceEnded,
-    SinkBroken,
+    SourceEnded(Option<io::Error>),
+    SinkBroken(io::Error),
+}
+
+/// Whether a source may still say something.
+enum Source {
+    Open,
+    /// It has closed, or its connection has broken.
+    Ended(Option<io::Error>),
+}
+
+/// How a session has ended.
+pub(crate) struct End {
+    pub(crate) ending: Ending,
+    /// What broke, where something did.
+    pub(crate) cause: Option<Cause>,
+}
+
+/// What has broken a connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Cause {
+    #[error(transparent)]
+    Io(io::Error),
+    #[error("closed without a word")]
+    Closed,
+}
+
+impl From<Ending> for End {
+    fn from(ending: Ending) -> End {
+        End { ending, cause: None }
+    }
 }
 
 impl<'c> Relay<'c> {
@@ -156,7 +187,7 @@ impl<'c> Relay<'c> {
             counter: FrameCounter::default(),
             left: None,
             unflushed: false,
-            ended: false,
+            source: Source::Open,
             discards: false,
             withholds,
             withheld: false,
@@ -175,6 +206,7 @@ impl<'c> Relay<'c> {
             half_closed: false,
             shut: false,
             left_whole: false,
+            unwritten: None,
             last_bytes,
             limits,
             age: Age::begin(last_bytes),
@@ -206,7 +238,7 @@ impl<'c> Relay<'c> {
 
     /// Relays until either side has ended, an order came, or a limit was reached.
     #[expect(clippy::manual_async_fn, reason = "an async fn holds its arguments twice")]
-    pub(crate) fn run(&mut self, orders: &impl Orders) -> impl Future<Output = Ending> {
+    pub(crate) fn run(&mut self, orders: &impl Orders) -> impl Future<Output = End> {
         async move {
             let mut order = pin!(orders.sooner(None));
             let mut ordered: Option<Box<Notice>> = None;
@@ -234,18 +266,20 @@ impl<'c> Relay<'c> {
                         judged = None;
                         order.set(orders.sooner(Some(newer)));
                     }
-                    (Event::FrontendEnded, _) if self.may_half_close() => self.half_close(),
-                    (Event::FrontendEnded, _) => return Box::pin(self.frontend_ended()).await,
-                    (Event::BackendEnded, _) => return self.backend_ended(),
+                    (Event::FrontendEnded(None), _) if self.may_half_close() => self.half_close(),
+                    (Event::FrontendEnded(broken), _) => {
+                        return Box::pin(self.frontend_ended(broken)).await;
+                    }
+                    (Event::BackendEnded(broken), _) => return self.backend_ended(broken),
                     (Event::Parted, _) => {
                         self.left_whole = self.can_tell() && self.up.is_empty();
-                        return Ending::ClientLeft;
+                        return Ending::ClientLeft.into();
                     }
                     (Event::Quiet, Some(notice)) => match notice.judge(self.quiet()) {
                         Moment::Now => {
                             let ending = notice.order().ending;
                             Box::pin(self.pause_behind_an_answer()).await;
-                            return ending;
+                            return ending.into();
                         }
                         Moment::In(time) => {
                             look = Some(Box::pin(sleep(time)));
@@ -257,11 +291,11 @@ impl<'c> Relay<'c> {
                         let ending = notice.order().ending;
                         Box::pin(self.interrupt()).await;
                         Box::pin(self.pause_behind_an_answer()).await;
-                        return ending;
+                        return ending.into();
                     }
                     (Event::IdleCheck, _) => match self.idle_until() {
                         Some(until) => idle = Some(Box::pin(sleep_until(until))),
-                        None => return Ending::IdleTimeout,
+                        None => return Ending::IdleTimeout.into(),
                     },
                     (Event::Began | Event::AgeCheck, _) => match self.judge() {
                         Verdict::Rest => due = None,
@@ -269,7 +303,7 @@ impl<'c> Relay<'c> {
                         Verdict::Over(ending) => {
                             Box::pin(self.interrupt()).await;
                             Box::pin(self.pause_behind_an_answer()).await;
-                            return ending;
+                            return ending.into();
                         }
                     },
                     (Event::Quiet | Event::Late, None) => {}
@@ -309,14 +343,18 @@ impl<'c> Relay<'c> {
         is_set: bool,
     ) -> Poll<Event> {
         let was_idle = self.is_idle();
-        let Relay { frontend, backend, up, down, talk, half_closed, shut, .. } = self;
+        let Relay { frontend, backend, up, down, talk, half_closed, shut, unwritten, .. } = self;
         let before = (up.counter.passed(), down.counter.passed());
         let event = SCRATCH.with_borrow_mut(|scratch| {
             let client = &mut frontend.stream;
             let answered = down.poll(cx, backend, client, scratch, |header| talk.answer(header));
             match answered {
-                Poll::Ready(Moved::SourceEnded) => return Poll::Ready(Event::BackendEnded),
-                Poll::Ready(Moved::SinkBroken) => return Poll::Ready(Event::FrontendEnded),
+                Poll::Ready(Moved::SourceEnded(broken)) => {
+                    return Poll::Ready(Event::BackendEnded(broken));
+                }
+                Poll::Ready(Moved::SinkBroken(error)) => {
+                    return Poll::Ready(Event::FrontendEnded(Some(error)));
+                }
                 Poll::Pending => {}
             }
             if *half_closed {
@@ -325,9 +363,12 @@ impl<'c> Relay<'c> {
                 return Poll::Pending;
             }
             match up.poll(cx, client, backend, scratch, |header| talk.ask(header)) {
-                Poll::Ready(Moved::SourceEnded) => return Poll::Ready(Event::FrontendEnded),
-                Poll::Ready(Moved::SinkBroken) => {
+                Poll::Ready(Moved::SourceEnded(broken)) => {
+                    return Poll::Ready(Event::FrontendEnded(broken));
+                }
+                Poll::Ready(Moved::SinkBroken(error)) => {
                     // The database may still have said why; its own end will come.
+                    *unwritten = Some(error);
                     up.discards = true;
                     cx.waker().wake_by_ref();
                 }
@@ -350,9 +391,10 @@ impl<'c> Relay<'c> {
                 if let Poll::Ready(gone) =
                     self.watch.poll(cx, &self.frontend.stream, self.backend) =>
             {
+                let error = Some(io::ErrorKind::TimedOut.into());
                 Poll::Ready(match gone {
-                    Gone::Frontend => Event::FrontendEnded,
-                    Gone::Backend => Event::BackendEnded,
+                    Gone::Frontend => Event::FrontendEnded(error),
+                    Gone::Backend => Event::BackendEnded(error),
                 })
             }
             Poll::Pending if wants_quiet && judged != Some(self.last_bytes) && self.is_quiet() => {
@@ -395,7 +437,7 @@ impl<'c> Relay<'c> {
     }
 
     fn may_half_close(&self) -> bool {
-        self.up.ended && self.talk.terminated && !self.half_closed
+        matches!(self.up.source, Source::Ended(_)) && self.talk.terminated && !self.half_closed
     }
 
     /// Passes the client's close on. The database answers what it was asked, then closes.
@@ -403,24 +445,30 @@ impl<'c> Relay<'c> {
         self.half_closed = true;
     }
 
-    /// The client has closed without a goodbye, or cannot be written to.
-    async fn frontend_ended(&mut self) -> Ending {
+    /// The client has closed without a goodbye, or its connection has broken.
+    async fn frontend_ended(&mut self, broken: Option<io::Error>) -> End {
         if self.talk.may_be_busy()
             && !self.talk.terminated
             && let Err(error) = self.process.cancel().await
         {
             tracing::warn!(%error, "cannot cancel the query of a client that vanished");
         }
-        Ending::ClientLeft
+        // Whoever has said goodbye may break what is left of its connection.
+        match broken.filter(|_| !self.talk.terminated) {
+            Some(error) => End { ending: Ending::ClientLost, cause: Some(Cause::Io(error)) },
+            None => Ending::ClientLeft.into(),
+        }
     }
 
-    fn backend_ended(&self) -> Ending {
+    fn backend_ended(&mut self, broken: Option<io::Error>) -> End {
         if self.talk.terminated {
-            Ending::ClientLeft
+            Ending::ClientLeft.into()
         } else if self.talk.complained && self.down.counter.at_boundary() {
-            Ending::BackendLeft
+            Ending::BackendLeft.into()
         } else {
-            Ending::BackendLost
+            let broken = broken.or(self.unwritten.take());
+            let cause = broken.map_or(Cause::Closed, Cause::Io);
+            End { ending: Ending::BackendLost, cause: Some(cause) }
         }
     }
 
@@ -477,21 +525,21 @@ impl Pipe {
         mut seen: impl FnMut(Header) -> Seen,
     ) -> Poll<Moved> {
         for _ in 0..TURN {
-            if ready!(self.poll_left(cx, sink)).is_err() {
-                return Poll::Ready(Moved::SinkBroken);
+            if let Err(error) = ready!(self.poll_left(cx, sink)) {
+                return Poll::Ready(Moved::SinkBroken(error));
             }
             if self.withheld {
                 // Behind its goodbye a client has nothing to say.
                 return self.poll_flush(cx, sink);
             }
-            if self.ended {
-                return Poll::Ready(Moved::SourceEnded);
+            if let Source::Ended(broken) = &mut self.source {
+                return Poll::Ready(Moved::SourceEnded(broken.take()));
             }
             let mut read = ReadBuf::new(scratch);
             match Pin::new(&mut *source).poll_read(cx, &mut read) {
                 Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
-                Poll::Ready(_closed_or_reset) => {
-                    self.ended = true;
+                Poll::Ready(read) => {
+                    self.source = Source::Ended(read.err().filter(|error| !is_close(error)));
                     continue;
                 }
                 Poll::Pending => {
@@ -508,8 +556,8 @@ impl Pipe {
                 self.withheld = chunk.len() >= TERMINATE.len();
                 chunk = chunk.strip_suffix(&TERMINATE).unwrap_or(chunk);
             }
-            if self.poll_chunk(cx, sink, chunk).is_err() {
-                return Poll::Ready(Moved::SinkBroken);
+            if let Err(error) = self.poll_chunk(cx, sink, chunk) {
+                return Poll::Ready(Moved::SinkBroken(error));
             }
         }
         cx.waker().wake_by_ref();
@@ -562,7 +610,7 @@ impl Pipe {
         if self.unflushed && !self.discards {
             match ready!(Pin::new(sink).poll_flush(cx)) {
                 Ok(()) => self.unflushed = false,
-                Err(_broken) => return Poll::Ready(Moved::SinkBroken),
+                Err(error) => return Poll::Ready(Moved::SinkBroken(error)),
             }
         }
         Poll::Pending
@@ -571,6 +619,11 @@ impl Pipe {
     fn is_empty(&self) -> bool {
         self.left.is_none()
     }
+}
+
+/// TLS that was not closed as it should be: who closes at once does without.
+fn is_close(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::UnexpectedEof
 }
 
 /// Waits for that, for ever if there is none.

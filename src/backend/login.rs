@@ -104,8 +104,8 @@ impl Parked {
     }
 
     /// The database's process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.process.pid
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.process.pid()
     }
 
     /// Comes to the event loop that this runs on, if the connection still lives and its database is
@@ -276,15 +276,16 @@ impl Connection {
             let (tag, body) = self.read_message().await?;
             match tag {
                 b'S' | b'N' => message::raw(&mut greeting, tag, &body),
-                b'K' => key = message::parse_backend_key_data(&body),
+                b'K' => {
+                    let parsed = message::parse_backend_key_data(&body);
+                    key = Some(parsed.ok_or(BackendError::Protocol("a malformed cancel key"))?);
+                }
                 b'E' => return Err(refused_setting(ErrorFields::parse(&body))),
                 b'Z' => break,
                 _ => return Err(BackendError::Protocol("an unknown message during login")),
             }
         }
-        let (pid, secret) = key.ok_or(BackendError::Protocol("no BackendKeyData"))?;
-        let process = Process { pid, secret, redial: self.redial.clone() };
-        Ok((process, greeting))
+        Ok((Process { key, redial: self.redial.clone() }, greeting))
     }
 
     /// Takes note of the server's version, and refuses one under which a leased role does not become

@@ -68,13 +68,15 @@ impl<'c> Attached<'c> {
         let whose = Whose { session: client.trail.session, tenant: route.tenant().id().clone() };
         let key = client.proxy.cancel_keys.hand_out(process, version, whose);
         let cancel_key = key.ok_or_else(|| Refusal::new(Reason::Internal, "no randomness"))?;
-        client.trail.backend_pid = cancel_key.pid();
+        client.trail.backend_pid = cancel_key.pid().unwrap_or_default();
         client.trail.channel_binding = past.is_bound;
 
         let mut welcome = Vec::with_capacity(greeting.len() + 64);
         message::authentication_ok(&mut welcome);
         welcome.extend_from_slice(&greeting);
-        message::backend_key_data(&mut welcome, cancel_key.pid(), cancel_key.secret());
+        if let Some(pid) = cancel_key.pid() {
+            message::backend_key_data(&mut welcome, pid, cancel_key.secret());
+        }
         message::ready_for_query(&mut welcome);
         client.frontend.send(&welcome).await.map_err(|_lost| Stop::Left)?;
         client.handshake = None;

@@ -10,7 +10,7 @@ use crate::audit::{self, Stage};
 use crate::backend::Attachment;
 use crate::clock::BootTime;
 use crate::proxy::Proxy;
-use crate::splice::Relay;
+use crate::splice::{End, Relay};
 use crate::stream::Stream;
 use tokio::time::Instant;
 
@@ -61,11 +61,12 @@ impl<'c> Spliced<'c> {
             trail,
             told: AtomicU32::new(0),
         };
-        let ending = relay.run(&authority).await;
+        let End { ending, cause } = relay.run(&authority).await;
         Box::pin(relay.end(ending, trail.session)).await;
         drop(active);
         metrics::counter!("pgsilo_endings_total", "ending" => ending.label()).increment(1);
-        audit::ended(trail, ending, began.elapsed().as_secs_f64());
+        let cause = cause.map(|cause| cause.to_string());
+        audit::ended(trail, ending, cause.as_deref(), began.elapsed().as_secs_f64());
         if relay.left_whole() {
             Box::pin(self.give_back()).await;
         }

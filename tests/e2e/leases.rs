@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::proxy::{Proxy, Settings};
 use crate::support::raw::{Raw, query, startup, tagged};
@@ -281,6 +282,33 @@ async fn only_the_answer_to_the_very_question_says_whose_a_database_is() {
         let told = event["cause"].as_str().expect("a cause");
         assert!(told.contains(cause), "{number}: {told}");
     }
+}
+
+/// Servers that are like PostgreSQL may not let anything be cancelled.
+#[tokio::test]
+async fn a_database_without_cancel_keys_is_served() {
+    let address = fake::serves(|mut tcp| async move {
+        let mut sink = [0; 4096];
+        let _let_in = fake::lets_in_with(&mut tcp, b"").await;
+        let asked = tcp.read(&mut sink).await.unwrap_or_default();
+        let question = String::from_utf8_lossy(&sink[..asked]).into_owned();
+        let seal = fake::row(&format!("{}acme", fake::number_in(&question)));
+        let _said = tcp.write_all(&[seal, tagged(b'Z', b"I")].concat()).await;
+        while let Ok(1..) = tcp.read(&mut sink).await {
+            let _said = tcp.write_all(&[fake::row("served"), tagged(b'Z', b"I")].concat()).await;
+        }
+    })
+    .await;
+    let proxy = Proxy::start().await;
+    proxy.place_acme_at(address.port(), "auth = [\"scram-sha-256\", \"password\"]\n").await;
+    let mut client = Raw::unix(&proxy.socket()).await;
+    let welcome = client.log_in(&mint::token("acme"), "acme").await;
+    assert!(welcome.iter().all(|message| message.tag != b'K'), "{welcome:?}");
+    assert_eq!(client.ask("SELECT 'served'").await, "served");
+    // Nobody has a key, and a query that nobody waits for is not cancelled.
+    client.send(&query("SELECT 1")).await;
+    drop(client);
+    assert_eq!(proxy.event("ended", |_| true).await["ending"], "client_left");
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! The relay: whatever works against PostgreSQL works through it, in constant memory, and each
 //! side learns when the other is gone.
 
+use std::io::Write as _;
+use std::time::Duration;
+
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -230,12 +233,45 @@ async fn a_login_in_one_write_is_a_login() {
     assert!(said.ends_with(&tagged(b'Z', b"I")), "{said:?}");
 }
 
+/// What breaks is told apart from a client that has left: by a byte that TLS cannot decrypt, and by a
+/// reset.
+#[tokio::test]
+async fn a_client_whose_connection_breaks_leaves_the_cause() {
+    let proxy = Proxy::start().await;
+    for (breaks, cause) in [(Breaks::Tls, "decrypt"), (Breaks::Tcp, "reset")] {
+        let tcp = std::net::TcpStream::connect(proxy.address()).expect("connected");
+        tcp.set_nonblocking(true).expect("set");
+        let mut other = tcp.try_clone().expect("a second handle");
+        let tcp = tokio::net::TcpStream::from_std(tcp).expect("on the event loop");
+        let mut client = Raw::handshake(tcp, &[b"postgresql"]).await.expect("TLS");
+        client.log_in(&mint::token("acme"), "acme").await;
+        match breaks {
+            Breaks::Tls => {
+                other.write_all(b"\x17\x03\x03\x00\x12not what was agreed").expect("sent");
+            }
+            Breaks::Tcp => {
+                socket2::SockRef::from(&other).set_linger(Some(Duration::ZERO)).expect("set");
+            }
+        }
+        drop(other);
+        drop(client);
+        let ended = proxy.event("ended", |event| event["cause"].to_string().contains(cause)).await;
+        assert_eq!(ended["ending"], "client_lost", "{ended}");
+    }
+}
+
+enum Breaks {
+    Tls,
+    Tcp,
+}
+
 /// Which test provokes which ending. An ending without a test does not compile.
 #[test]
 fn every_ending_has_a_test() {
     for ending in pgsilo::Ending::ALL {
         let _test: fn() = match ending {
             pgsilo::Ending::ClientLeft => a_client_that_vanishes_in_a_query_has_it_cancelled,
+            pgsilo::Ending::ClientLost => a_client_whose_connection_breaks_leaves_the_cause,
             pgsilo::Ending::BackendLeft => {
                 crate::leases::a_session_that_is_killed_in_the_database_gives_its_lease_back
             }

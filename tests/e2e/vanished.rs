@@ -74,7 +74,7 @@ async fn clients_that_vanish_are_noticed_and_readers_that_pause_are_not_taken_fo
 
     eventually("all of them to be gone", async || (proxy.events("ended").len() >= 3).then_some(()))
         .await;
-    assert!(proxy.events("ended").iter().all(|event| event["ending"] == "client_left"));
+    assert!(proxy.events("ended").iter().all(|event| event["ending"] == "client_lost"));
     proxy.metric_reaches("pgsilo_sessions_active", 2.0).await;
     // Its query was cancelled, not left to itself.
     waits_for_nothing(&pid).await;

@@ -29,12 +29,16 @@ pub(crate) async fn silent() -> SocketAddr {
 
 /// What a database does that lets anybody in who has a password, up to its ReadyForQuery.
 pub(crate) async fn lets_in(tcp: &mut TcpStream) -> std::io::Result<()> {
+    lets_in_with(tcp, &tagged(b'K', &[0, 0, 0, 9, 1, 2, 3, 4])).await
+}
+
+/// With this in the place of its BackendKeyData.
+pub(crate) async fn lets_in_with(tcp: &mut TcpStream, key: &[u8]) -> std::io::Result<()> {
     let mut sink = [0; 4096];
     let _startup = tcp.read(&mut sink).await?;
     tcp.write_all(&tagged(b'R', &[0, 0, 0, 3])).await?;
     let _password = tcp.read(&mut sink).await?;
-    let key = tagged(b'K', &[0, 0, 0, 9, 1, 2, 3, 4]);
-    tcp.write_all(&[tagged(b'R', &[0; 4]), key, tagged(b'Z', b"I")].concat()).await
+    tcp.write_all(&[&tagged(b'R', &[0; 4]), key, &tagged(b'Z', b"I")].concat()).await
 }
 
 /// A database that asks for so many iterations of SCRAM's hash, and closes once it has an answer.
