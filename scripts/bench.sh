@@ -3,13 +3,14 @@
 # a psql and a pgbench that do. Installs Debian packages (as root or by sudo) and npm packages, then
 # runs benches/peers. Arguments go to cargo bench; QUICK=1 ends within three minutes, and
 # ONLY=queries,copies,connects,idle,scale runs some parts, and
-# ONLY=relays pgsilo's relay beside bare ones. ONLY=neighbour, a tenant under attack, needs none of them.
+# ONLY=relays pgsilo's relay beside bare ones. ONLY=neighbour, a tenant under attack, and ONLY=endings, what
+# the users of pools notice of endings, need none of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/packages.sh
 
 export PATH="$PATH:/usr/sbin"
-if [ "${ONLY:-}" = neighbour ]; then
+if [ "${ONLY:-}" = neighbour ] || [ "${ONLY:-}" = endings ]; then
     ulimit -S -n "$(ulimit -H -n)"
     exec cargo bench --bench peers "$@"
 fi

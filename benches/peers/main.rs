@@ -18,6 +18,7 @@ mod client;
 mod connects;
 mod contenders;
 mod copies;
+mod endings;
 mod ground;
 mod idle;
 mod machine;
@@ -75,12 +76,15 @@ fn main() {
         .enable_all()
         .build()
         .expect("a runtime");
-    // It stands on ground of its own, and nobody else stands there.
-    if only == "neighbour" {
+    // These stand on ground of their own, and nobody else stands there.
+    if matches!(only.as_str(), "neighbour" | "endings") {
         runtime.block_on(async {
             let mut report = Report::of_pgsilo(plan);
-            neighbour::run(plan, &mut report).await;
-            report.write(&runs(), &named("neighbour", quick));
+            match only.as_str() {
+                "neighbour" => neighbour::run(plan, &mut report).await,
+                _ => endings::run(plan, &mut report).await,
+            }
+            report.write(&runs(), &named(&only, quick));
         });
         return;
     }

@@ -230,12 +230,43 @@ def retires_its_connections_in_time(pool):
     assert not pool.ended
 
 
+def nobody_notices(pool):
+    """Whoever was handed a connection a moment ago keeps it, and the next one is handed another."""
+    watch = Watch()
+    first = pool.fill()
+
+    def work(connection):
+        # What the application does before its first statement.
+        time.sleep(0.05)
+        short_transaction(pool)(connection)
+
+    over = threading.Event()
+
+    def run_on():
+        while not over.is_set():
+            assert not pool.use(work), pool.ended
+
+    with concurrent.futures.ThreadPoolExecutor(SIZE) as threads:
+        running = [threads.submit(run_on) for _ in range(SIZE)]
+        try:
+            watch.wait_until_gone(first, "sessions to end while they are in use")
+        finally:
+            over.set()
+        for job in running:
+            job.result()
+
+
 def checks_of(make):
     """Runs what this run is about with a pool that `make` makes, a context manager."""
 
     @check
     def pool():
         with contextlib.closing(make()) as pool:
-            (retires_its_connections_in_time if LIFETIME else lives_on_when_its_sessions_end)(pool)
+            if LIFETIME:
+                retires_its_connections_in_time(pool)
+            elif WORDS:
+                lives_on_when_its_sessions_end(pool)
+            else:
+                nobody_notices(pool)
 
     run()

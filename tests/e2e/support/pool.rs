@@ -27,6 +27,8 @@ pub(crate) enum EndedBy {
     Token,
     /// Both live for long: the pool itself retires each connection after so many seconds.
     Pool(u64),
+    /// Both live for long, and sessions become so many seconds old. The pool checks what it hands out.
+    Age(u64),
 }
 
 /// How many connections each pool has.
@@ -40,7 +42,11 @@ pub(crate) async fn lives_on(name: &str, mut command: Command, transport: Transp
     let (lease, token) = match by {
         EndedBy::Lease => (SHORT, LONG),
         EndedBy::Token => (LONG, SHORT),
-        EndedBy::Pool(_) => (LONG, LONG),
+        EndedBy::Pool(_) | EndedBy::Age(_) => (LONG, LONG),
+    };
+    let age = match by {
+        EndedBy::Age(seconds) => format!("max_session_age = \"{seconds}s\"\n"),
+        EndedBy::Lease | EndedBy::Token | EndedBy::Pool(_) => String::new(),
     };
     let settings = Settings {
         issuer: "leeway = \"0s\"\n".to_owned(),
@@ -50,7 +56,7 @@ pub(crate) async fn lives_on(name: &str, mut command: Command, transport: Transp
              auth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"secret-id\" }} }}\n",
             world().var("BAO_ADDR")
         ),
-        limits: "login_timeout = \"30s\"\ndrain_timeout = \"2s\"\n".to_owned(),
+        limits: age + "login_timeout = \"30s\"\ndrain_timeout = \"2s\"\n",
         ..Settings::default()
     };
     let role = format!("tenant-acme-{name}-{by:?}-{transport:?}").replace(['(', ')'], "");
@@ -64,6 +70,7 @@ pub(crate) async fn lives_on(name: &str, mut command: Command, transport: Transp
         EndedBy::Lease => command.env("PGSILO_WORDS", LEASE_TEXT),
         EndedBy::Token => command.env("PGSILO_WORDS", TOKEN_TEXT),
         EndedBy::Pool(seconds) => command.env("PGSILO_LIFETIME", seconds.to_string()),
+        EndedBy::Age(_) => &mut command,
     };
     passes(&mut command).await;
 
@@ -71,11 +78,16 @@ pub(crate) async fn lives_on(name: &str, mut command: Command, transport: Transp
         EndedBy::Lease => "lease_ended",
         EndedBy::Token => "token_expired",
         EndedBy::Pool(_) => "client_left",
+        EndedBy::Age(_) => "session_age",
     };
     let endings = all_ended(&proxy).await;
     let ended = endings.iter().filter(|event| event["ending"] == ending).count();
-    // All of them while idle, one in a transaction, one in a query.
-    assert!(ended >= SIZE + 2, "{ended} sessions ended as {ending}");
+    let expected = match by {
+        EndedBy::Age(_) => SIZE,
+        // All of them while idle, one in a transaction, one in a query.
+        EndedBy::Lease | EndedBy::Token | EndedBy::Pool(_) => SIZE + 2,
+    };
+    assert!(ended >= expected, "{ended} sessions ended as {ending}");
     for event in &endings {
         assert!(event["ending"] == ending || event["ending"] == "client_left", "{event}");
     }
