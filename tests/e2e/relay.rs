@@ -291,7 +291,7 @@ fn every_ending_has_a_test() {
                 crate::certificates::a_session_ends_with_its_certificate
             }
             pgsilo::Ending::IdentityRevoked => {
-                crate::denied::who_is_denied_is_refused_and_loses_running_sessions_within_a_second
+                crate::denied::who_is_denied_is_refused_and_loses_running_sessions
             }
             pgsilo::Ending::AuthorityWithdrawn => {
                 crate::certificates::an_authority_that_is_replaced_loses_its_sessions_and_no_others
