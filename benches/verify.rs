@@ -62,12 +62,15 @@ fn sign(algorithm: Algorithm) -> Signed {
         audience: vec!["pgsilo".into()],
         algorithms: vec![algorithm],
         keys: Keyring::listed(vec![key.expect("a public key")]),
+        audience_claim: claim("aud"),
         tenant_claim: claim("tenant"),
+        tenant_values: None,
         access_claim: claim("access"),
         access_values: None,
         default_access: Some(Access::ReadOnly),
         tenants: None,
         max_access: None,
+        max_lifetime: None,
         leeway: Duration::from_secs(30),
     };
     Signed { algorithm, verifier: Verifier::new(vec![issuer]).expect("an issuer"), token }

@@ -7,12 +7,16 @@
 //! lost: it is counted, and the log tells of it as soon as it can be written again. The program makes
 //! the one queue and gives it standard error; the lines come from `tracing`.
 
+mod text;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
+
+pub(crate) use self::text::is_loggable;
 
 /// When what could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -298,7 +302,7 @@ pub struct Lines {
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.queue.push(self.kind, line);
+        self.queue.push(self.kind, &text::escaped(line));
         Ok(line.len())
     }
 

@@ -231,7 +231,6 @@ impl From<Rejected> for Refusal {
             TokenError::TenantAbsent | TokenError::TenantMalformed => Reason::TenantUnresolved,
             TokenError::AccessUnknown
             | TokenError::AccessAbsent
-            | TokenError::AccessAmbiguous
             | TokenError::AccessBeyond { .. }
             | TokenError::TenantBeyond => Reason::TenantForbidden,
             TokenError::Malformed
@@ -242,6 +241,7 @@ impl From<Rejected> for Refusal {
             | TokenError::SignatureInvalid
             | TokenError::AudienceWrong
             | TokenError::NotYetValid
+            | TokenError::LifetimeBeyond { .. }
             | TokenError::ClaimInvalid { .. } => Reason::TokenInvalid,
         };
         let refusal = Refusal::new(reason, &error);

@@ -30,6 +30,8 @@ pub(crate) use denied::Shown;
 #[derive(Debug)]
 pub struct Snapshot {
     tenants: HashMap<TenantId, Arc<Tenant>>,
+    /// What issuers call tenants instead of their ids. None is the id of a tenant.
+    aliases: HashMap<String, TenantId>,
     /// By the name of the certificate's holder.
     bindings: HashMap<String, Binding>,
 }
@@ -47,6 +49,17 @@ impl Snapshot {
     /// The tenant of exactly this id.
     pub fn tenant(&self, id: &TenantId) -> Option<Arc<Tenant>> {
         self.tenants.get(id).cloned()
+    }
+
+    /// The tenant that an issuer means by a word: its id, or an alias.
+    pub fn named(&self, word: &str) -> Option<TenantId> {
+        let id = TenantId::parse(word).ok().filter(|id| self.tenants.contains_key(id));
+        id.or_else(|| self.aliases.get(word).cloned())
+    }
+
+    /// Whether any tenant has an alias.
+    pub(crate) fn has_aliases(&self) -> bool {
+        !self.aliases.is_empty()
     }
 
     /// What a certificate's holder is bound to.

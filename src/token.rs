@@ -8,6 +8,7 @@
 //! The configuration makes the verifier; the Identified stage asks it.
 
 mod fetch;
+mod issuer;
 mod keyring;
 mod keys;
 mod looks;
@@ -15,19 +16,19 @@ mod rules;
 mod source;
 mod strict;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::select_all;
-use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokio::runtime::Handle;
 use zeroize::Zeroizing;
 
 pub use self::fetch::{FetchError, Fetcher, KeysAt, KeysUrl, KeysUrlError};
+pub use self::issuer::{Issuer, IssuerError, IssuerFault};
 pub use self::keyring::{KeyFile, KeyFileError, Keyring};
 pub(crate) use self::keys::idle;
 pub use self::keys::{Algorithm, AlgorithmError, Key, KeyError, KeySet};
@@ -69,7 +70,9 @@ pub struct Claims {
     issuer: Arc<str>,
     subject: Arc<str>,
     token_id: Option<Arc<str>>,
-    tenants: Box<[TenantId]>,
+    tenants: Box<[Named]>,
+    /// Its issuer's, for whatever the registry says that the words mean.
+    bounds: Option<Arc<[TenantPattern]>>,
     access: Access,
     issued_at: Option<SystemTime>,
     expires_at: SystemTime,
@@ -97,9 +100,32 @@ impl Claims {
         (&self.issuer, &self.subject, self.token_id.as_ref())
     }
 
-    /// The memberships, at least one, each once, in the token's order.
-    pub fn tenants(&self) -> &[TenantId] {
-        &self.tenants
+    /// The memberships, at least one, each once, in the token's order. `known` says which tenant a word
+    /// means, be it an id or an alias; what it does not know may still be an id.
+    ///
+    /// # Errors
+    /// When a word means nothing, or a tenant that the issuer may not speak for.
+    pub fn tenants(
+        &self,
+        known: impl Fn(&str) -> Option<TenantId>,
+    ) -> Result<Vec<TenantId>, TokenError> {
+        let (mut seen, mut tenants) = (HashSet::new(), Vec::new());
+        for named in &self.tenants {
+            let id = named.tenant(&known).ok_or(TokenError::TenantMalformed)?;
+            let bounds = self.bounds.as_ref();
+            if bounds.is_some_and(|own| !own.iter().any(|pattern| pattern.matches(&id))) {
+                return Err(TokenError::TenantBeyond);
+            }
+            if seen.insert(id.clone()) {
+                tenants.push(id);
+            }
+        }
+        Ok(tenants)
+    }
+
+    /// Whether this tenant is among them.
+    pub(crate) fn means(&self, id: &TenantId, known: impl Fn(&str) -> Option<TenantId>) -> bool {
+        self.tenants.iter().any(|named| named.tenant(&known).as_ref() == Some(id))
     }
 
     /// How much the sessions of this token may do.
@@ -121,6 +147,24 @@ impl Claims {
     /// that was let in by the leeway therefore does not end at once.
     pub fn expires_at(&self) -> SystemTime {
         self.expires_at
+    }
+}
+
+/// A tenant as a token names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Named {
+    /// What its issuer's `tenant_values` make of the word.
+    Tenant(TenantId),
+    /// A word that the registry may know. Fit for a log line.
+    Word(Arc<str>),
+}
+
+impl Named {
+    fn tenant(&self, known: impl Fn(&str) -> Option<TenantId>) -> Option<TenantId> {
+        match self {
+            Named::Tenant(id) => Some(id.clone()),
+            Named::Word(word) => known(word).or_else(|| TenantId::parse(word).ok()),
+        }
     }
 }
 
@@ -179,9 +223,6 @@ pub enum TokenError {
     /// There is no access claim, and its issuer has no default.
     #[error("no access claim, and default_access is \"refuse\"")]
     AccessAbsent,
-    /// The access claim is a list that names more than one level.
-    #[error("the access claim names several access levels")]
-    AccessAmbiguous,
     /// More than its issuer may grant.
     #[error("it asks for {asked} access, more than the issuer's max_access")]
     AccessBeyond {
@@ -191,7 +232,13 @@ pub enum TokenError {
     /// No tenant claim, or an empty one.
     #[error("no tenant claim")]
     TenantAbsent,
-    /// A tenant claim that is not one id or a list of at most 1000.
+    /// From `iat` to `exp` it is longer than its issuer's tokens may live.
+    #[error("a life of {} s, longer than the issuer's max_lifetime", lifetime.as_secs())]
+    LifetimeBeyond {
+        /// How long.
+        lifetime: Duration,
+    },
+    /// A tenant claim that is not the name of one tenant or a list of at most 1000.
     #[error("malformed tenant claim")]
     TenantMalformed,
     /// A tenant that its issuer may not speak for.
@@ -214,73 +261,17 @@ pub struct Rejected {
     pub token_id: Option<String>,
 }
 
+impl Rejected {
+    /// Of a token whose signature is good, and whose subject is known.
+    pub(crate) fn verified(error: TokenError) -> Rejected {
+        Rejected { verified: true, ..Rejected::from(error) }
+    }
+}
+
 impl From<TokenError> for Rejected {
     fn from(error: TokenError) -> Rejected {
         Rejected { error, verified: false, subject: None, token_id: None }
     }
-}
-
-/// Whose tokens are believed, and how they are read.
-#[derive(Debug)]
-pub struct Issuer {
-    /// Must equal `iss`.
-    pub issuer: Arc<str>,
-    /// One of them must be in `aud`.
-    pub audience: Vec<String>,
-    /// The algorithms in use; a key's own are narrowed to these.
-    pub algorithms: Vec<Algorithm>,
-    /// The keys, and where they come from.
-    pub keys: Keyring,
-    /// Where the tenant, or a list of them, is.
-    pub tenant_claim: ClaimPath,
-    /// Where the access level is.
-    pub access_claim: ClaimPath,
-    /// What the claim's texts mean; `None`: they are the levels' own names.
-    pub access_values: Option<BTreeMap<String, Access>>,
-    /// For a token without that claim; `None`: it is refused.
-    pub default_access: Option<Access>,
-    /// Whom its tokens may name; `None`: any tenant.
-    pub tenants: Option<Vec<TenantPattern>>,
-    /// The most that its tokens may grant; `None`: any access.
-    pub max_access: Option<Access>,
-    /// For clocks that differ; at most [`MAX_LEEWAY`].
-    pub leeway: Duration,
-}
-
-/// Which setting of which issuer makes no sense.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{fault}")]
-pub struct IssuerError {
-    /// Counted from 0, in the order given.
-    pub issuer: usize,
-    /// What is wrong.
-    pub fault: IssuerFault,
-}
-
-/// What can be wrong with an [`Issuer`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum IssuerFault {
-    /// No name.
-    #[error("empty; it must equal the token's `iss`")]
-    Unnamed,
-    /// The same name twice.
-    #[error("this issuer is already there; give each issuer one [[issuer]] table")]
-    Duplicate,
-    /// Nothing to compare `aud` with.
-    #[error("empty; name at least one audience")]
-    NoAudience,
-    /// Nothing is allowed.
-    #[error("empty; name at least one algorithm")]
-    NoAlgorithms,
-    /// Two keys of the same id.
-    #[error("two keys have the kid {0:?}; a kid must be unique")]
-    DuplicateKey(String),
-    /// The list of algorithms and the keys have nothing in common.
-    #[error("no key fits `algorithms`; add the keys' algorithm there or another key")]
-    NoKey,
-    /// More than [`MAX_LEEWAY`].
-    #[error("too long; at most 5m")]
-    Leeway,
 }
 
 /// Verifies tokens; shared by every session. Only the issuers' keys change.
@@ -378,7 +369,7 @@ impl Verifier {
         if !key.algorithms().contains(&header.algorithm) {
             return Err(TokenError::AlgorithmRefused.into());
         }
-        let agreed = issuer.check_signature(token, key, header.algorithm)?;
+        let agreed = issuer.check_signature(token, key, &header)?;
         let verdict = rules::judge(&parts.payload, issuer, now);
         let verdict = if agreed { verdict } else { verdict.and(Err(TokenError::Malformed)) };
         verdict.map_err(|error| Rejected {
@@ -387,56 +378,6 @@ impl Verifier {
             subject: rules::loggable(&parts.payload, "sub"),
             token_id: rules::loggable(&parts.payload, "jti"),
         })
-    }
-}
-
-impl Issuer {
-    fn settle(&mut self) -> Result<(), IssuerFault> {
-        if self.issuer.is_empty() {
-            return Err(IssuerFault::Unnamed);
-        }
-        if self.audience.is_empty() || self.audience.iter().any(String::is_empty) {
-            return Err(IssuerFault::NoAudience);
-        }
-        if self.algorithms.is_empty() {
-            return Err(IssuerFault::NoAlgorithms);
-        }
-        if self.leeway > MAX_LEEWAY {
-            return Err(IssuerFault::Leeway);
-        }
-        self.keys.settle(&self.algorithms)
-    }
-
-    /// jsonwebtoken verifies, and then applies its own rules as a second net: `Ok(false)`
-    /// is a good signature over claims that it dislikes. Time is not its business: it
-    /// would read another clock than `now`.
-    fn check_signature(
-        &self,
-        token: &Token,
-        key: &Key,
-        algorithm: Algorithm,
-    ) -> Result<bool, TokenError> {
-        use jsonwebtoken::errors::ErrorKind;
-
-        // So that below a JSON error can only come from the payload, which is read after
-        // the signature was verified.
-        jsonwebtoken::decode_header(token.0.as_slice()).map_err(|_| TokenError::Malformed)?;
-        let mut net = jsonwebtoken::Validation::new(algorithm.into());
-        net.set_issuer(&[&self.issuer]);
-        net.set_audience(&self.audience);
-        net.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-        net.validate_exp = false;
-        net.validate_nbf = false;
-        match jsonwebtoken::decode::<IgnoredAny>(token.0.as_slice(), key.decoding(), &net) {
-            Ok(_) => Ok(true),
-            Err(error) => match error.kind() {
-                ErrorKind::Json(_)
-                | ErrorKind::InvalidAudience
-                | ErrorKind::InvalidIssuer
-                | ErrorKind::MissingRequiredClaim(_) => Ok(false),
-                _ => Err(TokenError::SignatureInvalid),
-            },
-        }
     }
 }
 

@@ -8,6 +8,8 @@
 
 #[path = "examples/edits.rs"]
 mod edits;
+#[path = "examples/providers.rs"]
+mod providers;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -259,6 +261,10 @@ fn the_commented_alternatives_load_too() {
             ("# access_values", "access_values"),
             ("# tenants = [", "tenants = ["),
             ("# max_access", "max_access"),
+            ("# max_lifetime", "max_lifetime"),
+            ("# audience_claim", "audience_claim"),
+            ("# tenant_values", "tenant_values"),
+            ("# aliases", "aliases"),
         ],
         vec![
             ("jwks = \"jwks.json\"", "jwks_url = \"http://127.0.0.1:8080/keys\"\nrefresh = \"1s\""),
@@ -349,7 +355,7 @@ fn what_is_used_again_needs_a_place_to_wait_in() {
     folder.edit("reuse = \"never\"", "reuse = \"reset\"");
     assert_eq!(
         folder.load().map(|_| ()),
-        Err("pgsilo.toml:136: backend.reuse: \"reset\", but warm.max is 0; give the connections a place to wait in".to_owned())
+        Err("pgsilo.toml:139: backend.reuse: \"reset\", but warm.max is 0; give the connections a place to wait in".to_owned())
     );
 }
 
@@ -381,7 +387,7 @@ fn a_secret_that_everybody_can_read_is_said() {
         said,
         [
             "pgsilo.toml:13: listener[0].tls.key: \"server.key\" can be read by every user; use chmod 600",
-            "pgsilo.toml:73: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
+            "pgsilo.toml:76: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
         ]
     );
 }

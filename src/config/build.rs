@@ -51,6 +51,10 @@ const MIN_WARM: Duration = Duration::from_secs(1);
 /// One that waits for longer was logged in before too much has changed.
 const MAX_WARM: Duration = Duration::from_secs(600);
 
+/// What makes words of tokens' own unwise where they are shown to OpenBAO.
+const WORDS: &str = "tokens may call tenants by words of their own, and under session authority OpenBAO \
+                     reads the tenant from the token itself: its role must know the same words";
+
 pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let file = TomlFile::read(path, MAX_CONFIGURATION)?;
     let raw: Raw = file.parse()?;
@@ -60,6 +64,9 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
         needs_tokens: raw.lease.authority == RawAuthority::Session,
     };
     let listeners = build.listeners(raw.listener, &known)?;
+    if known.needs_tokens {
+        build.mind_words(&raw.issuer);
+    }
     let verifier = build.verifier(raw.issuer)?;
     let grace = raw.lease.grace.0;
     let end_at_expiry = raw.lease.end_at_expiry;
@@ -88,6 +95,9 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     })?;
     build.mind_shared_servers(&registry, &limits.times);
     build.mind_names(&registry);
+    if known.needs_tokens && registry.snapshot().has_aliases() {
+        build.warn("registry.file", WORDS);
+    }
     build.mind_listeners(&registry, &listeners);
     Ok(Config {
         listeners,

@@ -140,6 +140,8 @@ pub(super) enum RawDemand {
 pub(super) struct RawIssuer {
     pub(super) issuer: String,
     pub(super) audience: Vec<String>,
+    #[serde(default = "audience_claim")]
+    pub(super) audience_claim: String,
     pub(super) algorithms: Vec<String>,
     pub(super) jwks: Option<PathBuf>,
     pub(super) keys: Option<Vec<RawKey>>,
@@ -151,13 +153,19 @@ pub(super) struct RawIssuer {
     pub(super) ca: Option<PathBuf>,
     #[serde(default = "tenant_claim")]
     pub(super) tenant_claim: String,
+    pub(super) tenant_values: Option<BTreeMap<String, String>>,
     pub(super) access_claim: Option<String>,
     pub(super) default_access: Option<String>,
     pub(super) access_values: Option<BTreeMap<String, String>>,
     pub(super) tenants: Option<Vec<String>>,
     pub(super) max_access: Option<String>,
+    pub(super) max_lifetime: Option<Text<Duration>>,
     #[serde(default = "leeway")]
     pub(super) leeway: Text<Duration>,
+}
+
+fn audience_claim() -> String {
+    "aud".into()
 }
 
 fn tenant_claim() -> String {

@@ -17,6 +17,7 @@ use super::{
     Snapshot, State, Tenant,
 };
 use crate::file::MAX_REGISTRY;
+use crate::log::is_loggable;
 use crate::tenant::TenantId;
 use crate::tls;
 use crate::toml_file::text::Text;
@@ -45,6 +46,8 @@ struct RawTenant {
     id: String,
     #[serde(default)]
     state: RawState,
+    #[serde(default)]
+    aliases: Vec<String>,
     #[serde(default)]
     database_names: Vec<String>,
     placement: RawPlacement,
@@ -151,7 +154,9 @@ pub(super) fn load(path: &Path) -> Result<Snapshot, FileError> {
     let mut tenants = HashMap::with_capacity(raw.tenant.len());
     let mut ids: HashMap<TenantId, usize> = HashMap::with_capacity(raw.tenant.len());
     let mut places: HashMap<(Host, String), usize> = HashMap::with_capacity(raw.tenant.len());
-    for (index, raw) in raw.tenant.into_iter().enumerate() {
+    let mut aliases = Vec::new();
+    for (index, mut raw) in raw.tenant.into_iter().enumerate() {
+        aliases.push(std::mem::take(&mut raw.aliases));
         let blame =
             |field: &str, what: String| file.wrong(&format!("tenant[{index}].{field}"), what);
         let tenant = reading.tenant(raw).map_err(|Wrong(field, what)| blame(field, what))?;
@@ -180,8 +185,39 @@ pub(super) fn load(path: &Path) -> Result<Snapshot, FileError> {
         tenants.insert(tenant.id.clone(), Arc::new(tenant));
     }
     no_names_of_others(&file, &ids, &tenants)?;
+    let aliases = unambiguous(&file, aliases, &ids)?;
     let bindings = bindings(&file, raw.binding, &tenants)?;
-    Ok(Snapshot { tenants, bindings })
+    Ok(Snapshot { tenants, aliases, bindings })
+}
+
+/// The aliases, as they were listed for each tenant. A word in a token means one tenant: so an alias is
+/// that of one, and the id of none, be it its own.
+fn unambiguous(
+    file: &TomlFile,
+    listed: Vec<Vec<String>>,
+    ids: &HashMap<TenantId, usize>,
+) -> Result<HashMap<String, TenantId>, FileError> {
+    let mut owners: Vec<&TenantId> = ids.keys().collect();
+    owners.sort_unstable_by_key(|id| ids.get(id));
+    let mut aliases = HashMap::new();
+    for (index, (owner, listed)) in owners.into_iter().zip(listed).enumerate() {
+        for (number, alias) in listed.into_iter().enumerate() {
+            let what = if !is_loggable(&alias) {
+                "is not one: 1 to 256 characters, none of them controls or marks of direction"
+                    .to_owned()
+            } else if TenantId::parse(&alias).is_ok_and(|id| ids.contains_key(&id)) {
+                "is a tenant's id, which means that tenant".to_owned()
+            } else if let Some(other) = aliases.get(&alias) {
+                format!("is already an alias of {other}; aliases are unique")
+            } else {
+                aliases.insert(alias, owner.clone());
+                continue;
+            };
+            let field = format!("tenant[{index}].aliases[{number}]");
+            return Err(file.wrong(&field, format!("{alias:?} {what}")));
+        }
+    }
+    Ok(aliases)
 }
 
 /// A tenant's id always means it (`route.rs`), so as another's further name it would mean nothing to a

@@ -118,3 +118,78 @@ fn many_tenants_share_their_tls_settings() {
     let first = shared.next().unwrap();
     assert!(shared.all(|config| config == first));
 }
+
+#[test]
+fn an_alias_means_one_tenant_and_is_no_tenants_id() {
+    let tenant = |id: &str, aliases: &str| {
+        entry(id)
+            .replace("[tenant.placement]", &format!("aliases = [{aliases}]\n[tenant.placement]"))
+    };
+    let file = File::new(
+        "aliases",
+        &(tenant("acme", r#""org_Ab1", "/acme", "initech""#) + &tenant("globex", "")),
+    );
+    let snapshot = Registry::open(&file.0).unwrap().snapshot();
+    for (word, meant) in [
+        ("acme", Some("acme")),
+        ("org_Ab1", Some("acme")),
+        ("/acme", Some("acme")),
+        // An id's form, and nobody's id.
+        ("initech", Some("acme")),
+        ("globex", Some("globex")),
+        ("org_ab1", None),
+        ("/acme/", None),
+        ("", None),
+    ] {
+        assert_eq!(snapshot.named(word), meant.map(id), "{word:?}");
+    }
+    assert!(snapshot.tenant(&id("initech")).is_none());
+    for (first, second, line, wrong) in [
+        (
+            r#""x", "x""#,
+            "",
+            3,
+            "tenant[0].aliases[1]: \"x\" is already an alias of acme; aliases are unique",
+        ),
+        (
+            r#""x""#,
+            r#""y", "x""#,
+            12,
+            "tenant[1].aliases[1]: \"x\" is already an alias of acme; aliases are unique",
+        ),
+        (
+            r#""globex""#,
+            "",
+            3,
+            "tenant[0].aliases[0]: \"globex\" is a tenant's id, which means that tenant",
+        ),
+        (
+            "",
+            r#""acme""#,
+            12,
+            "tenant[1].aliases[0]: \"acme\" is a tenant's id, which means that tenant",
+        ),
+        (
+            r#""acme""#,
+            "",
+            3,
+            "tenant[0].aliases[0]: \"acme\" is a tenant's id, which means that tenant",
+        ),
+        (
+            r#""""#,
+            "",
+            3,
+            "tenant[0].aliases[0]: \"\" is not one: 1 to 256 characters, none of them controls or marks of direction",
+        ),
+        (
+            r#""a\u202e""#,
+            "",
+            3,
+            "tenant[0].aliases[0]: \"a\\u{202e}\" is not one: 1 to 256 characters, none of them controls or marks of direction",
+        ),
+    ] {
+        let file = File::new("aliases-wrong", &(tenant("acme", first) + &tenant("globex", second)));
+        let error = Registry::open(&file.0).unwrap_err().to_string();
+        assert!(error.ends_with(&format!(".toml:{line}: {wrong}")), "{error}");
+    }
+}

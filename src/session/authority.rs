@@ -118,7 +118,7 @@ impl Authority<'_> {
     }
 
     /// The registry no longer serves the tenant where this session is, or binds its certificate
-    /// otherwise. A paused tenant keeps its sessions.
+    /// otherwise, or has another meaning for what its token calls it. A paused tenant keeps its sessions.
     fn withdrawn(&self, now: BootTime) -> Option<Threat> {
         let snapshot = self.proxy.registry().snapshot();
         let placement = self.tenant.placement();
@@ -130,11 +130,15 @@ impl Authority<'_> {
         withdrawn.then_some(Threat { from: now, order })
     }
 
-    /// A certificate's tenant and access are what the registry binds it to; a token says its own.
+    /// A certificate's tenant and access are what the registry binds it to; a token says its own, but
+    /// maybe by an alias.
     fn is_still_bound(&self, registry: &Snapshot) -> bool {
-        let Identity::Certificate(holder) = self.identity else { return true };
-        let binding = registry.binding(holder.name());
-        binding.is_some_and(|to| to.tenant == *self.tenant.id() && to.access == self.access)
+        match self.identity {
+            Identity::Token(claims) => claims.means(self.tenant.id(), |word| registry.named(word)),
+            Identity::Certificate(holder) => registry
+                .binding(holder.name())
+                .is_some_and(|to| to.tenant == *self.tenant.id() && to.access == self.access),
+        }
     }
 
     /// The identity was put on the list of those denied.

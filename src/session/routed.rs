@@ -22,6 +22,7 @@ use crate::registry::{Snapshot, State, Tenant};
 use crate::route::{self, Stated};
 use crate::secret::Secret;
 use crate::tenant::{Access, TenantId};
+use crate::token::Rejected;
 use crate::wire::startup::{self, Startup};
 
 /// Proves that this identity may reach this tenant now, and holds its place there.
@@ -194,11 +195,15 @@ fn resolve(
     let startup = identified.started().startup();
     let stated =
         Stated { database: startup.database(), user: startup.user(), host: host.as_deref() };
-    let choose = |tenants| -> Result<TenantId, Refusal> {
+    let choose = |tenants: &[TenantId]| -> Result<TenantId, Refusal> {
         Ok(route::choose(tenants, &stated, &listener.database_names, registry)?.clone())
     };
     match identified.identity() {
-        Identity::Token(claims) => Ok((choose(claims.tenants())?, claims.access())),
+        Identity::Token(claims) => {
+            let tenants =
+                claims.tenants(|word| registry.named(word)).map_err(Rejected::verified)?;
+            Ok((choose(&tenants)?, claims.access()))
+        }
         Identity::Certificate(holder) => {
             let binding = registry.binding(holder.name()).ok_or_else(|| {
                 let cause = format!("the registry binds {:?} to no tenant", holder.name());

@@ -29,6 +29,9 @@ const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 /// Members that only a private key has (RFC 7518, and the AKP keys of newer algorithms).
 const PRIVATE: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "priv"];
 
+/// What RFC 9864 calls EdDSA with the curve Ed25519, the only one that is taken here.
+pub(super) const ED25519_NAME: &str = "Ed25519";
+
 /// The asymmetric signature algorithms. There is no `none` and no HMAC to be confused by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "the names are RFC 7518's")]
@@ -46,7 +49,7 @@ pub enum Algorithm {
 
 /// A text that names no [`Algorithm`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not one of RS256 RS384 RS512 PS256 PS384 PS512 ES256 ES384 EdDSA")]
+#[error("not one of RS256 RS384 RS512 PS256 PS384 PS512 ES256 ES384 EdDSA Ed25519")]
 pub struct AlgorithmError;
 
 impl Algorithm {
@@ -83,6 +86,9 @@ impl FromStr for Algorithm {
     type Err = AlgorithmError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == ED25519_NAME {
+            return Ok(Algorithm::EdDsa);
+        }
         Algorithm::ALL.into_iter().find(|alg| alg.as_str() == text).ok_or(AlgorithmError)
     }
 }

@@ -4,7 +4,7 @@
 //! an absent claim. `sub` and `jti` go to logs and are bounded for it. Called only by
 //! [`super::Verifier::verify`], which alone may make [`Claims`].
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,11 +12,9 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 
-use super::{Claims, Issuer, TokenError};
+use super::{Claims, Issuer, Named, TokenError};
+use crate::log::is_loggable;
 use crate::tenant::{Access, TenantId};
-
-/// In characters, of `sub` and `jti`.
-const MAX_NAME: usize = 256;
 
 /// A token with more memberships is a mistake of its issuer.
 const MAX_TENANTS: usize = 1000;
@@ -45,10 +43,34 @@ impl ClaimPath {
         Ok(ClaimPath(text.to_owned()))
     }
 
-    fn find<'a>(&self, claims: &'a Value) -> Option<&'a Value> {
-        if self.0.starts_with('/') { claims.pointer(&self.0) } else { claims.get(&self.0) }
+    /// Whether it is the claim `aud` itself.
+    pub(super) fn is_aud(&self) -> bool {
+        self.0 == "aud"
+    }
+
+    /// The claim, if it is there. What would hold it and cannot is not taken for its absence.
+    fn find<'a>(&self, claims: &'a Value) -> Result<Option<&'a Value>, Obstructed> {
+        if !self.0.starts_with('/') {
+            return Ok(claims.get(&self.0));
+        }
+        if let Some(claim) = claims.pointer(&self.0) {
+            return Ok(Some(claim));
+        }
+        let mut around = self.0.as_str();
+        while let Some((outer, _)) = around.rsplit_once('/') {
+            match claims.pointer(outer) {
+                Some(Value::Object(_)) => return Ok(None),
+                Some(_) => return Err(Obstructed),
+                None => around = outer,
+            }
+        }
+        Ok(None)
     }
 }
+
+/// On the way to a claim there is something that holds no claims.
+#[derive(Debug)]
+struct Obstructed;
 
 /// Judges in this order: is the token for us, who is it, when is it good, what may it do.
 pub(super) fn judge(
@@ -56,30 +78,34 @@ pub(super) fn judge(
     issuer: &Issuer,
     now: SystemTime,
 ) -> Result<Claims, TokenError> {
-    for_us(payload, &issuer.audience)?;
+    for_us(payload, issuer)?;
     let subject = name(payload, "sub")?.ok_or(TokenError::ClaimInvalid { claim: "sub" })?;
     let token_id = name(payload, "jti")?;
     let expires_at = in_time(payload, issuer.leeway, now)?;
     let issued_at = date(payload, "iat")?.map(|since| UNIX_EPOCH + since);
+    if let Some(max) = issuer.max_lifetime {
+        short_lived(payload, max)?;
+    }
     let bound_to = confirmation(payload)?;
     let access = match issuer.access_claim.find(payload) {
-        None => issuer.default_access.ok_or(TokenError::AccessAbsent)?,
-        Some(claim) => access(claim, issuer.access_values.as_ref())?,
+        Ok(None) => issuer.default_access.ok_or(TokenError::AccessAbsent)?,
+        Ok(Some(claim)) => {
+            access(claim, issuer.access_values.as_ref()).ok_or(TokenError::AccessUnknown)?
+        }
+        Err(Obstructed) => return Err(TokenError::AccessUnknown),
     };
     if issuer.max_access.is_some_and(|max| access > max) {
         return Err(TokenError::AccessBeyond { asked: access });
     }
-    let tenants = tenants(issuer.tenant_claim.find(payload).ok_or(TokenError::TenantAbsent)?)?;
-    if let Some(own) = &issuer.tenants
-        && !tenants.iter().all(|id| own.iter().any(|pattern| pattern.matches(id)))
-    {
-        return Err(TokenError::TenantBeyond);
-    }
+    let claim =
+        issuer.tenant_claim.find(payload).map_err(|Obstructed| TokenError::TenantMalformed)?;
+    let tenants = tenants(claim.ok_or(TokenError::TenantAbsent)?, issuer.tenant_values.as_ref())?;
     Ok(Claims {
         issuer: Arc::clone(&issuer.issuer),
         subject: subject.into(),
         token_id: token_id.map(Arc::from),
         tenants: tenants.into(),
+        bounds: issuer.tenants.clone(),
         access,
         issued_at,
         expires_at,
@@ -87,27 +113,28 @@ pub(super) fn judge(
     })
 }
 
-/// The level that a claim names. A list is of roles, others' among them: so only where there is a map
-/// of what is ours, and what it does not have is passed over. What is there and names nothing is never
-/// taken for absent, and of two levels none is chosen.
-fn access(claim: &Value, values: Option<&BTreeMap<String, Access>>) -> Result<Access, TokenError> {
-    match (claim, values) {
-        (Value::String(text), None) => text.parse().map_err(|_| TokenError::AccessUnknown),
-        (Value::String(text), Some(values)) => {
-            values.get(text).copied().ok_or(TokenError::AccessUnknown)
-        }
-        (Value::Array(roles), Some(values)) => {
-            let roles: Option<Vec<&str>> = roles.iter().map(Value::as_str).collect();
-            let roles = roles.ok_or(TokenError::AccessUnknown)?;
-            let levels: BTreeSet<Access> =
-                roles.into_iter().filter_map(|role| values.get(role).copied()).collect();
-            match levels.len() {
-                0 | 1 => levels.first().copied().ok_or(TokenError::AccessUnknown),
-                _ => Err(TokenError::AccessAmbiguous),
-            }
-        }
-        _ => Err(TokenError::AccessUnknown),
-    }
+/// The level that a claim names: without a map, by its own name. With one the claim is a word of the
+/// map, a list of words, or words between single spaces, as OAuth writes scopes; others are other
+/// services' and passed over. Roles and scopes add up, so the highest level among them holds. What is
+/// there and names none is never taken for absent.
+fn access(claim: &Value, values: Option<&BTreeMap<String, Access>>) -> Option<Access> {
+    let Some(values) = values else { return claim.as_str()?.parse().ok() };
+    let words: Vec<&str> = match claim {
+        Value::String(text) if values.contains_key(text) => vec![text],
+        Value::String(text) => scopes(text)?,
+        Value::Array(words) => words.iter().map(Value::as_str).collect::<Option<_>>()?,
+        _ => return None,
+    };
+    words.into_iter().filter_map(|word| values.get(word).copied()).max()
+}
+
+/// RFC 6749, 3.3: words of visible ASCII but for `"` and `\`, a space between each two.
+fn scopes(text: &str) -> Option<Vec<&str>> {
+    let is_word = |word: &&str| {
+        !word.is_empty() && word.bytes().all(|b| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e))
+    };
+    let words: Vec<&str> = text.split(' ').collect();
+    words.iter().all(is_word).then_some(words)
 }
 
 /// `cnf` (RFC 7800): who alone may show the token. Only a certificate's hash (RFC 8705) can be
@@ -126,12 +153,24 @@ pub(super) fn loggable(payload: &Value, claim: &'static str) -> Option<String> {
     name(payload, claim).ok().flatten().map(str::to_owned)
 }
 
-fn for_us(payload: &Value, audience: &[String]) -> Result<(), TokenError> {
+/// The audience claim must name us, and where that is not `aud`, so must that if it is there (RFC 7519,
+/// 4.1.3).
+fn for_us(payload: &Value, issuer: &Issuer) -> Result<(), TokenError> {
+    const INVALID: TokenError = TokenError::ClaimInvalid { claim: "aud" };
+    let claim = issuer.audience_claim.find(payload).map_err(|Obstructed| INVALID)?;
+    names_us(claim.ok_or(INVALID)?, &issuer.audience)?;
+    match payload.get("aud") {
+        Some(aud) if !issuer.audience_claim.is_aud() => names_us(aud, &issuer.audience),
+        _ => Ok(()),
+    }
+}
+
+fn names_us(claim: &Value, audience: &[String]) -> Result<(), TokenError> {
     const INVALID: TokenError = TokenError::ClaimInvalid { claim: "aud" };
     let ours = |named: &str| audience.iter().any(|our| our == named);
-    let found = match payload.get("aud") {
-        Some(Value::String(named)) => ours(named),
-        Some(Value::Array(names)) => {
+    let found = match claim {
+        Value::String(named) => ours(named),
+        Value::Array(names) => {
             let names: Option<Vec<&str>> = names.iter().map(Value::as_str).collect();
             names.ok_or(INVALID)?.into_iter().any(ours)
         }
@@ -148,14 +187,6 @@ fn name<'a>(payload: &'a Value, claim: &'static str) -> Result<Option<&'a str>, 
     }
 }
 
-/// No control characters, no line separators, none that reorder the text around them.
-fn is_loggable(text: &str) -> bool {
-    let reorders = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}');
-    let isolates = |c| matches!(c, '\u{2066}'..='\u{2069}');
-    let hostile = |c: char| c.is_control() || reorders(c) || isolates(c);
-    !text.is_empty() && text.chars().count() <= MAX_NAME && !text.chars().any(hostile)
-}
-
 /// From when on the token is refused.
 fn in_time(payload: &Value, leeway: Duration, now: SystemTime) -> Result<SystemTime, TokenError> {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -170,6 +201,13 @@ fn in_time(payload: &Value, leeway: Duration, now: SystemTime) -> Result<SystemT
         }
     }
     Ok(UNIX_EPOCH + expires + leeway)
+}
+
+/// Who bounds how long a token lives must be told since when it does.
+fn short_lived(payload: &Value, max: Duration) -> Result<(), TokenError> {
+    let date = |claim| date(payload, claim)?.ok_or(TokenError::ClaimInvalid { claim });
+    let lifetime = date("exp")?.saturating_sub(date("iat")?);
+    if lifetime > max { Err(TokenError::LifetimeBeyond { lifetime }) } else { Ok(()) }
 }
 
 /// A NumericDate, since 1970. Strings are refused, not taken for absent: jsonwebtoken
@@ -190,21 +228,26 @@ fn date(payload: &Value, claim: &'static str) -> Result<Option<Duration>, TokenE
     date.map(Some).ok_or(INVALID(claim))
 }
 
-fn tenants(claim: &Value) -> Result<Vec<TenantId>, TokenError> {
-    let parse = |value: &Value| value.as_str().and_then(|text| TenantId::parse(text).ok());
-    let named = match claim {
+/// What the tenant claim says. With a map, that says which words are pgsilo's: of a list the others are
+/// passed over, but not all of them.
+fn tenants(
+    claim: &Value,
+    values: Option<&BTreeMap<String, TenantId>>,
+) -> Result<Vec<Named>, TokenError> {
+    let words = match claim {
         Value::String(_) => std::slice::from_ref(claim),
-        Value::Array(named) if named.is_empty() => return Err(TokenError::TenantAbsent),
-        Value::Array(named) if named.len() <= MAX_TENANTS => named.as_slice(),
+        Value::Array(words) if words.is_empty() => return Err(TokenError::TenantAbsent),
+        Value::Array(words) if words.len() <= MAX_TENANTS => words.as_slice(),
         _ => return Err(TokenError::TenantMalformed),
     };
-    let mut seen = HashSet::new();
-    let mut tenants = Vec::new();
-    for value in named {
-        let tenant = parse(value).ok_or(TokenError::TenantMalformed)?;
-        if seen.insert(tenant.clone()) {
-            tenants.push(tenant);
+    let mut named = Vec::with_capacity(words.len());
+    for word in words {
+        let word = word.as_str().filter(|word| is_loggable(word));
+        let word = word.ok_or(TokenError::TenantMalformed)?;
+        match values {
+            None => named.push(Named::Word(word.into())),
+            Some(values) => named.extend(values.get(word).cloned().map(Named::Tenant)),
         }
     }
-    Ok(tenants)
+    if named.is_empty() { Err(TokenError::TenantMalformed) } else { Ok(named) }
 }

@@ -27,6 +27,8 @@ pub(super) struct Parts {
 /// What the header may say.
 pub(super) struct Header<'a> {
     pub(super) algorithm: Algorithm,
+    /// As it is written: one algorithm has two names.
+    pub(super) algorithm_name: &'a str,
     pub(super) key_id: Option<&'a str>,
 }
 
@@ -57,10 +59,10 @@ pub(super) fn header(header: &Value) -> Result<Header<'_>, TokenError> {
         Some(Value::String(id)) => Some(id.as_str()),
         Some(_) => return Err(TokenError::HeaderRefused { member: "kid" }),
     };
-    let algorithm =
+    let algorithm_name =
         header.get("alg").and_then(Value::as_str).ok_or(TokenError::AlgorithmRefused)?;
-    let algorithm = algorithm.parse().map_err(|_| TokenError::AlgorithmRefused)?;
-    Ok(Header { algorithm, key_id })
+    let algorithm = algorithm_name.parse().map_err(|_| TokenError::AlgorithmRefused)?;
+    Ok(Header { algorithm, algorithm_name, key_id })
 }
 
 /// RFC 7515 says that `typ` is a media type: case does not matter, `application/` may be

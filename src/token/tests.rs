@@ -20,6 +20,7 @@ mod forged;
 mod hostile;
 mod keyset;
 mod rotation;
+mod settings;
 mod unfit;
 
 const NOW: u64 = 1_800_000_000;
@@ -72,12 +73,15 @@ fn issuer(name: &str, keys: Vec<Key>) -> Issuer {
         audience: vec!["pgsilo".into(), "pgsilo-eu".into()],
         algorithms: keys.iter().flat_map(Key::algorithms).copied().collect(),
         keys: Keyring::listed(keys),
+        audience_claim: ClaimPath::parse("aud").unwrap(),
         tenant_claim: ClaimPath::parse("tenant").unwrap(),
+        tenant_values: None,
         access_claim: ClaimPath::parse("access").unwrap(),
         access_values: None,
         default_access: Some(Access::ReadWrite),
         tenants: None,
         max_access: None,
+        max_lifetime: None,
         leeway: Duration::from_secs(30),
     }
 }
@@ -158,6 +162,10 @@ fn verify(token: impl Into<Vec<u8>>) -> Result<Claims, Rejected> {
     verify_at(token, now())
 }
 
+fn ids(texts: &[&str]) -> Vec<TenantId> {
+    texts.iter().map(|text| TenantId::parse(text).unwrap()).collect()
+}
+
 /// A valid token with its signature replaced.
 fn resigned(signature: impl AsRef<[u8]>) -> String {
     let token = claiming(&json!({}));
@@ -175,8 +183,7 @@ fn a_good_token_becomes_its_claims() {
     assert_eq!(claims.issuer(), ISSUER);
     assert_eq!(claims.subject(), "alice");
     assert_eq!(claims.token_id(), Some("t-1"));
-    let tenants: Vec<&str> = claims.tenants().iter().map(TenantId::as_str).collect();
-    assert_eq!(tenants, ["acme", "globex"]);
+    assert_eq!(claims.tenants(|_| None).unwrap(), ids(&["acme", "globex"]));
     assert_eq!(claims.access(), Access::ReadWrite);
     assert_eq!(claims.expires_at(), now() + Duration::from_secs(630), "exp and the leeway");
 }
@@ -196,6 +203,37 @@ fn every_algorithm_verifies_with_its_own_key_and_no_other() {
             }
         }
     }
+}
+
+/// RFC 9864 has a name of its own for what is called EdDSA.
+#[test]
+fn ed25519_has_two_names() {
+    let verifier = Verifier::new(vec![issuer(ISSUER, vec![key("k", Algorithm::EdDsa)])]).unwrap();
+    let verify = |token: String| verifier.verify(&Token::new(token.into_bytes()), now());
+    let named = |name: &str| {
+        let header = format!(r#"{{"alg":"{name}","kid":"k"}}"#);
+        sign_text(Algorithm::EdDsa, &header, &claims().to_string())
+    };
+    assert_eq!(verify(named("EdDSA")).unwrap().subject(), "alice");
+    assert_eq!(verify(named("Ed25519")).unwrap().subject(), "alice");
+    let mut forged = named("Ed25519").into_bytes();
+    let at = forged.len() - 20;
+    forged[at] = if forged[at] == b'A' { b'B' } else { b'A' };
+    let forged = verify(String::from_utf8(forged).unwrap()).unwrap_err();
+    assert_eq!(forged, TokenError::SignatureInvalid.into());
+    for other in ["Ed448", "ed25519", "ED25519"] {
+        let refused = verify(named(other)).unwrap_err();
+        assert_eq!(refused, TokenError::AlgorithmRefused.into(), "{other}");
+    }
+    let expired = with(claims(), &json!({"exp": NOW - 60}));
+    let header = r#"{"alg":"Ed25519","kid":"k"}"#;
+    let expired = verify(sign_text(Algorithm::EdDsa, header, &expired.to_string())).unwrap_err();
+    assert!(expired.verified && matches!(expired.error, TokenError::Expired { .. }));
+    // The key of another kind, and a P-256 signature under that name.
+    let foreign = sign_text(Algorithm::Es256, header, &claims().to_string());
+    assert_eq!(verify(foreign).unwrap_err(), TokenError::SignatureInvalid.into());
+    let other = headed(&json!({"alg": "Ed25519"}));
+    assert_eq!(super::tests::verify(other).unwrap_err(), TokenError::AlgorithmRefused.into());
 }
 
 #[test]
@@ -291,6 +329,7 @@ fn issuers_must_make_sense() {
     assert_eq!(fault(|i| i.algorithms = vec![Algorithm::Rs256]), IssuerFault::NoKey);
     assert_eq!(fault(|i| i.keys = Keyring::listed(Vec::new())), IssuerFault::NoKey);
     assert_eq!(fault(|i| i.leeway = Duration::from_secs(301)), IssuerFault::Leeway);
+    assert_eq!(fault(|i| i.max_lifetime = Some(Duration::ZERO)), IssuerFault::NoLifetime);
     assert_eq!(
         fault(|i| {
             let twice = vec![key("k1", Algorithm::Es256), key("k1", Algorithm::Es256)];

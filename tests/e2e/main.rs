@@ -13,6 +13,7 @@
 )]
 #![expect(clippy::needless_pass_by_value, reason = "`json!` makes values")]
 
+mod aliases;
 mod authority;
 mod bad_input;
 mod bearer;

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::super::raw::{RawIssuer, RawKey};
-use super::{Build, FileError};
+use super::{Build, FileError, WORDS};
 use crate::file::MAX_PEM;
-use crate::tenant::{Access, TenantPattern};
+use crate::tenant::{Access, TenantId, TenantPattern};
 use crate::tls;
 use crate::token::{
     self, Algorithm, ClaimPath, Fetcher, Issuer, IssuerFault, Key, KeyFile, Keyring, KeysAt,
@@ -43,6 +43,7 @@ impl Build<'_> {
                 IssuerFault::NoAlgorithms | IssuerFault::NoKey => "algorithms",
                 IssuerFault::DuplicateKey(_) => sources[error.issuer],
                 IssuerFault::Leeway => "leeway",
+                IssuerFault::NoLifetime => "max_lifetime",
             };
             self.wrong(format!("issuer[{}].{field}", error.issuer), error)
         })
@@ -63,13 +64,17 @@ impl Build<'_> {
             };
             ClaimPath::parse(text).map_err(wrong)
         };
+        let tenants = self.tenants(at, raw.tenants)?;
         Ok(Issuer {
+            audience_claim: claim("audience_claim", &raw.audience_claim)?,
             tenant_claim: claim("tenant_claim", &raw.tenant_claim)?,
+            tenant_values: self.tenant_values(at, raw.tenant_values, tenants.as_deref())?,
             access_claim: claim("access_claim", raw.access_claim.as_deref().unwrap_or(ACCESS))?,
             access_values: self.access_values(at, raw.access_values)?,
             default_access,
-            tenants: self.tenants(at, raw.tenants)?,
+            tenants: tenants.map(Into::into),
             max_access,
+            max_lifetime: raw.max_lifetime.map(|max| max.0),
             issuer: raw.issuer.into(),
             audience: raw.audience,
             algorithms,
@@ -89,9 +94,20 @@ impl Build<'_> {
         }
     }
 
+    /// Of issuers whose tokens are shown to OpenBAO.
+    pub(super) fn mind_words(&mut self, raw: &[RawIssuer]) {
+        for (index, _) in raw.iter().enumerate().filter(|(_, raw)| raw.tenant_values.is_some()) {
+            self.warn(format!("issuer[{index}].tenant_values"), WORDS);
+        }
+    }
+
     fn mind_claims(&mut self, at: &str, raw: &RawIssuer) {
         let access = raw.access_claim.as_deref();
-        for (key, claim) in [("tenant_claim", Some(&*raw.tenant_claim)), ("access_claim", access)] {
+        for (key, claim) in [
+            ("audience_claim", Some(&*raw.audience_claim)),
+            ("tenant_claim", Some(&*raw.tenant_claim)),
+            ("access_claim", access),
+        ] {
             let Some(claim) = claim else { continue };
             // A name of its own that begins like a URL is usual (OpenID Connect Core 1.0, 5.1.2).
             if claim.contains('.') && !claim.starts_with('/') && !claim.contains("://") {
@@ -183,6 +199,31 @@ impl Build<'_> {
             })
         };
         raw.iter().enumerate().map(pattern).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// What an issuer's words mean; a tenant that it may not name is a mistake.
+    fn tenant_values(
+        &self,
+        at: &str,
+        raw: Option<BTreeMap<String, String>>,
+        own: Option<&[TenantPattern]>,
+    ) -> Result<Option<BTreeMap<String, TenantId>>, FileError> {
+        let Some(raw) = raw else { return Ok(None) };
+        let field = format!("{at}.tenant_values");
+        if raw.is_empty() || raw.contains_key("") {
+            return self.wrong(field, "empty; write it like { \"/acme\" = \"acme\" }");
+        }
+        let tenant = |(value, id): (String, String)| {
+            let field = format!("{field}.{value}");
+            let id = TenantId::parse(&id)
+                .or_else(|error| self.wrong(&field, format_args!("{id:?} is not one: {error}")))?;
+            if own.is_some_and(|own| !own.iter().any(|pattern| pattern.matches(&id))) {
+                let what = "not among `tenants`: such a token would always be refused";
+                return self.wrong(&field, what);
+            }
+            Ok((value, id))
+        };
+        raw.into_iter().map(tenant).collect::<Result<_, _>>().map(Some)
     }
 
     fn algorithm(&self, field: &str, name: &str) -> Result<Algorithm, FileError> {
