@@ -86,8 +86,8 @@ reasons! {
     TokenInvalid, "28P01", "token_invalid", WARN, "session token authentication failed";
     /// The token was good once.
     TokenExpired, "28P01", "token_expired", INFO, "session token has expired";
-    /// The keys of the issuer that the token names were not fetched, or too long ago: another
-    /// attempt may succeed.
+    /// The keys of the issuer that the token names were not fetched, or too long ago, or the key that it
+    /// names may be a new one that cannot be fetched: another attempt may succeed.
     KeysUnavailable, "57P03", "keys_unavailable", ERROR,
         "session tokens cannot be verified at the moment";
     /// The token is for whoever holds a certificate, which this client did not show.
@@ -227,7 +227,7 @@ impl From<Rejected> for Refusal {
         let reason = match &error {
             TokenError::Missing => Reason::TokenMissing,
             TokenError::Expired { .. } => Reason::TokenExpired,
-            TokenError::KeysUnavailable => Reason::KeysUnavailable,
+            TokenError::KeysUnavailable | TokenError::KeyUnchecked => Reason::KeysUnavailable,
             TokenError::TenantAbsent | TokenError::TenantMalformed => Reason::TenantUnresolved,
             TokenError::AccessUnknown
             | TokenError::AccessAbsent

@@ -196,6 +196,10 @@ pub enum TokenError {
     /// `kid` is absent where there are several keys, or the issuer has no such key.
     #[error("unknown key")]
     KeyUnknown,
+    /// `kid` is none of the keys in force, and whether it is new cannot be found out: the look at the
+    /// issuer's source failed.
+    #[error("unknown key, and the issuer cannot be asked whether it is new")]
+    KeyUnchecked,
     /// The signature is not the chosen key's over these bytes.
     #[error("invalid signature")]
     SignatureInvalid,
@@ -266,6 +270,10 @@ impl Rejected {
     pub(crate) fn verified(error: TokenError) -> Rejected {
         Rejected { verified: true, ..Rejected::from(error) }
     }
+
+    fn names_an_unknown_key(&self) -> bool {
+        self.error == TokenError::KeyUnknown
+    }
 }
 
 impl From<TokenError> for Rejected {
@@ -301,17 +309,23 @@ impl Verifier {
     }
 
     /// Verifies a token now. If it names a key that its issuer does not have, the issuer's source
-    /// is looked at once more, unless that was done lately, and the token verified again: so a new
-    /// key works from its first token on. Strangers can ask for that; see `looks.rs`.
+    /// is looked at once more, as soon as it may be, and the token verified again: so a new key works
+    /// from its first token on. Strangers can ask for that; see `looks.rs`.
     pub async fn identify(&self, token: &Token) -> Result<Claims, Rejected> {
+        let verdict = self.verify(token, SystemTime::now());
+        if !verdict.as_ref().is_err_and(Rejected::names_an_unknown_key) {
+            return verdict;
+        }
+        let Some(looks) = self.named_keyring(token).and_then(Keyring::looks) else {
+            return verdict;
+        };
+        let seen = looks.again().await;
         match self.verify(token, SystemTime::now()) {
-            Err(Rejected { error: TokenError::KeyUnknown, .. }) => {}
-            verdict => return verdict,
+            Err(rejected) if !seen && rejected.names_an_unknown_key() => {
+                Err(TokenError::KeyUnchecked.into())
+            }
+            verdict => verdict,
         }
-        if let Some(looks) = self.named_keyring(token).and_then(Keyring::looks) {
-            looks.again().await;
-        }
-        self.verify(token, SystemTime::now())
     }
 
     /// Whose key a token names, if it names one.

@@ -23,8 +23,11 @@ use crate::file::{self, MAX_KEY_SET};
 use crate::stamp::{LastRead, Stamp};
 
 /// Between two fetches that tokens with unknown keys ask for: anybody can make such tokens.
-const FETCHES_APART: Duration = Duration::from_secs(10);
-/// The same, of a file.
+const FETCHES_APART: Duration = Duration::from_secs(5);
+/// How long a login waits for a fetch: until it may begin, and some more. A deadline of the login's own
+/// may come first.
+const PATIENCE: Duration = Duration::from_secs(7);
+/// As `FETCHES_APART`, of a file.
 const LOOKS_APART: Duration = Duration::from_millis(100);
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
@@ -127,7 +130,7 @@ impl Keyring {
 
     /// Keys of an address: none before the first fetch.
     pub fn fetched(fetcher: Fetcher) -> Keyring {
-        Keyring::new(Source::Fetched(fetcher, Looks::new(FETCHES_APART, TIME_OUT)), Vec::new())
+        Keyring::new(Source::Fetched(fetcher, Looks::new(FETCHES_APART, PATIENCE)), Vec::new())
     }
 
     fn new(source: Source, first: Vec<Key>) -> Keyring {
@@ -242,7 +245,7 @@ impl Keyring {
         };
         let unread = |error: &KeyFileError| matches!(error, KeyFileError::Unreadable { .. });
         let result = last.again(Stamp::of(&file.path), in_any_case, load, unread);
-        looks.end();
+        looks.end(failing.is_none());
         Some(result)
     }
 
@@ -259,17 +262,27 @@ impl Keyring {
         result("ok").absolute(0);
         result("error").absolute(0);
         let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY.min(fetcher.refresh));
+        let mut failing = None::<BootTime>;
         loop {
             looks.begin();
             let fetched = self.fetch(issuer, fetcher).await;
-            looks.end();
+            looks.end(fetched.is_ok());
             let pause = match fetched {
                 Ok(()) => {
+                    if let Some(since) = failing.take() {
+                        let failed_seconds = since.elapsed().as_secs();
+                        tracing::info!(
+                            issuer,
+                            failed_seconds,
+                            "an issuer's keys can be fetched again"
+                        );
+                    }
                     result("ok").increment(1);
                     retry.reset();
                     fetcher.refresh.mul_f64(0.8 + spread() / 5.0)
                 }
                 Err(error) => {
+                    failing.get_or_insert_with(BootTime::now);
                     result("error").increment(1);
                     tracing::error!(
                         issuer,

@@ -64,6 +64,22 @@ async fn a_new_key_at_an_address_works_from_its_first_token_on() {
     assert!(proxy.metric(&age).await < 30.0);
 }
 
+/// An application that was forgotten shows tokens of a key that was withdrawn, on and on.
+#[tokio::test]
+async fn a_new_key_works_although_the_last_look_was_for_another() {
+    let mut issuer = Issuer::start().await;
+    issuer.publish("old");
+    let proxy = with(issuer.with_jwks_url("")).await;
+    assert_eq!(refused(&proxy, &issuer.forged("withdrawn")).await.sqlstate(), "28P01");
+    issuer.publish("new");
+    let (withdrawn, new) = (issuer.forged("withdrawn"), issuer.token("new"));
+    let began = Instant::now();
+    let (straggler, _new) = tokio::join!(refused(&proxy, &withdrawn), session(&proxy, &new));
+    println!("a new key's first token behind a straggler's took {:?}", began.elapsed());
+    assert_eq!(straggler.sqlstate(), "28P01", "its key was looked for again, too");
+    assert_eq!(issuer.asked(JWKS), 3, "at the start, and twice for unknown keys");
+}
+
 #[tokio::test]
 async fn a_new_key_of_a_discovered_issuer_works_from_its_first_token_on() {
     let mut issuer = Issuer::start().await;
@@ -149,6 +165,9 @@ async fn an_issuer_that_is_down_costs_no_login_until_max_stale_and_none_after_it
 
     issuer.start_again().await;
     eventually("keys again", async || (proxy.get("/readyz").await.0 == 200).then_some(())).await;
+    let said = proxy.logged(|line| line["failed_seconds"].is_u64()).await;
+    assert_eq!((&said["level"], &said["issuer"]), (&"INFO".into(), &issuer.name().into()));
+    assert_eq!(said["message"], "an issuer's keys can be fetched again");
     let _again = session(&proxy, &issuer.token("a")).await;
 }
 
@@ -172,7 +191,7 @@ async fn pgsilo_starts_without_its_issuer_and_one_issuers_keys_are_enough_to_be_
 }
 
 #[tokio::test]
-async fn two_hundred_tokens_with_unknown_keys_make_one_fetch() {
+async fn two_hundred_tokens_with_unknown_keys_make_a_fetch_in_five_seconds() {
     let mut issuer = Issuer::start().await;
     issuer.publish("a");
     let proxy = with(issuer.with_jwks_url("")).await;
@@ -191,9 +210,11 @@ async fn two_hundred_tokens_with_unknown_keys_make_one_fetch() {
     let answers = logins.join_all().await;
     let took = began.elapsed();
     assert!(answers.iter().all(|sqlstate| sqlstate == "28P01"), "{answers:?}");
-    assert!(took < Duration::from_secs(10), "longer than the window: {took:?}");
-    println!("200 tokens with unknown keys: {} fetches, {took:?}", issuer.asked(JWKS) - before);
-    assert_eq!(issuer.asked(JWKS) - before, 1);
+    let fetches = issuer.asked(JWKS) - before;
+    println!("200 tokens with unknown keys: {fetches} fetches, {took:?}");
+    // One at once, and another for those that came while it was made, when it may be.
+    let most = 1 + usize::try_from(took.as_secs() / 5).expect("a few");
+    assert!((1..=most).contains(&fetches), "{fetches} fetches in {took:?}");
     // Who has a good key waits for nobody.
     let _good = session(&proxy, &issuer.token("a")).await;
 }
@@ -207,13 +228,19 @@ async fn an_issuer_that_does_not_answer_holds_a_login_no_longer_than_a_fetch() {
     let began = Instant::now();
     let message = refused(&proxy, &issuer.forged("random")).await;
     let took = began.elapsed();
-    // By its token, not by the deadline of 10 s.
-    assert_eq!(message.sqlstate(), "28P01");
+    // By its token, not by the deadline of 10 s; and nobody can say that there is no such key.
+    assert_eq!(message.sqlstate(), "57P03");
     assert!((4.5..9.0).contains(&took.as_secs_f64()), "{took:?}");
+    let event = proxy.event("refused", |_| true).await;
+    assert_eq!(event["reason"], "keys_unavailable");
     // The next one does not even wait.
     let began = Instant::now();
-    assert_eq!(refused(&proxy, &issuer.forged("random")).await.sqlstate(), "28P01");
+    assert_eq!(refused(&proxy, &issuer.forged("random")).await.sqlstate(), "57P03");
     assert!(began.elapsed() < Duration::from_secs(4));
+    // Who names no key, or one that is there and has not signed it, is told what is always told.
+    let mut bent = issuer.token("a");
+    bent.replace_range(bent.len() - 20..bent.len() - 16, "AAAA");
+    assert_eq!(refused(&proxy, &bent).await.sqlstate(), "28P01");
     let _good = session(&proxy, &issuer.token("a")).await;
 }
 
