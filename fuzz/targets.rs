@@ -114,7 +114,7 @@ pub(crate) fn token(data: &[u8]) {
             assert!(!claims.subject().is_empty());
             match claims.tenants(|_| None) {
                 Ok(tenants) => assert!(!tenants.is_empty()),
-                Err(error) => assert_eq!(error, TokenError::TenantMalformed),
+                Err(rejected) => assert_eq!(rejected.error, TokenError::TenantMalformed),
             }
             assert!(claims.expires_at() > now);
         }

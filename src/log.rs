@@ -496,6 +496,14 @@ mod tests {
     }
 
     #[test]
+    fn what_would_change_how_a_line_looks_goes_out_escaped() {
+        let (queue, allow, lines) = start();
+        push(&queue, Kind::Audit, "{\"cause\":\"a\u{202e}b é\"}\n");
+        allow.send(true).expect("it writes");
+        assert_eq!(lines.recv().expect("a line"), "{\"cause\":\"a\\u202eb é\"}\n");
+    }
+
+    #[test]
     fn a_line_that_was_cut_off_is_ended_before_the_next_one() {
         struct Full {
             room: usize,

@@ -223,8 +223,7 @@ impl From<StartupError> for Refusal {
 
 impl From<Rejected> for Refusal {
     fn from(rejected: Rejected) -> Refusal {
-        let Rejected { error, verified, .. } = rejected;
-        let reason = match &error {
+        let reason = match &rejected.error {
             TokenError::Missing => Reason::TokenMissing,
             TokenError::Expired { .. } => Reason::TokenExpired,
             TokenError::KeysUnavailable | TokenError::KeyUnchecked => Reason::KeysUnavailable,
@@ -244,9 +243,9 @@ impl From<Rejected> for Refusal {
             | TokenError::LifetimeBeyond { .. }
             | TokenError::ClaimInvalid { .. } => Reason::TokenInvalid,
         };
-        let refusal = Refusal::new(reason, &error);
-        match error {
-            TokenError::Expired { since } if verified => refusal
+        let refusal = Refusal::new(reason, &rejected);
+        match rejected.error {
+            TokenError::Expired { since } if rejected.verified => refusal
                 .detail(format_args!("The token expired {} s ago.", since.as_secs()))
                 .hint("Get a new token and connect again."),
             _ => refusal,

@@ -7,6 +7,7 @@
 //! a token's content unless its signature verified ([`Rejected::verified`]).
 //! The configuration makes the verifier; the Identified stage asks it.
 
+mod explain;
 mod fetch;
 mod issuer;
 mod keyring;
@@ -108,19 +109,26 @@ impl Claims {
     pub fn tenants(
         &self,
         known: impl Fn(&str) -> Option<TenantId>,
-    ) -> Result<Vec<TenantId>, TokenError> {
+    ) -> Result<Vec<TenantId>, Rejected> {
         let (mut seen, mut tenants) = (HashSet::new(), Vec::new());
         for named in &self.tenants {
-            let id = named.tenant(&known).ok_or(TokenError::TenantMalformed)?;
+            let no = |error, word| self.rejected(error, explain::word(word));
+            let id = named.tenant(&known).ok_or_else(|| no(TokenError::TenantMalformed, named))?;
             let bounds = self.bounds.as_ref();
             if bounds.is_some_and(|own| !own.iter().any(|pattern| pattern.matches(&id))) {
-                return Err(TokenError::TenantBeyond);
+                return Err(no(TokenError::TenantBeyond, &Named::Tenant(id)));
             }
             if seen.insert(id.clone()) {
                 tenants.push(id);
             }
         }
         Ok(tenants)
+    }
+
+    /// This token, for what it names.
+    fn rejected(&self, error: TokenError, detail: String) -> Rejected {
+        let (subject, token_id) = (Some(self.subject().into()), self.token_id().map(Into::into));
+        Rejected { error, detail, verified: true, subject, token_id }
     }
 
     /// Whether this tenant is among them.
@@ -164,6 +172,15 @@ impl Named {
         match self {
             Named::Tenant(id) => Some(id.clone()),
             Named::Word(word) => known(word).or_else(|| TenantId::parse(word).ok()),
+        }
+    }
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Named::Tenant(id) => id.fmt(f),
+            Named::Word(word) => f.write_str(word),
         }
     }
 }
@@ -252,10 +269,13 @@ pub enum TokenError {
 
 /// A refused token: the reason, and what the audit may know.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{error}")]
+#[error("{error}{}{detail}", if detail.is_empty() { "" } else { ": " })]
 pub struct Rejected {
     /// The reason.
     pub error: TokenError,
+    /// What was found and what was expected, for operators only; of one value at most 80 characters.
+    /// Anybody may have written it.
+    pub detail: String,
     /// Whether the signature was good. Only then may a client learn the reason, and only
     /// then is anything of the token believed.
     pub verified: bool,
@@ -266,11 +286,6 @@ pub struct Rejected {
 }
 
 impl Rejected {
-    /// Of a token whose signature is good, and whose subject is known.
-    pub(crate) fn verified(error: TokenError) -> Rejected {
-        Rejected { verified: true, ..Rejected::from(error) }
-    }
-
     fn names_an_unknown_key(&self) -> bool {
         self.error == TokenError::KeyUnknown
     }
@@ -278,7 +293,7 @@ impl Rejected {
 
 impl From<TokenError> for Rejected {
     fn from(error: TokenError) -> Rejected {
-        Rejected { error, verified: false, subject: None, token_id: None }
+        Rejected { error, detail: String::new(), verified: false, subject: None, token_id: None }
     }
 }
 
@@ -322,7 +337,7 @@ impl Verifier {
         let seen = looks.again().await;
         match self.verify(token, SystemTime::now()) {
             Err(rejected) if !seen && rejected.names_an_unknown_key() => {
-                Err(TokenError::KeyUnchecked.into())
+                Err(Rejected { error: TokenError::KeyUnchecked, ..rejected })
             }
             verdict => verdict,
         }
@@ -371,28 +386,44 @@ impl Verifier {
         if token.is_empty() {
             return Err(TokenError::Missing.into());
         }
-        let parts = strict::read(&token.0)?;
-        // The header and `iss` are not believed here: they only choose whose signature to
-        // check, among keys that are all trusted.
-        let header = strict::header(&parts.header)?;
+        let parts = strict::read(&token.0).map_err(|error| {
+            let detail = explain::shape(&token.0).to_owned();
+            Rejected { detail, ..Rejected::from(error) }
+        })?;
         let issuer = parts.payload.get("iss").and_then(Value::as_str);
         let issuer = issuer.and_then(|iss| self.issuers.get(iss));
-        let issuer = issuer.ok_or(TokenError::IssuerUnknown)?;
-        let keys = issuer.keys.in_force().ok_or(TokenError::KeysUnavailable)?;
-        let key = keys.key(header.key_id).ok_or(TokenError::KeyUnknown)?;
-        if !key.algorithms().contains(&header.algorithm) {
-            return Err(TokenError::AlgorithmRefused.into());
-        }
-        let agreed = issuer.check_signature(token, key, &header)?;
-        let verdict = rules::judge(&parts.payload, issuer, now);
-        let verdict = if agreed { verdict } else { verdict.and(Err(TokenError::Malformed)) };
-        verdict.map_err(|error| Rejected {
-            error,
-            verified: true,
-            subject: rules::loggable(&parts.payload, "sub"),
-            token_id: rules::loggable(&parts.payload, "jti"),
+        judged(token, &parts, issuer, now).map_err(|rejected| {
+            let detail = explain::difference(&rejected.error, &parts, issuer, &self.issuers);
+            Rejected { detail, ..rejected }
         })
     }
+}
+
+/// The header and `iss` are not believed here: they only choose whose signature to check, among keys
+/// that are all trusted.
+fn judged(
+    token: &Token,
+    parts: &strict::Parts,
+    issuer: Option<&Issuer>,
+    now: SystemTime,
+) -> Result<Claims, Rejected> {
+    let header = strict::header(&parts.header)?;
+    let issuer = issuer.ok_or(TokenError::IssuerUnknown)?;
+    let keys = issuer.keys.in_force().ok_or(TokenError::KeysUnavailable)?;
+    let key = keys.key(header.key_id).ok_or(TokenError::KeyUnknown)?;
+    if !key.algorithms().contains(&header.algorithm) {
+        return Err(TokenError::AlgorithmRefused.into());
+    }
+    let agreed = issuer.check_signature(token, key, &header)?;
+    let verdict = rules::judge(&parts.payload, issuer, now);
+    let verdict = if agreed { verdict } else { verdict.and(Err(TokenError::Malformed)) };
+    verdict.map_err(|error| Rejected {
+        error,
+        verified: true,
+        detail: String::new(),
+        subject: rules::loggable(&parts.payload, "sub"),
+        token_id: rules::loggable(&parts.payload, "jti"),
+    })
 }
 
 #[cfg(test)]

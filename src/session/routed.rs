@@ -22,7 +22,6 @@ use crate::registry::{Snapshot, State, Tenant};
 use crate::route::{self, Stated};
 use crate::secret::Secret;
 use crate::tenant::{Access, TenantId};
-use crate::token::Rejected;
 use crate::wire::startup::{self, Startup};
 
 /// Proves that this identity may reach this tenant now, and holds its place there.
@@ -200,8 +199,7 @@ fn resolve(
     };
     match identified.identity() {
         Identity::Token(claims) => {
-            let tenants =
-                claims.tenants(|word| registry.named(word)).map_err(Rejected::verified)?;
+            let tenants = claims.tenants(|word| registry.named(word))?;
             Ok((choose(&tenants)?, claims.access()))
         }
         Identity::Certificate(holder) => {

@@ -171,6 +171,9 @@ impl FetchError {
             FetchError::Keys(KeyError::Private(_)) => {
                 "that key is no secret any more: the issuer must replace it and publish public keys"
             }
+            FetchError::Keys(KeyError::Configuration) => {
+                "or write discovery = true in place of jwks_url, if that is the issuer's own"
+            }
             FetchError::Keys(_) => "the issuer must publish a set of public keys for `algorithms`",
             FetchError::Client(_) => "check `ca`",
         }

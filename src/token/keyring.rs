@@ -309,6 +309,11 @@ impl Keyring {
 }
 
 impl InForce {
+    /// What tokens may name.
+    pub(super) fn ids(&self) -> impl Iterator<Item = &str> {
+        self.keys.iter().filter_map(Key::id)
+    }
+
     /// A token without `kid` is only taken where there is no choice to make.
     pub(super) fn key(&self, id: Option<&str>) -> Option<&Key> {
         match (id, self.keys.as_slice()) {

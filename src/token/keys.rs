@@ -121,6 +121,9 @@ pub enum KeyError {
     /// Not a JWK Set at all.
     #[error("not a JSON Web Key Set: {0}")]
     NotJwks(String),
+    /// What an OpenID provider says of itself, which only names the place of its keys.
+    #[error("this is an OpenID configuration, not a key set; use the address in its `jwks_uri`")]
+    Configuration,
     /// Somebody published a secret.
     #[error("key {0} contains a private key; keep it secret and list only the public part")]
     Private(usize),
@@ -173,7 +176,10 @@ impl KeySet {
     pub fn from_jwks(json: &[u8]) -> Result<KeySet, KeyError> {
         let set = strict_json(json).map_err(|error| KeyError::NotJwks(error.to_string()))?;
         let listed = set.get("keys").and_then(Value::as_array);
-        let listed = listed.ok_or(KeyError::NotJwks("no array \"keys\"".into()))?;
+        let listed = listed.ok_or_else(|| match set.get("jwks_uri") {
+            Some(_) => KeyError::Configuration,
+            None => KeyError::NotJwks("no array \"keys\"".into()),
+        })?;
         let mut read = KeySet { keys: Vec::new(), warnings: Vec::new() };
         for (index, jwk) in listed.iter().enumerate() {
             let jwk = jwk.as_object();

@@ -43,13 +43,18 @@ impl ClaimPath {
         Ok(ClaimPath(text.to_owned()))
     }
 
+    /// As it is written.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// Whether it is the claim `aud` itself.
     pub(super) fn is_aud(&self) -> bool {
         self.0 == "aud"
     }
 
     /// The claim, if it is there. What would hold it and cannot is not taken for its absence.
-    fn find<'a>(&self, claims: &'a Value) -> Result<Option<&'a Value>, Obstructed> {
+    pub(super) fn find<'a>(&self, claims: &'a Value) -> Result<Option<&'a Value>, Obstructed> {
         if !self.0.starts_with('/') {
             return Ok(claims.get(&self.0));
         }
@@ -70,7 +75,7 @@ impl ClaimPath {
 
 /// On the way to a claim there is something that holds no claims.
 #[derive(Debug)]
-struct Obstructed;
+pub(super) struct Obstructed;
 
 /// Judges in this order: is the token for us, who is it, when is it good, what may it do.
 pub(super) fn judge(

@@ -265,6 +265,11 @@ fn wrong_answers(issuer: &Issuer, other: &Issuer) -> Vec<(&'static str, Wrong, &
         (CONFIGURATION, Wrong::Redirect(format!("{port}{CONFIGURATION}")), elsewhere),
         (JWKS, Wrong::Body("x".repeat(300 * 1024)), "its answer is longer than 256 KiB"),
         (JWKS, Wrong::Status(404), "it answered 404, not 200"),
+        (
+            JWKS,
+            configuration(&issuer.name(), &format!("{}{JWKS}", issuer.name())),
+            "this is an OpenID configuration, not a key set; use the address in its `jwks_uri`",
+        ),
         (JWKS, Wrong::Status(204), "it answered 204, not 200"),
         (JWKS, Wrong::Silence, "it did not answer within 5 s"),
         (
@@ -329,7 +334,7 @@ async fn wrong_answers_are_said_loudly_and_the_keys_before_stay() {
         fetched(&proxy, &issuer, "ok", 1.0).await;
     }
     assert_eq!((other.asked(JWKS), other.asked(CONFIGURATION)), (0, 0), "nobody was sent there");
-    assert!(proxy.metric(&fetches(&issuer, "error")).await >= 18.0);
+    assert!(proxy.metric(&fetches(&issuer, "error")).await >= 19.0);
     let log = serde_json::Value::from(proxy.lines()).to_string();
     assert!(!log.contains("c2VjcmV0"), "a body was logged");
 }
@@ -360,6 +365,44 @@ async fn an_issuer_with_a_certificate_of_somebody_else_is_not_believed() {
     assert_eq!(proxy.get("/readyz").await.0, 503);
     assert_eq!(refused(&proxy, &issuer.token("a")).await.sqlstate(), "57P03");
     assert_eq!(issuer.asked(JWKS), 0);
+}
+
+/// Whoever looks for the reason finds it in the trail, and nobody finds it in an answer.
+#[tokio::test]
+async fn the_cause_says_what_was_found_and_the_client_reads_nothing_of_it() {
+    let mut issuer = Issuer::start().await;
+    issuer.publish("a");
+    let file = folder().join("jwks.json");
+    issuer.write(&file);
+    let proxy = with(issuer.with_file(&file)).await;
+    let name = issuer.name();
+    for (token, cause) in [
+        (
+            issuer.forged("\u{202e}b"),
+            "unknown key: found \"\u{202e}b\", expected \"a\"".to_owned(),
+        ),
+        (
+            mint::token("acme"),
+            format!("unknown issuer: found \"https://issuer.sandbox.invalid\", expected \"{name}\""),
+        ),
+        (
+            "s3cret-of-another-database".to_owned(),
+            "malformed token: no JWT: an opaque access token? ask its issuer for one with an audience"
+                .to_owned(),
+        ),
+    ] {
+        let message = refused(&proxy, &token).await;
+        assert_eq!(message.sqlstate(), "28P01");
+        assert_eq!(message.field(b'M').as_deref(), Some("session token authentication failed"));
+        let session = message.field(b'D').expect("a DETAIL");
+        let event = proxy
+            .event("refused", |event| session.contains(event["session"].as_str().unwrap_or("none")))
+            .await;
+        assert_eq!((&event["cause"], session.len()), (&cause.into(), "Session 0123456789abcdef.".len()));
+    }
+    let log = serde_json::Value::from(proxy.lines()).to_string();
+    assert!(!log.contains("s3cret"), "a password was logged");
+    std::fs::remove_dir_all(file.parent().expect("a folder")).expect("removed");
 }
 
 #[tokio::test]

@@ -78,6 +78,8 @@ fn bad_key_sets_are_errors() {
     assert!(matches!(read(json!({"keys": ["a"]})), KeyError::NotJwks(_)));
     assert!(matches!(read(json!([])), KeyError::NotJwks(_)));
     assert!(matches!(KeySet::from_jwks(b"{").unwrap_err(), KeyError::NotJwks(_)));
+    let configuration = json!({"issuer": ISSUER, "jwks_uri": "https://issuer.example/jwks"});
+    assert_eq!(read(configuration), KeyError::Configuration);
 }
 
 #[test]

@@ -117,7 +117,7 @@ fn an_issuer_speaks_for_its_own_tenants_and_grants_no_more_than_it_may() {
             _ => None,
         };
         let claims = verifier.verify(&token, now()).map_err(|rejected| rejected.error)?;
-        claims.tenants(known).map(|tenants| tenants.len())
+        claims.tenants(known).map(|tenants| tenants.len()).map_err(|rejected| rejected.error)
     };
     for (tenant, expected) in [
         (json!("acme"), Ok(1)),
@@ -221,7 +221,7 @@ fn a_tenant_map_says_what_the_claims_words_mean_and_nothing_else_is_taken() {
     });
     let tenants = |named| {
         let claims = judge(&json!({ "tenant": named }))?;
-        claims.tenants(|_| panic!("nobody else is asked"))
+        claims.tenants(|_| panic!("nobody else is asked")).map_err(|rejected| rejected.error)
     };
     for (named, expected) in [
         (json!("/acme"), Ok(ids(&["acme"]))),
