@@ -133,7 +133,9 @@ impl Claims {
 
     /// Whether this tenant is among them.
     pub(crate) fn means(&self, id: &TenantId, known: impl Fn(&str) -> Option<TenantId>) -> bool {
-        self.tenants.iter().any(|named| named.tenant(&known).as_ref() == Some(id))
+        // Nearly always by its id, which is always its own.
+        self.tenants.iter().any(|named| named.is(id))
+            || self.tenants.iter().any(|named| named.tenant(&known).as_ref() == Some(id))
     }
 
     /// How much the sessions of this token may do.
@@ -168,6 +170,13 @@ enum Named {
 }
 
 impl Named {
+    fn is(&self, other: &TenantId) -> bool {
+        match self {
+            Named::Tenant(id) => id == other,
+            Named::Word(word) => **word == *other.as_str(),
+        }
+    }
+
     fn tenant(&self, known: impl Fn(&str) -> Option<TenantId>) -> Option<TenantId> {
         match self {
             Named::Tenant(id) => Some(id.clone()),

@@ -359,6 +359,29 @@ fn what_is_used_again_needs_a_place_to_wait_in() {
     );
 }
 
+/// Under session authority OpenBAO reads the token for itself.
+#[test]
+fn words_of_issuers_own_are_said_where_openbao_must_know_them_too() {
+    let folder = Folder::new();
+    for (from, to) in [
+        ("auth = { approle", "# auth = { approle"),
+        ("authority = \"proxy\"", "authority = \"session\""),
+        ("# [lease.session]", "[lease.session]"),
+        ("# roles = { read-write", "roles = { read-write"),
+        ("# tenant_values", "tenant_values"),
+        ("# aliases", "aliases"),
+    ] {
+        folder.edit(from, to);
+    }
+    let said = folder.load().unwrap().warnings;
+    let fields: Vec<_> = said.iter().filter_map(|line| line.split(": ").nth(1)).collect();
+    assert_eq!(fields, ["issuer[0].tenant_values", "registry.file"], "{said:?}");
+    assert!(
+        said.iter().all(|line| line.ends_with("its role must know the same words")),
+        "{said:?}"
+    );
+}
+
 #[test]
 fn what_is_unwise_is_said() {
     let mut wrong = String::new();
