@@ -12,7 +12,7 @@
 //! Nobody's authority is stretched: a session is identified and routed before it may take anything,
 //! and under session authority, where a lease is asked for with the client's own token, nothing is
 //! made ahead and nothing taken that was another subject's. What waits is bounded, in all and for each
-//! tenant, goes after a short while, and with any change of the registry; its lease goes with it.
+//! tenant, goes after a short while, and with any change of its tenant in the registry; its lease goes with it.
 
 mod shelves;
 
@@ -371,7 +371,10 @@ impl Pool {
     /// Lets go of whatever is not of a tenant as the registry has it now.
     pub(crate) fn keep_only(&'static self, registry: &Snapshot) {
         let gone = self.lock().keep_only(|route| is_of(registry, route));
-        gone.into_iter().for_each(|ready| self.let_go(ready));
+        for ready in gone {
+            count("withdrawn");
+            self.let_go(ready);
+        }
     }
 
     /// Lets go of everything and keeps nothing more: pgsilo is stopping.

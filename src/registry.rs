@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 pub use crate::limits::OwnLimits;
 use crate::tenant::{Access, TenantId};
-use crate::tls;
+use crate::tls::{self, CaFile};
 use crate::toml_file::FileError;
 pub use denied::Denied;
 pub(crate) use denied::Shown;
@@ -34,7 +34,13 @@ pub struct Snapshot {
     aliases: HashMap<String, TenantId>,
     /// By the name of the certificate's holder.
     bindings: HashMap<String, Binding>,
+    /// What the placements' TLS was made of.
+    clients: TlsClients,
 }
+
+/// How databases are checked, by all that it is made of: placements with equal settings share one, and
+/// the next snapshot's do, too.
+type TlsClients = HashMap<(tls::Mode, Option<CaFile>), Arc<ClientConfig>>;
 
 /// Which tenant a certificate's holder is for: its certificate does not say, and it is not asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,8 +89,9 @@ impl Snapshot {
     }
 }
 
-/// One tenant. Only a registry makes one.
-#[derive(Debug)]
+/// One tenant. Only a registry makes one. While its entry says the same it stays the same one,
+/// whatever becomes of the others.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Tenant {
     id: TenantId,
     state: State,
@@ -146,7 +153,7 @@ pub enum State {
 }
 
 /// Where a tenant's database is and how to talk to it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     /// The server.
     pub host: Host,
@@ -227,6 +234,33 @@ pub enum PlacementTls {
     },
 }
 
+impl PartialEq for PlacementTls {
+    fn eq(&self, other: &PlacementTls) -> bool {
+        match (self, other) {
+            (PlacementTls::Disable, PlacementTls::Disable) => true,
+            (
+                PlacementTls::Enabled { config, mode, server_name, channel_binding },
+                PlacementTls::Enabled {
+                    config: other_config,
+                    mode: other_mode,
+                    server_name: other_name,
+                    channel_binding: other_binding,
+                },
+            ) => {
+                // One is made for equal settings, see `TlsClients`.
+                Arc::ptr_eq(config, other_config)
+                    && mode == other_mode
+                    && server_name == other_name
+                    && channel_binding == other_binding
+            }
+            (PlacementTls::Disable, PlacementTls::Enabled { .. })
+            | (PlacementTls::Enabled { .. }, PlacementTls::Disable) => false,
+        }
+    }
+}
+
+impl Eq for PlacementTls {}
+
 /// Whether SCRAM is bound to its TLS connection, so that nobody in the middle can relay it. The
 /// values are libpq's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -258,7 +292,7 @@ pub struct AuthMethods {
 }
 
 /// OpenBAO's names for a tenant's credentials. Every part is safe in a URL path.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseRoles {
     /// Where the tenant's database secrets engine is mounted: `pgsilo/acme`.
     pub mount: String,
@@ -294,7 +328,7 @@ pub struct Registry {
 impl Registry {
     /// Reads the file; there is no registry without a good first snapshot.
     pub fn open(path: &Path) -> Result<Registry, FileError> {
-        let snapshot = file::load(path)?;
+        let snapshot = file::load(path, None)?;
         Ok(Registry {
             path: path.into(),
             current: ArcSwap::from_pointee(snapshot),
@@ -309,12 +343,13 @@ impl Registry {
         self.current.load_full()
     }
 
-    /// Reads the file again and returns how many tenants there are. After an error the old
-    /// snapshot stays. Blocks while it reads (a second or two for 100,000 tenants): not for
+    /// Reads the file again and returns how many tenants there are. A tenant whose entry says what it
+    /// said before is the same one as before. After an error the old snapshot stays. Blocks while it reads (a second or two for 100,000 tenants): not for
     /// a session's thread.
     pub fn reload(&self) -> Result<usize, FileError> {
         let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
-        let snapshot = file::load(&self.path).inspect_err(|_| {
+        let before = self.current.load();
+        let snapshot = file::load(&self.path, Some(&before)).inspect_err(|_| {
             if self.stale_since.load().is_none() {
                 self.stale_since.store(Some(Arc::new(Instant::now())));
             }

@@ -443,9 +443,29 @@ fn whole(mut config: ServerConfig) -> ServerConfig {
     config
 }
 
-/// How a database is checked. `ca` is a PEM file of roots, `None` the system's. No ALPN:
-/// servers before PostgreSQL 17 do not know it. The CA is not read for [`Mode::Require`].
-pub fn client(mode: Mode, ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
+/// A PEM file of roots, as it was when it was read. Equal ones make the same settings.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CaFile {
+    path: PathBuf,
+    pem: Arc<[u8]>,
+}
+
+impl CaFile {
+    /// Reads it, and looks at nothing in it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(path: &Path) -> Result<CaFile, TlsError> {
+        Ok(CaFile { path: path.into(), pem: read(path)?.into() })
+    }
+}
+
+/// How a database is checked. `ca` holds the roots, `None`: the system's. No ALPN: servers before
+/// PostgreSQL 17 do not know it. The CA is not looked at for [`Mode::Require`].
+///
+/// # Errors
+/// When a certificate of the CA cannot be used, or the system has none.
+pub fn client(mode: Mode, ca: Option<&CaFile>) -> Result<Arc<ClientConfig>, TlsError> {
     let builder = ClientConfig::builder_with_provider(crypto())
         .with_safe_default_protocol_versions()
         .map_err(unsupported)?;
@@ -507,9 +527,9 @@ fn read_up_to(path: &Path, limit: u64) -> Result<Vec<u8>, TlsError> {
 
 /// One that has expired is no error: a registry is one file for all tenants, and its other tenants
 /// are served. A database that it certifies is not believed.
-fn of_databases(ca: Option<&Path>) -> Result<Arc<Authorities>, TlsError> {
+fn of_databases(ca: Option<&CaFile>) -> Result<Arc<Authorities>, TlsError> {
     match ca {
-        Some(path) => Authorities::read(path, &read(path)?, Peers::Servers, None),
+        Some(CaFile { path, pem }) => Authorities::read(path, pem, Peers::Servers, None),
         None => system_roots().ok_or(TlsError::NoSystemRoots),
     }
 }

@@ -14,12 +14,12 @@ use serde::Deserialize;
 
 use super::{
     AuthMethods, Binding, ChannelBinding, Host, LeaseRoles, OwnLimits, Placement, PlacementTls,
-    Snapshot, State, Tenant,
+    Snapshot, State, Tenant, TlsClients,
 };
 use crate::file::MAX_REGISTRY;
 use crate::log::is_loggable;
 use crate::tenant::TenantId;
-use crate::tls;
+use crate::tls::{self, CaFile, TlsError};
 use crate::toml_file::text::Text;
 use crate::toml_file::{FileError, TomlFile};
 
@@ -147,10 +147,11 @@ fn wrong<T>(field: &'static str, what: impl Into<String>) -> Result<T, Wrong> {
     Err(Wrong(field, what.into()))
 }
 
-pub(super) fn load(path: &Path) -> Result<Snapshot, FileError> {
+/// Reads a registry. What it says of a tenant as `before` did is that one's.
+pub(super) fn load(path: &Path, before: Option<&Snapshot>) -> Result<Snapshot, FileError> {
     let file = TomlFile::read_regular(path, MAX_REGISTRY)?;
     let raw: RawRegistry = file.parse()?;
-    let mut reading = Reading { file: &file, clients: HashMap::new() };
+    let mut reading = Reading::after(before, &file);
     let mut tenants = HashMap::with_capacity(raw.tenant.len());
     let mut ids: HashMap<TenantId, usize> = HashMap::with_capacity(raw.tenant.len());
     let mut places: HashMap<(Host, String), usize> = HashMap::with_capacity(raw.tenant.len());
@@ -182,12 +183,14 @@ pub(super) fn load(path: &Path) -> Result<Snapshot, FileError> {
                 ),
             ));
         }
-        tenants.insert(tenant.id.clone(), Arc::new(tenant));
+        let known = before.and_then(|before| before.tenants.get(&tenant.id));
+        let same = known.filter(|known| ***known == tenant).cloned();
+        tenants.insert(tenant.id.clone(), same.unwrap_or_else(|| Arc::new(tenant)));
     }
     no_names_of_others(&file, &ids, &tenants)?;
     let aliases = unambiguous(&file, aliases, &ids)?;
     let bindings = bindings(&file, raw.binding, &tenants)?;
-    Ok(Snapshot { tenants, aliases, bindings })
+    Ok(Snapshot { tenants, aliases, bindings, clients: reading.clients })
 }
 
 /// The aliases, as they were listed for each tenant. A word in a token means one tenant: so an alias is
@@ -277,11 +280,19 @@ fn bindings(
 
 struct Reading<'a> {
     file: &'a TomlFile,
-    /// A CA file is read once, and its settings are shared.
-    clients: HashMap<(tls::Mode, Option<PathBuf>), Arc<ClientConfig>>,
+    /// Each is read once.
+    ca_files: HashMap<PathBuf, CaFile>,
+    /// Those of the snapshot before, of which what is still asked for stays.
+    known: Option<&'a TlsClients>,
+    clients: TlsClients,
 }
 
-impl Reading<'_> {
+impl<'a> Reading<'a> {
+    fn after(before: Option<&'a Snapshot>, file: &'a TomlFile) -> Reading<'a> {
+        let known = before.map(|before| &before.clients);
+        Reading { file, ca_files: HashMap::new(), known, clients: TlsClients::new() }
+    }
+
     fn tenant(&mut self, raw: RawTenant) -> Result<Tenant, Wrong> {
         let id = match TenantId::parse(&raw.id) {
             Ok(id) => id,
@@ -381,23 +392,38 @@ impl Reading<'_> {
                 format!("{name:?} is not a host name or an IP address"),
             );
         }
-        let key = (mode, raw.ca.map(|ca| self.file.resolve(&ca)));
-        let config = match self.clients.get(&key) {
-            Some(config) => config.clone(),
-            None => {
-                let field = if key.1.is_some() { "placement.tls.ca" } else { "placement.tls" };
-                let made = tls::client(mode, key.1.as_deref());
-                let made = made.map_err(|error| Wrong(field, error.to_string()))?;
-                self.clients.insert(key, made.clone());
-                made
-            }
-        };
+        let config = self.client(mode, raw.ca)?;
         let channel_binding = match raw.channel_binding {
             Some(RawChannelBinding::Prefer) => ChannelBinding::Prefer,
             Some(RawChannelBinding::Require) => ChannelBinding::Require,
             None => ChannelBinding::default_of(mode),
         };
         Ok(PlacementTls::Enabled { config, mode, server_name: raw.server_name, channel_binding })
+    }
+
+    /// How databases of these settings are checked: as before, if they were known.
+    fn client(&mut self, mode: tls::Mode, ca: Option<PathBuf>) -> Result<Arc<ClientConfig>, Wrong> {
+        let field = if ca.is_some() { "placement.tls.ca" } else { "placement.tls" };
+        let failed = |error: TlsError| Wrong(field, error.to_string());
+        let ca = ca.map(|ca| self.ca_file(&ca)).transpose().map_err(failed)?;
+        let key = (mode, ca);
+        let known = self.clients.get(&key).or_else(|| self.known?.get(&key)).cloned();
+        let config = match known {
+            Some(config) => config,
+            None => tls::client(mode, key.1.as_ref()).map_err(failed)?,
+        };
+        self.clients.insert(key, Arc::clone(&config));
+        Ok(config)
+    }
+
+    fn ca_file(&mut self, ca: &Path) -> Result<CaFile, TlsError> {
+        let path = self.file.resolve(ca);
+        if let Some(known) = self.ca_files.get(&path) {
+            return Ok(known.clone());
+        }
+        let read = CaFile::read(&path)?;
+        self.ca_files.insert(path, read.clone());
+        Ok(read)
     }
 }
 

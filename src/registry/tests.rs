@@ -99,6 +99,61 @@ fn an_empty_registry_must_be_written_down() {
     assert!(Registry::open(&file.0).unwrap().snapshot().is_empty());
 }
 
+/// What hangs on a tenant, such as connections that wait for its sessions, stays with it.
+#[test]
+fn a_reload_leaves_a_tenant_as_it_is_unless_its_entry_says_something_else() {
+    let ca = rcgen::KeyPair::generate().and_then(|key| {
+        let mut authority = rcgen::CertificateParams::default();
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        Ok(authority.self_signed(&key)?.pem())
+    });
+    let ca = [ca.clone().unwrap(), ca.unwrap() + "\n"].map(|pem| pem.into_bytes());
+    let ca_file = File::new("same-ca", "");
+    std::fs::write(&ca_file.0, &ca[0]).unwrap();
+    let verified = entry("acme").replace(
+        "{ mode = \"require\" }",
+        &format!("{{ mode = \"verify-full\", ca = {:?} }}", ca_file.0),
+    );
+    let file = File::new("same", &(verified.clone() + &entry("globex")));
+    let registry = Registry::open(&file.0).unwrap();
+    let stays = |text: &str| {
+        let before = registry.snapshot();
+        std::fs::write(&file.0, text).unwrap();
+        registry.reload().unwrap();
+        ["acme", "globex"].map(|tenant| {
+            let [before, after] = [&before, &registry.snapshot()]
+                .map(|snapshot| snapshot.tenant(&id(tenant)).unwrap());
+            Arc::ptr_eq(&before, &after)
+        })
+    };
+    let both = verified.clone() + &entry("globex");
+    assert_eq!(stays(&both), [true, true]);
+    assert_eq!(stays(&(entry("globex") + "# a comment\n" + &verified)), [true, true]);
+    for (from, to) in [
+        ("\"db\"", "\"db2\""),
+        ("tenant_acme", "tenant_acme_2"),
+        ("acme-ro", "acme-ro2"),
+        ("id = \"acme\"", "id = \"acme\"\nstate = \"paused\""),
+        ("id = \"acme\"", "id = \"acme\"\ndatabase_names = [\"shop\"]"),
+        ("mode = \"verify-full\"", "mode = \"verify-ca\""),
+        ("mode = \"verify-full\"", "mode = \"verify-full\", server_name = \"db3\""),
+        ("mode = \"verify-full\"", "mode = \"verify-full\", channel_binding = \"require\""),
+        ("roles = {", "mount = \"elsewhere\"\nroles = {"),
+        ("[tenant.lease]", "region = \"eu\"\n[tenant.lease]"),
+        (
+            "[tenant.lease]",
+            "auth = [\"scram-sha-256\"]\n[tenant.limits]\nmax_sessions = 3\n[tenant.lease]",
+        ),
+    ] {
+        let changed = verified.replacen(from, to, 1);
+        assert_ne!(changed, verified, "{from}");
+        assert_eq!(stays(&(changed + &entry("globex"))), [false, true], "{to}");
+        assert_eq!(stays(&both), [false, true], "and back: {to}");
+    }
+    std::fs::write(&ca_file.0, &ca[1]).unwrap();
+    assert_eq!(stays(&both), [false, true], "another authority");
+}
+
 /// The time is printed, not asserted: in release, 100,000 take about two seconds.
 #[test]
 fn many_tenants_share_their_tls_settings() {

@@ -76,7 +76,7 @@ impl Route {
     }
 }
 
-/// Of a tenant as the registry had it at one moment: after a reload it is another.
+/// Of a tenant as the registry has it: after a reload that says something else of it, it is another.
 impl PartialEq for Route {
     fn eq(&self, other: &Route) -> bool {
         let Route { tenant, role, access, token, settings } = self;

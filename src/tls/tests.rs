@@ -92,6 +92,10 @@ fn shake(
     outcome.map(|()| agreed)
 }
 
+fn of_file(mode: Mode, ca: &Path) -> Result<Arc<ClientConfig>, TlsError> {
+    client(mode, Some(&CaFile::read(ca)?))
+}
+
 fn shown(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
     let files = ServerFiles { certificate: certificate.into(), key: key.into(), clients: None };
     Server::open(files).map(|server| server.handshake().config())
@@ -112,7 +116,7 @@ fn each_mode_checks_what_it_says() {
         (Mode::Require, &stranger.ca, "other.example", true),
     ];
     for (mode, ca, name, good) in cases {
-        let client = client(mode, Some(ca)).unwrap();
+        let client = of_file(mode, ca).unwrap();
         let outcome = shake(&server, &client, name);
         assert_eq!(outcome.is_ok(), good, "{mode:?} {name}: {outcome:?}");
     }
@@ -122,7 +126,7 @@ fn each_mode_checks_what_it_says() {
 fn alpn_is_offered_and_not_required() {
     let pki = pki();
     let server = shown(&pki.certificate, &pki.key).unwrap();
-    let plain = client(Mode::VerifyFull, Some(&pki.ca)).unwrap();
+    let plain = of_file(Mode::VerifyFull, &pki.ca).unwrap();
     assert_eq!(shake(&server, &plain, "db.example").unwrap(), None);
     let mut direct = (*plain).clone();
     direct.alpn_protocols = vec![ALPN.to_vec()];
@@ -151,8 +155,8 @@ fn errors_name_the_file() {
     assert!(matches!(shown(&pki.certificate, &empty), Err(TlsError::NoKey { .. })));
     assert!(matches!(shown(&pki.certificate, &pki.certificate), Err(TlsError::NoKey { .. })));
     assert!(matches!(shown(&broken, &pki.key), Err(TlsError::NotPem { .. })));
-    assert!(matches!(client(Mode::VerifyCa, Some(&empty)), Err(TlsError::NoCertificate { .. })));
-    assert!(matches!(client(Mode::VerifyCa, Some(&absent)), Err(TlsError::Unreadable { .. })));
+    assert!(matches!(of_file(Mode::VerifyCa, &empty), Err(TlsError::NoCertificate { .. })));
+    assert!(matches!(of_file(Mode::VerifyCa, &absent), Err(TlsError::Unreadable { .. })));
 }
 
 #[test]
@@ -489,7 +493,7 @@ fn an_authority_that_has_expired_does_not_hold_the_listeners_own_certificate_up(
         old.folder.write(name, &std::fs::read_to_string(from).unwrap());
     }
     assert!(server.reload(false).unwrap());
-    let client = |ca: &Path| client(Mode::VerifyFull, Some(ca)).unwrap();
+    let client = |ca: &Path| of_file(Mode::VerifyFull, ca).unwrap();
     shake(&server.handshake().config(), &client(&new.ca), "db.example").unwrap();
     shake(&server.handshake().config(), &client(&old.ca), "db.example").unwrap_err();
     // Nor is what it has signed believed.

@@ -235,16 +235,43 @@ async fn a_connection_that_does_not_answer_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_reload_of_the_registry_lets_go_of_it() {
+async fn a_reload_that_changes_its_tenant_lets_go_of_it() {
     let proxy = proxy().await;
     let token = mint::token("acme");
     made_ready(&proxy, &token, PLAIN).await;
-    proxy.reload(&proxy.tenants());
+    let tenants = proxy.tenants();
+    let changed =
+        tenants.replacen("id = \"acme\"", "id = \"acme\"\ndatabase_names = [\"legacy\"]", 1);
+    assert_ne!(tenants, changed);
+    proxy.reload(&changed);
+    proxy.metric_reaches("pgsilo_warm_total{result=\"withdrawn\"}", 1.0).await;
     proxy.metric_reaches("pgsilo_warm_connections", 0.0).await;
     let leases = proxy.metric("pgsilo_leases_total").await;
     proxy.metric_reaches("pgsilo_revocations_total", leases).await;
     let (_client, _) = log_in(&proxy, &token, PLAIN).await;
     assert_eq!(proxy.served(2).await["warm"], false);
+}
+
+/// A reload is no event for a tenant of which it says nothing new: what waits for it goes on waiting.
+#[tokio::test]
+async fn a_reload_that_says_the_same_of_its_tenant_leaves_it_waiting() {
+    let proxy = proxy().await;
+    let token = mint::token("acme");
+    let waiting = made_ready(&proxy, &token, PLAIN).await;
+    let tenants = proxy.tenants();
+    let other = tenants.replacen("id = \"globex\"", "id = \"globex\"\nstate = \"paused\"", 1);
+    assert_ne!(tenants, other);
+    for (count, registry) in [(1.0, &tenants), (2.0, &other)] {
+        proxy.reload(registry);
+        proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", count).await;
+    }
+    // Globex's new state has reached sessions, and with it whatever the reload does.
+    let refused = proxy.connect(&mint::token("globex"), "globex").await.expect_err("paused");
+    assert_eq!(refused.code().map(|code| code.code()), Some("57P03"));
+    let (_client, _) = log_in(&proxy, &token, PLAIN).await;
+    let served = proxy.served(2).await;
+    assert_eq!((&served["warm"], &served["backend_pid"]), (&json!(true), &waiting["pid"]));
+    assert_eq!(proxy.metric("pgsilo_warm_total{result=\"withdrawn\"}").await, 0.0);
 }
 
 #[tokio::test]
