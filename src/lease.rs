@@ -27,7 +27,7 @@ use tokio::sync::{AcquireError, Semaphore};
 use tokio::time::{Instant as Deadline, timeout, timeout_at};
 
 pub(crate) use keeper::LeaseEnd;
-pub(crate) use openbao::OpenBaoError;
+pub(crate) use openbao::{DatabaseFault, OpenBaoError};
 
 use crate::audit::{self, Asker, SessionId};
 use crate::clock::BootTime;
@@ -172,6 +172,9 @@ pub(crate) enum LeaseError {
     /// An operator must act.
     #[error("OpenBAO: {0}")]
     Denied(OpenBaoError),
+    /// OpenBAO could not make one at the tenant's database.
+    #[error("OpenBAO: {error}")]
+    Database { fault: DatabaseFault, error: OpenBaoError },
     /// pgsilo itself has no OpenBAO token.
     #[error("not logged in to OpenBAO: {0}")]
     NotLoggedIn(String),
@@ -190,6 +193,36 @@ pub(crate) enum LeaseError {
     /// The task that asked was cancelled: the runtime is going down.
     #[error("the request to OpenBAO was abandoned")]
     Abandoned,
+}
+
+impl LeaseError {
+    /// What it is where it was shared.
+    pub(crate) fn at_bottom(&self) -> &LeaseError {
+        match self {
+            LeaseError::Shared(error) => error,
+            error => error,
+        }
+    }
+
+    /// Whether it may be so because nobody gets a connection to the tenant's database: OpenBAO was told
+    /// so, or does not say why, or is waited for while it may be trying.
+    pub(crate) fn may_be_the_databases(&self) -> bool {
+        match self.at_bottom() {
+            LeaseError::Unavailable(
+                OpenBaoError::Said { status: 500, .. } | OpenBaoError::Timeout(_),
+            )
+            | LeaseError::Database { fault: DatabaseFault::Away, .. }
+            | LeaseError::Crowded => true,
+            LeaseError::Unavailable(_)
+            | LeaseError::Database { .. }
+            | LeaseError::Denied(_)
+            | LeaseError::NotLoggedIn(_)
+            | LeaseError::NoRole(_)
+            | LeaseError::Unrevoked(_)
+            | LeaseError::Shared(_)
+            | LeaseError::Abandoned => false,
+        }
+    }
 }
 
 /// Where leases come from. Cheap to clone.
@@ -476,6 +509,7 @@ impl From<OpenBaoError> for LeaseError {
             | OpenBaoError::Timeout(_)
             | OpenBaoError::NotJson
             | OpenBaoError::TooLong => LeaseError::Unavailable(error),
+            OpenBaoError::Database { fault, .. } => LeaseError::Database { fault, error },
             OpenBaoError::File { .. }
             | OpenBaoError::SameToken
             | OpenBaoError::Unfit(_)

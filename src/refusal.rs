@@ -12,7 +12,7 @@ use tracing::Level;
 
 use crate::audit::Told;
 use crate::backend::{BackendError, DialError};
-use crate::lease::LeaseError;
+use crate::lease::{DatabaseFault, LeaseError};
 use crate::route::RouteError;
 use crate::token::{Rejected, SourceError, TokenError};
 use crate::wire::message;
@@ -122,7 +122,12 @@ reasons! {
     /// OpenBAO unreachable, sealed or overloaded: another attempt may succeed.
     LeaseUnavailable, "57P03", "lease_unavailable", ERROR,
         "database credentials are not available at the moment";
-    /// OpenBAO says no: a policy or a role is wrong, an operator must act.
+    /// OpenBAO gets no connection to the tenant's database, where it would make the credential: another
+    /// attempt may succeed.
+    LeaseBackendAway, "57P03", "lease_backend_away", ERROR,
+        "the tenant's database is not available at the moment";
+    /// OpenBAO says no, or the database refuses it: a policy, a role or its statements are wrong, an
+    /// operator must act.
     LeaseDenied, "58000", "lease_denied", ERROR, "database credentials were denied";
     /// No connection to the tenant's database, or no TLS with it.
     BackendUnreachable, "08001", "backend_unreachable", ERROR,
@@ -288,16 +293,18 @@ impl From<RouteError> for Refusal {
 
 impl From<LeaseError> for Refusal {
     fn from(error: LeaseError) -> Refusal {
-        let at_bottom = match &error {
-            LeaseError::Shared(error) => error,
-            error => error,
-        };
-        let reason = match at_bottom {
+        let reason = match error.at_bottom() {
             LeaseError::Unavailable(_)
             | LeaseError::NotLoggedIn(_)
             | LeaseError::Crowded
             | LeaseError::Unrevoked(_)
             | LeaseError::Abandoned => Reason::LeaseUnavailable,
+            LeaseError::Database { fault, .. } => match fault {
+                DatabaseFault::Away => Reason::LeaseBackendAway,
+                DatabaseFault::NotReady => Reason::BackendNotReady,
+                DatabaseFault::Full(_) => Reason::BackendFull,
+                DatabaseFault::Refused => Reason::LeaseDenied,
+            },
             LeaseError::Denied(_) | LeaseError::NoRole(_) => Reason::LeaseDenied,
             LeaseError::Shared(_) => Reason::Internal,
         };

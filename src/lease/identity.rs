@@ -353,7 +353,7 @@ fn advice(error: &OpenBaoError) -> &'static str {
         }
         OpenBaoError::Said { status: 404, .. } => "is the auth method enabled there?",
         OpenBaoError::Said { status: 503, .. } => "unseal it",
-        OpenBaoError::Said { .. } => "see its log",
+        OpenBaoError::Said { .. } | OpenBaoError::Database { .. } => "see its log",
         OpenBaoError::Unreachable(_) | OpenBaoError::Timeout(_) => {
             "check [openbao] address and ca, and that it runs"
         }

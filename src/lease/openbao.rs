@@ -6,6 +6,7 @@
 //! once, for a standby that names the active server, and never from https to http.
 
 mod answers;
+mod database;
 mod shown;
 
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ use crate::stamp::Stamp;
 use answers::{
     AuthAnswer, CountAnswer, CredsAnswer, Errors, LookupAnswer, RenewAnswer, UnwrapAnswer,
 };
+pub(crate) use database::DatabaseFault;
 use shown::Shown;
 
 /// Between attempts to give a token back that is not used.
@@ -53,6 +55,9 @@ pub(crate) enum OpenBaoError {
     /// An answer other than 2xx.
     #[error("it answered {status}{}{words}", if words.is_empty() { "" } else { ": " })]
     Said { status: u16, words: String },
+    /// It could not make a credential at the tenant's database.
+    #[error("it answered 500: {words}")]
+    Database { fault: DatabaseFault, words: String },
     /// No connection, or one that broke.
     #[error("it cannot be reached: {0}")]
     Unreachable(String),
@@ -463,7 +468,11 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, OpenBaoError> {
 
 fn said(status: StatusCode, body: &[u8]) -> OpenBaoError {
     let errors = parse::<Errors>(body).map(|answer| answer.errors).unwrap_or_default();
-    let words = errors.join("; ").split_whitespace().collect::<Vec<_>>().join(" ");
-    let words = words.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect();
-    OpenBaoError::Said { status: status.as_u16(), words }
+    let all = errors.join("; ").split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = all.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect();
+    let failed = (status == StatusCode::INTERNAL_SERVER_ERROR).then(|| database::fault(&all));
+    match failed.flatten() {
+        Some(fault) => OpenBaoError::Database { fault, words },
+        None => OpenBaoError::Said { status: status.as_u16(), words },
+    }
 }

@@ -1,13 +1,20 @@
 //! Leased: a credential for this tenant's placement, and a connection to log in on.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::client::Stop;
 use super::routed::Routed;
 use crate::audit::Stage;
-use crate::backend::{self, Attachment, Connection};
-use crate::lease::Lease;
+use crate::backend::{self, Attachment, Connection, DialError};
+use crate::lease::{Lease, LeaseError};
 use crate::refusal::Refusal;
+
+/// How much longer than for OpenBAO's answer the dial's is waited for, where that says more.
+const TRUER: Duration = Duration::from_millis(250);
 
 /// Proves that OpenBAO granted a credential, which is this session's for as long as it lives.
 #[derive(Debug)]
@@ -28,8 +35,7 @@ pub(super) enum Connected {
 
 impl<'c> Leased<'c> {
     /// Takes what the pool has made ready for such a session; else asks for a credential, and dials
-    /// the database meanwhile. Whatever fails first ends it; a credential that still comes is
-    /// revoked.
+    /// the database meanwhile.
     pub(super) async fn lease(mut routed: Routed<'c>) -> Result<Leased<'c>, Stop> {
         let proxy = routed.client().proxy;
         let (lease, connection) = match proxy.pool.take(routed.resolved()).await {
@@ -41,10 +47,9 @@ impl<'c> Leased<'c> {
             None => {
                 let route = Arc::clone(routed.resolved());
                 let patience = proxy.limits().dead_peer_timeout;
-                let request = routed.request();
-                let lease = async { proxy.lessor.lease(request).await.map_err(Refusal::from) };
-                let dial = async { backend::dial(&route, patience).await.map_err(Refusal::from) };
-                let (lease, connection) = tokio::try_join!(lease, dial)?;
+                let lease = proxy.lessor.lease(routed.request());
+                let dial = backend::dial(&route, patience);
+                let (lease, connection) = both(lease, dial).await?;
                 (lease, Connected::Dialled(connection))
             }
         };
@@ -55,5 +60,29 @@ impl<'c> Leased<'c> {
 
     pub(super) fn into_parts(self) -> (Routed<'c>, Lease, Connected) {
         (self.routed, self.lease, self.connection)
+    }
+}
+
+/// A lease and a connection, had at once. Whatever fails first ends it; a credential that still comes
+/// is revoked. OpenBAO meets the same database: where it may have failed at that, what the dial finds is
+/// the truer answer, if it comes soon.
+async fn both(
+    lease: impl Future<Output = Result<Lease, LeaseError>>,
+    dial: impl Future<Output = Result<Connection, DialError>>,
+) -> Result<(Lease, Connection), Refusal> {
+    let (mut lease, mut dial) = (pin!(lease), pin!(dial));
+    tokio::select! {
+        leased = &mut lease => match leased {
+            Ok(lease) => Ok((lease, dial.await?)),
+            Err(error) if error.may_be_the_databases() => match timeout(TRUER, dial).await {
+                Ok(Err(unreached)) => Err(unreached.into()),
+                Ok(Ok(_)) | Err(_) => Err(error.into()),
+            },
+            Err(error) => Err(error.into()),
+        },
+        dialled = &mut dial => {
+            let connection = dialled?;
+            Ok((lease.await?, connection))
+        }
     }
 }

@@ -21,6 +21,7 @@ mod certificates;
 mod denied;
 mod deployments;
 mod drivers;
+mod faults;
 mod isolation;
 mod keys;
 mod leases;

@@ -165,8 +165,16 @@ async fn a_database_that_openbao_cannot_reach_is_a_matter_of_time() {
     let proxy = Proxy::with(asking(server.address(), &auth)).await;
     server.connect_to(&free_port().to_string()).await;
     let event = refused(&proxy, "57P03", IN_TIME).await;
-    assert_eq!(event["reason"], "lease_unavailable");
+    assert_eq!(event["reason"], "lease_backend_away");
     assert!(event["cause"].as_str().expect("a cause").contains("it answered 500"), "{event}");
+    // Where pgsilo does not reach it either, that is what is told, whoever comes first.
+    proxy.place_acme_at(free_port(), "").await;
+    for _ in 0..10 {
+        assert_eq!(refused(&proxy, "08001", IN_TIME).await["reason"], "backend_unreachable");
+    }
+    let port = world().var("PG_PORT").parse().expect("a port");
+    proxy.place_acme_at(port, "").await;
+    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 2.0).await;
     server.connect_to(world().var("PG_PORT")).await;
     session(&proxy).await;
 }

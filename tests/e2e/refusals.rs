@@ -5,6 +5,7 @@
 use pgsilo::Reason;
 use rustix::process::Signal;
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 
 use crate::support::issuer::Issuer;
 use crate::support::proxy::{Proxy, Settings};
@@ -236,6 +237,23 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
             let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
             (proxy, message, told("database credentials are not available at the moment"))
         }
+        Reason::LeaseBackendAway => {
+            const SAID: &str = "{\"errors\":[\"1 error occurred:\\n\\t* unable to start transaction: \
+                failed to connect to `user=broker database=tenant_acme`: 127.0.0.1:1 (127.0.0.1): \
+                dial error: dial tcp 127.0.0.1:1: connect: connection refused\\n\\n\"]}";
+            let address = fake::openbao(|mut tcp| async move {
+                let head = "HTTP/1.1 500 Internal Server Error\r\nConnection: close";
+                let answer = format!("{head}\r\nContent-Length: {}\r\n\r\n{SAID}", SAID.len());
+                let _said = tcp.write_all(answer.as_bytes()).await;
+            })
+            .await;
+            let openbao = format!(
+                "address = \"http://{address}\"\nauth = {{ token_file = \"secret-id\" }}\n"
+            );
+            let proxy = Proxy::with(Settings { openbao, ..Settings::default() }).await;
+            let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
+            (proxy, message, told("the tenant's database is not available at the moment"))
+        }
         Reason::LeaseDenied => {
             let tenants = |text: &str| text.replacen("tenant-acme-rw", "someone-elses-role", 1);
             let proxy = Proxy::with(Settings { tenants, ..Settings::default() }).await;
@@ -441,6 +459,7 @@ refusals! {
     a_registry_that_is_stale: RegistryStale;
     an_audit_that_nobody_reads: AuditUnavailable;
     an_openbao_that_is_sealed: LeaseUnavailable;
+    a_database_that_openbao_cannot_reach: LeaseBackendAway;
     an_openbao_that_says_no: LeaseDenied;
     a_database_server_that_is_not_there: BackendUnreachable;
     a_database_that_is_full: BackendFull;

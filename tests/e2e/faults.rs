@@ -1,0 +1,157 @@
+//! What OpenBAO meets at a tenant's database when it makes a credential there: what will pass is told
+//! from what an operator must mend, on a real OpenBAO and a real PostgreSQL, with pgsilo's authority and
+//! with the session's. What OpenBAO's words are is in `src/lease/openbao/database.rs`.
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::openbao::session_authority;
+use crate::orphans::settings_of;
+use crate::support::proxy::{Proxy, Settings};
+use crate::support::world::World;
+use crate::support::{eventually, mint};
+
+/// A sandbox of its own, and a pgsilo of each authority in front of it.
+struct Ground {
+    world: World,
+    proxies: [(Proxy, String); 2],
+    superuser: tokio_postgres::Client,
+}
+
+const ROLE: &str = "pgsilo/acme/roles/tenant-acme-rw";
+const CONNECTION: &str = "pgsilo/acme/config/tenant-acme";
+
+impl Ground {
+    async fn new() -> Ground {
+        let world = World::own().await;
+        let own = Proxy::of(&world, settings_of(&world)).await;
+        let openbao = format!("address = \"{}\"\n", world.var("BAO_ADDR"));
+        let sessions = Proxy::of(&world, Settings { openbao, ..session_authority() }).await;
+        let subject = json!({ "sub": "alice@acme", "tenant": "acme", "access": "read-write" });
+        let token = mint::signed_by(&world, subject);
+        let superuser = world.superuser("postgres").await;
+        let proxies = [(own, mint::token_of(&world, "acme")), (sessions, token)];
+        Ground { world, proxies, superuser }
+    }
+
+    /// OpenBAO keeps connections; what has changed meets new ones.
+    async fn sql(&self, sql: &str) {
+        self.superuser.batch_execute(sql).await.expect(sql);
+        let gone = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'tenant_acme_broker%'";
+        self.superuser.batch_execute(gone).await.expect("terminated");
+    }
+
+    async fn write(&self, path: &str, body: Value) {
+        let (status, answer) = self.world.bao("POST", path, Some(body)).await;
+        assert!((200..300).contains(&status), "{path}: {status} {answer}");
+    }
+
+    async fn read(&self, path: &str) -> Value {
+        let (status, answer) = self.world.bao("GET", path, None).await;
+        assert_eq!(status, 200, "{path}");
+        answer["data"].clone()
+    }
+
+    /// Each pgsilo refuses so, in OpenBAO's words.
+    async fn refuses(&self, sqlstate: &str, reason: &str, words: &str) {
+        for (proxy, token) in &self.proxies {
+            let before = proxy.events("refused").len();
+            let error = proxy.connect(token, "acme").await.expect_err(words);
+            assert_eq!(error.code().map(|code| code.code()), Some(sqlstate), "{words}: {error:?}");
+            let event =
+                eventually("the event", async || proxy.events("refused").get(before).cloned())
+                    .await;
+            assert_eq!(event["reason"], reason, "{event}");
+            let cause = event["cause"].as_str().expect("a cause");
+            assert!(cause.starts_with("OpenBAO: ") && cause.contains(words), "{event}");
+        }
+    }
+
+    async fn serves(&self) {
+        for (proxy, token) in &self.proxies {
+            proxy.connect(token, "acme").await.expect("mended");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_takes_no_connection_of_openbaos_will_pass() {
+    let ground = Ground::new().await;
+    ground.serves().await;
+    ground.sql("ALTER ROLE tenant_acme_broker CONNECTION LIMIT 0").await;
+    ground.refuses("53300", "backend_full", "SQLSTATE 53300").await;
+    ground.sql("ALTER ROLE tenant_acme_broker CONNECTION LIMIT -1").await;
+    ground.serves().await;
+
+    // Nobody listens where OpenBAO looks for it; pgsilo has another way there.
+    let url = ground.read(CONNECTION).await["connection_details"]["connection_url"].clone();
+    let port = ground.world.var("PG_PORT");
+    let elsewhere = url.as_str().expect("a URL").replace(port, "1");
+    // The provisioner's description of a connection wants the password with a change.
+    ground.sql("ALTER ROLE tenant_acme_broker PASSWORD 'another'").await;
+    let configure = async |url: &str| {
+        let mut config = ground.read(CONNECTION).await;
+        let details = config["connection_details"].take();
+        for (name, value) in details.as_object().expect("details") {
+            config[name] = value.clone();
+        }
+        config["connection_url"] = url.into();
+        config["password"] = "another".into();
+        config["verify_connection"] = false.into();
+        ground.write(CONNECTION, config).await;
+    };
+    configure(&elsewhere).await;
+    ground.refuses("57P03", "lease_backend_away", "connection refused").await;
+    configure(url.as_str().expect("a URL")).await;
+    ground.serves().await;
+
+    // A smart shutdown waits for this very session, and lets nobody in.
+    let postmaster = Pid::from_raw(ground.world.var("PG_PID").parse().expect("a pid"));
+    ground.sql("SELECT 1").await;
+    kill_process(postmaster.expect("a pid"), Signal::TERM).expect("it lives");
+    ground.refuses("57P03", "backend_not_ready", "SQLSTATE 57P03").await;
+}
+
+#[tokio::test]
+async fn what_an_operator_must_mend_at_a_database_is_told_so() {
+    let ground = Ground::new().await;
+    ground.serves().await;
+    let role = ground.read(ROLE).await;
+    for (statement, words) in [
+        ("CREATE ROL \"{{name}}\"", "SQLSTATE 42601"),
+        ("CREATE ROLE \"{{name}}\" SUPERUSER", "SQLSTATE 42501"),
+        ("CREATE ROLE \"{{name}}\" IN ROLE nobody", "SQLSTATE 42704"),
+    ] {
+        let mut broken = role.clone();
+        broken["creation_statements"] = json!([statement]);
+        ground.write(ROLE, broken).await;
+        ground.refuses("58000", "lease_denied", words).await;
+    }
+    let mut nowhere = role.clone();
+    nowhere["db_name"] = "nowhere".into();
+    ground.write(ROLE, nowhere).await;
+    ground.refuses("58000", "lease_denied", "failed to find entry for connection").await;
+    ground.write(ROLE, role).await;
+    ground.serves().await;
+
+    let allow = async |roles: &str| {
+        let body = json!({ "allowed_roles": [roles], "verify_connection": false });
+        ground.write(CONNECTION, body).await;
+    };
+    allow("another").await;
+    ground.refuses("58000", "lease_denied", "is not an allowed role").await;
+    allow("tenant-acme-*").await;
+    ground.serves().await;
+
+    for (broken, mended, words) in [
+        ("NOLOGIN", "LOGIN", "SQLSTATE 28000"),
+        ("RENAME TO tenant_acme_broker_2", "", "SQLSTATE 28P01"),
+    ] {
+        ground.sql(&format!("ALTER ROLE tenant_acme_broker {broken}")).await;
+        ground.refuses("58000", "lease_denied", words).await;
+        if !mended.is_empty() {
+            ground.sql(&format!("ALTER ROLE tenant_acme_broker {mended}")).await;
+            ground.serves().await;
+        }
+    }
+}
