@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::limits::Slots;
+use crate::log::Failures;
 use crate::proxy::Proxy;
 
 /// Connections that are open at once; a scraper needs one. More than the accepting task takes before
@@ -43,12 +44,15 @@ pub(crate) async fn serve(
     loops: Vec<Handle>,
 ) {
     let loops: Arc<[Handle]> = loops.into();
+    let mut failures = Failures::default();
     let slots: &'static Slots = Box::leak(Box::new(Slots::new(AT_ONCE, Duration::ZERO)));
     loop {
         let tcp = match listener.accept().await {
             Ok((tcp, _address)) => tcp,
             Err(error) => {
-                tracing::warn!(%error, "cannot accept an HTTP connection");
+                failures.another(|failures| {
+                    tracing::warn!(%error, failures, "cannot accept an HTTP connection");
+                });
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }

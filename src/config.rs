@@ -10,6 +10,7 @@ mod build;
 mod raw;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -124,6 +125,15 @@ pub enum Place {
     },
 }
 
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Tcp(address) => address.fmt(f),
+            Place::Unix { path, .. } => path.display().fmt(f),
+        }
+    }
+}
+
 /// TLS at a listener.
 #[derive(Debug)]
 pub struct ListenerTls {
@@ -207,6 +217,16 @@ pub enum LogFormat {
 }
 
 impl Config {
+    /// How many descriptors pgsilo may come to hold: a session has two, a login under way three at most.
+    pub fn descriptors(&self) -> u64 {
+        /// For OpenBAO, issuers, files, connections that wait and whoever is being refused.
+        const OTHERS: usize = 500;
+        let logins = self.limits.max_handshakes.saturating_mul(self.listeners.len());
+        let sessions = self.limits.max_sessions.saturating_mul(2);
+        let all = logins.saturating_mul(3).saturating_add(sessions).saturating_add(OTHERS);
+        u64::try_from(all).unwrap_or(u64::MAX)
+    }
+
     /// Reads the file and all that it names. Blocks.
     pub fn load(path: &Path) -> Result<Config, FileError> {
         build::load(path)

@@ -508,6 +508,7 @@ impl From<OpenBaoError> for LeaseError {
             | OpenBaoError::Unreachable(_)
             | OpenBaoError::Timeout(_)
             | OpenBaoError::NotJson
+            | OpenBaoError::Coded(_)
             | OpenBaoError::TooLong => LeaseError::Unavailable(error),
             OpenBaoError::Database { fault, .. } => LeaseError::Database { fault, error },
             OpenBaoError::File { .. }

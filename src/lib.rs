@@ -21,7 +21,7 @@
 //! identity, route          who a session is, however that was proved; which of its tenants it is for
 //! token | registry | lease three parts that never import each other: they meet in stages
 //! audit                    the trail of a connection, and the events
-//! tenant, tls, stream, ending, limits, secret, toml_file, file, stamp, backoff, host, addresses, cause, clock, wire, log
+//! tenant, tls, stream, ending, limits, secret, toml_file, file, stamp, backoff, host, addresses, cause, coding, clock, wire, log
 //! ```
 //!
 //! One exception is deliberate: `backend::dial` takes a [`session::Route`], which only a routed
@@ -35,6 +35,7 @@ mod backoff;
 mod cancel;
 mod cause;
 mod clock;
+mod coding;
 pub mod config;
 mod ending;
 mod file;

@@ -7,6 +7,7 @@
 //! lost: it is counted, and the log tells of it as soon as it can be written again. The program makes
 //! the one queue and gives it standard error; the lines come from `tracing`.
 
+mod failures;
 mod text;
 
 use std::collections::VecDeque;
@@ -17,6 +18,7 @@ use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 pub(crate) use self::text::is_loggable;
+pub(crate) use failures::Failures;
 
 /// When what could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);

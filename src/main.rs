@@ -13,7 +13,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use pgsilo::config::{Config, LogFormat};
 use pgsilo::log::{AUDIT, Bounds, Kind, LogQueue, tell_of_losses};
-use pgsilo::server::{self, ServeError};
+use pgsilo::server::{Control, ServeError};
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -71,6 +71,10 @@ fn main() -> ExitCode {
 
 fn serve(place: &Place) -> ExitCode {
     keep_memory_private();
+    let control = match Control::start() {
+        Ok(control) => control,
+        Err(error) => return fail(1, &error),
+    };
     let config = match Config::load(&place.config) {
         Ok(config) => config,
         Err(error) => return fail(3, &error),
@@ -79,10 +83,10 @@ fn serve(place: &Place) -> ExitCode {
         Ok(queue) => queue,
         Err(error) => return fail(1, &format_args!("cannot start: {error}")),
     };
-    for warning in &config.warnings {
+    for warning in config.warnings.iter().chain(&too_few_descriptors(&config)) {
         tracing::warn!("{warning}");
     }
-    let result = server::serve(config, queue.clone());
+    let result = control.serve(config, queue.clone());
     if let Err(error) = &result {
         let _queued = queue.lines(Kind::Log).write_all(format!("pgsilo: {error}\n").as_bytes());
     }
@@ -98,7 +102,7 @@ fn serve(place: &Place) -> ExitCode {
 fn check(place: &Place) -> ExitCode {
     match Config::load(&place.config) {
         Ok(config) => {
-            for warning in &config.warnings {
+            for warning in config.warnings.iter().chain(&too_few_descriptors(&config)) {
                 eprintln!("warning: {warning}");
             }
             let (listeners, tenants) = (config.listeners.len(), config.registry.snapshot().len());
@@ -121,6 +125,18 @@ fn keep_memory_private() {
     let _refused = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     let _refused = rustix::process::setrlimit(Resource::Core, none);
+}
+
+/// What is to be said where this process may have fewer descriptors than the bounds allow connections.
+fn too_few_descriptors(config: &Config) -> Option<String> {
+    let needed = config.descriptors();
+    let allowed = rustix::process::getrlimit(Resource::Nofile).current?;
+    (allowed < needed).then(|| {
+        format!(
+            "the bounds of [limits] need {needed} descriptors, and this process may have {allowed}: \
+             raise LimitNOFILE (ulimit -n), or lower the bounds"
+        )
+    })
 }
 
 /// What the log is made of: a queue that nobody waits for, and the two kinds of lines that `tracing`

@@ -11,6 +11,7 @@ mod tend;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -26,6 +27,8 @@ pub use listen::ListenError;
 
 /// How long a stopping pgsilo waits for OpenBAO to take the last leases back.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// The same, where somebody does not want to wait.
+const HURRIED: Duration = Duration::from_millis(600);
 /// What a drained session may take beyond the drain's end to be told and closed.
 const LAST_WORDS: Duration = Duration::from_secs(8);
 
@@ -40,25 +43,52 @@ pub enum ServeError {
     Start(String),
 }
 
-/// Serves until SIGTERM or SIGINT has come and every session has ended. `log` is where `tracing` puts
-/// the lines of this process.
-///
-/// # Errors
-/// When a listener cannot be bound or the process cannot be set up; not later.
-pub fn serve(config: Config, log: LogQueue) -> Result<(), ServeError> {
-    let config: &'static Config = Box::leak(Box::new(config));
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("pgsilo-control")
-        .enable_all()
-        .build()
-        .map_err(|error| ServeError::Start(error.to_string()))?;
-    let result = runtime.block_on(run(config, log));
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    result
+/// The control runtime, before there is anything to control. From here on no signal ends the process by
+/// itself: one that comes while the configuration is read is heeded once pgsilo serves.
+#[derive(Debug)]
+pub struct Control {
+    runtime: Runtime,
+    signals: Signals,
 }
 
-async fn run(config: &'static Config, log: LogQueue) -> Result<(), ServeError> {
+impl Control {
+    /// The first thing to do.
+    ///
+    /// # Errors
+    /// When the system refuses a thread or a signal handler.
+    pub fn start() -> Result<Control, ServeError> {
+        let failed = |error: std::io::Error| ServeError::Start(error.to_string());
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("pgsilo-control")
+            .enable_all()
+            .build()
+            .map_err(failed)?;
+        let signals = {
+            let _entered = runtime.enter();
+            Signals::new().map_err(failed)?
+        };
+        Ok(Control { runtime, signals })
+    }
+
+    /// Serves until SIGTERM or SIGINT has come and every session has ended. `log` is where `tracing`
+    /// puts the lines of this process.
+    ///
+    /// # Errors
+    /// When a listener cannot be bound or the process cannot be set up; not later.
+    pub fn serve(self, config: Config, log: LogQueue) -> Result<(), ServeError> {
+        let config: &'static Config = Box::leak(Box::new(config));
+        let result = self.runtime.block_on(run(config, log, self.signals));
+        self.runtime.shutdown_timeout(Duration::from_secs(1));
+        result
+    }
+}
+
+async fn run(
+    config: &'static Config,
+    log: LogQueue,
+    mut signals: Signals,
+) -> Result<(), ServeError> {
     let failed = |error: std::io::Error| ServeError::Start(error.to_string());
     let metrics = admin::metrics::install().map_err(ServeError::Start)?;
     let listeners = listen::bind_all(&config.listeners, config.limits.max_handshakes)?;
@@ -68,7 +98,6 @@ async fn run(config: &'static Config, log: LogQueue) -> Result<(), ServeError> {
     };
     stream::check_kernel();
     tokio::spawn(admin::metrics::tidy(metrics.clone()));
-    let mut signals = Signals::new().map_err(failed)?;
     let runtime = tokio::runtime::Handle::current();
     let proxy =
         Proxy::start(config, runtime, log).map_err(|error| ServeError::Start(error.to_string()))?;
@@ -94,7 +123,7 @@ async fn run(config: &'static Config, log: LogQueue) -> Result<(), ServeError> {
     );
 
     signals.serve(hangups).await;
-    drain(proxy, &tasks, &mut signals).await;
+    let hurried = drain(proxy, &tasks, &mut signals).await;
     for accept in accepting {
         accept.abort();
         let _aborted = accept.await;
@@ -103,27 +132,44 @@ async fn run(config: &'static Config, log: LogQueue) -> Result<(), ServeError> {
         let _stopped = tokio::task::spawn_blocking(|| cores.stop()).await;
     }
     proxy.cancel_keys.tell();
-    proxy.pool.closed(CLOSE_PATIENCE).await;
-    proxy.lessor.close(CLOSE_PATIENCE).await;
+    close(proxy, hurried, &mut signals).await;
     tracing::info!("stopped");
     Ok(())
 }
 
 /// Ends every session: the idle at once, transactions within the time they have. Connections
-/// that still come are told that pgsilo is shutting down. A second signal cuts it short.
-async fn drain(proxy: &'static Proxy, tasks: &TaskTracker, signals: &mut Signals) {
+/// that still come are told that pgsilo is shutting down. A second signal cuts it short: whether one came.
+async fn drain(proxy: &'static Proxy, tasks: &TaskTracker, signals: &mut Signals) -> bool {
     let patience = proxy.limits().drain_timeout;
     tracing::info!(patience_seconds = patience.as_secs(), connections = tasks.len(), "draining");
     proxy.drain(patience);
     tasks.close();
-    tokio::select! {
-        () = tasks.wait() => return,
-        () = tokio::time::sleep(patience + LAST_WORDS) => {}
-        () = signals.stop() => {}
-    }
+    let hurried = tokio::select! {
+        () = tasks.wait() => return false,
+        () = tokio::time::sleep(patience + LAST_WORDS) => false,
+        () = signals.stop() => true,
+    };
     tracing::warn!(connections = tasks.len(), "stopping with connections open");
+    hurried
 }
 
+/// Gives back what is left, databases' connections first. A second signal leaves it little time for
+/// that, whenever it comes.
+async fn close(proxy: &'static Proxy, hurried: bool, signals: &mut Signals) {
+    let give_back = async |patience| {
+        proxy.pool.closed(patience).await;
+        proxy.lessor.close(patience).await;
+    };
+    if !hurried {
+        tokio::select! {
+            () = give_back(CLOSE_PATIENCE) => return,
+            () = signals.stop() => {}
+        }
+    }
+    give_back(HURRIED).await;
+}
+
+#[derive(Debug)]
 struct Signals {
     hangup: Signal,
     terminate: Signal,

@@ -10,6 +10,7 @@ mod bound;
 mod end_point;
 mod holder;
 mod lists;
+mod validity;
 mod verifiers;
 
 use std::fmt;
@@ -17,7 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
@@ -32,6 +33,7 @@ pub use self::authorities::{AuthorityId, NoAuthority};
 pub use self::end_point::server_end_point;
 pub use self::holder::{Holder, HolderError, thumbprint};
 use self::lists::Lists;
+pub use self::validity::{Complaint, Validity};
 use self::verifiers::{AnyCertificate, Client, Clients, Databases};
 use crate::file::{self, MAX_PEM, MAX_REVOCATION_LIST};
 use crate::stamp::{LastRead, Stamp};
@@ -208,6 +210,8 @@ pub struct ClientAuthorities {
 pub struct Server {
     files: ServerFiles,
     current: ArcSwap<Current>,
+    /// Of the certificate that is shown, as far as it can be read.
+    validity: ArcSwapOption<Validity>,
     read: Mutex<Read>,
 }
 
@@ -255,8 +259,32 @@ impl Server {
     /// When they are not a chain and its key.
     pub fn open(files: ServerFiles) -> Result<Server, TlsError> {
         let read = Read { last: LastRead::new(files.stamps()), early: None };
-        let current = ArcSwap::from_pointee(server(&files, Some(UnixTime::now()))?);
-        Ok(Server { files, current, read: Mutex::new(read) })
+        let Made { current, validity } = server(&files, Some(UnixTime::now()))?;
+        let validity = ArcSwapOption::new(validity.map(Arc::new));
+        Ok(Server {
+            files,
+            current: ArcSwap::from_pointee(current),
+            validity,
+            read: Mutex::new(read),
+        })
+    }
+
+    /// From when to when the certificate that is shown is valid, as far as it can be read.
+    pub fn validity(&self) -> Option<Validity> {
+        self.validity.load().as_deref().copied()
+    }
+
+    /// What of its files is in force and should be mended.
+    pub fn complaints(&self, now: UnixTime) -> Vec<Complaint> {
+        let shown = self.validity().and_then(|shown| shown.complaint(&self.files.certificate, now));
+        let current = self.current.load();
+        let lists = current.clients().map(|clients| clients.complaints(now)).unwrap_or_default();
+        shown.into_iter().chain(lists).collect()
+    }
+
+    /// What its TLS is made of.
+    pub fn files(&self) -> &ServerFiles {
+        &self.files
     }
 
     /// For a connection that comes now.
@@ -316,7 +344,9 @@ impl Server {
         let has_come = early.is_some_and(|from| from <= UnixTime::now());
         let load = || {
             *early = None;
-            self.current.store(Arc::new(again(&self.files, &self.current.load())?));
+            let Made { current, validity } = again(&self.files, &self.current.load())?;
+            self.current.store(Arc::new(current));
+            self.validity.store(validity.map(Arc::new));
             Ok(())
         };
         // It may pass without a change.
@@ -390,11 +420,18 @@ impl ClientAuthorities {
     }
 }
 
+/// What the files of a listener were made into.
+struct Made {
+    current: Current,
+    validity: Option<Validity>,
+}
+
 /// What a listener shows: the chain (leaf first) and its key. Offers ALPN `postgresql`
 /// and accepts clients without ALPN. An authority that has expired is an error where `now` is given.
-fn server(files: &ServerFiles, now: Option<UnixTime>) -> Result<Current, TlsError> {
+fn server(files: &ServerFiles, now: Option<UnixTime>) -> Result<Made, TlsError> {
     let ServerFiles { certificate, key, clients } = files;
     let chain = certificates(certificate, &read(certificate)?)?;
+    let validity = chain.first().and_then(Validity::of);
     let secret = private_key(key)?;
     let builder = ServerConfig::builder_with_provider(crypto())
         .with_safe_default_protocol_versions()
@@ -410,25 +447,26 @@ fn server(files: &ServerFiles, now: Option<UnixTime>) -> Result<Current, TlsErro
         }
         source => TlsError::BadKey { path: key.into(), source },
     })?;
-    Ok(match clients {
+    let current = match clients {
         None => Current::Shown(Arc::new(whole(config))),
         Some(clients) => Current::Asking { builder, shown: config.cert_resolver, clients },
-    })
+    };
+    Ok(Made { current, validity })
 }
 
 /// The same while pgsilo runs. An authority that has expired meanwhile is believed as little as one
 /// that is left out, and must not hold up the certificate that the listener shows.
-fn again(files: &ServerFiles, before: &Current) -> Result<Current, TlsError> {
+fn again(files: &ServerFiles, before: &Current) -> Result<Made, TlsError> {
     server(files, Some(UnixTime::now())).or_else(|error| match &error {
         TlsError::NoAuthority { reason: NoAuthority::Expired, .. } => {
-            let current = server(files, None)?;
+            let made = server(files, None)?;
             // One that comes expired is a mistake, and no reason to end anybody's session.
-            let known = current.clients().zip(before.clients());
+            let known = made.current.clients().zip(before.clients());
             if !known.is_some_and(|(new, old)| new.have_expired_since(old, UnixTime::now())) {
                 return Err(error);
             }
             tracing::warn!(%error, "whom it certified is not believed; a start would be refused");
-            Ok(current)
+            Ok(made)
         }
         _ => Err(error),
     })

@@ -34,10 +34,9 @@ struct Folder(PathBuf);
 fn made() -> &'static [(&'static str, String)] {
     static MADE: OnceLock<Vec<(&str, String)>> = OnceLock::new();
     MADE.get_or_init(|| {
-        let mut ca = CertificateParams::new(Vec::new()).unwrap();
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
+        let ca = CertifiedIssuer::self_signed(ca_params(), KeyPair::generate().unwrap()).unwrap();
+        let namesake =
+            CertifiedIssuer::self_signed(ca_params(), KeyPair::generate().unwrap()).unwrap();
         let mut old = CertificateParams::new(Vec::new()).unwrap();
         old.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         old.not_after = rcgen::date_time_ymd(2021, 1, 1);
@@ -45,16 +44,26 @@ fn made() -> &'static [(&'static str, String)] {
         let key = KeyPair::generate().unwrap();
         let leaf = CertificateParams::new(vec!["localhost".into()]).unwrap();
         let leaf = leaf.signed_by(&key, &ca).unwrap();
+        let within = |begin, end| {
+            let mut params = CertificateParams::new(vec!["localhost".into()]).unwrap();
+            params.not_before = rcgen::date_time_ymd(begin, 1, 1);
+            params.not_after = rcgen::date_time_ymd(end, 1, 1);
+            params.signed_by(&key, &ca).unwrap().pem()
+        };
         let signer = KeyPair::generate().unwrap();
         vec![
             ("pgsilo.toml", include_str!("../config/pgsilo.toml").into()),
             ("tenants.toml", include_str!("../config/tenants.toml").into()),
             ("denied.toml", include_str!("../config/denied.toml").into()),
             ("clients-ca.crt", ca.pem()),
-            ("clients.crl", crl(&ca)),
+            ("clients.crl", crl(&ca, 2020, 2099)),
+            ("old.crl", crl(&ca, 2020, 2021)),
+            ("forged.crl", crl(&namesake, 2020, 2099)),
             ("old-ca.crt", old.pem()),
             ("token", "e30.e30.e30\n".into()),
             ("server.crt", leaf.pem() + &ca.pem()),
+            ("expired.crt", within(2020, 2021)),
+            ("early.crt", within(2098, 2099)),
             ("server.key", key.serialize_pem()),
             ("mutual.crt", leaf.pem() + &ca.pem()),
             ("mutual.key", key.serialize_pem()),
@@ -74,11 +83,19 @@ fn made() -> &'static [(&'static str, String)] {
     })
 }
 
+/// Of all authorities here.
+fn ca_params() -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
 /// A revocation list that revokes nothing.
-fn crl(ca: &CertifiedIssuer<'_, KeyPair>) -> String {
+fn crl(ca: &CertifiedIssuer<'_, KeyPair>, from: i32, until: i32) -> String {
     let list = CertificateRevocationListParams {
-        this_update: rcgen::date_time_ymd(2020, 1, 1),
-        next_update: rcgen::date_time_ymd(2099, 1, 1),
+        this_update: rcgen::date_time_ymd(from, 1, 1),
+        next_update: rcgen::date_time_ymd(until, 1, 1),
         crl_number: SerialNumber::from(1u64),
         issuing_distribution_point: None,
         revoked_certs: Vec::new(),

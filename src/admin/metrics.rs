@@ -94,6 +94,13 @@ pub(crate) fn observe(proxy: &Proxy) {
     for (issuer, age) in proxy.verifier().ages() {
         gauge!("pgsilo_keys_age_seconds", "issuer" => issuer.to_owned()).set(age.as_secs_f64());
     }
+    for listener in &proxy.config.listeners {
+        let validity = listener.tls.as_ref().and_then(|tls| tls.server.validity());
+        if let Some(validity) = validity {
+            gauge!("pgsilo_certificate_not_after_timestamp_seconds", "listener" => listener.place.to_string())
+                .set(validity.not_after() as f64);
+        }
+    }
     gauge!("pgsilo_warm_connections").set(proxy.pool.waiting() as f64);
     for (kind, label) in [(Kind::Log, "log"), (Kind::Audit, "audit")] {
         counter!("pgsilo_log_lost_total", "kind" => label).absolute(proxy.log.lost(kind));
@@ -123,6 +130,11 @@ fn describe() {
     describe_counter!("pgsilo_endings_total", "Sessions that ended, by ending");
     describe_counter!("pgsilo_bytes_total", Unit::Bytes, "Bytes relayed, by direction");
     describe_counter!("pgsilo_cancel_requests_total", "Cancel requests, by result");
+    describe_gauge!(
+        "pgsilo_certificate_not_after_timestamp_seconds",
+        Unit::Seconds,
+        "When the certificate that a listener shows expires, in Unix time"
+    );
     describe_counter!("pgsilo_tls_failures_total", "TLS handshakes of clients that failed");
     describe_histogram!(
         "pgsilo_stage_seconds",

@@ -9,6 +9,7 @@ mod proofs;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -23,8 +24,8 @@ use super::raw::{
     RawReuse, RawRuntime, RawWarm,
 };
 use super::{
-    Audit, Config, FileError, LeaseRules, Limits, Listener, Log, LogFormat, OnLoss, TimeLimits,
-    Warm,
+    Audit, Config, FileError, LeaseRules, Limits, Listener, Log, LogFormat, OnLoss, Place,
+    TimeLimits, Warm,
 };
 use crate::file::{self, MAX_CONFIGURATION, MAX_SECRET};
 use crate::limits::not_zero;
@@ -78,6 +79,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let log = build.log(&raw.log)?;
     let audit = build.audit(&raw.audit)?;
     let admin = raw.admin.map(|admin| admin.address.0);
+    build.check_admin(admin, &listeners)?;
     if admin.is_some_and(|address| !address.ip().is_loopback()) {
         build.warn(
             "admin.address",
@@ -116,6 +118,17 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
         cores,
         warnings: build.warnings,
     })
+}
+
+/// Whether both cannot be bound at once. An address that stands for all of them is none of IPv6 alone.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let all_of = |all: SocketAddr, single: SocketAddr| {
+        all.ip().is_unspecified() && (all.is_ipv6() || single.is_ipv4())
+    };
+    let chosen_by_the_system = one.port() == 0;
+    !chosen_by_the_system
+        && one.port() == other.port()
+        && (one.ip() == other.ip() || all_of(one, other) || all_of(other, one))
 }
 
 struct Build<'a> {
@@ -280,6 +293,21 @@ impl Build<'_> {
                 tenant.placement().dbname,
             );
             self.warn("registry.file", what);
+        }
+    }
+
+    fn check_admin(
+        &self,
+        admin: Option<SocketAddr>,
+        listeners: &[Listener],
+    ) -> Result<(), FileError> {
+        let taken = |listener: &&Listener| match (&listener.place, admin) {
+            (Place::Tcp(address), Some(admin)) => collide(*address, admin),
+            (Place::Tcp(_) | Place::Unix { .. }, _) => false,
+        };
+        match listeners.iter().find(taken) {
+            Some(_) => self.wrong("admin.address", "a listener has it; choose another port"),
+            None => Ok(()),
         }
     }
 

@@ -358,6 +358,7 @@ fn advice(error: &OpenBaoError) -> &'static str {
             "check [openbao] address and ca, and that it runs"
         }
         OpenBaoError::NotJson | OpenBaoError::TooLong => "is [openbao] address an OpenBAO server?",
+        OpenBaoError::Coded(_) => "have the gateway at [openbao] address leave answers as they are",
         OpenBaoError::File { .. } => "check the file that [openbao] auth names",
         OpenBaoError::SameToken => "have [openbao] auth token_file renewed, or its sessions end",
         OpenBaoError::Unfit(_) => "mend the role, or the token, that [openbao] auth names",

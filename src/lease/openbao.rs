@@ -25,6 +25,7 @@ use super::fitness::{Nature, Unfit};
 use crate::addresses::Addresses;
 use crate::backoff::Backoff;
 use crate::cause::root_cause;
+use crate::coding;
 use crate::file::{self, MAX_PEM};
 use crate::host::is_loopback;
 use crate::secret::Secret;
@@ -67,6 +68,9 @@ pub(crate) enum OpenBaoError {
     /// An answer that is not what the API promises.
     #[error("its answer is not the JSON that was expected")]
     NotJson,
+    /// An answer in a coding that was not asked for.
+    #[error("its answer is compressed ({0}), which nobody asked for: is a gateway in between?")]
+    Coded(String),
     /// An answer beyond any believable size.
     #[error("its answer is longer than 256 KiB")]
     TooLong,
@@ -324,6 +328,9 @@ impl OpenBao {
             None => response,
         };
         refuse_cached(&response)?;
+        if let Some(coding) = coding::of(response.headers()) {
+            return Err(OpenBaoError::Coded(coding));
+        }
         self.read(response).await
     }
 
@@ -417,6 +424,7 @@ fn client(settings: &Settings, addresses: &Addresses) -> Result<Client, OpenBaoE
         .no_proxy()
         .pool_max_idle_per_host(settings.max_concurrent_requests)
         .tcp_nodelay(true)
+        .default_headers(coding::asks_for_none())
         .user_agent(concat!("pgsilo/", env!("CARGO_PKG_VERSION")));
     if let Some(pem) = &settings.ca {
         builder = builder.tls_certs_only(Certificate::from_pem_bundle(pem).map_err(failed)?);

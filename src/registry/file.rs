@@ -18,7 +18,7 @@ use super::{
 };
 use crate::file::MAX_REGISTRY;
 use crate::log::is_loggable;
-use crate::tenant::TenantId;
+use crate::tenant::{Access, TenantId};
 use crate::tls::{self, CaFile, TlsError};
 use crate::toml_file::text::Text;
 use crate::toml_file::{FileError, TomlFile};
@@ -189,6 +189,7 @@ pub(super) fn load(path: &Path, before: Option<&Snapshot>) -> Result<Snapshot, F
     }
     no_names_of_others(&file, &ids, &tenants)?;
     let aliases = unambiguous(&file, aliases, &ids)?;
+    no_roles_of_others(&file, &ids, &tenants)?;
     let bindings = bindings(&file, raw.binding, &tenants)?;
     Ok(Snapshot { tenants, aliases, bindings, clients: reading.clients })
 }
@@ -239,6 +240,38 @@ fn no_names_of_others(
             let index = ids.get(&tenant.id).copied().unwrap_or_default();
             let field = format!("tenant[{index}].database_names");
             return Err(file.wrong(&field, format!("{name:?} is another tenant's id")));
+        }
+    }
+    Ok(())
+}
+
+/// Several tenants may have one mount, and none has the roles of another: a credential for one would be
+/// one for the other.
+fn no_roles_of_others(
+    file: &TomlFile,
+    ids: &HashMap<TenantId, usize>,
+    tenants: &HashMap<TenantId, Arc<Tenant>>,
+) -> Result<(), FileError> {
+    let mut all: Vec<_> = tenants.values().collect();
+    all.sort_by_key(|tenant| ids.get(&tenant.id));
+    // Whether OpenBAO tells capitals from small letters there is its business.
+    let mut owners: HashMap<(&str, String), &TenantId> = HashMap::with_capacity(all.len());
+    for tenant in all {
+        for access in Access::ALL {
+            let Some(role) = tenant.lease.role(access) else { continue };
+            let owner = *owners
+                .entry((&tenant.lease.mount, role.to_ascii_lowercase()))
+                .or_insert(&tenant.id);
+            if *owner != tenant.id {
+                let index = ids.get(&tenant.id).copied().unwrap_or_default();
+                let field = format!("tenant[{index}].lease.roles.{access}");
+                let mount = &tenant.lease.mount;
+                let owner = owner.as_str();
+                let what = format!(
+                    "{role:?} of {mount:?} is tenant {owner:?}'s; tenants never share a role"
+                );
+                return Err(file.wrong(&field, what));
+            }
         }
     }
     Ok(())

@@ -17,6 +17,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::core::Cores;
 use crate::config::{Listener, Place};
 use crate::limits::{Eviction, Slot, Slots};
+use crate::log::Failures;
 use crate::proxy::Proxy;
 use crate::session::Client;
 use crate::stream::{Stream, out_of_resources, tune};
@@ -172,6 +173,7 @@ impl Bound {
         tasks: TaskTracker,
     ) {
         let refusing = Arc::new(Semaphore::new(proxy.limits().max_handshakes / 4 + 16));
+        let mut failures = Failures::default();
         loop {
             let (socket, address) = match self.accept(proxy.limits().dead_peer_timeout).await {
                 Ok(accepted) => accepted,
@@ -180,7 +182,10 @@ impl Bound {
                     continue;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, listener = self.name(), "cannot accept connections");
+                    failures.another(|failures| {
+                        let listener = self.name();
+                        tracing::warn!(%error, listener, failures, "cannot accept connections");
+                    });
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }

@@ -10,6 +10,7 @@ use std::fmt::Display;
 use std::future::pending;
 use std::time::Duration;
 
+use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -91,6 +92,11 @@ fn look_at_others(proxy: &Proxy, hangup: bool, said: &mut Said) {
     let listeners = proxy.config.listeners.iter().enumerate();
     for (number, tls) in listeners.filter_map(|(n, listener)| Some((n, listener.tls.as_ref()?))) {
         let outcome = tls.server.reload(hangup).into();
+        if matches!(outcome, Outcome::Read) {
+            for complaint in tls.server.complaints(UnixTime::now()) {
+                tracing::warn!(%complaint, "in force, and to be mended");
+            }
+        }
         if matches!(outcome, Outcome::Read) && tls.server.asks_clients() {
             proxy.authorities_changed();
         }

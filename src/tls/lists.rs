@@ -12,7 +12,7 @@
 //! by `authorities.rs`.
 
 use std::fmt::Display;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use webpki::{CertRevocationList, OwnedCertRevocationList};
 use x509_parser::asn1_rs::{Any, BitString};
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
+use super::validity::Complaint;
 use super::{TlsError, crypto};
 
 /// The longest certificate that webpki reads (`TWO_BYTE_DER_SIZE` in its `der.rs`). To hash as much
@@ -42,6 +43,17 @@ pub(super) struct Lists {
     algorithms: Algorithms,
     all: Vec<CertRevocationList<'static>>,
     long: Vec<Long>,
+    read: Vec<Source>,
+}
+
+/// Where a list came from, for who has to mend it.
+#[derive(Debug)]
+struct Source {
+    file: PathBuf,
+    /// When the next one is due, in seconds since 1970, if it says so.
+    next: Option<i64>,
+    /// It has the name of an authority here, none of whose keys has signed it.
+    is_forged: bool,
 }
 
 /// What is kept of a long list.
@@ -68,7 +80,7 @@ impl Lists {
     }
 
     fn of(algorithms: Algorithms) -> Lists {
-        Lists { algorithms, all: Vec::new(), long: Vec::new() }
+        Lists { algorithms, all: Vec::new(), long: Vec::new(), read: Vec::new() }
     }
 
     /// One more, from that file. A signature of one of the `authorities` is checked now.
@@ -95,10 +107,10 @@ impl Lists {
         }
         let usable = CertRevocationList::from(usable);
         let signed = parsed.tbs_cert_list.as_ref();
+        let (_, whole) = Any::from_der(der).map_err(|error| bad(&error))?;
+        let behind = whole.data.get(signed.len()..).unwrap_or_default();
+        let (_, algorithm) = Any::from_der(behind).map_err(|error| bad(&error))?;
         if signed.len() > LONGEST_CERTIFICATE {
-            let (_, whole) = Any::from_der(der).map_err(|error| bad(&error))?;
-            let behind = whole.data.get(signed.len()..).unwrap_or_default();
-            let (_, algorithm) = Any::from_der(behind).map_err(|error| bad(&error))?;
             let signature = parsed.signature_value.data.to_vec();
             let hash = digest(&SHA256, signed).as_ref().to_vec();
             match self.long.iter().find(|other| other.signature == signature) {
@@ -106,26 +118,53 @@ impl Lists {
                 Some(_) => return Err(bad(&"its signature is another list's")),
                 None => self.long.push(Long { signature, hash, verdicts: Mutex::default() }),
             }
-            let its = |authority: &&TrustAnchor<'_>| *authority.subject == *usable.issuer();
-            for authority in authorities.iter().filter(its) {
-                self.ask(signed, algorithm.data, &parsed.signature_value.data, authority);
-            }
         }
+        let its = |authority: &&TrustAnchor<'_>| *authority.subject == *usable.issuer();
+        // Each is asked: the verdicts are kept.
+        let verdicts: Vec<bool> = authorities
+            .iter()
+            .filter(its)
+            .map(|own| self.ask(signed, algorithm.data, &parsed.signature_value.data, own))
+            .collect();
+        let is_forged = !verdicts.is_empty() && !verdicts.contains(&true);
+        let next = parsed.next_update().map(|next| next.timestamp());
+        self.read.push(Source { file: path.into(), next, is_forged });
         self.all.push(usable);
         Ok(())
     }
 
-    /// Has the verdict under an authority's key kept, if it is a key for such a signature.
-    fn ask(&self, signed: &[u8], kind: &[u8], signature: &[u8], authority: &TrustAnchor<'_>) {
-        let Ok((key, of)) = Any::from_der(&authority.subject_public_key_info) else { return };
-        let Ok((_, key)) = BitString::from_der(key) else { return };
-        for algorithm in self.algorithms() {
-            let fits = *algorithm.signature_alg_id() == *kind
-                && *algorithm.public_key_alg_id() == *of.data;
-            if fits {
-                let _kept = algorithm.verify_signature(&key.data, signed, signature);
-            }
-        }
+    /// Whether an authority's key has signed it, if it is a key for such a signature. Of a long one the
+    /// verdict is kept.
+    fn ask(
+        &self,
+        signed: &[u8],
+        kind: &[u8],
+        signature: &[u8],
+        authority: &TrustAnchor<'_>,
+    ) -> bool {
+        let Ok((key, of)) = Any::from_der(&authority.subject_public_key_info) else { return false };
+        let Ok((_, key)) = BitString::from_der(key) else { return false };
+        self.algorithms().iter().any(|algorithm| {
+            *algorithm.signature_alg_id() == *kind
+                && *algorithm.public_key_alg_id() == *of.data
+                && algorithm.verify_signature(&key.data, signed, signature).is_ok()
+        })
+    }
+
+    /// Which of them turn everybody away whom they are about.
+    pub(super) fn complaints(&self, now: UnixTime) -> Vec<Complaint> {
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let complaint = |Source { file, next, is_forged }: &Source| {
+            let what = if *is_forged {
+                "its authority has not signed the revocation list: nobody of that authority's is let in"
+            } else if next.is_some_and(|next| next < now) {
+                "the revocation list is out of date: nobody of its authority's is let in; renew it"
+            } else {
+                return None;
+            };
+            Some(Complaint { file: file.clone(), what })
+        };
+        self.read.iter().filter_map(complaint).collect()
     }
 
     pub(super) fn all(&self) -> Vec<&CertRevocationList<'static>> {

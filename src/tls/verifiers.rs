@@ -13,6 +13,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use super::authorities::{Authorities, AuthorityId};
 use super::crypto;
 use super::lists::Lists;
+use super::validity::Complaint;
 
 /// `sslmode=require`: believes any certificate, but its holder must still have the key: channel
 /// binding depends on it.
@@ -77,6 +78,11 @@ impl Clients {
         now: UnixTime,
     ) -> Result<AuthorityId, rustls::Error> {
         self.authorities.check(end_entity, intermediates, &self.lists, None, now)
+    }
+
+    /// What is wrong with the revocation lists.
+    pub(super) fn complaints(&self, now: UnixTime) -> Vec<Complaint> {
+        self.lists.complaints(now)
     }
 
     /// Whether it is one of those that chains may lead to.

@@ -16,6 +16,7 @@ use super::keys::KeyError;
 use super::strict::strict_json;
 use crate::addresses::Addresses;
 use crate::cause::root_cause;
+use crate::coding;
 use crate::host::is_loopback;
 
 /// Of one fetch, whatever it consists of: as long as a login may be held up by it.
@@ -128,6 +129,9 @@ pub enum FetchError {
     /// No whole answer in time.
     #[error("it did not answer within 5 s{0}")]
     Timeout(String),
+    /// An answer in a coding that was not asked for.
+    #[error("its answer is compressed ({0}), which nobody asked for")]
+    Coded(String),
     /// An answer beyond any believable size.
     #[error("its answer is longer than 256 KiB")]
     TooLong,
@@ -159,6 +163,7 @@ impl FetchError {
             FetchError::Unreachable(_) | FetchError::Timeout(_) => {
                 "check that the issuer runs and can be reached from here, and `ca`"
             }
+            FetchError::Coded(_) => "is a gateway in between? have it leave answers as they are",
             FetchError::TooLong => "is that the address of a JSON Web Key Set?",
             FetchError::Redirected => {
                 "if the new address is the issuer's, write it into the configuration"
@@ -218,6 +223,7 @@ impl Fetcher {
             .referer(false)
             // Between two fetches any connection would have gone stale.
             .pool_max_idle_per_host(0)
+            .default_headers(coding::asks_for_none())
             .user_agent(concat!("pgsilo/", env!("CARGO_PKG_VERSION")));
         if let Some(pem) = ca {
             builder = builder.tls_certs_only(Certificate::from_pem_bundle(pem).map_err(failed)?);
@@ -248,6 +254,9 @@ impl Fetcher {
         self.addresses.served(response.remote_addr());
         if response.status() != StatusCode::OK {
             return Err(FetchError::Said(response.status().as_u16()));
+        }
+        if let Some(coding) = coding::of(response.headers()) {
+            return Err(FetchError::Coded(coding));
         }
         let mut answer = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(lost)? {

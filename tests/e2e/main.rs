@@ -45,6 +45,7 @@ mod revocation;
 mod sessions;
 mod shares;
 mod sidecar;
+mod starting;
 mod support;
 mod times;
 mod unwell;

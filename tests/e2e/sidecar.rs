@@ -67,6 +67,23 @@ async fn an_application_needs_no_password_and_a_token_that_is_renewed_no_restart
 }
 
 #[tokio::test]
+async fn a_token_that_is_not_there_yet_keeps_nobody_from_starting() {
+    let listeners =
+        "[[listener]]\nsocket = \"{dir}/.s.PGSQL.6432\"\nauth = { token_file = \"token\" }\n";
+    let settings = Settings { listeners: listeners.to_owned(), ..Settings::default() };
+    let proxy = Proxy::with(settings).await;
+    let says = |words: &str| {
+        let words = words.to_owned();
+        proxy.logged(move |line| line["message"].as_str().is_some_and(|said| said.contains(&words)))
+    };
+    assert_eq!(says("is not there: sessions are refused until it is").await["level"], "WARN");
+    assert_eq!(state(&connect(&proxy).await.expect_err("no token")), "57P03");
+    assert_eq!(proxy.event("refused", |_| true).await["reason"], "token_unavailable");
+    fs::write(proxy.dir().join("token"), mint::token("acme")).expect("written");
+    assert_eq!(database(&connect(&proxy).await.expect("connected")).await, "tenant_acme");
+}
+
+#[tokio::test]
 async fn a_command_prints_the_token_and_is_run_again_when_it_was_refused() {
     let dir = std::env::temp_dir().join(format!("pgsilo-e2e-exec-{}", std::process::id()));
     fs::create_dir_all(&dir).expect("a folder");

@@ -228,6 +228,31 @@ async fn a_role_that_was_dropped_by_hand_leaves_no_lease_behind() {
     .await;
 }
 
+/// Both have the same to give back, to an OpenBAO that takes nothing.
+#[tokio::test]
+async fn a_second_signal_is_not_kept_waiting_by_an_openbao_that_hangs() {
+    let (world, mut patient) = unwell().await;
+    let mut hurried = in_front_of(&world, "").await;
+    let mut clients = Vec::new();
+    for proxy in [&patient, &hurried] {
+        clients.push(session(&world, proxy).await);
+    }
+    world.signal_bao(Signal::STOP);
+    patient.signal(Signal::TERM);
+    patient.logged(|line| line["message"] == "draining").await;
+    hurried.signal(Signal::TERM);
+    hurried.logged(|line| line["message"] == "draining").await;
+    hurried.signal(Signal::TERM);
+    tokio::select! {
+        biased;
+        _ = patient.ended() => panic!("the one that was told once ended first"),
+        ended = hurried.ended() => assert!(ended.success()),
+    }
+    assert_eq!(hurried.events("unrevoked").len(), 1, "what is left is told");
+    world.signal_bao(Signal::CONT);
+    assert!(patient.ended().await.success());
+}
+
 /// Those are the credentials that somebody will look for.
 #[tokio::test]
 async fn a_stop_tells_of_each_lease_that_openbao_did_not_take_back() {

@@ -780,9 +780,24 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "pgsilo.toml:18: listener[0].auth.oauthbearer.issuer: \"https://other.example\" has no [[issuer]] table",
     ),
     (
+        "roles = { read-write = \"tenant-globex-rw\" }",
+        "mount = \"pgsilo/acme\"\nroles = { read-write = \"tenant-globex-rw\", read-only = \"Tenant-acme-ro\" }",
+        "tenants.toml:34: tenant[1].lease.roles.read-only: \"Tenant-acme-ro\" of \"pgsilo/acme\" is tenant \"acme\"'s; tenants never share a role",
+    ),
+    (
+        "address = \"127.0.0.1:9432\"",
+        "address = \"127.0.0.1:6432\"",
+        "pgsilo.toml:142: admin.address: a listener has it; choose another port",
+    ),
+    (
+        "address = \"127.0.0.1:9432\"",
+        "address = \"[::]:6432\"",
+        "pgsilo.toml:142: admin.address: a listener has it; choose another port",
+    ),
+    (
         "auth = \"password\" ",
-        "auth = { token_file = \"absent\" } ",
-        "pgsilo.toml:18: listener[0].auth.token_file: cannot read \"absent\": No such file or directory (os error 2)",
+        "auth = { token_file = \"/\" } ",
+        "pgsilo.toml:18: listener[0].auth.token_file: cannot read \"/\": not a regular file",
     ),
     (
         "auth = \"password\" ",
@@ -915,7 +930,42 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
         "database_names = [\"postgres\", \"globex\"]",
         "pgsilo.toml:22: listener[0].database_names: \"globex\" is a tenant's: clients of others that name it land in their own; remove it",
     ),
+    (
+        "tls = { certificate = \"server.crt\", key = \"server.key\" }",
+        "tls = { certificate = \"expired.crt\", key = \"server.key\" }",
+        "pgsilo.toml:13: listener[0].tls.certificate: \"expired.crt\": the certificate has expired: clients that look at it are not served; renew it",
+    ),
+    (
+        "tls = { certificate = \"server.crt\", key = \"server.key\" }",
+        "tls = { certificate = \"early.crt\", key = \"server.key\" }",
+        "pgsilo.toml:13: listener[0].tls.certificate: \"early.crt\": the certificate is not valid yet: clients that look at it are not served; is a clock wrong?",
+    ),
+    (
+        "tls = { certificate = \"server.crt\", key = \"server.key\" }",
+        "tls = { certificate = \"server.crt\", key = \"server.key\", client_ca = \"clients-ca.crt\", client_crl = [\"clients.crl\"] }",
+        "",
+    ),
+    (
+        "tls = { certificate = \"server.crt\", key = \"server.key\" }",
+        "tls = { certificate = \"server.crt\", key = \"server.key\", client_ca = \"clients-ca.crt\", client_crl = [\"old.crl\"] }",
+        "pgsilo.toml:13: listener[0].tls.client_crl: \"old.crl\": the revocation list is out of date: nobody of its authority's is let in; renew it",
+    ),
+    (
+        "tls = { certificate = \"server.crt\", key = \"server.key\" }",
+        "tls = { certificate = \"server.crt\", key = \"server.key\", client_ca = \"clients-ca.crt\", client_crl = [\"forged.crl\"] }",
+        "pgsilo.toml:13: listener[0].tls.client_crl: \"forged.crl\": its authority has not signed the revocation list: nobody of that authority's is let in",
+    ),
     ("algorithms = [\"ES256\"]", "algorithms = [\"ES256\", \"RS256\"]", ""),
+    (
+        "# auth = { token_file = \"token\" }       # read at each login",
+        "auth = { token_file = \"absent\" }",
+        "pgsilo.toml:30: listener[1].auth.token_file: \"absent\" is not there: sessions are refused until it is",
+    ),
+    (
+        "# auth = { token_file = \"token\" }       # read at each login",
+        "auth = { token_file = \"empty\" }",
+        "pgsilo.toml:30: listener[1].auth.token_file: \"empty\" is empty: sessions are refused until it is not",
+    ),
     (
         "# database_names = \"any\"",
         "database_names = \"any\"",

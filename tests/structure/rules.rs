@@ -46,6 +46,7 @@ const LAYERS: [&[&str]; 11] = [
         "host",
         "addresses",
         "cause",
+        "coding",
         "clock",
         "wire",
         "log",

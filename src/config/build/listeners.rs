@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use rustls_pki_types::UnixTime;
+
 use super::super::raw::{RawDemand, RawListener, RawListenerTls};
 use super::super::{ListenerTls, Place, Proof};
 use super::proofs::{Door, Known};
@@ -131,6 +133,14 @@ impl Build<'_> {
             self.wrong(format!("{at}.tls.{field}"), error)
         })?;
         self.mind_readers(&format!("{at}.tls.key"), &key);
+        for complaint in made.complaints(UnixTime::now()) {
+            let field = match files.of_clients(&complaint.file) {
+                Some(OfClients::RevocationList) => "client_crl",
+                Some(OfClients::Authorities) => "client_ca",
+                None => "certificate",
+            };
+            self.warn(format!("{at}.tls.{field}"), complaint);
+        }
         Ok(made)
     }
 

@@ -1,14 +1,18 @@
 //! How clients of a listener prove who they are, and what a listener believes of those before it.
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use super::super::raw::{RawNames, RawProof};
 use super::super::{DatabaseNames, ListenerTls, Place, Proof};
 use super::{Build, FileError};
+use crate::file::{self, MAX_SECRET};
 use crate::token::Source;
 
 /// What of the rest of the file a listener depends on.
@@ -40,7 +44,7 @@ impl Build<'_> {
             RawProof::TokenFile(path) => {
                 let field = format!("{at}.auth.token_file");
                 self.mind_neighbours(&field, door)?;
-                Ok(Proof::Sidecar(Source::file(self.secret_file(&field, &path)?)))
+                Ok(Proof::Sidecar(Source::file(self.token_file(&field, &path)?)))
             }
             RawProof::Exec { command, refresh } => {
                 let field = format!("{at}.auth.exec.command");
@@ -89,6 +93,26 @@ impl Build<'_> {
             return self.wrong(field, what);
         }
         Ok(Proof::Certificate)
+    }
+
+    /// It is read at each login, and whoever writes it may come later than pgsilo.
+    fn token_file(&mut self, field: &str, path: &Path) -> Result<PathBuf, FileError> {
+        let path = self.file.resolve(path);
+        match file::read(&path, MAX_SECRET).map(Zeroizing::new) {
+            Ok(token) if token.trim_ascii().is_empty() => {
+                let what = format_args!("{path:?} is empty: sessions are refused until it is not");
+                self.warn(field, what);
+            }
+            Ok(_) => self.mind_readers(field, &path),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let what = format_args!("{path:?} is not there: sessions are refused until it is");
+                self.warn(field, what);
+            }
+            Err(error) => {
+                return self.wrong(field, format_args!("cannot read {path:?}: {error}"));
+            }
+        }
+        Ok(path)
     }
 
     /// Whoever reaches a sidecar is let in.

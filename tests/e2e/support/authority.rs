@@ -139,6 +139,14 @@ impl Authority {
         self.sign(params)
     }
 
+    /// A server's certificate for loopback, valid for a time.
+    pub(crate) fn server_within(&self, begin: OffsetDateTime, end: OffsetDateTime) -> Pair {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("names");
+        (params.not_before, params.not_after) = (begin, end);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.sign(params)
+    }
+
     fn sign(&self, params: CertificateParams) -> Pair {
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.0).expect("signed").pem();
