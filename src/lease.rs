@@ -27,7 +27,7 @@ use tokio::sync::{AcquireError, Semaphore};
 use tokio::time::{Instant as Deadline, timeout, timeout_at};
 
 pub(crate) use keeper::LeaseEnd;
-pub(crate) use openbao::{DatabaseFault, OpenBaoError};
+pub(crate) use openbao::{DatabaseFault, Fullness, OpenBaoError};
 
 use crate::audit::{self, Asker, SessionId};
 use crate::clock::BootTime;
@@ -201,6 +201,14 @@ impl LeaseError {
         match self {
             LeaseError::Shared(error) => error,
             error => error,
+        }
+    }
+
+    /// Whose connections are used up, where the database said that to OpenBAO.
+    pub(crate) fn fullness(&self) -> Option<Fullness> {
+        match self.at_bottom() {
+            LeaseError::Database { fault: DatabaseFault::Full(whose), .. } => Some(*whose),
+            _ => None,
         }
     }
 

@@ -14,6 +14,7 @@
 //! made ahead and nothing taken that was another subject's. What waits is bounded, in all and for each
 //! tenant, goes after a short while, and with any change of its tenant in the registry; its lease goes with it.
 
+mod full;
 mod shelves;
 
 use std::io;
@@ -27,11 +28,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::backend::{self, Attachment, BackendError, DialError, Parked, Past};
 use crate::config::Warm;
-use crate::lease::{Lease, LeaseEnd, LeaseError, Lessor};
+use crate::lease::{Fullness, Lease, LeaseEnd, LeaseError, Lessor};
 use crate::limits::{Tally, TallyPermit};
-use crate::registry::{Registry, Snapshot};
+use crate::registry::{Registry, Snapshot, Tenant};
 use crate::session::Route;
 use crate::tenant::TenantId;
+use full::Full as FullPlaces;
 use shelves::{Full, Places, Ready, Shelf, Shelves};
 
 /// How long a connection that waited may take to answer before a new one is made instead.
@@ -59,6 +61,8 @@ pub(crate) struct Pool {
     slots: Semaphore,
     making: Tally<TenantId>,
     shelves: Mutex<Shelves>,
+    /// Databases that had no connection left.
+    full: Mutex<FullPlaces>,
     /// Something will have waited in vain before the next sweep.
     due: Notify,
     /// Connections that are being made or let go.
@@ -112,6 +116,7 @@ impl Pool {
             slots: Semaphore::new(AT_ONCE),
             making: Tally::new(Some(AT_ONCE_FOR_A_TENANT)),
             shelves: Mutex::default(),
+            full: Mutex::default(),
             due: Notify::new(),
             tasks: TaskTracker::new(),
         }
@@ -180,10 +185,12 @@ impl Pool {
             return;
         }
         let now = Instant::now();
+        let idle = self.settings.idle_timeout;
+        let is_full = self.full().is_remembered(route.tenant(), now, idle);
         let missing = {
             let mut shelves = self.lock();
             match is_of(&registry.snapshot(), route) {
-                true => shelves.missing(route, now, self.settings.idle_timeout),
+                true => shelves.missing(route, now, idle, is_full),
                 false => 0,
             }
         };
@@ -250,8 +257,11 @@ impl Pool {
             Err(error) => {
                 count("failed");
                 tracing::debug!(%error, tenant = %route.tenant().id(), "no connection was made ahead");
-                let again = Instant::now() + self.settings.idle_timeout;
-                return self.lock().failed(route.tenant().id(), again);
+                let (now, idle) = (Instant::now(), self.settings.idle_timeout);
+                if let Some(whose) = error.fullness() {
+                    self.full().said(route.tenant(), whose, now, idle);
+                }
+                return self.lock().failed(route.tenant().id(), now + idle);
             }
         };
         let (role, pid) = (Arc::clone(lease.credential().name()), parked.pid());
@@ -294,6 +304,32 @@ impl Pool {
         let (lease, connection) = tokio::try_join!(lease, dial)?;
         let attachment = connection.log_in(lease.credential()).await?;
         Ok((lease, attachment.park()?))
+    }
+
+    /// Whether a session may try to get a connection: not where its database said a moment ago that it has
+    /// none, nothing here could make room for it, and others try.
+    pub(crate) fn may_try(&self, tenant: &Tenant) -> bool {
+        self.full().may_try(tenant, Instant::now()) || self.lock().waits_at(tenant)
+    }
+
+    /// A session has got a connection of its own.
+    pub(crate) fn has_got_in(&self, tenant: &Tenant) {
+        self.full().is_over(tenant);
+    }
+
+    /// A database has no connection left for a session. Gives up one that waits there, the tenant's own
+    /// before that of another one on the same server, and returns when its place is free: whether there was
+    /// one. For a while none is made ahead there.
+    pub(crate) async fn make_room(&'static self, tenant: &Tenant, whose: Fullness) -> bool {
+        self.full().said(tenant, whose, Instant::now(), self.settings.idle_timeout);
+        let Some(ready) = self.lock().oldest_at(tenant, whose) else { return false };
+        count("yielded");
+        part_with(ready).await;
+        true
+    }
+
+    fn full(&self) -> MutexGuard<'_, FullPlaces> {
+        self.full.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A session has left a connection whole: resets it and keeps it for another, where there is a
@@ -391,17 +427,30 @@ impl Pool {
 
     /// Frees the place at once, says goodbye to the database, closes, and gives the lease back.
     fn let_go(&'static self, ready: Ready) {
-        let Ready { parked, lease, places, .. } = ready;
-        drop(places);
-        let leave = async move {
-            let _best_effort = timeout(GOODBYE, parked.say_goodbye()).await;
-            drop(lease);
-        };
-        self.tasks.spawn_on(leave, &self.runtime);
+        self.tasks.spawn_on(part_with(ready), &self.runtime);
     }
 
     fn lock(&self) -> MutexGuard<'_, Shelves> {
         self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn part_with(ready: Ready) -> impl Future<Output = ()> {
+    let Ready { parked, lease, places, .. } = ready;
+    drop(places);
+    async move {
+        let _best_effort = timeout(GOODBYE, parked.say_goodbye()).await;
+        drop(lease);
+    }
+}
+
+impl NotPrepared {
+    fn fullness(&self) -> Option<Fullness> {
+        match self {
+            NotPrepared::Lease(error) => error.fullness(),
+            NotPrepared::Login(error) => error.fullness(),
+            NotPrepared::Dial(_) | NotPrepared::Park(_) | NotPrepared::Timeout => None,
+        }
     }
 }
 

@@ -329,7 +329,7 @@ impl From<DialError> for Refusal {
 impl From<BackendError> for Refusal {
     fn from(error: BackendError) -> Refusal {
         let reason = match &error {
-            BackendError::Said { sqlstate, .. } if sqlstate == "53300" => Reason::BackendFull,
+            BackendError::Full { .. } => Reason::BackendFull,
             BackendError::Said { sqlstate, .. } if sqlstate == "57P03" => Reason::BackendNotReady,
             BackendError::Setting { .. } => Reason::SettingRejected,
             BackendError::Unsealed(_) | BackendError::SealBroken { .. } => Reason::SealBroken,

@@ -51,7 +51,8 @@ pub(crate) fn install() -> Result<PrometheusHandle, String> {
     for result in ["forwarded", "unknown_key", "failed"] {
         counter!("pgsilo_cancel_requests_total", "result" => result).absolute(0);
     }
-    for result in ["used", "missed", "lost", "expired", "withdrawn", "failed", "unclean"] {
+    for result in ["used", "missed", "lost", "expired", "withdrawn", "yielded", "failed", "unclean"]
+    {
         counter!("pgsilo_warm_total", "result" => result).absolute(0);
     }
     for name in [
@@ -149,7 +150,7 @@ fn describe() {
     describe_gauge!("pgsilo_warm_connections", "Connections to databases that wait for a session");
     describe_counter!(
         "pgsilo_warm_total",
-        "Sessions that took a waiting connection, or came when none was ready; connections that died waiting, waited in vain, were of a tenant that the registry changed, could not be made, or could not be reset"
+        "Sessions that took a waiting connection, or came when none was ready; connections that died waiting, waited in vain, were of a tenant that the registry changed, made room at a full database, could not be made, or could not be reset"
     );
     describe_counter!("pgsilo_leases_total", "Credentials that OpenBAO granted");
     describe_counter!("pgsilo_renewals_total", "Leases renewed");

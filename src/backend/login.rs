@@ -20,7 +20,7 @@ use super::hashing::{HashError, hash};
 use super::version::ServerVersion;
 use super::{Connection, Process, Route};
 use crate::clock::BootTime;
-use crate::lease::Credential;
+use crate::lease::{Credential, Fullness};
 use crate::registry::Tenant;
 use crate::stream::{self, Stream};
 use crate::tenant::TenantId;
@@ -96,11 +96,15 @@ impl Attachment {
 }
 
 impl Parked {
-    /// Tells the database that nobody will use it.
+    /// Tells the database that nobody will use it, and waits until its place there is free: its process
+    /// gives that back before its end closes the connection.
     pub(crate) async fn say_goodbye(self) -> io::Result<()> {
         let mut stream = self.stream.resume()?;
         stream.write_all(&message::TERMINATE).await?;
-        stream.shutdown().await
+        stream.shutdown().await?;
+        let mut sink = [0; 64];
+        while stream.read(&mut sink).await? > 0 {}
+        Ok(())
     }
 
     /// The database's process.
@@ -158,6 +162,8 @@ pub(crate) enum BackendError {
     Hashing(#[from] HashError),
     #[error("the database said {sqlstate}: {text}")]
     Said { sqlstate: String, text: String },
+    #[error("the database said 53300: {text}")]
+    Full { whose: Fullness, text: String },
     #[error("the database refused a startup setting: {sqlstate}: {text}")]
     Setting { sqlstate: String, text: String },
     #[error(
@@ -171,8 +177,33 @@ pub(crate) enum BackendError {
 }
 
 impl From<ErrorFields> for BackendError {
-    fn from(ErrorFields { sqlstate, text, .. }: ErrorFields) -> BackendError {
-        BackendError::Said { sqlstate, text }
+    fn from(ErrorFields { sqlstate, text, routine }: ErrorFields) -> BackendError {
+        match sqlstate.as_str() {
+            "53300" => BackendError::Full { whose: fullness(&routine), text },
+            _ => BackendError::Said { sqlstate, text },
+        }
+    }
+}
+
+/// A server with no connection left says so before it looks at the database (`InitProcess` in `proc.c`,
+/// `ProcessStartupPacket` where even the processes are used up) or keeps the last ones back
+/// (`InitPostgres` in `postinit.c`); limits of a database or a role are looked at elsewhere.
+fn fullness(routine: &str) -> Fullness {
+    match routine {
+        "InitProcess" | "InitPostgres" | "ProcessStartupPacket" | "BackendInitialize" => {
+            Fullness::OfServer
+        }
+        _ => Fullness::OfOne,
+    }
+}
+
+impl BackendError {
+    /// Whose connections are used up, if that is why.
+    pub(crate) fn fullness(&self) -> Option<Fullness> {
+        match self {
+            BackendError::Full { whose, .. } => Some(*whose),
+            _ => None,
+        }
     }
 }
 
@@ -520,7 +551,8 @@ pub(super) fn is_sealed_for(tenant: &TenantId, seals: &[Vec<u8>]) -> Result<(), 
 /// `options`, syntax_error (`process_startup_options` in `postinit.c`). insufficient_privilege and
 /// cant_change_runtime_param may be about other things, so they count only where `guc.c` says them:
 /// what it says of the database's own settings, and of the role's, are warnings.
-fn refused_setting(ErrorFields { sqlstate, text, routine }: ErrorFields) -> BackendError {
+fn refused_setting(fields: ErrorFields) -> BackendError {
+    let ErrorFields { sqlstate, text, routine } = fields;
     let of_settings = || routine.starts_with("set_config") || routine.starts_with("call_");
     match sqlstate.as_str() {
         // The client's encoding is one, and the database's cannot be converted to it.
@@ -529,7 +561,7 @@ fn refused_setting(ErrorFields { sqlstate, text, routine }: ErrorFields) -> Back
         }
         "22023" | "42704" | "42601" | "58P01" => BackendError::Setting { sqlstate, text },
         "42501" | "55P02" if of_settings() => BackendError::Setting { sqlstate, text },
-        _ => BackendError::Said { sqlstate, text },
+        _ => ErrorFields { sqlstate, text, routine }.into(),
     }
 }
 

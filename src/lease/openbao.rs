@@ -33,7 +33,7 @@ use crate::stamp::Stamp;
 use answers::{
     AuthAnswer, CountAnswer, CredsAnswer, Errors, LookupAnswer, RenewAnswer, UnwrapAnswer,
 };
-pub(crate) use database::DatabaseFault;
+pub(crate) use database::{DatabaseFault, Fullness};
 use shown::Shown;
 
 /// Between attempts to give a token back that is not used.

@@ -10,8 +10,9 @@ use tokio::time::Instant;
 
 use super::Route;
 use crate::backend::Parked;
-use crate::lease::Lease;
+use crate::lease::{Fullness, Lease};
 use crate::limits::TallyPermit;
+use crate::registry::Tenant;
 use crate::tenant::TenantId;
 
 /// How long making one is believed to take before any was made.
@@ -157,12 +158,19 @@ impl Shelves {
     }
 
     /// Somebody came for a route: how many connections should be made for those who come next.
-    pub(super) fn missing(&mut self, route: &Arc<Route>, now: Instant, idle: Duration) -> usize {
+    /// None where the tenant's database is full.
+    pub(super) fn missing(
+        &mut self,
+        route: &Arc<Route>,
+        now: Instant,
+        idle: Duration,
+        is_full: bool,
+    ) -> usize {
         let takes = self.takes.unwrap_or(FIRST_GUESS);
         let fails = self.not_before.get(route.tenant().id()).is_some_and(|time| now < *time);
         let Some(shelf) = self.shelf(route, now, idle) else { return 0 };
         shelf.demand.came(now, idle);
-        if fails {
+        if fails || is_full {
             return 0;
         }
         let wanted = shelf.demand.wanted(idle, takes);
@@ -193,6 +201,27 @@ impl Shelves {
     /// Of what takes up the places for other routes, what has waited for longest.
     pub(super) fn oldest_of_others(&mut self, route: &Route, full: Full<'_>) -> Option<Ready> {
         self.oldest(|other, _| other != route && full.is_for(other))
+    }
+
+    /// Of what takes up a tenant's share of its database, or else its server's connections, what has
+    /// waited for longest.
+    pub(super) fn oldest_at(&mut self, tenant: &Tenant, whose: Fullness) -> Option<Ready> {
+        let own = self.oldest(|route, _| route.tenant().id() == tenant.id());
+        match (own, whose) {
+            (None, Fullness::OfServer) => {
+                let server = tenant.placement().host.comparable();
+                self.oldest(|route, _| route.tenant().placement().host.comparable() == server)
+            }
+            (own, Fullness::OfServer | Fullness::OfOne) => own,
+        }
+    }
+
+    /// Whether [`Shelves::oldest_at`] would find one.
+    pub(super) fn waits_at(&self, tenant: &Tenant) -> bool {
+        let server = tenant.placement().host.comparable();
+        self.by_route.iter().any(|(route, shelf)| {
+            !shelf.ready.is_empty() && route.tenant().placement().host.comparable() == server
+        })
     }
 
     fn oldest(&mut self, fits: impl Fn(&Route, &Shelf) -> bool) -> Option<Ready> {

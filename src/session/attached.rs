@@ -4,14 +4,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::client::{Client, Stop};
-use super::leased::{Connected, Leased};
+use super::leased::{Connected, Leased, dial};
 use super::routed::{Admission, Route, SessionPermits};
 use crate::audit::Stage;
-use crate::backend::{Attachment, Past};
+use crate::backend::{Attachment, Connection, Past};
 use crate::cancel::{CancelKey, Whose};
 use crate::identity::Identity;
 use crate::lease::Lease;
 use crate::limits::TallyPermit;
+use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::Tenant;
 use crate::stream::Stream;
@@ -52,11 +53,12 @@ pub(super) struct Kept {
 impl<'c> Attached<'c> {
     /// Logs in with the leased credential. Only then does the client read AuthenticationOk.
     pub(super) async fn attach(leased: Leased<'c>) -> Result<Attached<'c>, Stop> {
-        let (routed, lease, connection) = leased.into_parts();
+        let (mut routed, lease, connection) = leased.into_parts();
         let attachment = match connection {
             Connected::LoggedIn(attachment) => attachment,
             Connected::Dialled(connection) => {
-                connection.log_in(lease.credential()).await.map_err(Refusal::from)?
+                let proxy = routed.client().proxy;
+                log_in(connection, &lease, routed.resolved(), proxy).await?
             }
         };
 
@@ -99,5 +101,31 @@ impl<'c> Attached<'c> {
 
     pub(super) fn into_parts(self) -> (&'c mut Client, Held, Stream) {
         (self.client, self.held, self.backend)
+    }
+}
+
+/// A login with the leased credential. Where the database has no connection left, one that waits here
+/// makes room, and it is tried once more.
+async fn log_in(
+    mut connection: Connection,
+    lease: &Lease,
+    route: &Arc<Route>,
+    proxy: &'static Proxy,
+) -> Result<Attachment, Refusal> {
+    let mut has_room = false;
+    loop {
+        let error = match connection.log_in(lease.credential()).await {
+            Ok(attachment) => {
+                proxy.pool.has_got_in(route.tenant());
+                return Ok(attachment);
+            }
+            Err(error) => error,
+        };
+        let Some(whose) = error.fullness().filter(|_| !has_room) else { return Err(error.into()) };
+        has_room = proxy.pool.make_room(route.tenant(), whose).await;
+        if !has_room {
+            return Err(error.into());
+        }
+        connection = dial(route, proxy.limits().dead_peer_timeout).await?;
     }
 }

@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::client::Stop;
-use super::routed::Routed;
+use super::routed::{Route, Routed};
 use crate::audit::Stage;
 use crate::backend::{self, Attachment, Connection, DialError};
 use crate::lease::{Lease, LeaseError};
-use crate::refusal::Refusal;
+use crate::refusal::{Reason, Refusal};
 
 /// How much longer than for OpenBAO's answer the dial's is waited for, where that says more.
 const TRUER: Duration = Duration::from_millis(250);
@@ -47,9 +47,12 @@ impl<'c> Leased<'c> {
             None => {
                 let route = Arc::clone(routed.resolved());
                 let patience = proxy.limits().dead_peer_timeout;
-                let lease = proxy.lessor.lease(routed.request());
-                let dial = backend::dial(&route, patience);
-                let (lease, connection) = both(lease, dial).await?;
+                if !proxy.pool.may_try(route.tenant()) {
+                    let cause = "the database said 53300 a moment ago, and others try";
+                    return Err(Refusal::new(Reason::BackendFull, cause).into());
+                }
+                let (lease, connection) =
+                    both(credential(&mut routed), dial(&route, patience)).await?;
                 (lease, Connected::Dialled(connection))
             }
         };
@@ -61,6 +64,32 @@ impl<'c> Leased<'c> {
     pub(super) fn into_parts(self) -> (Routed<'c>, Lease, Connected) {
         (self.routed, self.lease, self.connection)
     }
+}
+
+/// A credential. Where OpenBAO finds no connection left, one that waits here makes room, and it is asked
+/// once more; under session authority the token has been used up.
+async fn credential(routed: &mut Routed<'_>) -> Result<Lease, LeaseError> {
+    let proxy = routed.client().proxy;
+    let mut has_room = false;
+    loop {
+        let error = match proxy.lessor.lease(routed.request()).await {
+            Ok(lease) => return Ok(lease),
+            Err(error) => error,
+        };
+        let Some(whose) = error.fullness().filter(|_| !has_room) else { return Err(error) };
+        has_room = proxy.pool.make_room(routed.resolved().tenant(), whose).await;
+        if !has_room || proxy.lessor.needs_token() {
+            return Err(error);
+        }
+    }
+}
+
+/// To the database of a route.
+pub(super) async fn dial(
+    route: &Arc<Route>,
+    dead_peer_timeout: Duration,
+) -> Result<Connection, DialError> {
+    backend::dial(route, dead_peer_timeout).await
 }
 
 /// A lease and a connection, had at once. Whatever fails first ends it; a credential that still comes

@@ -1,12 +1,15 @@
 //! What is the whole cluster's, and how much of it one tenant can take.
 
+use futures_util::future::join_all;
 use serde_json::json;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 
-use crate::support::proxy::Proxy;
+use crate::orphans::settings_of;
+use crate::support::proxy::{Proxy, Settings};
 use crate::support::world::World;
 use crate::support::{eventually, mint};
+use crate::warm::{Parameters, log_in};
 
 /// Functions that a session may call, of those that nobody may who was not given them.
 async fn callable(client: &Client) -> Vec<String> {
@@ -115,4 +118,119 @@ async fn a_tenant_has_its_share_of_the_connections_and_leases_come_and_go_in_a_f
     })
     .await;
     assert!(acme.iter().all(|client| !client.is_closed()), "the neighbour's go on");
+}
+
+const OF_ACME: Parameters<'_> = &[("user", "app"), ("database", "acme")];
+const OTHERWISE: Parameters<'_> =
+    &[("user", "app"), ("database", "acme"), ("application_name", "another")];
+const OF_GLOBEX: Parameters<'_> = &[("user", "app"), ("database", "globex")];
+
+/// One connection waits for acme's next session; the process of it.
+async fn waits_for_acme(world: &World, proxy: &Proxy) -> i64 {
+    for _ in 0..2 {
+        let _client = log_in(proxy, &mint::token_of(world, "acme"), OF_ACME).await;
+    }
+    proxy.metric_reaches("pgsilo_warm_connections", 1.0).await;
+    proxy.metric_reaches("pgsilo_sessions_active", 0.0).await;
+    let waits = |line: &serde_json::Value| line["message"] == "a connection waits for a session";
+    proxy.logged(waits).await["pid"].as_i64().expect("a process")
+}
+
+async fn connections(superuser: &Client, filter: &str) -> i64 {
+    let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE {filter}");
+    superuser.query_one(&sql, &[]).await.expect("counted").get(0)
+}
+
+fn one_ready() -> Settings {
+    let warm = "max_per_tenant = 1\nidle_timeout = \"60s\"\n".to_owned();
+    Settings { warm, ..Settings::default() }
+}
+
+/// Whoever comes next is served whatever is idle, and what is idle is not made anew at once.
+async fn makes_room(proxy: &Proxy, token: &str, parameters: Parameters<'_>) {
+    let (mut client, _) = log_in(proxy, token, parameters).await;
+    assert_eq!(client.ask("SELECT 'served'").await, "served");
+    assert_eq!(proxy.metric("pgsilo_warm_total{result=\"yielded\"}").await, 1.0);
+    assert_eq!(proxy.events("refused").len(), 0);
+}
+
+#[tokio::test]
+async fn what_waits_makes_room_for_a_session_that_its_database_has_no_place_for() {
+    let world = World::own().await;
+    let proxy = Proxy::of(&world, Settings { openbao: settings_of(&world).openbao, ..one_ready() });
+    let proxy = proxy.await;
+    waits_for_acme(&world, &proxy).await;
+    let superuser = world.superuser("postgres").await;
+    let of_acme = "datname = 'tenant_acme'";
+    // Those of the sessions before are gone, the broker's and the one that waits are there.
+    let places = eventually("two connections", async || {
+        let usual = connections(&superuser, of_acme).await;
+        let leased = connections(&superuser, "usename LIKE 'tenant-acme-rw-%'").await;
+        (leased == 1).then_some(usual)
+    })
+    .await;
+    let limit = format!("ALTER DATABASE tenant_acme CONNECTION LIMIT {places}");
+    superuser.batch_execute(&limit).await.expect("limited");
+    let token = mint::token_of(&world, "acme");
+    makes_room(&proxy, &token, OTHERWISE).await;
+
+    // With nothing more to give up it is said, and a crowd asks OpenBAO for a few credentials only.
+    let full = format!("ALTER DATABASE tenant_acme CONNECTION LIMIT {}", places - 1);
+    proxy.metric_reaches("pgsilo_sessions_active", 0.0).await;
+    eventually("the session to be gone", async || {
+        (connections(&superuser, "usename LIKE 'tenant-acme-rw-%'").await == 0).then_some(())
+    })
+    .await;
+    superuser.batch_execute(&full).await.expect("limited");
+    let leases = proxy.metric("pgsilo_leases_total").await;
+    for error in join_all((0..30).map(|_| proxy.connect(&token, "acme"))).await {
+        let error = error.expect_err("full");
+        assert_eq!(error.code(), Some(&SqlState::TOO_MANY_CONNECTIONS), "{error:?}");
+    }
+    let events = eventually("every event", async || {
+        Some(proxy.events("refused")).filter(|events| events.len() == 30)
+    })
+    .await;
+    assert!(events.iter().all(|event| event["reason"] == "backend_full"), "{events:#?}");
+    for _ in 0..5 {
+        let error = proxy.connect(&token, "acme").await.expect_err("full");
+        assert_eq!(error.code(), Some(&SqlState::TOO_MANY_CONNECTIONS), "{error:?}");
+    }
+    let unasked = proxy.events("refused");
+    let unasked = unasked.iter().filter(|event| {
+        event["cause"].as_str().is_some_and(|cause| cause.contains("a moment ago"))
+    });
+    let asked = proxy.metric("pgsilo_leases_total").await - leases;
+    assert_eq!(asked + unasked.count() as f64, 35.0, "a lease or none for each");
+    assert!(asked < 35.0);
+    superuser.batch_execute("ALTER DATABASE tenant_acme CONNECTION LIMIT -1").await.expect("free");
+    eventually("a session to be served", async || proxy.connect(&token, "acme").await.ok()).await;
+}
+
+#[tokio::test]
+async fn what_waits_for_a_neighbour_makes_room_where_their_server_is_full() {
+    let arguments = ["--without-proxy", "--max-connections", "40", "--leased-over-tcp"];
+    let world = tokio::task::spawn_blocking(move || World::start("room", &arguments));
+    let world = world.await.expect("started");
+    let proxy = Proxy::of(&world, Settings { openbao: settings_of(&world).openbao, ..one_ready() });
+    let proxy = proxy.await;
+    let waiting = waits_for_acme(&world, &proxy).await;
+    let superuser = world.superuser("postgres").await;
+    // Of a tenant at its own limit nobody else's goes.
+    let limit = "ALTER DATABASE tenant_globex CONNECTION LIMIT 0";
+    superuser.batch_execute(limit).await.expect("limited");
+    let globex = mint::token_of(&world, "globex");
+    let error = proxy.connect(&globex, "globex").await.expect_err("its own limit");
+    assert_eq!(error.code(), Some(&SqlState::TOO_MANY_CONNECTIONS), "{error:?}");
+    assert_eq!(connections(&superuser, &format!("pid = {waiting}")).await, 1);
+    let limit = "ALTER DATABASE tenant_globex CONNECTION LIMIT -1";
+    superuser.batch_execute(limit).await.expect("unlimited");
+    eventually("globex to be served", async || proxy.connect(&globex, "globex").await.ok()).await;
+
+    let (_clients, _lease, said) = fill(&world, "globex").await;
+    assert!(said.contains("reserved for roles with privileges"), "{said}");
+    let (mut client, _) = log_in(&proxy, &globex, OF_GLOBEX).await;
+    assert_eq!(client.ask("SELECT 'served'").await, "served");
+    assert_eq!(proxy.metric("pgsilo_warm_total{result=\"yielded\"}").await, 1.0);
+    assert_eq!(connections(&superuser, &format!("pid = {waiting}")).await, 0);
 }
