@@ -20,6 +20,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::lease::Trouble;
 use crate::limits::Slots;
 use crate::log::Failures;
 use crate::proxy::Proxy;
@@ -103,7 +104,7 @@ async fn answer(
             stuck if stuck.is_empty() => text(StatusCode::OK, "ok\n"),
             stuck => text(StatusCode::SERVICE_UNAVAILABLE, stuck),
         },
-        "/readyz" => match unready(proxy) {
+        "/readyz" => match unready(proxy, &Asked::of(request.uri().query())) {
             None => text(StatusCode::OK, "ok\n"),
             Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
         },
@@ -132,12 +133,31 @@ async fn stuck(loops: &[Handle], is_stopping: bool) -> String {
     lines
 }
 
+/// What `/readyz` is asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Asked {
+    /// Not with `exclude=openbao`, as Kubernetes' own servers have it.
+    openbao: bool,
+}
+
+impl Asked {
+    fn of(query: Option<&str>) -> Asked {
+        let mut words = query.unwrap_or_default().split('&');
+        Asked { openbao: !words.any(|word| word == "exclude=openbao") }
+    }
+}
+
 /// Why no session could be served now, if so.
-fn unready(proxy: &Proxy) -> Option<&'static str> {
+fn unready(proxy: &Proxy, asked: &Asked) -> Option<&'static str> {
     let stale = proxy.registry().stale_for();
+    let trouble = proxy.lessor.trouble();
     if proxy.is_draining() {
         Some("stopping\n")
-    } else if !proxy.lessor.is_ready() {
+    } else if asked.openbao && trouble == Some(Trouble::Sealed) {
+        Some("OpenBAO is sealed\n")
+    } else if asked.openbao && trouble == Some(Trouble::Away) {
+        Some("OpenBAO does not answer\n")
+    } else if asked.openbao && !proxy.lessor.is_ready() {
         Some("not logged in to OpenBAO\n")
     } else if !proxy.verifier().has_usable_keys() {
         Some("no issuer's keys are usable\n")
@@ -165,6 +185,19 @@ mod tests {
     use std::thread;
 
     use super::*;
+
+    #[test]
+    fn openbao_may_be_left_out() {
+        for (query, openbao) in [
+            (None, true),
+            (Some(""), true),
+            (Some("exclude=registry"), true),
+            (Some("exclude=openbao"), false),
+            (Some("verbose&exclude=openbao"), false),
+        ] {
+            assert_eq!(Asked::of(query), Asked { openbao }, "{query:?}");
+        }
+    }
 
     #[tokio::test]
     async fn an_event_loop_that_does_not_turn_is_named() {

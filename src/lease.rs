@@ -8,10 +8,12 @@
 
 mod fitness;
 mod given_up;
+mod health;
 mod identity;
 mod keeper;
 mod login;
 mod openbao;
+mod precedence;
 mod revoker;
 mod window;
 
@@ -24,15 +26,18 @@ use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::sync::futures::Notified;
 use tokio::sync::{AcquireError, Semaphore};
-use tokio::time::{Instant as Deadline, timeout, timeout_at};
+use tokio::time::{Instant as Deadline, sleep, timeout, timeout_at};
 
+pub(crate) use health::Trouble;
 pub(crate) use keeper::LeaseEnd;
 pub(crate) use openbao::{DatabaseFault, Fullness, OpenBaoError};
 
 use crate::audit::{self, Asker, SessionId};
+use crate::backoff::spread;
 use crate::clock::BootTime;
 use crate::secret::Secret;
 use crate::tenant::{Access, TenantId};
+use health::Health;
 use identity::Identity;
 use keeper::Keeper;
 use login::Login;
@@ -184,6 +189,9 @@ pub(crate) enum LeaseError {
     /// Earlier requests for the same credentials, or too many for others, are still under way.
     #[error("OpenBAO: earlier requests are still waiting for its answer")]
     Crowded,
+    /// OpenBAO is asked too often, and others come first, or it said when to come again.
+    #[error("OpenBAO is asked too often: no credential is asked for within the next {} s", .0.as_secs_f32().ceil())]
+    Held(Duration),
     /// OpenBAO does not take leases back: more of them would be more that nobody revokes.
     #[error("OpenBAO: {0} leases wait to be revoked, no more are asked for")]
     Unrevoked(usize),
@@ -226,6 +234,7 @@ impl LeaseError {
             | LeaseError::Denied(_)
             | LeaseError::NotLoggedIn(_)
             | LeaseError::NoRole(_)
+            | LeaseError::Held(_)
             | LeaseError::Unrevoked(_)
             | LeaseError::Shared(_)
             | LeaseError::Abandoned => false,
@@ -237,6 +246,7 @@ impl LeaseError {
 #[derive(Clone, Debug)]
 pub(crate) struct Lessor {
     openbao: Arc<OpenBao>,
+    health: Health,
     source: Source,
     revoker: Revoker,
     windows: Option<Windows>,
@@ -303,8 +313,11 @@ impl Lessor {
         let windows = settings.window.map(|length| Windows::new(length, runtime.clone()));
         let (lines, patience) = (Arc::default(), settings.timeout);
         let slot_count = settings.max_concurrent_requests;
+        let health = Health::default();
+        runtime.spawn(health.clone().watch(Arc::clone(&openbao)));
         Ok(Lessor {
             openbao,
+            health,
             source,
             revoker,
             windows,
@@ -322,6 +335,11 @@ impl Lessor {
             Source::Proxy(identity) => identity.login().is_ok(),
             Source::Session { .. } => true,
         }
+    }
+
+    /// What keeps OpenBAO from making credentials, as far as it says so itself and it lasts.
+    pub(crate) fn trouble(&self) -> Option<Trouble> {
+        self.health.trouble()
     }
 
     /// Whether a session's token is needed to lease for it.
@@ -363,6 +381,7 @@ impl Lessor {
             return Err(LeaseError::Unrevoked(self.revoker.pending()));
         }
         let deadline = Deadline::now() + self.patience;
+        self.give_way(&path, deadline).await?;
         let in_line = async {
             let own = self.line_of(&path).acquire_owned().await?;
             Ok((own, Arc::clone(&self.slots).acquire_owned().await?))
@@ -382,6 +401,18 @@ impl Lessor {
             Ok(Err(_cancelled)) => Err(LeaseError::Abandoned),
             Err(_elapsed) => Err(LeaseError::Unavailable(OpenBaoError::Timeout(String::new()))),
         }
+    }
+
+    /// Waits until it may be asked for a role's credentials, if that is in time.
+    async fn give_way(&self, path: &str, deadline: Deadline) -> Result<(), LeaseError> {
+        while let Some(wait) = self.openbao.precedence().wait(path) {
+            if Deadline::now() + wait > deadline {
+                return Err(LeaseError::Held(wait));
+            }
+            // Those who waited do not all come in one moment.
+            sleep(wait.mul_f64(1.0 + spread() / 10.0)).await;
+        }
+        Ok(())
     }
 
     /// The line of one path: an eighth of all slots.
@@ -411,12 +442,20 @@ impl Lessor {
                 let role = roles.get(&access).ok_or(LeaseError::NoRole(access))?;
                 let token = token.ok_or(LeaseError::Abandoned)?;
                 let asked = BootTime::now();
-                let login = self.openbao.log_in_jwt(mount, role, &token).await?;
+                let login = self.openbao.log_in_jwt(mount, role, &token).await;
                 drop(token);
-                self.ask_as_session(login, asked, path, deadline).await
+                match login {
+                    Ok(login) => self.ask_as_session(login, asked, path, deadline).await,
+                    Err(error) => Err(error.into()),
+                }
             }
         };
         metrics::histogram!("pgsilo_lease_seconds").record(began.elapsed());
+        if let Err(LeaseError::Unavailable(error)) = &result
+            && let Some(after) = error.retry_after()
+        {
+            self.openbao.precedence().role_waits(path, after);
+        }
         let (granted, login) = result?;
         metrics::counter!("pgsilo_leases_total").increment(1);
         audit::leased(&asker, &granted.username, &granted.lease_id);
@@ -511,12 +550,13 @@ type Grant = (openbao::Granted, Arc<Login>);
 impl From<OpenBaoError> for LeaseError {
     fn from(error: OpenBaoError) -> LeaseError {
         match error {
-            OpenBaoError::Said { status: 400..=428 | 430..=499, .. } => LeaseError::Denied(error),
+            OpenBaoError::Said { status: 400..=499, .. } => LeaseError::Denied(error),
             OpenBaoError::Said { .. }
             | OpenBaoError::Unreachable(_)
             | OpenBaoError::Timeout(_)
             | OpenBaoError::NotJson
             | OpenBaoError::Coded(_)
+            | OpenBaoError::Busy { .. }
             | OpenBaoError::TooLong => LeaseError::Unavailable(error),
             OpenBaoError::Database { fault, .. } => LeaseError::Database { fault, error },
             OpenBaoError::File { .. }

@@ -297,6 +297,7 @@ impl From<LeaseError> for Refusal {
             LeaseError::Unavailable(_)
             | LeaseError::NotLoggedIn(_)
             | LeaseError::Crowded
+            | LeaseError::Held(_)
             | LeaseError::Unrevoked(_)
             | LeaseError::Abandoned => Reason::LeaseUnavailable,
             LeaseError::Database { fault, .. } => match fault {

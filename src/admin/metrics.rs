@@ -162,6 +162,10 @@ fn describe() {
         "pgsilo_openbao_logged_in",
         "Whether pgsilo can ask for leases: it has an OpenBAO token, or needs none; 1 or 0"
     );
+    describe_gauge!(
+        "pgsilo_openbao_available",
+        "Whether OpenBAO answered at the last look, 5 s ago at most, and was not sealed; 1 or 0"
+    );
     describe_counter!("pgsilo_openbao_logins_total", "Logins to OpenBAO, by result");
     describe_counter!(
         "pgsilo_openbao_renew_failures_total",

@@ -100,7 +100,7 @@ impl Identity {
                 Ok(()) => retry.reset(),
                 Err(error) => {
                     tracing::error!(%error, "cannot log in to OpenBAO: {}", advice(&error));
-                    sleep(retry.pause()).await;
+                    sleep(retry.pause().max(error.retry_after().unwrap_or_default())).await;
                 }
             }
         }
@@ -354,6 +354,7 @@ fn advice(error: &OpenBaoError) -> &'static str {
         OpenBaoError::Said { status: 404, .. } => "is the auth method enabled there?",
         OpenBaoError::Said { status: 503, .. } => "unseal it",
         OpenBaoError::Said { .. } | OpenBaoError::Database { .. } => "see its log",
+        OpenBaoError::Busy { .. } => "raise its rate limit quota",
         OpenBaoError::Unreachable(_) | OpenBaoError::Timeout(_) => {
             "check [openbao] address and ca, and that it runs"
         }

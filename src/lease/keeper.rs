@@ -132,6 +132,7 @@ impl Keeper {
             let error = match renewing.await {
                 Ok((duration, renewable)) => {
                     metrics::counter!("pgsilo_renewals_total").increment(1);
+                    self.openbao.precedence().renewed();
                     self.publish(|state| {
                         state.end = renewed(&end, asked, duration, renewable);
                         state.renewal = Renewal::after(&state.end);
@@ -157,7 +158,12 @@ impl Keeper {
             if is_final {
                 return;
             }
-            sleep(retry.pause().min(left)).await;
+            let mut pause = retry.pause();
+            if let Some(after) = error.retry_after() {
+                pause = pause.max(after);
+                self.openbao.precedence().renewal_waits(pause.min(left));
+            }
+            sleep(pause.min(left)).await;
         }
     }
 

@@ -125,6 +125,7 @@ async fn keep(
             Ok(renewed) => {
                 retry.reset();
                 pause = Duration::ZERO;
+                openbao.precedence().renewed();
                 let at = asked + renewed.ttl;
                 // Nothing gained, or less by more than rounding: it has met its maximum.
                 let shorter = renewed.ttl + Duration::from_secs(2) < ttl;
@@ -166,6 +167,11 @@ async fn keep(
                     return;
                 }
                 pause = retry.pause();
+                if let Some(after) = error.retry_after() {
+                    // A login has less time than OpenBAO may ask for.
+                    pause = pause.max(after.min(ttl / 12));
+                    openbao.precedence().renewal_waits(pause);
+                }
             }
         }
     }

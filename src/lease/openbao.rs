@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::LOCATION;
+use reqwest::header::{LOCATION, RETRY_AFTER};
 use reqwest::{Certificate, Client, Identity, Method, Response, StatusCode, redirect};
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 
 use super::Settings;
 use super::fitness::{Nature, Unfit};
+use super::precedence::{LONGEST, Precedence};
 use crate::addresses::Addresses;
 use crate::backoff::Backoff;
 use crate::cause::root_cause;
@@ -59,6 +60,9 @@ pub(crate) enum OpenBaoError {
     /// It could not make a credential at the tenant's database.
     #[error("it answered 500: {words}")]
     Database { fault: DatabaseFault, words: String },
+    /// It is asked too often, and says when to come again, if it does.
+    #[error("it answered 429{}{words}", if words.is_empty() { "" } else { ": " })]
+    Busy { after: Option<Duration>, words: String },
     /// No connection, or one that broke.
     #[error("it cannot be reached: {0}")]
     Unreachable(String),
@@ -88,6 +92,16 @@ pub(crate) enum OpenBaoError {
     Client(String),
 }
 
+impl OpenBaoError {
+    /// How long not to ask again, where it says that it is asked too often.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            OpenBaoError::Busy { after, .. } => Some(after.unwrap_or_default().min(LONGEST)),
+            _ => None,
+        }
+    }
+}
+
 /// pgsilo's own token, with what OpenBAO said of it.
 #[derive(Clone, Debug)]
 pub(super) struct BaoToken {
@@ -114,12 +128,19 @@ pub(super) struct OpenBao {
     http: Shown<Client>,
     addresses: Addresses,
     settings: &'static Settings,
+    precedence: Precedence,
 }
 
 impl OpenBao {
     pub(super) fn new(settings: &'static Settings) -> Result<OpenBao, OpenBaoError> {
         let addresses = Addresses::default();
-        Ok(OpenBao { http: Shown::new(client(settings, &addresses)?), addresses, settings })
+        let http = Shown::new(client(settings, &addresses)?);
+        Ok(OpenBao { http, addresses, settings, precedence: Precedence::default() })
+    }
+
+    /// Who asks first.
+    pub(super) fn precedence(&self) -> &Precedence {
+        &self.precedence
     }
 
     /// How long an answer is waited for.
@@ -165,6 +186,14 @@ impl OpenBao {
     /// what it makes, as one that is lost on its way is a token or a lease without an owner.
     fn patience(&self) -> Option<Duration> {
         Some(self.settings.timeout * 6)
+    }
+
+    /// `GET sys/health`: the status that tells how it is. Of the server, not of a namespace; asked without a
+    /// token, through whatever stands before it.
+    pub(super) async fn health(&self) -> Result<u16, OpenBaoError> {
+        let url = format!("{}/v1/sys/health?standbyok=true", self.settings.address);
+        let asked = self.http.of(None).get(url).send().await;
+        Ok(asked.map_err(|error| self.lost(error))?.status().as_u16())
     }
 
     /// `GET {mount}/creds/{role}`: a fresh credential.
@@ -362,7 +391,7 @@ impl OpenBao {
     }
 
     async fn read(&self, mut response: Response) -> Result<Zeroizing<Vec<u8>>, OpenBaoError> {
-        let status = response.status();
+        let (status, after) = (response.status(), retry_after(&response));
         let mut answer = Zeroizing::new(Vec::with_capacity(USUAL_ANSWER));
         while let Some(chunk) = response.chunk().await.map_err(|error| self.lost(error))? {
             if answer.len() + chunk.len() > MAX_ANSWER {
@@ -372,7 +401,7 @@ impl OpenBao {
         }
         match status.is_success() {
             true => Ok(answer),
-            false => Err(said(status, &answer)),
+            false => Err(said(status, after, &answer)),
         }
     }
 
@@ -474,10 +503,19 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, OpenBaoError> {
     serde_json::from_slice(body).map_err(|_error| OpenBaoError::NotJson)
 }
 
-fn said(status: StatusCode, body: &[u8]) -> OpenBaoError {
+/// In seconds, as OpenBAO says it (RFC 9110, 10.2.3).
+fn retry_after(response: &Response) -> Option<Duration> {
+    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+fn said(status: StatusCode, after: Option<Duration>, body: &[u8]) -> OpenBaoError {
     let errors = parse::<Errors>(body).map(|answer| answer.errors).unwrap_or_default();
     let all = errors.join("; ").split_whitespace().collect::<Vec<_>>().join(" ");
     let words = all.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect();
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        return OpenBaoError::Busy { after, words };
+    }
     let failed = (status == StatusCode::INTERNAL_SERVER_ERROR).then(|| database::fault(&all));
     match failed.flatten() {
         Some(fault) => OpenBaoError::Database { fault, words },

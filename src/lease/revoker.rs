@@ -134,9 +134,10 @@ impl Shared {
                 tracing::warn!(%error, lease_id, "cannot revoke a lease yet; trying again");
             }
             failed_before = true;
+            let pause = retry.pause().max(error.retry_after().unwrap_or_default());
             let dead = |standing: &Standing| *standing == Standing::Dead;
             tokio::select! {
-                () = sleep(retry.pause().min(left)) => {}
+                () = sleep(pause.min(left)) => {}
                 _ = standing.wait_for(dead) => {}
                 () = self.stopped.cancelled() => {}
             }

@@ -37,6 +37,7 @@ mod outages;
 mod outside;
 mod pools;
 mod prepared;
+mod quotas;
 mod refusals;
 mod relay;
 mod restored;

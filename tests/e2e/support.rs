@@ -7,6 +7,7 @@ pub(crate) mod bao;
 pub(crate) mod certificates;
 pub(crate) mod driver;
 pub(crate) mod fake;
+pub(crate) mod gateway;
 pub(crate) mod issuer;
 pub(crate) mod mint;
 pub(crate) mod pool;

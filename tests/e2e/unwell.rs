@@ -93,6 +93,33 @@ async fn a_sealed_or_stopped_openbao_refuses_new_sessions_at_once_and_keeps_the_
     .await;
 }
 
+/// Whoever routes sessions is told so, and may ask for all but that.
+#[tokio::test]
+async fn an_openbao_that_stays_sealed_or_silent_is_told_by_readyz_and_may_be_left_out() {
+    let (world, proxy) = unwell().await;
+    let session = session(&world, &proxy).await;
+    let ready = async |status: u16, says: &str| {
+        eventually(says, async || {
+            let (now, said) = proxy.get("/readyz").await;
+            (now == status && said.trim() == says).then_some(())
+        })
+        .await;
+        assert_eq!(proxy.get("/readyz?exclude=openbao").await, (200, "ok\n".to_owned()));
+    };
+    world.seal().await;
+    proxy.metric_reaches("pgsilo_openbao_available", 0.0).await;
+    assert_eq!(proxy.get("/readyz").await.0, 200, "it may be over in a moment");
+    ready(503, "OpenBAO is sealed").await;
+    world.unseal().await;
+    ready(200, "ok").await;
+    proxy.metric_reaches("pgsilo_openbao_available", 1.0).await;
+    world.signal_bao(Signal::STOP);
+    ready(503, "OpenBAO does not answer").await;
+    world.signal_bao(Signal::CONT);
+    ready(200, "ok").await;
+    drop(session);
+}
+
 #[tokio::test]
 async fn a_query_goes_on_while_openbao_is_stopped() {
     let (world, proxy) = unwell().await;

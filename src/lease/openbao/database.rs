@@ -110,10 +110,9 @@ mod tests {
         let server = "127.0.0.1:5432 (127.0.0.1)";
         for cause in [
             format!("{server}: dial error: dial tcp 127.0.0.1:5432: connect: connection refused"),
-            format!(
-                "\n\t[::1]:5432 (localhost): dial error: dial tcp [::1]:5432: connect: connection refused\
+            "\n\t[::1]:5432 (localhost): dial error: dial tcp [::1]:5432: connect: connection refused\
                  \n\t127.0.0.1:5432 (localhost): dial error: dial tcp 127.0.0.1:5432: i/o timeout"
-            ),
+                .to_owned(),
             "hostname resolving error: lookup db.invalid on 192.0.2.53:53: no such host".to_owned(),
         ] {
             assert_eq!(at_login(&cause), away, "{cause}");

@@ -1,0 +1,106 @@
+//! When OpenBAO is asked too often and says 429: what keeps sessions alive goes before what begins new
+//! ones, and who is told when to come again comes then.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::orphans::settings_of;
+use crate::support::acme::{lives, refused, session};
+use crate::support::bao::{Folder, Server, Shape};
+use crate::support::gateway::{Busy, Gateway};
+use crate::support::proxy::{Proxy, Settings};
+use crate::support::raw::Raw;
+use crate::support::world::World;
+use crate::support::{eventually, mint};
+
+const RENEWALS: &str = "/sys/leases/renew";
+const CREDENTIALS: &str = "/creds/";
+
+/// A pgsilo that asks a sandbox's OpenBAO through a gateway, and whose leases are renewed soon.
+async fn behind_a_gateway() -> (World, Gateway, Proxy) {
+    let world = World::own().await;
+    let (_status, role) = world.bao("GET", "pgsilo/acme/roles/tenant-acme-rw", None).await;
+    let mut role = role["data"].clone();
+    role["default_ttl"] = "15s".into();
+    let (status, _) = world.bao("POST", "pgsilo/acme/roles/tenant-acme-rw", Some(role)).await;
+    assert_eq!(status, 204);
+    let gateway = Gateway::before(world.var("BAO_ADDR")).await;
+    let own = settings_of(&world).openbao;
+    let openbao = own.replace(world.var("BAO_ADDR"), gateway.address());
+    assert_ne!(own, openbao);
+    let lease = "grace = \"300ms\"\n".to_owned();
+    let proxy = Proxy::of(&world, Settings { openbao, lease, ..Settings::default() }).await;
+    (world, gateway, proxy)
+}
+
+#[tokio::test]
+async fn renewals_go_before_logins() {
+    let (world, gateway, proxy) = behind_a_gateway().await;
+    let mut lasting = Raw::unix(&proxy.socket()).await;
+    lasting.log_in(&mint::token_of(&world, "acme"), "acme").await;
+    gateway.refuse(Busy { path: RENEWALS, times: 2, retry_after: 1 });
+    eventually("a renewal to be told to come again", async || {
+        (!gateway.answered(&[RENEWALS]).is_empty()).then_some(())
+    })
+    .await;
+    // Both tenants' wait: it is OpenBAO that is asked too often, not one role.
+    for tenant in ["acme", "globex"] {
+        let client = proxy.connect(&mint::token_of(&world, tenant), tenant).await;
+        client.expect("served, if later");
+    }
+    let answered = gateway.answered(&[RENEWALS, CREDENTIALS]);
+    let order: Vec<_> =
+        answered.iter().map(|(path, status)| (path.contains(RENEWALS), *status)).collect();
+    let (renewal, credential) = ((true, 429), (false, 200));
+    let expected = [credential, renewal, renewal, (true, 200), credential];
+    assert_eq!(order.get(..5), Some(&expected[..]), "{answered:?}");
+    lives(&mut lasting).await;
+}
+
+#[tokio::test]
+async fn whoever_is_told_when_to_come_again_comes_then() {
+    let (world, gateway, proxy) = behind_a_gateway().await;
+    gateway.refuse(Busy { path: "/pgsilo/acme/creds/", times: 1, retry_after: 3600 });
+    let token = mint::token_of(&world, "acme");
+    for words in ["it answered 429: rate limit quota exceeded", "no credential is asked for"] {
+        let before = proxy.events("refused").len();
+        let error = proxy.connect(&token, "acme").await.expect_err("too often");
+        assert_eq!(error.code().map(|code| code.code()), Some("57P03"), "{error:?}");
+        let event =
+            eventually("the event", async || proxy.events("refused").get(before).cloned()).await;
+        assert_eq!(event["reason"], "lease_unavailable");
+        assert!(event["cause"].as_str().expect("a cause").contains(words), "{event}");
+    }
+    assert_eq!(gateway.answered(&["/pgsilo/acme/creds/"]).len(), 1, "it was not asked again");
+    // What one tenant is told is no other's business.
+    let globex = mint::token_of(&world, "globex");
+    proxy.connect(&globex, "globex").await.expect("served");
+    // A second is waited for.
+    gateway.refuse(Busy { path: "/pgsilo/globex/creds/", times: 1, retry_after: 1 });
+    proxy.connect(&globex, "globex").await.expect_err("too often");
+    proxy.connect(&globex, "globex").await.expect("served, a second later");
+}
+
+/// The real one says it where it is asked to.
+#[tokio::test]
+async fn a_quota_of_openbaos_says_when_to_come_again() {
+    let (dir, server) = (Folder::new(), Server::start(Shape::default()).await);
+    server.lend("1h").await;
+    let auth = server.app_role(&dir, json!({ "token_period": "60s" })).await;
+    let openbao = format!("address = \"{}\"\n{auth}", server.address());
+    let proxy = Proxy::with(Settings { openbao, ..Settings::default() }).await;
+    server.write("sys/quotas/config", json!({ "enable_rate_limit_response_headers": true })).await;
+    let quota = json!({ "path": "pgsilo/acme/", "rate": 1, "interval": "1h" });
+    server.write("sys/quotas/rate-limit/few", quota).await;
+    let (mut client, _role) = session(&proxy).await;
+    let within = Duration::from_secs(5);
+    let said = refused(&proxy, "57P03", within).await;
+    assert!(said["cause"].as_str().expect("a cause").contains("it answered 429"), "{said}");
+    let held = refused(&proxy, "57P03", within).await;
+    assert!(
+        held["cause"].as_str().expect("a cause").contains("no credential is asked for"),
+        "{held}"
+    );
+    lives(&mut client).await;
+}
