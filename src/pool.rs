@@ -42,6 +42,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a database may take to hear that a connection is not wanted any more.
 const GOODBYE: Duration = Duration::from_secs(1);
+/// How long none is made ahead for a tenant whose database has ended one because it was idle, as its
+/// `idle_session_timeout` has it: the next one would wait in vain, too.
+const FRUITLESS: Duration = Duration::from_secs(15 * 60);
 /// What has less time left is not kept.
 const SHORTEST_WAIT: Duration = Duration::from_millis(500);
 /// Connections that are made at once.
@@ -152,6 +155,10 @@ impl Pool {
                 }
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "a connection did not wait for its session");
+                    if error.ended_for_idling() {
+                        let again = Instant::now() + FRUITLESS;
+                        self.lock().failed(route.tenant().id(), again);
+                    }
                 }
                 Err(_elapsed) => {
                     tracing::debug!("a connection that waited does not answer");

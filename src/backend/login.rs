@@ -198,6 +198,16 @@ fn fullness(routine: &str) -> Fullness {
 }
 
 impl BackendError {
+    /// Whether the database ended the session because nobody asked anything.
+    pub(crate) fn ended_for_idling(&self) -> bool {
+        match self {
+            BackendError::Said { sqlstate, .. } | BackendError::Setting { sqlstate, .. } => {
+                sqlstate == "57P05"
+            }
+            _ => false,
+        }
+    }
+
     /// Whose connections are used up, if that is why.
     pub(crate) fn fullness(&self) -> Option<Fullness> {
         match self {

@@ -200,6 +200,31 @@ async fn a_connection_that_died_waiting_is_noticed() {
     }
 }
 
+/// The server's `idle_session_timeout`, or the client's: what is made ahead dies waiting, each time.
+#[tokio::test]
+async fn where_the_database_ends_idle_sessions_none_is_made_ahead_again() {
+    let mut proxy = Proxy::with(warm(ONE)).await;
+    let token = mint::token("acme");
+    let idle: Parameters<'_> =
+        &[("user", "app"), ("database", "acme"), ("options", "-c idle_session_timeout=500")];
+    let ready = made_ready(&proxy, &token, idle).await;
+    let superuser = world().superuser("postgres").await;
+    eventually("it to be ended", async || {
+        let sql = "SELECT 1 FROM pg_stat_activity WHERE pid = $1";
+        let pid = pid(&ready).as_raw_nonzero().get();
+        superuser.query_opt(sql, &[&pid]).await.expect("told").is_none().then_some(())
+    })
+    .await;
+    for _ in 0..4 {
+        drop(log_in(&proxy, &token, idle).await);
+    }
+    proxy.metric_reaches("pgsilo_warm_total{result=\"lost\"}", 1.0).await;
+    proxy.signal(rustix::process::Signal::TERM);
+    proxy.ended().await;
+    let ahead = proxy.events("leased").iter().filter(|event| event["ahead"] == true).count();
+    assert_eq!(ahead, 1);
+}
+
 /// When a database's process began with its newest query.
 async fn last_asked(superuser: &tokio_postgres::Client, pid: Pid) -> String {
     let sql = "SELECT query_start::text FROM pg_stat_activity WHERE pid = $1";
@@ -352,7 +377,11 @@ async fn no_more_wait_than_may() {
     let waits = |line: &Value| line["message"] == "a connection waits for a session";
     let made = proxy.lines().into_iter().filter(waits).count() as f64;
     let used = proxy.metric("pgsilo_warm_total{result=\"used\"}").await;
-    assert!(made > 0.0 && used > 0.0 && made - used <= 3.0, "{made} made, {used} used");
+    let mut gone = used;
+    for result in ["lost", "expired"] {
+        gone += proxy.metric(&format!("pgsilo_warm_total{{result=\"{result}\"}}")).await;
+    }
+    assert!(made > 0.0 && used > 0.0 && made - gone <= 3.0, "{made} made, {gone} gone");
 }
 
 #[tokio::test]
