@@ -33,7 +33,7 @@ use crate::limits::{Tally, TallyPermit};
 use crate::registry::{Registry, Snapshot, Tenant};
 use crate::session::Route;
 use crate::tenant::TenantId;
-use full::Full as FullPlaces;
+use full::FullDatabases;
 use shelves::{Full, Places, Ready, Shelf, Shelves};
 
 /// How long a connection that waited may take to answer before a new one is made instead.
@@ -65,7 +65,7 @@ pub(crate) struct Pool {
     making: Tally<TenantId>,
     shelves: Mutex<Shelves>,
     /// Databases that had no connection left.
-    full: Mutex<FullPlaces>,
+    full: Mutex<FullDatabases>,
     /// Something will have waited in vain before the next sweep.
     due: Notify,
     /// Connections that are being made or let go.
@@ -85,6 +85,13 @@ enum NotPrepared {
     Park(#[from] io::Error),
     #[error("not done within {PREPARE_TIMEOUT:?}")]
     Timeout,
+}
+
+/// The place that a connection had at its database, for another. What it was leased with is given back
+/// when this is dropped: that may take a connection as well.
+#[derive(Debug)]
+pub(crate) struct Room {
+    _lease: Lease,
 }
 
 /// A connection that is being made, counted until it is, or is not.
@@ -325,17 +332,16 @@ impl Pool {
     }
 
     /// A database has no connection left for a session. Gives up one that waits there, the tenant's own
-    /// before that of another one on the same server, and returns when its place is free: whether there was
-    /// one. For a while none is made ahead there.
-    pub(crate) async fn make_room(&'static self, tenant: &Tenant, whose: Fullness) -> bool {
+    /// before that of another one on the same server, and returns when its place is free; `None`: there was
+    /// none. For a while none is made ahead there.
+    pub(crate) async fn make_room(&'static self, tenant: &Tenant, whose: Fullness) -> Option<Room> {
         self.full().said(tenant, whose, Instant::now(), self.settings.idle_timeout);
-        let Some(ready) = self.lock().oldest_at(tenant, whose) else { return false };
+        let ready = self.lock().oldest_at(tenant, whose)?;
         count("yielded");
-        part_with(ready).await;
-        true
+        Some(Room { _lease: part_with(ready).await })
     }
 
-    fn full(&self) -> MutexGuard<'_, FullPlaces> {
+    fn full(&self) -> MutexGuard<'_, FullDatabases> {
         self.full.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -434,7 +440,8 @@ impl Pool {
 
     /// Frees the place at once, says goodbye to the database, closes, and gives the lease back.
     fn let_go(&'static self, ready: Ready) {
-        self.tasks.spawn_on(part_with(ready), &self.runtime);
+        let part = part_with(ready);
+        self.tasks.spawn_on(async move { drop(part.await) }, &self.runtime);
     }
 
     fn lock(&self) -> MutexGuard<'_, Shelves> {
@@ -442,12 +449,13 @@ impl Pool {
     }
 }
 
-fn part_with(ready: Ready) -> impl Future<Output = ()> {
+/// Says goodbye to a database; the lease is left.
+fn part_with(ready: Ready) -> impl Future<Output = Lease> {
     let Ready { parked, lease, places, .. } = ready;
     drop(places);
     async move {
         let _best_effort = timeout(GOODBYE, parked.say_goodbye()).await;
-        drop(lease);
+        lease
     }
 }
 

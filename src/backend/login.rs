@@ -14,6 +14,7 @@ use bytes::Bytes;
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::ScramSha256;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 
 use super::binding::Exchange;
 use super::hashing::{HashError, hash};
@@ -34,6 +35,8 @@ const MAX_MESSAGE: usize = 64 * 1024;
 const MAX_LOGIN: usize = 256 * 1024;
 /// PostgreSQL's default is 4096; the count is the server's to choose and ours to pay for.
 const MAX_SCRAM_ITERATIONS: u32 = 100_000;
+/// How long a process that has refused a login may take to be gone.
+const GONE: Duration = Duration::from_secs(1);
 
 /// A message's tag and length.
 const HEADER: usize = 5;
@@ -102,9 +105,7 @@ impl Parked {
         let mut stream = self.stream.resume()?;
         stream.write_all(&message::TERMINATE).await?;
         stream.shutdown().await?;
-        let mut sink = [0; 64];
-        while stream.read(&mut sink).await? > 0 {}
-        Ok(())
+        closed(&mut stream).await
     }
 
     /// The database's process.
@@ -132,6 +133,13 @@ impl Parked {
         connection.check_seal(route.tenant().id(), &mut greeting).await?;
         Ok(Attachment { stream: connection.into_stream()?, process, greeting, past })
     }
+}
+
+/// Reads until the database has closed.
+async fn closed(stream: &mut Stream) -> io::Result<()> {
+    let mut sink = [0; 64];
+    while stream.read(&mut sink).await? > 0 {}
+    Ok(())
 }
 
 /// Why a login to a database failed.
@@ -218,11 +226,29 @@ impl BackendError {
 }
 
 impl Connection {
-    /// Logs in as the leased role, with the route's settings, and reads the seal.
+    /// Logs in as the leased role, with the route's settings, and reads the seal. One that is refused for
+    /// want of connections is one itself for a moment, which is waited for.
     pub(crate) async fn log_in(
         mut self,
         credential: &Credential,
     ) -> Result<Attachment, BackendError> {
+        match self.begin(credential).await {
+            Ok((process, greeting, past)) => {
+                Ok(Attachment { stream: self.into_stream()?, process, greeting, past })
+            }
+            Err(error) => {
+                if error.fullness().is_some() {
+                    let _best_effort = timeout(GONE, closed(&mut self.stream)).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn begin(
+        &mut self,
+        credential: &Credential,
+    ) -> Result<(Process, Vec<u8>, Past), BackendError> {
         let tenant = Arc::clone(self.route.tenant());
         let dbname = &tenant.placement().dbname;
         let packet = startup::encode(credential.username(), dbname, self.route.settings())?;
@@ -233,7 +259,7 @@ impl Connection {
         let now = BootTime::now();
         self.check_seal(tenant.id(), &mut greeting).await?;
         let past = Past { made: now, sealed: now, sessions: 0, is_bound };
-        Ok(Attachment { stream: self.into_stream()?, process, greeting, past })
+        Ok((process, greeting, past))
     }
 
     /// Whether the login is bound to its TLS channel.

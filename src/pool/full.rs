@@ -34,9 +34,9 @@ struct Said {
 
 /// What was said, and when.
 #[derive(Debug, Default)]
-pub(super) struct Full(HashMap<Place, Said>);
+pub(super) struct FullDatabases(HashMap<Place, Said>);
 
-impl Full {
+impl FullDatabases {
     /// A tenant's database has said so. It is remembered for `pause`.
     pub(super) fn said(&mut self, tenant: &Tenant, whose: Fullness, now: Instant, pause: Duration) {
         let pause = pause.max(FRESH);
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn some_try_while_it_is_fresh_and_all_when_one_got_in_or_it_is_old() {
-        let ([acme, _, _], mut full, start) = (tenants(), Full::default(), Instant::now());
+        let ([acme, _, _], mut full, start) = (tenants(), FullDatabases::default(), Instant::now());
         assert!(full.may_try(&acme, start));
         full.said(&acme, Fullness::OfOne, start, PAUSE);
         let mut tried = 0;
@@ -137,7 +137,8 @@ mod tests {
 
     #[test]
     fn one_tenants_share_is_no_neighbours_and_a_server_is_all_of_its_tenants() {
-        let ([acme, globex, initech], mut full, now) = (tenants(), Full::default(), Instant::now());
+        let ([acme, globex, initech], mut full, now) =
+            (tenants(), FullDatabases::default(), Instant::now());
         full.said(&acme, Fullness::OfOne, now, PAUSE);
         assert!(!full.may_try(&acme, now) && full.may_try(&globex, now));
         assert!(!full.is_remembered(&globex, now, PAUSE));

@@ -112,7 +112,7 @@ async fn log_in(
     route: &Arc<Route>,
     proxy: &'static Proxy,
 ) -> Result<Attachment, Refusal> {
-    let mut has_room = false;
+    let mut room = None;
     loop {
         let error = match connection.log_in(lease.credential()).await {
             Ok(attachment) => {
@@ -121,9 +121,11 @@ async fn log_in(
             }
             Err(error) => error,
         };
-        let Some(whose) = error.fullness().filter(|_| !has_room) else { return Err(error.into()) };
-        has_room = proxy.pool.make_room(route.tenant(), whose).await;
-        if !has_room {
+        let Some(whose) = error.fullness().filter(|_| room.is_none()) else {
+            return Err(error.into());
+        };
+        room = proxy.pool.make_room(route.tenant(), whose).await;
+        if room.is_none() {
             return Err(error.into());
         }
         connection = dial(route, proxy.limits().dead_peer_timeout).await?;

@@ -70,15 +70,15 @@ impl<'c> Leased<'c> {
 /// once more; under session authority the token has been used up.
 async fn credential(routed: &mut Routed<'_>) -> Result<Lease, LeaseError> {
     let proxy = routed.client().proxy;
-    let mut has_room = false;
+    let mut room = None;
     loop {
         let error = match proxy.lessor.lease(routed.request()).await {
             Ok(lease) => return Ok(lease),
             Err(error) => error,
         };
-        let Some(whose) = error.fullness().filter(|_| !has_room) else { return Err(error) };
-        has_room = proxy.pool.make_room(routed.resolved().tenant(), whose).await;
-        if !has_room || proxy.lessor.needs_token() {
+        let Some(whose) = error.fullness().filter(|_| room.is_none()) else { return Err(error) };
+        room = proxy.pool.make_room(routed.resolved().tenant(), whose).await;
+        if room.is_none() || proxy.lessor.needs_token() {
             return Err(error);
         }
     }
