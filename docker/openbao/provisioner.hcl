@@ -53,6 +53,11 @@ path "pgsilo/+/rotate-root/tenant-*" {
   capabilities = ["update"]
 }
 
+# Lets go of connections to a database that failed over: to the same server, with what is described.
+path "pgsilo/+/reset/tenant-*" {
+  capabilities = ["update"]
+}
+
 # `pgsiloctl leases audit`: which leases there are, and the end of those that nobody uses. A lease's
 # id says nothing of its credential. Listing leases is one of the paths that want sudo.
 path "sys/leases/lookup/pgsilo/+/creds/tenant-*" {

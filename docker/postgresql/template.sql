@@ -1,5 +1,5 @@
 -- What tenants' databases are made from, run once for each cluster by a superuser, in the database
--- pgsilo_template (docs/operations.md, "PostgreSQL"). It takes from PUBLIC what lets a session with no
+-- pgsilo_template (docs/setup.md, "PostgreSQL"). It takes from PUBLIC what lets a session with no
 -- rights at all use up what is the whole cluster's: advisory locks fill the lock table, which nobody
 -- can log in without; large objects make a role that cannot be dropped in one transaction; messages
 -- for logical decoding write WAL without an end. The provisioner may give them to a tenant

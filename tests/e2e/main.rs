@@ -35,6 +35,7 @@ mod opening;
 mod orphans;
 mod outages;
 mod outside;
+mod own_sessions;
 mod pools;
 mod prepared;
 mod quotas;

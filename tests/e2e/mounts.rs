@@ -102,7 +102,7 @@ async fn the_provisioner_makes_and_removes_tenants_mounts_and_no_others() {
         ("GET", "sys/mounts", None),
         ("POST", "sys/auth/other", of("approle")),
         ("GET", "pgsilo/acme/creds/tenant-acme-rw", None),
-        ("POST", "pgsilo/acme/reset/tenant-acme", Some(json!({}))),
+        ("POST", "pgsilo/acme/reset/other", Some(json!({}))),
         ("POST", "pgsilo/acme/static-roles/tenant-acme", Some(json!({}))),
         ("POST", "sys/policies/acl/pgsilo", Some(json!({ "policy": "" }))),
     ] {

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -118,6 +118,35 @@ async fn an_openbao_that_stays_sealed_or_silent_is_told_by_readyz_and_may_be_lef
     world.signal_bao(Signal::CONT);
     ready(200, "ok").await;
     drop(session);
+}
+
+/// As a primary that is gone without a word leaves it: OpenBAO waits for an answer, and all that ask for the
+/// tenant's credentials wait with it, until the provisioner has it let go (docs/runbooks.md).
+#[tokio::test]
+async fn a_connection_of_openbaos_that_hangs_is_let_go_by_a_reset() {
+    let (world, proxy) = unwell().await;
+    session(&world, &proxy).await;
+    let superuser = world.superuser("postgres").await;
+    let pids = "SELECT pid FROM pg_stat_activity WHERE usename = 'tenant_acme_broker'";
+    let rows = superuser.query(pids, &[]).await.expect("asked");
+    let signal = |signal| {
+        for row in &rows {
+            let pid = Pid::from_raw(row.get(0)).expect("a pid");
+            kill_process(pid, signal).expect("the backend lives");
+        }
+    };
+    assert!(!rows.is_empty());
+    signal(Signal::STOP);
+    refused(&proxy, &world).await;
+    let provisioner = world.var("PROVISIONER_BAO_TOKEN");
+    // It may be answered later, and has worked at once.
+    let reset = world.bao_as(provisioner, "POST", "pgsilo/acme/reset/tenant-acme", Some(json!({})));
+    let served = async {
+        served_again(&proxy, &world).await;
+        signal(Signal::CONT);
+    };
+    let ((status, answer), ()) = tokio::join!(reset, served);
+    assert_eq!(status, 204, "{answer}");
 }
 
 #[tokio::test]

@@ -35,6 +35,13 @@ pub(crate) const USERNAME_TEMPLATE: &str =
 /// What tenants' databases are made from; `docker/postgresql/template.sql` makes it what it is.
 pub(crate) const TEMPLATE: &str = "pgsilo_template";
 
+/// The tenant's roles; run in any database.
+const ROLES: &str = include_str!("../../../docker/postgresql/roles.sql");
+/// Schema `public`, and functions for the tenant's own sessions; run in the tenant's database.
+const DATABASE: &str = include_str!("../../../docker/postgresql/database.sql");
+/// How OpenBAO makes a leased role.
+const CREATE: &str = include_str!("../../../docker/openbao/create.sql");
+
 /// What [`TEMPLATE`] takes from everybody, and a tenant that writes may be given: applications need it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Allowance {
@@ -132,6 +139,11 @@ impl TenantId {
         format!("tenant_{}_{kind}", self.0)
     }
 
+    /// One of the recipe's files, for this tenant.
+    fn fill(&self, recipe: &str) -> String {
+        recipe.replace("TENANT", &self.0)
+    }
+
     /// Where OpenBAO's database secrets engine for this tenant is mounted. It shares its workers
     /// between mounts: one tenant's revocations that are stuck do not hold another's up.
     pub(crate) fn mount(&self) -> String {
@@ -162,7 +174,8 @@ impl Provisioner {
         make_roles(&cluster, tenant, &broker_password).await.context("the tenant's roles")?;
         make_database(&cluster, tenant, &self.share).await.context("the tenant's database")?;
         let database = self.postgres.connect(&tenant.database()).await?;
-        hand_over_schema(&database, tenant).await.context("handing the schema to the tenant")?;
+        let contents = tenant.fill(DATABASE);
+        database.batch_execute(&contents).await.context("what is in the tenant's database")?;
         allow(&database, tenant, &self.share.allowed).await.context("allowing what it may use")?;
         self.describe_to_openbao(tenant, &broker_password)
             .await
@@ -188,6 +201,8 @@ impl Provisioner {
             "allowed_roles": roles,
             "username_template": USERNAME_TEMPLATE,
             "max_open_connections": 4,
+            // Without, OpenBAO keeps a connection to each tenant's database for ever.
+            "max_connection_lifetime": "5m",
         });
         let mount = self.mount(tenant).await?;
         let config = format!("{mount}/config/{connection}");
@@ -203,8 +218,8 @@ impl Provisioner {
             // Read-write and migrate have the same rights: an application that may not make
             // its own tables would not run unchanged. Two names let an operator count, bound
             // and withdraw migrations apart.
-            let works_as = tenant.role(if *kind == "ro" { "ro" } else { "app" });
-            let body = lease_statements(tenant, &connection, &works_as);
+            let works_as = if *kind == "ro" { "ro" } else { "app" };
+            let body = lease_statements(tenant, &connection, works_as);
             self.bao.write(&format!("{mount}/roles/{role}"), body).await?;
         }
         Ok(())
@@ -222,25 +237,19 @@ impl Provisioner {
     }
 }
 
-/// How OpenBAO makes and unmakes a leased role that works as `works_as`.
+/// How OpenBAO makes and unmakes a leased role that works as the tenant's role of that kind, `app` or `ro`.
 ///
-/// The leased role owns nothing: all it makes belongs to `works_as`, which it becomes at login
+/// The leased role owns nothing: all it makes belongs to that role, which it becomes at login
 /// and comes back to at DISCARD ALL, RESET ROLE and SET SESSION AUTHORIZATION DEFAULT. The
 /// broker is a member of it, because only a member may end its sessions, and may become it, because
 /// that tells its logins from all others (see `drop.sql`); without that, a live session would go on
-/// working as `works_as` after its own role is gone.
-fn lease_statements(tenant: &TenantId, connection: &str, works_as: &str) -> Value {
-    let (login, broker) = (tenant.role("login"), tenant.role("broker"));
+/// working as that role after its own is gone.
+fn lease_statements(tenant: &TenantId, connection: &str, kind: &str) -> Value {
     json!({
         "db_name": connection,
         "default_ttl": "1h",
         "max_ttl": "24h",
-        "creation_statements": [
-            format!("CREATE ROLE \"{{{{name}}}}\" LOGIN PASSWORD '{{{{password}}}}' VALID UNTIL '{{{{expiration}}}}' IN ROLE \"{login}\""),
-            format!("GRANT \"{works_as}\" TO \"{{{{name}}}}\" WITH INHERIT FALSE, SET TRUE"),
-            format!("GRANT \"{{{{name}}}}\" TO \"{broker}\" WITH INHERIT TRUE, SET TRUE"),
-            format!("ALTER ROLE \"{{{{name}}}}\" SET role = '{works_as}'"),
-        ],
+        "creation_statements": tenant.fill(CREATE).replace("KIND", kind),
         "revocation_statements": revocation::STATEMENTS,
     })
 }
@@ -264,30 +273,10 @@ async fn ensure_fit(cluster: &Client) -> Result<()> {
 }
 
 async fn make_roles(cluster: &Client, tenant: &TenantId, broker_password: &Secret) -> Result<()> {
-    for (kind, attributes) in [
-        ("app", "NOLOGIN"),
-        ("ro", "NOLOGIN"),
-        ("login", "NOLOGIN"),
-        ("broker", "LOGIN CREATEROLE"),
-    ] {
-        let role = tenant.role(kind);
-        if !exists(cluster, "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = $1", &role).await? {
-            cluster.batch_execute(&format!("CREATE ROLE \"{role}\" {attributes}")).await?;
-        }
-    }
+    cluster.batch_execute(&tenant.fill(ROLES)).await?;
     let verifier = postgres_protocol::password::scram_sha_256(broker_password.expose().as_bytes());
-    let [app, ro, login, broker] = ["app", "ro", "login", "broker"].map(|kind| tenant.role(kind));
-    // The broker works inside a database where the tenant may make functions: it must never
-    // find one of those by an unqualified name. It gets in when the cluster's connections are used
-    // up, or nothing could be revoked then.
-    cluster
-        .batch_execute(&format!(
-            "ALTER ROLE \"{broker}\" PASSWORD '{verifier}';
-             ALTER ROLE \"{broker}\" SET search_path = pg_catalog, pg_temp;
-             GRANT \"{app}\", \"{ro}\", \"{login}\" TO \"{broker}\" WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
-             GRANT pg_use_reserved_connections TO \"{broker}\" WITH INHERIT TRUE, SET FALSE"
-        ))
-        .await?;
+    let broker = tenant.role("broker");
+    cluster.batch_execute(&format!("ALTER ROLE \"{broker}\" PASSWORD '{verifier}'")).await?;
     Ok(())
 }
 
@@ -310,30 +299,6 @@ async fn make_database(cluster: &Client, tenant: &TenantId, share: &Share) -> Re
              ALTER DATABASE \"{database}\" SET pgsilo.tenant = '{id}';
              ALTER DATABASE \"{database}\" CONNECTION LIMIT {connections};
              ALTER DATABASE \"{database}\" ALLOW_CONNECTIONS true"
-        ))
-        .await?;
-    Ok(())
-}
-
-/// Gives schema `public` to the tenant, and lets its read-only role see what will be made.
-///
-/// Only the tenant's own role can say what others may do with its tables, so the provisioner
-/// joins it for this one transaction.
-async fn hand_over_schema(database: &Client, tenant: &TenantId) -> Result<()> {
-    let [app, ro] = ["app", "ro"].map(|kind| tenant.role(kind));
-    database
-        .batch_execute(&format!(
-            "BEGIN;
-             GRANT \"{app}\" TO CURRENT_USER WITH INHERIT TRUE, SET TRUE;
-             ALTER SCHEMA public OWNER TO \"{app}\";
-             SET LOCAL ROLE \"{app}\";
-             GRANT USAGE ON SCHEMA public TO \"{ro}\";
-             ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO \"{ro}\";
-             ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO \"{ro}\";
-             ALTER DEFAULT PRIVILEGES GRANT SELECT ON SEQUENCES TO \"{ro}\";
-             RESET ROLE;
-             REVOKE \"{app}\" FROM CURRENT_USER;
-             COMMIT"
         ))
         .await?;
     Ok(())
@@ -383,9 +348,12 @@ mod tests {
     #[test]
     fn lease_statements_name_this_tenant_only_and_never_an_owner() {
         let acme = TenantId::parse("acme").unwrap();
-        let body = lease_statements(&acme, "tenant-acme", "tenant_acme_ro").to_string();
+        let body = lease_statements(&acme, "tenant-acme", "ro").to_string();
         assert!(body.contains(r#"CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}'"#));
         assert!(body.contains(r#"SET role = 'tenant_acme_ro'"#));
         assert!(!body.contains("tenant_acme_app"));
+        assert!(!body.contains("TENANT") && !body.contains("KIND"));
+        // OpenBAO cuts the statements at each semicolon.
+        assert_eq!(CREATE.matches(';').count(), CREATE.lines().count());
     }
 }
