@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What `make test` leaves out because a fresh machine cannot run it: node-postgres, JDBC, the pools
-# of both and of Go's pgx, and databases that speak TLS. Installs Debian packages (as root or by sudo) and npm packages
-# (pinned, into the tools' folder), then runs tests/more. Arguments go to cargo test.
+# of both and of Go's pgx, databases that speak TLS, docs/setup.md as it is pasted, units and alerts. Installs Debian
+# packages (as root or by sudo) and npm packages (pinned, into the tools' folder), then runs tests/more.
+# Arguments go to cargo test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/packages.sh
@@ -17,10 +18,26 @@ command -v go >/dev/null || wanted+=(golang-go)
 [ -e /usr/share/gocode/src/github.com/jackc/pgx/v4/pgxpool ] || wanted+=(golang-github-jackc-pgx-v4-dev)
 command -v node >/dev/null || wanted+=(nodejs)
 command -v npm >/dev/null || wanted+=(npm)
+# What docs/setup.md asks its reader for, and what reads units.
+command -v psql >/dev/null || wanted+=(postgresql-client)
+command -v openssl >/dev/null || wanted+=(openssl)
+command -v jq >/dev/null || wanted+=(jq)
+command -v curl >/dev/null || wanted+=(curl)
+command -v systemd-analyze >/dev/null || wanted+=(systemd)
 [ ${#wanted[@]} -eq 0 ] || debian "${wanted[@]}"
 has_jdk || fail "the java on the PATH has no compiler: a JDK is needed, not a JRE"
 
 npm_packages
+
+# --- promtool, without the server that it is packaged with ------------------------------------
+promtool=$(realpath -m "$tools/promtool")
+if [ ! -e "$promtool/usr/bin/promtool" ]; then
+    echo "$this: fetching promtool"
+    package=$(mktemp -d)
+    (cd "$package" && apt-get download -qq prometheus)
+    dpkg-deb --extract "$package"/prometheus_*.deb "$promtool"
+    rm -rf "$package"
+fi
 
 # --- Go, from what Debian has of it, without modules and without a network --------------------
 pgx_pool=$(realpath -m "$tools/pgx-pool")
@@ -32,4 +49,5 @@ export PGSILO_JDBC=/usr/share/java/postgresql.jar:/usr/share/java/HikariCP.jar:/
 export PGSILO_PGX_POOL="$pgx_pool"
 export PGSILO_POSTGRES_TLS="$node/node_modules/postgres-18/native"
 export PGSILO_POSTGRES_15="$node/node_modules/postgres-15/native"
+export PGSILO_PROMTOOL="$promtool/usr/bin/promtool"
 exec cargo test --test more "$@"

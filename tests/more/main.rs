@@ -19,6 +19,7 @@ mod cluster;
 mod drivers;
 mod middle;
 mod pools;
+mod setup;
 
 #[path = "../e2e"]
 mod e2e {

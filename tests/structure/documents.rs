@@ -129,3 +129,87 @@ fn the_readme_names_tests_that_are_there() {
     }
     assert!(tests > 10, "the promises name {tests} tests");
 }
+
+/// Values of a label in an alert's expression: `reason="a"`, `reason=~"a|b"`.
+fn values<'a>(alert: &'a str, label: &str) -> Vec<&'a str> {
+    let label = format!("{label}=");
+    let marked = alert.match_indices(&label).map(|(at, label)| &alert[at + label.len()..]);
+    let quoted =
+        marked.filter_map(|rest| rest.trim_start_matches('~').strip_prefix('"')?.split('"').next());
+    quoted.flat_map(|values| values.split('|')).collect()
+}
+
+#[test]
+fn alerts_name_what_there_is_and_miss_no_error() {
+    let (alerts, runbooks) = (document("config/alerts.yml"), document("docs/runbooks.md"));
+    let described: Vec<String> =
+        described(&sources()).into_iter().map(|metric| metric.name).collect();
+    let mut reasons = Vec::new();
+    let rules: Vec<&str> = alerts.split("- alert: ").skip(1).collect();
+    assert!(rules.len() > 20, "{}", rules.len());
+    for rule in rules {
+        let (name, rest) = rule.split_once('\n').expect("a name");
+        assert!(runbooks.contains(&format!("\n### {name}\n")), "{name} has no runbook");
+        let expression = rest.lines().find(|line| line.contains("expr: ")).expect("an expression");
+        let words = expression.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        for metric in words.filter(|word| word.starts_with("pgsilo_")) {
+            let metric = metric.trim_end_matches("_bucket");
+            assert!(described.iter().any(|name| name == metric), "{name}: {metric}");
+        }
+        for ending in values(expression, "ending") {
+            assert!(Ending::ALL.iter().any(|known| known.label() == ending), "{name}: {ending}");
+        }
+        reasons.extend(values(expression, "reason"));
+    }
+    for reason in &reasons {
+        assert!(Reason::ALL.iter().any(|known| known.label() == *reason), "{reason}");
+    }
+    for reason in Reason::ALL {
+        let is_error = reason.level().to_string() == "ERROR";
+        assert!(!is_error || reasons.contains(&reason.label()), "no alert for {}", reason.label());
+    }
+    for title in runbooks.split("\n### ").skip(1).filter_map(|rest| rest.lines().next()) {
+        assert!(alerts.contains(&format!("- alert: {title}\n")), "no alert {title}");
+    }
+}
+
+/// A heading as it is linked to: in lower case, words joined by dashes, all else left out.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+#[test]
+fn links_of_the_documents_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_dir(root.join("docs")).expect("docs");
+    let mut pages: Vec<String> =
+        docs.map(|page| format!("docs/{}", page.expect("a page").file_name().display())).collect();
+    pages.retain(|page| page.ends_with(".md"));
+    pages.extend(
+        ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md"].map(str::to_owned),
+    );
+    let mut links = 0;
+    for page in pages {
+        let text = document(&page);
+        let folder = root.join(&page).parent().expect("a folder").to_owned();
+        for rest in text.split("](").skip(1) {
+            let link = rest.split(')').next().expect("a link");
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { root.join(&page) } else { folder.join(file) };
+            assert!(target.exists(), "{page}: {link}");
+            links += 1;
+            if !heading.is_empty() {
+                let target = fs::read_to_string(&target).expect("a page");
+                let mut headings = target.lines().filter(|line| line.starts_with('#'));
+                let found =
+                    headings.any(|line| anchor(line.trim_start_matches('#').trim()) == heading);
+                assert!(found, "{page}: {link}");
+            }
+        }
+    }
+    assert!(links > 50, "{links}");
+}
