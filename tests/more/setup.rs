@@ -1,5 +1,6 @@
 //! docs/setup.md, pasted: its blocks run in their order in one shell, against a PostgreSQL that was just
-//! made and an OpenBAO that the page itself starts. What it makes is what the sandbox makes.
+//! made and an OpenBAO that the page itself starts. What it makes is what the sandbox makes, and moves as
+//! docs/runbooks.md says. Units and alerts are read by who reads them elsewhere.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -16,7 +17,10 @@ const SUPERUSER_PASSWORD: &str = "for-tests-on-loopback-only";
 /// What a machine has before the page begins: a folder for everything, a PostgreSQL that runs, programs.
 struct Machine {
     dir: PathBuf,
-    db_port: u16,
+    /// Of the database server, and of another one that a tenant can move to.
+    ports: [u16; 2],
+    /// A port where nobody listens.
+    nobody: u16,
     /// Whom PostgreSQL runs as.
     account: u32,
     /// Ends all that was started, when this process ends at the latest.
@@ -24,22 +28,24 @@ struct Machine {
 }
 
 /// Starts, stops or starts again a part, as systemd does elsewhere; each is a file in `bin`.
-const SCRIPTS: [(&str, &str); 4] = [
+const SCRIPTS: [(&str, &str); 6] = [
     // The server runs as an account of its own where we are root.
     (
-        "pg",
+        "as-db",
         r#"as=; [ "$(id -u)" != 0 ] || as="setpriv --reuid=$ACCOUNT --regid=$ACCOUNT --clear-groups"
-           cd / && exec $as "$DIR/pg/native/bin/$1" "${@:2}""#,
+           cd / && exec $as "$@""#,
     ),
+    ("pg", r#"exec as-db "$DIR/pg/native/bin/$1" "${@:2}""#),
     (
         "restart-db",
-        r#"pg pg_ctl -D "$DIR/pg/data" -l "$DIR/pg/log" -w -m fast restart >"$DIR/pg_ctl.log""#,
+        r#"pg pg_ctl -D "$DIR/pg/$1" -l "$DIR/pg/log" -w -m fast restart >"$DIR/pg_ctl.log""#,
     ),
     // As the page's drop-in for its unit has it.
     (
         "start-bao",
         r#"PGSSLROOTCERT="$DIR/bao/db-ca.crt" bao server -config "$DIR/bao/openbao.hcl" >"$DIR/bao.log" 2>&1 & echo $! >"$DIR/bao.pid""#,
     ),
+    ("reload-pgsilo", r#"kill -HUP "$(cat "$DIR/pgsilo.pid")""#),
     (
         "start-pgsilo",
         r#"pgsilo check --config "$DIR/etc/pgsilo.toml"
@@ -50,7 +56,7 @@ const SCRIPTS: [(&str, &str); 4] = [
 /// Waits for the end of its standard input.
 const WATCHDOG: &str = r#"cat >/dev/null
     for part in pgsilo bao; do [ ! -e "$DIR/$part.pid" ] || kill "$(cat "$DIR/$part.pid")"; done
-    pg pg_ctl -D "$DIR/pg/data" -m immediate -w stop >/dev/null
+    for data in "$DIR"/pg/data-*; do pg pg_ctl -D "$data" -m immediate -w stop >/dev/null || true; done
     cd / && rm -rf "$DIR""#;
 
 impl Machine {
@@ -72,17 +78,20 @@ impl Machine {
         let mut machine = Machine {
             watchdog: Command::new("true").spawn().expect("true starts"),
             dir,
-            db_port: free_port(),
+            ports: [free_port(), free_port()],
+            nobody: free_port(),
             account,
         };
         machine.watchdog =
             machine.bash(WATCHDOG).stdin(Stdio::piped()).spawn().expect("bash starts");
-        machine.start_database();
+        machine.install();
+        for port in machine.ports {
+            machine.start_database(port);
+        }
         machine
     }
 
-    /// As a package would have left it: passwords everywhere, no TLS.
-    fn start_database(&self) {
+    fn install(&self) {
         let pg = self.dir.join("pg");
         fs::write(pg.join("password"), SUPERUSER_PASSWORD).expect("written");
         let copy = Command::new("cp")
@@ -94,13 +103,19 @@ impl Machine {
         let own = Command::new("chown").arg("-R").arg(self.account.to_string()).arg(&pg).status();
         assert!(own.expect("chown starts").success());
         chown(&pg, Some(self.account), None).expect("owned");
-        succeeds(self.bash(
-            r#"pg initdb -D "$DIR/pg/data" -U postgres --auth=scram-sha-256 --pwfile="$DIR/pg/password" \
+    }
+
+    /// As a package would have left it: passwords everywhere, no TLS.
+    fn start_database(&self, port: u16) {
+        let mut command = self.bash(
+            r#"pg initdb -D "$DIR/pg/data-$PORT" -U postgres --auth=scram-sha-256 --pwfile="$DIR/pg/password" \
                    --encoding=UTF8 --locale=C --no-sync
-               printf '%s\n' "port = $DB_PORT" "unix_socket_directories = '$DIR/pg'" \
-                   "listen_addresses = ''" "fsync = off" >>"$DIR/pg/data/postgresql.conf"
-               pg pg_ctl -D "$DIR/pg/data" -l "$DIR/pg/log" -w start"#,
-        ));
+               printf '%s\n' "port = $PORT" "unix_socket_directories = '$DIR/pg'" \
+                   "listen_addresses = ''" "fsync = off" >>"$DIR/pg/data-$PORT/postgresql.conf"
+               pg pg_ctl -D "$DIR/pg/data-$PORT" -l "$DIR/pg/log" -w start"#,
+        );
+        command.env("PORT", port.to_string());
+        succeeds(command);
     }
 
     /// A shell on this machine that stops at the first failure, as a person would.
@@ -112,7 +127,6 @@ impl Machine {
         let path = std::env::var("PATH").expect("a PATH");
         command.env("PATH", format!("{dir}/bin:{path}"));
         command.env("DIR", &self.dir).env("ACCOUNT", self.account.to_string());
-        command.env("DB_PORT", self.db_port.to_string());
         for name in ["PGPASSWORD", "PGHOST", "PGPORT", "PGUSER", "BAO_ADDR", "BAO_TOKEN"] {
             command.env_remove(name);
         }
@@ -126,24 +140,21 @@ impl Machine {
         let built = Path::new(env!("CARGO_BIN_EXE_pgsilo")).parent().expect("a folder");
         command.env("BUILT", built);
         let (bao, cluster, pgsilo, admin) = (free_port(), free_port(), free_port(), free_port());
-        // A standby in front that is down, as after a failover.
-        let servers = format!("localhost:{},localhost:{}", free_port(), self.db_port);
-        let superuser = format!(
-            "env PGPASSWORD={SUPERUSER_PASSWORD} psql -h {dir}/pg -p {} -U postgres",
-            self.db_port
-        );
+        for (name, value) in self.server(self.ports[0]) {
+            command.env(name, value);
+        }
+        let clusters = self.ports.map(|port| self.servers(port)).join(" ");
         for (name, value) in [
             ("BIN", format!("{dir}/bin")),
             ("ETC", format!("{dir}/etc")),
             ("CONTROL", format!("{dir}/control")),
             ("CREDENTIALS", format!("{dir}/etc")),
             ("START_PGSILO", "start-pgsilo".to_owned()),
-            ("DB_SERVERS", servers),
-            ("PGDATA", format!("{dir}/pg/data")),
-            ("DB_CONF", format!("{dir}/pg/data")),
+            ("RELOAD_PGSILO", "reload-pgsilo".to_owned()),
+            ("CLUSTERS", clusters),
             ("DB_ACCOUNT", self.account.to_string()),
-            ("DB_SUPERUSER", superuser),
-            ("RESTART_DB", "restart-db".to_owned()),
+            ("DUMP", self.as_superuser("pg_dump", self.ports[0])),
+            ("RESTORE", self.as_superuser("pg_restore", self.ports[1])),
             ("BAO_PORT", bao.to_string()),
             ("BAO_CLUSTER_PORT", cluster.to_string()),
             ("BAO_ETC", format!("{dir}/bao")),
@@ -158,10 +169,37 @@ impl Machine {
         command
     }
 
+    /// What the page calls a database server of this machine.
+    fn server(&self, port: u16) -> [(&'static str, String); 6] {
+        let data = format!("{}/pg/data-{port}", self.dir.display());
+        [
+            ("DB_PORT", port.to_string()),
+            ("DB_SERVERS", self.servers(port)),
+            ("PGDATA", data.clone()),
+            ("DB_CONF", data),
+            ("DB_SUPERUSER", self.as_superuser("psql", port)),
+            ("RESTART_DB", format!("restart-db data-{port}")),
+        ]
+    }
+
+    /// Another one in front, where nobody is, as after a failover.
+    fn servers(&self, port: u16) -> String {
+        format!("localhost:{},localhost:{port}", self.nobody)
+    }
+
+    /// A program of PostgreSQL's, of a version with the server, as its superuser.
+    fn as_superuser(&self, program: &str, port: u16) -> String {
+        let (program, dir) = (world().pg_program(program), self.dir.display());
+        format!(
+            "env PGPASSWORD={SUPERUSER_PASSWORD} PGHOST={dir}/pg PGPORT={port} PGUSER=postgres PGSSLMODE=disable {}",
+            program.display()
+        )
+    }
+
     async fn superuser(&self, dbname: &str) -> tokio_postgres::Client {
         let (client, connection) = tokio_postgres::Config::new()
             .host_path(self.dir.join("pg"))
-            .port(self.db_port)
+            .port(self.ports[0])
             .user("postgres")
             .password(SUPERUSER_PASSWORD)
             .dbname(dbname)
@@ -192,11 +230,18 @@ fn succeeds(mut command: Command) -> (String, String) {
     (out, err)
 }
 
-/// The blocks of a page that are marked for a shell, as one script.
-fn pasted(page: &str) -> String {
+/// The blocks of a page, or of what is under one of its headings, that are marked for a shell.
+fn blocks(page: &str, heading: Option<&str>) -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
     let text = fs::read_to_string(path).expect("the page");
-    let blocks = text.split("\n```sh\n").skip(1);
+    let section = match heading {
+        Some(heading) => {
+            let (_, section) = text.split_once(&format!("\n## {heading}\n")).expect("the heading");
+            section.split("\n## ").next().expect("a section")
+        }
+        None => &text,
+    };
+    let blocks = section.split("\n```sh\n").skip(1);
     blocks.map(|block| block.split("\n```").next().expect("an end").to_owned() + "\n").collect()
 }
 
@@ -239,7 +284,8 @@ async fn tenant(
 #[tokio::test]
 async fn the_page_for_setting_up_works_as_it_is_pasted() {
     let machine = Machine::new();
-    let output = machine.reader(&pasted("docs/setup.md")).output().expect("bash starts");
+    let page = blocks("docs/setup.md", None).concat();
+    let output = machine.reader(&page).output().expect("bash starts");
     let (out, err) = said(&output);
     let logs = || {
         let log = |name: &str| fs::read_to_string(machine.dir.join(name)).unwrap_or_default();
@@ -260,13 +306,9 @@ async fn the_page_for_setting_up_works_as_it_is_pasted() {
     assert_eq!((row.get(0), row.get(1)), (true, "TLSv1.3"));
 
     // Nobody else may read what is secret.
-    for secret in [
-        "etc/secret-id",
-        "etc/server.key",
-        "bao/server.key",
-        "pg/data/pgsilo.key",
-        "control/init.json",
-    ] {
+    let key = format!("pg/data-{}/pgsilo.key", machine.ports[0]);
+    let secrets = ["etc/secret-id", "etc/server.key", "bao/server.key", "control/init.json", &key];
+    for secret in secrets {
         let mode = fs::metadata(machine.dir.join(secret)).expect(secret).permissions().mode();
         assert_eq!(mode & 0o077, 0, "{secret}: {mode:o}");
     }
@@ -277,6 +319,95 @@ async fn the_page_for_setting_up_works_as_it_is_pasted() {
     let sandbox = tenant(&sandbox, &world().superuser("tenant_acme").await).await;
     assert!(page.len() > 20, "{page:#?}");
     assert_eq!(page, sandbox);
+}
+
+#[tokio::test]
+async fn a_tenant_moves_as_the_runbook_says() {
+    let machine = Machine::new();
+    let [first, second] = machine.ports;
+    let tenant = blocks("docs/setup.md", Some("A tenant"));
+    let moving = blocks("docs/runbooks.md", Some("A tenant moves to another server"));
+    assert_eq!((tenant.len(), moving.len()), (2, 4));
+    let [suspend, copy, forget, place] = &moving[..] else { panic!("four blocks") };
+    let server = machine.server(second).map(|(name, value)| format!("{name}='{value}'\n")).concat();
+    let cluster = blocks("docs/setup.md", Some("PostgreSQL")).concat();
+    // Who is in a session meanwhile loses it; who comes is told.
+    let ask = r#"ask() { PGPASSWORD=$(token "$1") psql -XAt "$DSN" -v ON_ERROR_STOP=1 -c "$2"; }"#;
+    let refused = "if ask read-write 'SELECT 1'; then exit 1; fi\n";
+    let look = format!(
+        "{ask}\nuntil ask read-write 'SELECT inet_server_port()' | grep -x {second}; do sleep 0.2; done
+         ask read-only 'TABLE greetings'
+         ask read-write \"INSERT INTO greetings VALUES ('moved'); SELECT tableowner FROM pg_tables WHERE tablename = 'greetings'\"
+         {}",
+        blocks("docs/setup.md", Some("The first login")).last().expect("the audit")
+    );
+    let script = [
+        &blocks("docs/setup.md", None).concat(),
+        &server,
+        &cluster,
+        &tenant[0],
+        suspend,
+        ask,
+        "\n",
+        refused,
+        copy,
+        forget,
+        &tenant[1],
+        place,
+        &look,
+    ];
+    let output =
+        machine.reader(&script.map(|part| part as &str).concat()).output().expect("bash starts");
+    let (out, err) = said(&output);
+    assert!(output.status.success(), "{first} {out}\n{err}");
+    let after = out.rsplit_once(&format!("\n{second}\n")).expect("a login at the new server").1;
+    assert!(after.contains("it works\n") && after.contains("tenant_acme_app\n"), "{after}");
+    assert!(err.contains("tenant \"acme\" is suspended"), "{err}");
+}
+
+/// Makes the second server a standby of the first; both run.
+const STANDBY: &str = r#"
+    for port in "$FIRST" "$SECOND"; do pg pg_ctl -D "$DIR/pg/data-$port" -m fast -w stop; done
+    as-db rm -r "$DIR/pg/data-$SECOND"
+    as-db cp -a "$DIR/pg/data-$FIRST" "$DIR/pg/data-$SECOND"
+    as-db touch "$DIR/pg/data-$SECOND/standby.signal"
+    printf '%s\n' "port = $SECOND" "primary_conninfo = 'host=$DIR/pg port=$FIRST user=postgres password=$WORD'" \
+        >>"$DIR/pg/data-$SECOND/postgresql.conf"
+    for port in "$FIRST" "$SECOND"; do
+        pg pg_ctl -D "$DIR/pg/data-$port" -l "$DIR/pg/log" -w start >"$DIR/pg_ctl.log"
+    done
+"#;
+
+/// OpenBAO's URL names both servers, and the standby first; the registry one.
+#[tokio::test]
+async fn a_database_fails_over_as_the_runbook_says() {
+    let machine = Machine::new();
+    let [first, second] = machine.ports;
+    let runbook = blocks("docs/runbooks.md", Some("A database fails over"));
+    assert_eq!(runbook.len(), 2);
+    let login = blocks("docs/setup.md", Some("The first login"));
+    let ask = format!("ask() {{ PGPASSWORD=$(token read-write) psql -XAt \"$DSN\" -v ON_ERROR_STOP=1 -c \"$1\"; }}
+        where() {{ until ask 'SELECT inet_server_port()' | grep -x \"$1\"; do sleep 0.2; done; }}\n");
+    let fails_over = r#"
+        where "$FIRST"
+        pg pg_ctl -D "$DIR/pg/data-$FIRST" -m fast -w stop
+        pg pg_ctl -D "$DIR/pg/data-$SECOND" -w promote
+        DB_PORT=$SECOND
+    "#;
+    let after = format!(
+        "{}where \"$SECOND\"\nask 'TABLE greetings'\nuntil {}; do sleep 1; done\n",
+        runbook.concat(),
+        login.last().expect("the audit").trim()
+    );
+    let script = [&blocks("docs/setup.md", None).concat(), &ask, STANDBY, fails_over, &after];
+    let mut command = machine.reader(&script.concat());
+    command.env("DB_SERVERS", format!("localhost:{second},localhost:{first}"));
+    command.env("CLUSTERS", format!("localhost:{second},localhost:{first}"));
+    command.env("FIRST", first.to_string()).env("SECOND", second.to_string());
+    command.env("WORD", SUPERUSER_PASSWORD);
+    let (out, err) = succeeds(command);
+    let after = out.rsplit_once(&format!("\n{second}\n")).expect("a login at the new primary").1;
+    assert!(after.contains("it works\n"), "{after}\n{err}");
 }
 
 /// Units of config/, read by systemd, with programs that are there.

@@ -17,6 +17,9 @@
 //! | `tenant_x_ro` | NOLOGIN, may SELECT what `tenant_x_app` makes |
 //! | `tenant_x_login` | NOLOGIN, may connect, nothing else: every leased role is in it |
 //! | `tenant_x_broker` | what OpenBAO logs in as: makes and drops leased roles of this tenant only |
+//! | schema `pgsilo` | the provisioner's; functions by which sessions see, cancel and end their tenant's own |
+//!
+//! The SQL is that of docs/setup.md, from the same files.
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
