@@ -26,6 +26,11 @@ BEGIN
             WHERE nspname = 'pgsilo' AND pg_catalog.pg_get_userbyid(nspowner) <> session_user) THEN
         RAISE 'schema pgsilo is the tenant''s own: have it renamed first';
     END IF;
+    -- A database that was copied from another tenant's has that one's.
+    IF EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+            WHERE n.nspname = 'pgsilo' AND pg_catalog.pg_get_userbyid(p.proowner) <> 'tenant_TENANT_broker') THEN
+        DROP SCHEMA pgsilo CASCADE;
+    END IF;
 END $$;
 CREATE SCHEMA IF NOT EXISTS pgsilo;
 GRANT USAGE, CREATE ON SCHEMA pgsilo TO "tenant_TENANT_broker";

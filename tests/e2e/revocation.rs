@@ -576,6 +576,8 @@ async fn what_was_kept_of_a_tenant_that_is_no_more_is_left_alone() {
 
     // As it asks for.
     for sql in [
+        // Not reassigned: its functions would work as their new owner.
+        "DROP SCHEMA pgsilo CASCADE",
         "REASSIGN OWNED BY tenant_globex_app, tenant_globex_ro TO postgres",
         "DROP OWNED BY tenant_globex_login",
         "DROP OWNED BY tenant_globex_ro",

@@ -215,7 +215,7 @@ impl Mender<'_> {
             owned.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
         ensure!(
             owned.is_empty(),
-            "they own what is in {}: drop it, or if it is wanted, REASSIGN OWNED and DROP OWNED there",
+            "they own what is in {}: drop it, or if it is wanted, DROP SCHEMA pgsilo CASCADE, REASSIGN OWNED and DROP OWNED there",
             owned.join(", ")
         );
         Ok(())
