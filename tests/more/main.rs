@@ -1,5 +1,5 @@
 //! End-to-end tests that need more than a fresh machine has: node-postgres, JDBC, pgx, and
-//! databases that speak TLS. `make test-all` installs that and runs them; plain `cargo test` does not.
+//! databases that speak TLS; and pages that are pasted. `make test-all` installs that and runs them; plain `cargo test` does not.
 //!
 //! They stand on the same support as tests/e2e, and as there nothing is skipped: what is
 //! missing fails.
@@ -17,6 +17,7 @@ mod addresses;
 mod backends;
 mod cluster;
 mod drivers;
+mod machine;
 mod middle;
 mod pools;
 mod setup;
