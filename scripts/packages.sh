@@ -19,6 +19,18 @@ debian() {
     "${as_root[@]}" apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
+# unpacked PACKAGE FOLDER: what a Debian package holds, without installing it or what it starts.
+unpacked() {
+    local download as_root=()
+    echo "$this: fetching $1"
+    [ "$(id -u)" = 0 ] || as_root=(sudo)
+    apt-cache show "$1" >/dev/null 2>&1 || "${as_root[@]}" apt-get update -qq
+    download=$(mktemp -d)
+    (cd "$download" && apt-get download -qq "$1" 2>/dev/null)
+    dpkg-deb --extract "$download/$1"_*.deb "$2"
+    rm -rf "$download"
+}
+
 # npm_packages: installs those of tests/more/node, PostgreSQL with TLS among them, into a folder
 # named for the lock file; sets $node to it.
 npm_packages() {

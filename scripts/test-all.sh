@@ -31,13 +31,7 @@ npm_packages
 
 # --- promtool, without the server that it is packaged with ------------------------------------
 promtool=$(realpath -m "$tools/promtool")
-if [ ! -e "$promtool/usr/bin/promtool" ]; then
-    echo "$this: fetching promtool"
-    package=$(mktemp -d)
-    (cd "$package" && apt-get download -qq prometheus)
-    dpkg-deb --extract "$package"/prometheus_*.deb "$promtool"
-    rm -rf "$package"
-fi
+[ -e "$promtool/usr/bin/promtool" ] || unpacked prometheus "$promtool"
 
 # --- Go, from what Debian has of it, without modules and without a network --------------------
 pgx_pool=$(realpath -m "$tools/pgx-pool")

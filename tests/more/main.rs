@@ -1,5 +1,5 @@
-//! End-to-end tests that need more than a fresh machine has: node-postgres, JDBC, pgx, and
-//! databases that speak TLS; and pages that are pasted. `make test-all` installs that and runs them; plain `cargo test` does not.
+//! End-to-end tests that need more than a fresh machine has: node-postgres, JDBC, pgx, databases that
+//! speak TLS, pages that are pasted. `make test-all` installs that and runs them; plain `cargo test` does not.
 //!
 //! They stand on the same support as tests/e2e, and as there nothing is skipped: what is
 //! missing fails.
