@@ -782,17 +782,17 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "roles = { read-write = \"tenant-globex-rw\" }",
         "mount = \"pgsilo/acme\"\nroles = { read-write = \"tenant-globex-rw\", read-only = \"Tenant-acme-ro\" }",
-        "tenants.toml:34: tenant[1].lease.roles.read-only: \"Tenant-acme-ro\" of \"pgsilo/acme\" is tenant \"acme\"'s; tenants never share a role",
+        "tenants.toml:35: tenant[1].lease.roles.read-only: \"Tenant-acme-ro\" of \"pgsilo/acme\" is tenant \"acme\"'s; tenants never share a role",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"127.0.0.1:6432\"",
-        "pgsilo.toml:142: admin.address: a listener has it; choose another port",
+        "pgsilo.toml:145: admin.address: a listener has it; choose another port",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"[::]:6432\"",
-        "pgsilo.toml:142: admin.address: a listener has it; choose another port",
+        "pgsilo.toml:145: admin.address: a listener has it; choose another port",
     ),
     (
         "auth = \"password\" ",
