@@ -26,7 +26,7 @@ sandbox: tools ## run a whole pgsilo on this machine; ARGS="--help" says how
 test: clients ## every test, against real servers; ARGS go to cargo test
 	@. "$(TOOLS)/env" && exec cargo test $(ARGS)
 
-test-all: clients ## what needs more than a fresh machine; installs Debian and npm packages
+test-all: clients ## what needs more than a fresh machine; installs Debian, npm and pip packages
 	@. "$(TOOLS)/env" && exec bash scripts/test-all.sh $(ARGS)
 
 bench: clients ## beside a direct connection and peers; QUICK=1 for less; installs Debian and npm packages

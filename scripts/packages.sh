@@ -49,3 +49,27 @@ npm_packages() {
     done
     touch "$node/complete"
 }
+
+# suites: other projects' tests, as tests/more/suites names them, and what those import; into a
+# folder named for that. Sets $suites to it.
+suites() {
+    local lock source
+    lock=$(cat tests/more/suites/*.txt | sha256sum | cut -c1-12)
+    suites=$(realpath -m "$tools/suites-$lock")
+    [ -e "$suites/complete" ] && return
+    echo "$this: installing other projects' tests"
+    rm -rf "$suites"
+    mkdir -p "$suites/sources"
+    python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps \
+        --only-binary=:all: --target "$suites/packages" -r tests/more/suites/requirements.txt
+    # Not `:all:`, which would also build from source what pip builds them with.
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps \
+        --no-binary="$(sed -n 's/==.*//p' tests/more/suites/sources.txt | paste -sd,)" \
+        --dest "$suites/sources" -r tests/more/suites/sources.txt
+    for source in "$suites"/sources/*.tar.gz; do
+        tar -xzf "$source" -C "$suites"
+    done
+    # These tests are of the asyncpg that is installed: beside them lies one that was not built.
+    rm -rf "$suites"/asyncpg-*/asyncpg
+    touch "$suites/complete"
+}

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What `make test` leaves out because a fresh machine cannot run it: node-postgres, JDBC, the pools
-# of both and of Go's pgx, databases that speak TLS, docs/setup.md as it is pasted, units and alerts. Installs Debian
-# packages (as root or by sudo) and npm packages (pinned, into the tools' folder), then runs tests/more.
-# Arguments go to cargo test.
+# of both and of Go's pgx, databases that speak TLS, docs/setup.md as it is pasted, units and alerts, and
+# other projects' own tests. Installs Debian packages (as root or by sudo), npm packages and pip packages
+# (both pinned, into the tools' folder), then runs tests/more. Arguments go to cargo test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/packages.sh
@@ -24,10 +24,13 @@ command -v openssl >/dev/null || wanted+=(openssl)
 command -v jq >/dev/null || wanted+=(jq)
 command -v curl >/dev/null || wanted+=(curl)
 command -v systemd-analyze >/dev/null || wanted+=(systemd)
+# psycopg2's source wants it to say even its name.
+command -v pg_config >/dev/null || wanted+=(libpq-dev)
 [ ${#wanted[@]} -eq 0 ] || debian "${wanted[@]}"
 has_jdk || fail "the java on the PATH has no compiler: a JDK is needed, not a JRE"
 
 npm_packages
+suites
 
 # --- promtool, without the server that it is packaged with ------------------------------------
 promtool=$(realpath -m "$tools/promtool")
@@ -41,6 +44,7 @@ GO111MODULE=off GOFLAGS="" GOPATH=/usr/share/gocode GOCACHE=$(realpath -m "$tool
 export NODE_PATH="$node/node_modules"
 export PGSILO_JDBC=/usr/share/java/postgresql.jar:/usr/share/java/HikariCP.jar:/usr/share/java/slf4j-api.jar
 export PGSILO_PGX_POOL="$pgx_pool"
+export PGSILO_SUITES="$suites"
 export PGSILO_POSTGRES_TLS="$node/node_modules/postgres-18/native"
 export PGSILO_POSTGRES_15="$node/node_modules/postgres-15/native"
 export PGSILO_PROMTOOL="$promtool/usr/bin/promtool"
