@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What `make test` leaves out because a fresh machine cannot run it: node-postgres, JDBC, the pools
-# of both and of Go's pgx, databases that speak TLS, docs/setup.md as it is pasted, units and alerts, and
-# other projects' own tests. Installs Debian packages (as root or by sudo), npm packages and pip packages
-# (both pinned, into the tools' folder), then runs tests/more. Arguments go to cargo test.
+# of both and of Go's pgx, databases that speak TLS, an OpenID provider, docs/setup.md as it is pasted, units and
+# alerts, and other projects' own tests. Installs Debian packages (as root or by sudo), npm packages and pip
+# packages (both pinned, into the tools' folder), then runs tests/more. Arguments go to cargo test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/packages.sh

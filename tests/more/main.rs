@@ -1,6 +1,6 @@
 //! End-to-end tests that need more than a fresh machine has: node-postgres, JDBC, pgx, databases that
-//! speak TLS, pages that are pasted, and other projects' own tests. `make test-all` installs that and runs
-//! them; plain `cargo test` does not.
+//! speak TLS, an OpenID provider, pages that are pasted, and other projects' own tests. `make test-all`
+//! installs that and runs them; plain `cargo test` does not.
 //!
 //! They stand on the same support as tests/e2e, and as there nothing is skipped: what is
 //! missing fails.
@@ -20,6 +20,7 @@ mod cluster;
 mod drivers;
 mod machine;
 mod middle;
+mod oidc;
 mod pools;
 mod setup;
 mod suites;
