@@ -43,7 +43,7 @@ npm_packages() {
     mkdir -p "$node"
     cp tests/more/node/package.json tests/more/node/package-lock.json "$node"
     (cd "$node" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
-    for version in 15 18; do
+    for version in 15 16 18; do
         # npm packages hold no symbolic links; this script of the package makes them.
         (cd "$node/node_modules/postgres-$version" && node scripts/hydrate-symlinks.js)
     done

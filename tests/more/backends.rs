@@ -1,4 +1,4 @@
-//! Databases behind TLS, other login methods, a Unix socket, PostgreSQL 15: what pgsilo accepts
+//! Databases behind TLS, other login methods, a Unix socket, PostgreSQL 15 and 16.5: what pgsilo accepts
 //! of a placement's server, and what it refuses before it has sent anything worth having.
 
 use serde_json::Value;
@@ -439,6 +439,17 @@ async fn postgresql_15_is_a_backend_like_any_other() {
     assert!(row.get::<_, &str>(0).starts_with("15."));
     cancels(&cluster, &client).await;
     drop((client, proxy));
+}
+
+/// Under 16.5 a session does not begin as the role that is set for its leased one.
+#[tokio::test]
+async fn a_postgresql_that_is_too_old_is_refused_with_what_is_needed() {
+    let certificate = Authority::new(&rcgen::PKCS_ECDSA_P256_SHA256).certify("localhost");
+    let cluster = Cluster::start(&var("PGSILO_POSTGRES_16_5"), certificate).await;
+    let tls = format!("ca = \"{}\"", cluster.ca().display());
+    let proxy = cluster.proxy("scram", &tcp("localhost", cluster.port, &tls)).await;
+    let said = refused(&proxy, "58000").await;
+    assert!(said.contains("PostgreSQL 16.5") && said.contains("16.6 is needed"), "{said}");
 }
 
 // --- The count of SCRAM's iterations -----------------------------------------------------
