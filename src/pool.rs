@@ -42,7 +42,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a database may take to hear that a connection is not wanted any more.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// How long none is made ahead for a tenant whose database has ended one because it was idle, as its
+/// How long none is made ahead for a route of which the database has ended one because it was idle, as
 /// `idle_session_timeout` has it: the next one would wait in vain, too.
 const FRUITLESS: Duration = Duration::from_secs(15 * 60);
 /// What has less time left is not kept.
@@ -162,9 +162,10 @@ impl Pool {
                 }
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "a connection did not wait for its session");
-                    if error.ended_for_idling() {
-                        let again = Instant::now() + FRUITLESS;
-                        self.lock().failed(route.tenant().id(), again);
+                    if error.ended_for_idling()
+                        && let Some(shelf) = self.lock().get(route)
+                    {
+                        shelf.fruitless = Some(Instant::now() + FRUITLESS);
                     }
                 }
                 Err(_elapsed) => {
@@ -273,7 +274,7 @@ impl Pool {
                 tracing::debug!(%error, tenant = %route.tenant().id(), "no connection was made ahead");
                 let (now, idle) = (Instant::now(), self.settings.idle_timeout);
                 if let Some(whose) = error.fullness() {
-                    self.full().said(route.tenant(), whose, now, idle);
+                    self.is_full(route.tenant(), whose);
                 }
                 return self.lock().failed(route.tenant().id(), now + idle);
             }
@@ -321,21 +322,34 @@ impl Pool {
     }
 
     /// Whether a session may try to get a connection: not where its database said a moment ago that it has
-    /// none, nothing here could make room for it, and others try.
+    /// none, nothing here could make room for it, and another one of its tenant's has just tried.
     pub(crate) fn may_try(&self, tenant: &Tenant) -> bool {
-        self.full().may_try(tenant, Instant::now()) || self.lock().waits_at(tenant)
+        let judged = self.full().may_try(tenant, Instant::now());
+        judged.map_or_else(|whose| self.lock().waits_at(tenant, whose), |()| true)
     }
 
-    /// A session has got a connection of its own.
-    pub(crate) fn has_got_in(&self, tenant: &Tenant) {
-        self.full().is_over(tenant);
+    /// A session has got a connection of its own, in a place that was free or that was made for it.
+    pub(crate) fn has_got_in(&self, tenant: &Tenant, in_place_of_another: bool) {
+        match in_place_of_another {
+            true => self.full().has_a_place(tenant),
+            false => self.full().is_over(tenant),
+        }
+    }
+
+    /// A session of the tenant's has ended.
+    pub(crate) fn has_left(&self, tenant: &Tenant) {
+        self.full().has_a_place(tenant);
+    }
+
+    /// A database said that it has no connection left. For a while none is made ahead there.
+    pub(crate) fn is_full(&self, tenant: &Tenant, whose: Fullness) {
+        self.full().said(tenant, whose, Instant::now(), self.settings.idle_timeout);
     }
 
     /// A database has no connection left for a session. Gives up one that waits there, the tenant's own
     /// before that of another one on the same server, and returns when its place is free; `None`: there was
-    /// none. For a while none is made ahead there.
+    /// none.
     pub(crate) async fn make_room(&'static self, tenant: &Tenant, whose: Fullness) -> Option<Room> {
-        self.full().said(tenant, whose, Instant::now(), self.settings.idle_timeout);
         let ready = self.lock().oldest_at(tenant, whose)?;
         count("yielded");
         Some(Room { _lease: part_with(ready).await })

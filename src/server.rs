@@ -137,7 +137,7 @@ async fn run(
     Ok(())
 }
 
-/// Ends every session: the idle at once, transactions within the time they have. Connections
+/// Ends every session: the idle after a second of silence, transactions within the time they have. Connections
 /// that still come are told that pgsilo is shutting down. A second signal cuts it short: whether one came.
 async fn drain(proxy: &'static Proxy, tasks: &TaskTracker, signals: &mut Signals) -> bool {
     let patience = proxy.limits().drain_timeout;

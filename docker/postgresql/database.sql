@@ -22,17 +22,22 @@ RESET ROLE;
 -- sessions, and from a session that only reads, all that may write. The schema is the provisioner's.
 DO $$
 BEGIN
-    IF EXISTS (SELECT FROM pg_catalog.pg_namespace
-            WHERE nspname = 'pgsilo' AND pg_catalog.pg_get_userbyid(nspowner) <> session_user) THEN
-        RAISE 'schema pgsilo is the tenant''s own: have it renamed first';
-    END IF;
     -- A database that was copied from another tenant's has that one's.
     IF EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-            WHERE n.nspname = 'pgsilo' AND pg_catalog.pg_get_userbyid(p.proowner) <> 'tenant_TENANT_broker') THEN
+            WHERE n.nspname = 'pgsilo' AND pg_catalog.pg_get_userbyid(n.nspowner) = session_user
+                AND pg_catalog.pg_get_userbyid(p.proowner) <> 'tenant_TENANT_broker') THEN
         DROP SCHEMA pgsilo CASCADE;
     END IF;
 END $$;
 CREATE SCHEMA IF NOT EXISTS pgsilo;
+-- Looked at behind that: the tenant may make one of its own at any moment before.
+DO $$
+BEGIN
+    IF (SELECT pg_catalog.pg_get_userbyid(nspowner) FROM pg_catalog.pg_namespace
+            WHERE nspname = 'pgsilo') <> session_user THEN
+        RAISE 'schema pgsilo is the tenant''s own: have it renamed first';
+    END IF;
+END $$;
 GRANT USAGE, CREATE ON SCHEMA pgsilo TO "tenant_TENANT_broker";
 GRANT USAGE ON SCHEMA pgsilo TO "tenant_TENANT_app", "tenant_TENANT_ro", "tenant_TENANT_login";
 
@@ -90,7 +95,9 @@ ALTER FUNCTION pgsilo.pg_cancel_backend(integer) OWNER TO "tenant_TENANT_broker"
 ALTER FUNCTION pgsilo.pg_terminate_backend(integer, bigint) OWNER TO "tenant_TENANT_broker";
 REVOKE CREATE ON SCHEMA pgsilo FROM "tenant_TENANT_broker";
 
-CREATE OR REPLACE VIEW pgsilo.pg_stat_activity AS SELECT * FROM pgsilo.sessions();
+-- Its columns are the server's, and another major version has others.
+DROP VIEW IF EXISTS pgsilo.pg_stat_activity;
+CREATE VIEW pgsilo.pg_stat_activity AS SELECT * FROM pgsilo.sessions();
 GRANT SELECT ON pgsilo.pg_stat_activity TO "tenant_TENANT_app", "tenant_TENANT_ro", "tenant_TENANT_login";
 
 REVOKE "tenant_TENANT_app", "tenant_TENANT_broker" FROM CURRENT_USER;

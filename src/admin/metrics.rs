@@ -164,7 +164,7 @@ fn describe() {
     );
     describe_gauge!(
         "pgsilo_openbao_available",
-        "Whether OpenBAO answered at the last look, 5 s ago at most, and was not sealed; 1 or 0"
+        "Whether OpenBAO answered when it was last asked, about every 5 s, and was not sealed; 1 or 0"
     );
     describe_counter!("pgsilo_openbao_logins_total", "Logins to OpenBAO, by result");
     describe_counter!(

@@ -356,7 +356,7 @@ impl Connection {
     }
 
     /// Takes note of the server's version, and refuses one under which a leased role does not become
-    /// its owner's. One that says nothing of its version is a fork, whose versions say nothing here.
+    /// its owner's. One that says nothing of its version is a fork; one that does is taken at its word.
     fn check_version(&mut self, greeting: &[u8]) -> Result<(), BackendError> {
         self.version = ServerVersion::of(greeting);
         match self.version.and_then(|is| Some((is, is.needs()?))) {
@@ -540,11 +540,12 @@ enum Answer {
     Cancelled(ErrorFields),
 }
 
-/// A time-out of the session's own settings has ended the connection before it could be set aside.
+/// A time-out of the session's own settings has cancelled the question, or ended the connection, before it
+/// could be set aside.
 fn ended_by_setting(error: BackendError) -> BackendError {
     match error {
         BackendError::Said { sqlstate, text }
-            if matches!(sqlstate.as_str(), "25P03" | "25P04" | "57P05") =>
+            if matches!(sqlstate.as_str(), "25P03" | "25P04" | "57014" | "57P05") =>
         {
             BackendError::Setting { sqlstate, text }
         }

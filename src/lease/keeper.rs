@@ -160,7 +160,8 @@ impl Keeper {
             }
             let mut pause = retry.pause();
             if let Some(after) = error.retry_after() {
-                pause = pause.max(after);
+                // What is left of a lease may be less than OpenBAO asks for.
+                pause = pause.max(after.min(left / 4));
                 self.openbao.precedence().renewal_waits(pause.min(left));
             }
             sleep(pause.min(left)).await;

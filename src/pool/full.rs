@@ -14,9 +14,9 @@ use crate::lease::Fullness;
 use crate::registry::{Host, Tenant};
 use crate::tenant::TenantId;
 
-/// How long a database that said so counts as full.
+/// How long a database that said so counts as full, if no session of the tenant's ends meanwhile.
 const FRESH: Duration = Duration::from_millis(500);
-/// Between two sessions that try, as long as it does.
+/// Between two sessions of a tenant that try, as long as it does.
 const BETWEEN: Duration = Duration::from_millis(100);
 
 /// What is full: a tenant's share, or a server for all its tenants.
@@ -26,10 +26,13 @@ enum Place {
     Server(Host),
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Said {
     at: Instant,
-    next_try: Instant,
+    /// A place may be free since then.
+    is_outdated: bool,
+    /// When a session of a tenant last tried: no tenant's tries are another's.
+    tried: HashMap<TenantId, Instant>,
 }
 
 /// What was said, and when.
@@ -45,7 +48,14 @@ impl FullDatabases {
             Fullness::OfServer => server(tenant),
             Fullness::OfOne => of(tenant),
         };
-        self.0.insert(place, Said { at: now, next_try: now + BETWEEN });
+        let said = self.0.entry(place).or_insert_with(|| Said {
+            at: now,
+            is_outdated: false,
+            tried: HashMap::new(),
+        });
+        (said.at, said.is_outdated) = (now, false);
+        said.tried.retain(|_, at| now - *at < BETWEEN);
+        said.tried.insert(tenant.id().clone(), now);
     }
 
     /// Whether it was said within `pause`.
@@ -54,26 +64,43 @@ impl FullDatabases {
         !self.0.is_empty() && (lately(of(tenant)) || lately(server(tenant)))
     }
 
-    /// Whether a session may try: now and then one while it is fresh, and all of them then.
-    pub(super) fn may_try(&mut self, tenant: &Tenant, now: Instant) -> bool {
+    /// Whether a session may try: of each tenant now and then one while it is fresh, and all of them then.
+    ///
+    /// # Errors
+    /// Not now: whose connections are used up.
+    pub(super) fn may_try(&mut self, tenant: &Tenant, now: Instant) -> Result<(), Fullness> {
         if self.0.is_empty() {
-            return true;
+            return Ok(());
         }
-        let places = [of(tenant), server(tenant)];
-        let fresh = |said: &&Said| now - said.at < FRESH;
-        let known = |place| self.0.get(place).filter(fresh);
-        if places.iter().filter_map(known).any(|said| now < said.next_try) {
-            return false;
-        }
-        for place in &places {
-            if let Some(said) = self.0.get_mut(place) {
-                said.next_try = now + BETWEEN;
+        let places = [(of(tenant), Fullness::OfOne), (server(tenant), Fullness::OfServer)];
+        for (place, whose) in &places {
+            let known = self.0.get(place);
+            let known = known.filter(|said| !said.is_outdated && now - said.at < FRESH);
+            let tried = known.and_then(|said| said.tried.get(tenant.id()));
+            if tried.is_some_and(|at| now - *at < BETWEEN) {
+                return Err(*whose);
             }
         }
-        true
+        for (place, _) in &places {
+            if let Some(said) = self.0.get_mut(place) {
+                said.tried.insert(tenant.id().clone(), now);
+            }
+        }
+        Ok(())
     }
 
-    /// A session got in.
+    /// A place may be free: whoever comes may try. It may be the only one.
+    pub(super) fn has_a_place(&mut self, tenant: &Tenant) {
+        if !self.0.is_empty() {
+            for place in [of(tenant), server(tenant)] {
+                if let Some(said) = self.0.get_mut(&place) {
+                    said.is_outdated = true;
+                }
+            }
+        }
+    }
+
+    /// A session got in where nobody made room for it.
     pub(super) fn is_over(&mut self, tenant: &Tenant) {
         if !self.0.is_empty() {
             self.0.remove(&of(tenant));
@@ -98,7 +125,7 @@ mod tests {
     const PAUSE: Duration = Duration::from_secs(10);
 
     /// Two tenants of one server and one of another.
-    fn tenants() -> [std::sync::Arc<Tenant>; 3] {
+    fn tenants(test: &str) -> [std::sync::Arc<Tenant>; 3] {
         let entry = |id: &str, host: &str| {
             format!(
                 "[[tenant]]\nid = \"{id}\"\n[tenant.placement]\nhost = \"{host}\"\n\
@@ -106,7 +133,8 @@ mod tests {
                  [tenant.lease]\nroles = {{ read-only = \"{id}-ro\" }}\n"
             )
         };
-        let path = std::env::temp_dir().join(format!("pgsilo-full-{}.toml", std::process::id()));
+        let name = format!("pgsilo-full-{test}-{}.toml", std::process::id());
+        let path = std::env::temp_dir().join(name);
         let text = entry("acme", "db1") + &entry("globex", "DB1") + &entry("initech", "db2");
         std::fs::write(&path, text).expect("written");
         let snapshot = Registry::open(&path).expect("a registry").snapshot();
@@ -117,33 +145,49 @@ mod tests {
 
     #[test]
     fn some_try_while_it_is_fresh_and_all_when_one_got_in_or_it_is_old() {
-        let ([acme, _, _], mut full, start) = (tenants(), FullDatabases::default(), Instant::now());
-        assert!(full.may_try(&acme, start));
+        let ([acme, _, _], mut full, start) =
+            (tenants("fresh"), FullDatabases::default(), Instant::now());
+        assert_eq!(full.may_try(&acme, start), Ok(()));
         full.said(&acme, Fullness::OfOne, start, PAUSE);
         let mut tried = 0;
         for millisecond in 0..500 {
-            tried += u32::from(full.may_try(&acme, start + Duration::from_millis(millisecond)));
+            let now = start + Duration::from_millis(millisecond);
+            tried += u32::from(full.may_try(&acme, now).is_ok());
         }
         assert_eq!(tried, 4);
         let old = start + FRESH;
-        assert!((0..10).all(|_| full.may_try(&acme, old)));
+        assert!((0..10).all(|_| full.may_try(&acme, old).is_ok()));
         assert!(full.is_remembered(&acme, old, PAUSE));
         assert!(!full.is_remembered(&acme, start + PAUSE, PAUSE));
         full.said(&acme, Fullness::OfOne, old, PAUSE);
-        assert!(!full.may_try(&acme, old));
+        assert_eq!(full.may_try(&acme, old), Err(Fullness::OfOne));
         full.is_over(&acme);
-        assert!(full.may_try(&acme, old) && !full.is_remembered(&acme, old, PAUSE));
+        assert!(full.may_try(&acme, old).is_ok() && !full.is_remembered(&acme, old, PAUSE));
+    }
+
+    #[test]
+    fn a_session_that_ends_lets_others_try_and_nothing_be_made_ahead() {
+        let ([acme, _, _], mut full, now) =
+            (tenants("ends"), FullDatabases::default(), Instant::now());
+        full.said(&acme, Fullness::OfServer, now, PAUSE);
+        assert_eq!(full.may_try(&acme, now), Err(Fullness::OfServer));
+        full.has_a_place(&acme);
+        assert!((0..10).all(|_| full.may_try(&acme, now).is_ok()));
+        assert!(full.is_remembered(&acme, now, PAUSE));
     }
 
     #[test]
     fn one_tenants_share_is_no_neighbours_and_a_server_is_all_of_its_tenants() {
         let ([acme, globex, initech], mut full, now) =
-            (tenants(), FullDatabases::default(), Instant::now());
+            (tenants("share"), FullDatabases::default(), Instant::now());
         full.said(&acme, Fullness::OfOne, now, PAUSE);
-        assert!(!full.may_try(&acme, now) && full.may_try(&globex, now));
+        assert!(full.may_try(&acme, now).is_err() && full.may_try(&globex, now).is_ok());
         assert!(!full.is_remembered(&globex, now, PAUSE));
         full.said(&acme, Fullness::OfServer, now, PAUSE);
-        assert!(!full.may_try(&globex, now) && full.may_try(&initech, now));
         assert!(full.is_remembered(&globex, now, PAUSE));
+        // A busy neighbour takes nobody's tries.
+        assert!(full.may_try(&acme, now).is_err() && full.may_try(&globex, now).is_ok());
+        assert_eq!(full.may_try(&globex, now), Err(Fullness::OfServer));
+        assert!(full.may_try(&initech, now).is_ok());
     }
 }

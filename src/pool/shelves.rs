@@ -42,6 +42,8 @@ pub(super) struct Shelf {
     /// The oldest first.
     pub(super) ready: Vec<Ready>,
     pub(super) preparing: usize,
+    /// Until when what is made ahead would die waiting.
+    pub(super) fruitless: Option<Instant>,
 }
 
 /// A connection that waits.
@@ -129,7 +131,7 @@ impl Shelves {
                 return None;
             }
             let demand = Demand { last: now, gap: None };
-            let shelf = Shelf { demand, ready: Vec::new(), preparing: 0 };
+            let shelf = Shelf { demand, ready: Vec::new(), preparing: 0, fruitless: None };
             self.by_route.insert(Arc::clone(route), shelf);
         }
         self.by_route.get_mut(route)
@@ -170,7 +172,7 @@ impl Shelves {
         let fails = self.not_before.get(route.tenant().id()).is_some_and(|time| now < *time);
         let Some(shelf) = self.shelf(route, now, idle) else { return 0 };
         shelf.demand.came(now, idle);
-        if fails || is_full {
+        if fails || is_full || shelf.fruitless.is_some_and(|until| now < until) {
             return 0;
         }
         let wanted = shelf.demand.wanted(idle, takes);
@@ -217,11 +219,13 @@ impl Shelves {
     }
 
     /// Whether [`Shelves::oldest_at`] would find one.
-    pub(super) fn waits_at(&self, tenant: &Tenant) -> bool {
+    pub(super) fn waits_at(&self, tenant: &Tenant, whose: Fullness) -> bool {
         let server = tenant.placement().host.comparable();
-        self.by_route.iter().any(|(route, shelf)| {
-            !shelf.ready.is_empty() && route.tenant().placement().host.comparable() == server
-        })
+        let is_there = |route: &Route| match whose {
+            Fullness::OfOne => route.tenant().id() == tenant.id(),
+            Fullness::OfServer => route.tenant().placement().host.comparable() == server,
+        };
+        self.by_route.iter().any(|(route, shelf)| !shelf.ready.is_empty() && is_there(route))
     }
 
     fn oldest(&mut self, fits: impl Fn(&Route, &Shelf) -> bool) -> Option<Ready> {

@@ -116,7 +116,7 @@ async fn log_in(
     loop {
         let error = match connection.log_in(lease.credential()).await {
             Ok(attachment) => {
-                proxy.pool.has_got_in(route.tenant());
+                proxy.pool.has_got_in(route.tenant(), room.is_some());
                 return Ok(attachment);
             }
             Err(error) => error,
@@ -124,6 +124,7 @@ async fn log_in(
         let Some(whose) = error.fullness().filter(|_| room.is_none()) else {
             return Err(error.into());
         };
+        proxy.pool.is_full(route.tenant(), whose);
         room = proxy.pool.make_room(route.tenant(), whose).await;
         if room.is_none() {
             return Err(error.into());

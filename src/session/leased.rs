@@ -77,8 +77,13 @@ async fn credential(routed: &mut Routed<'_>) -> Result<Lease, LeaseError> {
             Err(error) => error,
         };
         let Some(whose) = error.fullness().filter(|_| room.is_none()) else { return Err(error) };
-        room = proxy.pool.make_room(routed.resolved().tenant(), whose).await;
-        if room.is_none() || proxy.lessor.needs_token() {
+        let tenant = routed.resolved().tenant();
+        proxy.pool.is_full(tenant, whose);
+        if proxy.lessor.needs_token() {
+            return Err(error);
+        }
+        room = proxy.pool.make_room(tenant, whose).await;
+        if room.is_none() {
             return Err(error);
         }
     }

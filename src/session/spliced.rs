@@ -67,6 +67,7 @@ impl<'c> Spliced<'c> {
         metrics::counter!("pgsilo_endings_total", "ending" => ending.label()).increment(1);
         let cause = cause.map(|cause| cause.to_string());
         audit::ended(trail, ending, cause.as_deref(), began.elapsed().as_secs_f64());
+        proxy.pool.has_left(&held.tenant);
         if relay.left_whole() {
             Box::pin(self.give_back()).await;
         }

@@ -241,3 +241,24 @@ async fn what_brings_a_session_back_to_its_tenants_role() {
         }
     }
 }
+
+/// The tenant may make any schema, and would own what is put into it: the broker's functions above all.
+#[tokio::test]
+async fn nothing_of_the_brokers_is_put_into_a_schema_of_the_tenants() {
+    let world = World::own().await;
+    let sql = include_str!("../../docker/postgresql/database.sql").replace("TENANT", "acme");
+    let mut provisioner: tokio_postgres::Config =
+        world.var("PROVISIONER_DSN").parse().expect("a DSN");
+    let (provisioner, connection) =
+        provisioner.dbname("tenant_acme").connect(tokio_postgres::NoTls).await.expect("connected");
+    tokio::spawn(connection);
+    provisioner.batch_execute(&sql).await.expect("it may be run again");
+    let superuser = world.superuser("tenant_acme").await;
+    let its_own = "DROP SCHEMA pgsilo CASCADE; CREATE SCHEMA pgsilo AUTHORIZATION tenant_acme_app";
+    superuser.batch_execute(its_own).await.expect("made");
+    let error = provisioner.batch_execute(&sql).await.expect_err("refused");
+    let said = error.as_db_error().expect("PostgreSQL's").message();
+    assert!(said.contains("schema pgsilo is the tenant's own"), "{said}");
+    let functions = "SELECT 1 FROM pg_proc WHERE pronamespace = 'pgsilo'::regnamespace";
+    assert!(superuser.query(functions, &[]).await.expect("told").is_empty());
+}

@@ -154,7 +154,11 @@ async fn what_else_an_openid_provider_gives_out_is_refused() {
     ] {
         let token = provider.token(client, resource).await;
         let said = psql(&proxy, &token, "acme").await.expect_err("refused");
-        let refused = proxy.event("refused", |event| event["cause"] == cause).await;
+        let refused = proxy
+            .event("refused", |event| {
+                event["cause"].as_str().is_some_and(|said| said.starts_with(cause))
+            })
+            .await;
         assert_eq!(refused["reason"], reason, "{said}");
     }
     assert_eq!(proxy.events("started").len(), 0);
