@@ -14,8 +14,8 @@ pub(crate) struct Failures {
 }
 
 impl Failures {
-    /// One more. It is told of at once, or with those behind it: `tell` is given how many it is to
-    /// tell of.
+    /// One more. It is told of at once, or with the next one that comes late enough: `tell` is given how
+    /// many it is to tell of. The last ones of a storm may be told of by nothing.
     pub(crate) fn another(&mut self, tell: impl FnOnce(u64)) {
         self.another_at(Instant::now(), tell);
     }
