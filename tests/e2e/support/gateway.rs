@@ -66,7 +66,7 @@ impl Gateway {
         self.state().busy = Some(busy);
     }
 
-    /// The statuses that requests for a path have got so far, in their order among those for `others`.
+    /// The requests for any of these paths so far, and the status of each answer, in their order.
     pub(crate) fn answered(&self, paths: &[&str]) -> Vec<(String, u16)> {
         let asked = self.state().asked.clone();
         let of_them = |(path, _): &(String, u16)| paths.iter().any(|part| path.contains(part));
