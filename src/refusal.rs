@@ -331,7 +331,12 @@ impl From<BackendError> for Refusal {
     fn from(error: BackendError) -> Refusal {
         let reason = match &error {
             BackendError::Full { .. } => Reason::BackendFull,
-            BackendError::Said { sqlstate, .. } if sqlstate == "57P03" => Reason::BackendNotReady,
+            // Starting or stopping; or somebody who may has ended what was logging in.
+            BackendError::Said { sqlstate, .. }
+                if matches!(sqlstate.as_str(), "57P01" | "57P02" | "57P03") =>
+            {
+                Reason::BackendNotReady
+            }
             BackendError::Setting { .. } => Reason::SettingRejected,
             BackendError::Unsealed(_) | BackendError::SealBroken { .. } => Reason::SealBroken,
             BackendError::Hashing(_) => Reason::Internal,

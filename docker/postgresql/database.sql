@@ -4,12 +4,21 @@
 -- Only the tenant's own role can say what others may do with its tables, and only who may become
 -- the broker can give it a function: so the provisioner joins both for this one transaction.
 BEGIN;
+-- Whoever uses what is made here is waited for no longer: meanwhile nobody new is let in.
+SET LOCAL lock_timeout = '2s';
 GRANT "tenant_TENANT_app", "tenant_TENANT_broker" TO CURRENT_USER WITH INHERIT TRUE, SET TRUE;
 
 -- Schema public is the tenant's, and its read-only role sees what will be made.
-ALTER SCHEMA public OWNER TO "tenant_TENANT_app";
+DO $$
+BEGIN
+    -- The tenant may have dropped or renamed it.
+    IF EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'public') THEN
+        ALTER SCHEMA public OWNER TO "tenant_TENANT_app";
+        SET LOCAL ROLE "tenant_TENANT_app";
+        GRANT USAGE ON SCHEMA public TO "tenant_TENANT_ro";
+    END IF;
+END $$;
 SET LOCAL ROLE "tenant_TENANT_app";
-GRANT USAGE ON SCHEMA public TO "tenant_TENANT_ro";
 ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO "tenant_TENANT_ro";
 ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO "tenant_TENANT_ro";
 ALTER DEFAULT PRIVILEGES GRANT SELECT ON SEQUENCES TO "tenant_TENANT_ro";
@@ -95,9 +104,18 @@ ALTER FUNCTION pgsilo.pg_cancel_backend(integer) OWNER TO "tenant_TENANT_broker"
 ALTER FUNCTION pgsilo.pg_terminate_backend(integer, bigint) OWNER TO "tenant_TENANT_broker";
 REVOKE CREATE ON SCHEMA pgsilo FROM "tenant_TENANT_broker";
 
--- Its columns are the server's, and another major version has others.
-DROP VIEW IF EXISTS pgsilo.pg_stat_activity;
-CREATE VIEW pgsilo.pg_stat_activity AS SELECT * FROM pgsilo.sessions();
+-- Its columns are the server's, and another major version has others. To make it anew would wait for
+-- every transaction that has read it.
+DO $$
+BEGIN
+    IF ARRAY(SELECT attname FROM pg_catalog.pg_attribute WHERE attnum > 0 AND NOT attisdropped
+                AND attrelid = pg_catalog.to_regclass('pgsilo.pg_stat_activity') ORDER BY attnum)
+            <> ARRAY(SELECT attname FROM pg_catalog.pg_attribute WHERE attnum > 0 AND NOT attisdropped
+                AND attrelid = 'pg_catalog.pg_stat_activity'::pg_catalog.regclass ORDER BY attnum) THEN
+        DROP VIEW IF EXISTS pgsilo.pg_stat_activity;
+        CREATE VIEW pgsilo.pg_stat_activity AS SELECT * FROM pgsilo.sessions();
+    END IF;
+END $$;
 GRANT SELECT ON pgsilo.pg_stat_activity TO "tenant_TENANT_app", "tenant_TENANT_ro", "tenant_TENANT_login";
 
 REVOKE "tenant_TENANT_app", "tenant_TENANT_broker" FROM CURRENT_USER;

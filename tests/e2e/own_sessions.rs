@@ -252,8 +252,13 @@ async fn nothing_of_the_brokers_is_put_into_a_schema_of_the_tenants() {
     let (provisioner, connection) =
         provisioner.dbname("tenant_acme").connect(tokio_postgres::NoTls).await.expect("connected");
     tokio::spawn(connection);
-    provisioner.batch_execute(&sql).await.expect("it may be run again");
     let superuser = world.superuser("tenant_acme").await;
+    // Run again while somebody reads the view, and where there is no schema public any more.
+    let reader = world.superuser("tenant_acme").await;
+    reader.batch_execute("BEGIN; SELECT FROM pgsilo.pg_stat_activity").await.expect("read");
+    superuser.batch_execute("DROP SCHEMA public CASCADE").await.expect("dropped");
+    provisioner.batch_execute(&sql).await.expect("it may be run again");
+    reader.batch_execute("COMMIT").await.expect("read");
     let its_own = "DROP SCHEMA pgsilo CASCADE; CREATE SCHEMA pgsilo AUTHORIZATION tenant_acme_app";
     superuser.batch_execute(its_own).await.expect("made");
     let error = provisioner.batch_execute(&sql).await.expect_err("refused");
