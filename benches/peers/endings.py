@@ -92,14 +92,17 @@ def psycopg_pool():
         in_threads(connect)
 
 
-def asyncpg():
-    """It checks nothing, and resets what is given back."""
+async def nothing(_connection):
+    pass
+
+
+def asyncpg(reset=None):
+    """It checks nothing, and resets what is given back, if it is not told to do something else."""
     import asyncpg
 
     async def run():
-        pool = await asyncpg.create_pool(
-            host=HOST, port=PORT, user="app", password=TOKEN, database="acme", min_size=SIZE, max_size=SIZE
-        )
+        arguments = {"host": HOST, "port": PORT, "user": "app", "password": TOKEN, "database": "acme"}
+        pool = await asyncpg.create_pool(min_size=SIZE, max_size=SIZE, reset=reset, **arguments)
 
         async def user():
             global uses
@@ -121,5 +124,10 @@ def asyncpg():
     asyncio.run(run())
 
 
-{"sqlalchemy": sqlalchemy, "psycopg_pool": psycopg_pool, "asyncpg": asyncpg}[POOL]()
+{
+    "sqlalchemy": sqlalchemy,
+    "psycopg_pool": psycopg_pool,
+    "asyncpg": asyncpg,
+    "asyncpg, unreset": lambda: asyncpg(nothing),
+}[POOL]()
 print(json.dumps({"uses": uses, "failures": failures}))

@@ -28,7 +28,7 @@ struct Use {
     gap: f64,
 }
 
-const USES: [Use; 8] = [
+const USES: [Use; 9] = [
     Use { pool: "sqlalchemy", hold: 0.0, gap: 0.0 },
     Use { pool: "sqlalchemy", hold: 0.05, gap: 0.0 },
     Use { pool: "sqlalchemy", hold: 0.2, gap: 0.0 },
@@ -37,6 +37,7 @@ const USES: [Use; 8] = [
     Use { pool: "psycopg_pool", hold: 0.05, gap: 0.4 },
     Use { pool: "asyncpg", hold: 0.05, gap: 0.0 },
     Use { pool: "asyncpg", hold: 0.05, gap: 0.4 },
+    Use { pool: "asyncpg, unreset", hold: 0.05, gap: 0.4 },
 ];
 
 /// Prints the table, and what failed.
@@ -49,7 +50,7 @@ pub(crate) async fn run(plan: Plan, report: &mut Report) {
         LIMITS.trim()
     ));
     report.line(&format!(
-        "{:14} {:>8} {:>8} {:>10} {:>10} {:>10}",
+        "{:18} {:>8} {:>8} {:>10} {:>10} {:>10}",
         "", "hold ms", "gap ms", "uses", "endings", "failed"
     ));
     let mut words = Vec::new();
@@ -64,7 +65,7 @@ pub(crate) async fn run(plan: Plan, report: &mut Report) {
         let failures = said["failures"].as_object().expect("told");
         let failed: u64 = failures.values().filter_map(Value::as_u64).sum();
         report.line(&format!(
-            "{:14} {:>8} {:>8} {:>10} {:>10} {:>10}",
+            "{:18} {:>8} {:>8} {:>10} {:>10} {:>10}",
             each.pool,
             each.hold * 1000.0,
             each.gap * 1000.0,

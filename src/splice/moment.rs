@@ -4,9 +4,9 @@
 //! uses it. From outside nobody sees whether a connection is in the pool or was just taken out, and a
 //! session that ends then fails whoever has it. So an ending waits for a silence, and is put off when
 //! the client asks for something. Behind a transaction a second is enough: the connection was probably
-//! put back. Behind any other answer, which may be a ping's, it is an eighth of the time that was left.
+//! put back. Behind any other answer, which may be a ping's, it is half of the time that was left.
 //!
-//! A pool that is never silent has its connection ended when time grows short: in the last quarter
+//! A pool that is never silent has its connection ended when time grows short: in the last half
 //! behind a transaction, in the last eighth behind any answer. What it asks next (its ping, if it has
 //! one) is answered with the ending, and not done.
 
@@ -62,9 +62,9 @@ impl Notice {
 fn judge(whole: Duration, left: Duration, most: Duration, quiet: Quiet) -> Moment {
     let Quiet { silent, behind_transaction } = quiet;
     // Behind that every such moment is the last.
-    let last = if behind_transaction { whole / 4 } else { whole / 8 };
+    let last = if behind_transaction { whole / 2 } else { whole / 8 };
     let most = if behind_transaction { most.min(SILENCE) } else { most };
-    let enough = (left.saturating_add(silent) / 8).min(most);
+    let enough = (left.saturating_add(silent) / 2).min(most);
     if left <= last || silent >= enough {
         Moment::Now
     } else {
@@ -94,19 +94,20 @@ mod tests {
     }
 
     #[test]
-    fn behind_another_answer_an_eighth_of_the_time_that_was_left_is_enough() {
-        assert_eq!(judged(WHOLE, Duration::ZERO, false), Moment::In(seconds(4)));
-        assert_eq!(judged(seconds(30), seconds(2), false), Moment::In(seconds(2)));
-        assert_eq!(judged(seconds(28), seconds(4), false), Moment::Now);
+    fn behind_another_answer_half_of_the_time_that_was_left_is_enough() {
+        assert_eq!(judged(WHOLE, Duration::ZERO, false), Moment::In(seconds(16)));
+        assert_eq!(judged(seconds(24), seconds(8), false), Moment::In(seconds(8)));
+        assert_eq!(judged(seconds(16), seconds(16), false), Moment::Now);
         assert_eq!(judged(WHOLE, seconds(600), false), Moment::Now, "it was silent long before");
     }
 
     #[test]
     fn when_time_is_short_there_is_no_waiting_for_silence() {
-        assert_eq!(judged(seconds(8), Duration::ZERO, true), Moment::Now);
-        assert_eq!(judged(seconds(8), Duration::ZERO, false), Moment::In(seconds(1)));
+        assert_eq!(judged(seconds(16), Duration::ZERO, true), Moment::Now);
+        assert_eq!(judged(seconds(16), Duration::ZERO, false), Moment::In(seconds(8)));
+        assert_eq!(judged(seconds(5), Duration::ZERO, false), Moment::In(seconds(1)));
         assert_eq!(judged(seconds(4), Duration::ZERO, false), Moment::Now);
-        let soon = Duration::from_millis(8500);
+        let soon = Duration::from_millis(16_500);
         assert_eq!(judged(soon, Duration::ZERO, true), Moment::In(Duration::from_millis(500)));
         assert_eq!(judge(Duration::ZERO, Duration::ZERO, Duration::MAX, JUST_NOW), Moment::Now);
     }

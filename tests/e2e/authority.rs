@@ -148,7 +148,7 @@ async fn used_without_a_pause(mut client: Raw) -> (&'static str, String) {
 /// ping, is answered with the ending, and the pool gives its user another connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_was_just_handed_a_connection_keeps_it() {
-    let limits = "max_session_age = \"60s\"\n".to_owned();
+    let limits = "max_session_age = \"36s\"\n".to_owned();
     let proxy = Proxy::with(Settings { limits, ..Settings::default() }).await;
     let mut sessions = Vec::new();
     for _ in 0..16 {

@@ -12,7 +12,7 @@ async fn in_every_way(name: &str) {
         run(Transport::Tls, EndedBy::Lease),
         run(Transport::Socket, EndedBy::Token),
         run(Transport::Tls, EndedBy::Pool(2)),
-        run(Transport::Socket, EndedBy::Age(60)),
+        run(Transport::Socket, EndedBy::Age(36)),
     );
 }
 
