@@ -487,14 +487,16 @@ mod tests {
         for _ in 0..5 {
             allow.send(true).expect("it writes");
         }
-        assert!((0..4).all(|_| lines.recv().is_ok()), "what fits");
         let patience = Duration::from_millis(50);
         let began = Instant::now();
         queue.close(patience);
         assert!(began.elapsed() >= patience, "nothing has told of the loss");
         begin.send(()).expect("awaited");
         queue.close(Duration::from_secs(30));
-        assert_eq!(lines.try_recv().as_deref(), Ok("Log lost 6\n"));
+        // The telling may begin before all of them are written: they came in two portions then.
+        let written: Vec<_> = lines.try_iter().collect();
+        assert_eq!(written.len(), 5, "four fit, and one tells: {written:?}");
+        assert_eq!(written[4], "Log lost 6\n");
     }
 
     #[test]
