@@ -336,7 +336,10 @@ fn the_commented_alternatives_load_too() {
             ("# denied", "denied"),
         ],
         vec![("# auth = { exec", "auth = { exec")],
-        vec![("mode = \"verify-full\", ca = \"db-ca.crt\"", "mode = \"disable\"")],
+        vec![
+            ("mode = \"verify-full\", ca = \"db-ca.crt\"", "mode = \"disable\""),
+            ("host = \"db1.internal\"", "host = \"::1\""),
+        ],
         vec![("https://127.0.0.1:8200", "http://[::1]:8200/")],
     ];
     for edits in alternatives {

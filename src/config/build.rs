@@ -28,8 +28,9 @@ use super::{
     TimeLimits, Warm,
 };
 use crate::file::{self, MAX_CONFIGURATION, MAX_SECRET};
+use crate::host::is_loopback;
 use crate::limits::not_zero;
-use crate::registry::{Denied, Registry, Tenant};
+use crate::registry::{Denied, Host, Placement, PlacementTls, Registry, Tenant};
 use crate::route::DatabaseNames;
 use crate::tenant::TenantId;
 use crate::token::MAX_TOKEN_BYTES;
@@ -97,6 +98,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     })?;
     build.mind_shared_servers(&registry, &limits.times);
     build.mind_names(&registry);
+    build.mind_databases_in_clear(&registry);
     if known.needs_tokens && registry.snapshot().has_aliases() {
         build.warn("registry.file", WORDS);
     }
@@ -291,6 +293,27 @@ impl Build<'_> {
                  both that names it is for the other one; name this one by its id",
                 tenant.id().as_str(),
                 tenant.placement().dbname,
+            );
+            self.warn("registry.file", what);
+        }
+    }
+
+    /// What a tenant's sessions ask and read can be read on the way to its database, and changed.
+    fn mind_databases_in_clear(&mut self, registry: &Registry) {
+        let in_clear = |tenant: &&Arc<Tenant>| {
+            let Placement { host, tls, .. } = tenant.placement();
+            matches!(tls, PlacementTls::Disable)
+                && matches!(host, Host::Tcp { host, .. } if !is_loopback(host))
+        };
+        let snapshot = registry.snapshot();
+        let count = snapshot.tenants().filter(in_clear).count();
+        let first = snapshot.tenants().filter(in_clear).min_by_key(|tenant| tenant.id().as_str());
+        if let Some(tenant) = first {
+            let what = format!(
+                "{count} of its tenants' databases are reached in clear over a network (tenant {:?} at \
+                 {}): what passes can be read and changed on the way",
+                tenant.id().as_str(),
+                tenant.placement().host,
             );
             self.warn("registry.file", what);
         }

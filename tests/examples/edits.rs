@@ -921,6 +921,11 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
         "pgsilo.toml:116: limits.transaction_timeout: not set for every tenant, and tenants share servers (2 share db1.internal:5432): one tenant's transaction can hold what all need, for as long as its token lasts",
     ),
     (
+        "tls = { mode = \"verify-full\", ca = \"db-ca.crt\" }",
+        "tls = { mode = \"disable\" }",
+        "pgsilo.toml:63: registry.file: 1 of its tenants' databases are reached in clear over a network (tenant \"acme\" at db1.internal:5432): what passes can be read and changed on the way",
+    ),
+    (
         "dbname = \"tenant_globex\"",
         "dbname = \"acme\"",
         "pgsilo.toml:63: registry.file: tenant \"globex\" has a database called \"acme\", which is another tenant's id: a token for both that names it is for the other one; name this one by its id",
