@@ -79,6 +79,8 @@ pub(crate) struct Past {
     pub(crate) sessions: u32,
     /// Whether its login was bound to its TLS channel.
     pub(crate) is_bound: bool,
+    /// Of the server, if it has said so.
+    pub(super) version: Option<ServerVersion>,
 }
 
 /// An [`Attachment`] that waits for its session, on no event loop.
@@ -127,7 +129,7 @@ impl Parked {
         }
         let stream = stream.resume()?;
         let mut connection = Connection::new(stream, route, process.redial.clone());
-        connection.version = ServerVersion::of(&greeting);
+        connection.version = past.version;
         // What a reload has changed meanwhile is told here as well, and becomes part of the greeting.
         past.sealed = BootTime::now();
         connection.check_seal(route.tenant().id(), &mut greeting).await?;
@@ -258,7 +260,8 @@ impl Connection {
         self.check_version(&greeting)?;
         let now = BootTime::now();
         self.check_seal(tenant.id(), &mut greeting).await?;
-        let past = Past { made: now, sealed: now, sessions: 0, is_bound };
+        let version = self.version;
+        let past = Past { made: now, sealed: now, sessions: 0, is_bound, version };
         Ok((process, greeting, past))
     }
 

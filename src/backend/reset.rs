@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::login::{is_sealed_for, seal_query};
-use super::version::ServerVersion;
 use super::{Attachment, BackendError, Connection, Past, Route};
 use crate::clock::BootTime;
 use crate::wire::message;
@@ -32,7 +31,7 @@ impl Attachment {
         let told = told(&greeting)
             .ok_or(BackendError::Protocol("a setting that cannot be asked for by its name"))?;
         let mut connection = Connection::new(stream, route, process.redial.clone());
-        connection.version = ServerVersion::of(&greeting);
+        connection.version = past.version;
         let names: Vec<&str> = told.keys().copied().collect();
         let question = |nonce: &str| {
             format!(

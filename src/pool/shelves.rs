@@ -94,6 +94,17 @@ impl Full<'_> {
     }
 }
 
+/// Whether a route's connections are among those that are used up for a tenant.
+fn takes_up(route: &Route, tenant: &Tenant, whose: Fullness) -> bool {
+    let other = route.tenant();
+    match whose {
+        Fullness::OfOne => other.id() == tenant.id(),
+        Fullness::OfServer => {
+            other.placement().host.comparable() == tenant.placement().host.comparable()
+        }
+    }
+}
+
 impl Shelves {
     pub(super) fn get(&mut self, route: &Route) -> Option<&mut Shelf> {
         self.by_route.get_mut(route)
@@ -208,24 +219,14 @@ impl Shelves {
     /// Of what takes up a tenant's share of its database, or else its server's connections, what has
     /// waited for longest.
     pub(super) fn oldest_at(&mut self, tenant: &Tenant, whose: Fullness) -> Option<Ready> {
-        let own = self.oldest(|route, _| route.tenant().id() == tenant.id());
-        match (own, whose) {
-            (None, Fullness::OfServer) => {
-                let server = tenant.placement().host.comparable();
-                self.oldest(|route, _| route.tenant().placement().host.comparable() == server)
-            }
-            (own, Fullness::OfServer | Fullness::OfOne) => own,
-        }
+        self.oldest(|route, _| takes_up(route, tenant, Fullness::OfOne))
+            .or_else(|| self.oldest(|route, _| takes_up(route, tenant, whose)))
     }
 
     /// Whether [`Shelves::oldest_at`] would find one.
     pub(super) fn waits_at(&self, tenant: &Tenant, whose: Fullness) -> bool {
-        let server = tenant.placement().host.comparable();
-        let is_there = |route: &Route| match whose {
-            Fullness::OfOne => route.tenant().id() == tenant.id(),
-            Fullness::OfServer => route.tenant().placement().host.comparable() == server,
-        };
-        self.by_route.iter().any(|(route, shelf)| !shelf.ready.is_empty() && is_there(route))
+        let mut shelves = self.by_route.iter();
+        shelves.any(|(route, shelf)| !shelf.ready.is_empty() && takes_up(route, tenant, whose))
     }
 
     fn oldest(&mut self, fits: impl Fn(&Route, &Shelf) -> bool) -> Option<Ready> {

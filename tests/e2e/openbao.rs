@@ -264,11 +264,7 @@ async fn under_session_authority_a_lease_is_renewed_with_its_own_login() {
     // The policy allows just the roles that there are, so it takes a world of its own to give
     // one of them another time.
     let world = World::own().await;
-    let (_status, role) = world.bao("GET", "pgsilo/acme/roles/tenant-acme-rw", None).await;
-    let mut role = role["data"].clone();
-    role["default_ttl"] = "4s".into();
-    let (status, _) = world.bao("POST", "pgsilo/acme/roles/tenant-acme-rw", Some(role)).await;
-    assert_eq!(status, 204);
+    world.lend_acme("4s").await;
     let openbao = format!("address = \"{}\"\n", world.var("BAO_ADDR"));
     let proxy = Proxy::of(&world, Settings { openbao, ..session_authority() }).await;
     let token = mint::signed_by(

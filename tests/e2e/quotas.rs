@@ -20,11 +20,7 @@ const CREDENTIALS: &str = "/creds/";
 /// A pgsilo that asks a sandbox's OpenBAO through a gateway, and whose leases are renewed soon.
 async fn behind_a_gateway() -> (World, Gateway, Proxy) {
     let world = World::own().await;
-    let (_status, role) = world.bao("GET", "pgsilo/acme/roles/tenant-acme-rw", None).await;
-    let mut role = role["data"].clone();
-    role["default_ttl"] = "15s".into();
-    let (status, _) = world.bao("POST", "pgsilo/acme/roles/tenant-acme-rw", Some(role)).await;
-    assert_eq!(status, 204);
+    world.lend_acme("15s").await;
     let gateway = Gateway::before(world.var("BAO_ADDR")).await;
     let own = settings_of(&world).openbao;
     let openbao = own.replace(world.var("BAO_ADDR"), gateway.address());

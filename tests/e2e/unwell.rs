@@ -211,11 +211,7 @@ async fn openbao_stopped_for_half_a_minute_under_load_costs_no_session_and_hangs
 #[tokio::test]
 async fn a_renewal_that_fails_and_then_works_leaves_events_with_the_whole_trail() {
     let world = World::own().await;
-    let (_status, role) = world.bao("GET", "pgsilo/acme/roles/tenant-acme-rw", None).await;
-    let mut role = role["data"].clone();
-    role["default_ttl"] = "12s".into();
-    let (status, _) = world.bao("POST", "pgsilo/acme/roles/tenant-acme-rw", Some(role)).await;
-    assert_eq!(status, 204);
+    world.lend_acme("12s").await;
     let proxy = in_front_of(&world, "").await;
     let mut client = session(&world, &proxy).await;
 

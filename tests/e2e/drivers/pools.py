@@ -162,14 +162,14 @@ def short_transaction(pool):
     return work
 
 
-def work_until_gone(pool, watch, pids, jobs):
-    """Threads that each do one job, then short transactions until those processes are gone."""
+def work_until_gone(pool, watch, pids, jobs, work=short_transaction):
+    """Threads that each do one job, then short transactions or other work until those processes are gone."""
     over = threading.Event()
 
     def run_on(job):
         job()
         while not over.is_set():
-            pool.use(short_transaction(pool))
+            pool.use(work(pool))
 
     with concurrent.futures.ThreadPoolExecutor(len(jobs)) as threads:
         running = [threads.submit(run_on, job) for job in jobs]
@@ -230,30 +230,21 @@ def retires_its_connections_in_time(pool):
     assert not pool.ended
 
 
-def nobody_notices(pool):
-    """Whoever was handed a connection a moment ago keeps it, and the next one is handed another."""
-    watch = Watch()
-    first = pool.fill()
-
+def after_a_while(pool):
     def work(connection):
         # What the application does before its first statement.
         time.sleep(0.05)
         short_transaction(pool)(connection)
 
-    over = threading.Event()
+    return work
 
-    def run_on():
-        while not over.is_set():
-            assert not pool.use(work), pool.ended
 
-    with concurrent.futures.ThreadPoolExecutor(SIZE) as threads:
-        running = [threads.submit(run_on) for _ in range(SIZE)]
-        try:
-            watch.wait_until_gone(first, "sessions to end while they are in use")
-        finally:
-            over.set()
-        for job in running:
-            job.result()
+def nobody_notices(pool):
+    """Whoever was handed a connection a moment ago keeps it, and the next one is handed another."""
+    watch = Watch()
+    first = pool.fill()
+    work_until_gone(pool, watch, first, [nothing] * SIZE, after_a_while)
+    assert not pool.ended
 
 
 def checks_of(make):

@@ -143,6 +143,16 @@ impl World {
         self.bao_as(self.var("BAO_TOKEN"), method, path, body).await
     }
 
+    /// Has acme's leases renewed sooner or later than the sandbox has it.
+    pub(crate) async fn lend_acme(&self, default_ttl: &str) {
+        let path = "pgsilo/acme/roles/tenant-acme-rw";
+        let (_status, role) = self.bao("GET", path, None).await;
+        let mut role = role["data"].clone();
+        role["default_ttl"] = default_ttl.into();
+        let (status, _) = self.bao("POST", path, Some(role)).await;
+        assert_eq!(status, 204);
+    }
+
     /// Asks OpenBAO as whoever holds a token.
     pub(crate) async fn bao_as(
         &self,
