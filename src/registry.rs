@@ -63,6 +63,11 @@ impl Snapshot {
         id.or_else(|| self.aliases.get(word).cloned())
     }
 
+    /// What issuers call tenants instead of their ids, in no order.
+    pub(crate) fn aliases(&self) -> impl Iterator<Item = (&str, &TenantId)> {
+        self.aliases.iter().map(|(alias, id)| (alias.as_str(), id))
+    }
+
     /// Whether any tenant has an alias.
     pub(crate) fn has_aliases(&self) -> bool {
         !self.aliases.is_empty()

@@ -4,6 +4,7 @@
 
 mod issuers;
 mod listeners;
+mod names;
 mod openbao;
 mod proofs;
 
@@ -31,8 +32,6 @@ use crate::file::{self, MAX_CONFIGURATION, MAX_SECRET};
 use crate::host::is_loopback;
 use crate::limits::not_zero;
 use crate::registry::{Denied, Host, Placement, PlacementTls, Registry, Tenant};
-use crate::route::DatabaseNames;
-use crate::tenant::TenantId;
 use crate::token::MAX_TOKEN_BYTES;
 use crate::toml_file::TomlFile;
 
@@ -69,6 +68,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     if known.needs_tokens {
         build.mind_words(&raw.issuer);
     }
+    let tenants_of_issuers = names::tenants_of(&raw.issuer);
     let verifier = build.verifier(raw.issuer)?;
     let grace = raw.lease.grace.0;
     let end_at_expiry = raw.lease.end_at_expiry;
@@ -98,6 +98,8 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     })?;
     build.mind_shared_servers(&registry, &limits.times);
     build.mind_names(&registry);
+    build.mind_lookalikes(&registry);
+    build.mind_unknown_tenants(&registry, &tenants_of_issuers);
     build.mind_databases_in_clear(&registry);
     if known.needs_tokens && registry.snapshot().has_aliases() {
         build.warn("registry.file", WORDS);
@@ -255,46 +257,6 @@ impl Build<'_> {
                  tenant's transaction can hold what all need, for as long as its token lasts"
             );
             self.warn("limits.transaction_timeout", what);
-        }
-    }
-
-    /// Whoever names another tenant there lands in his own.
-    fn mind_listeners(&mut self, registry: &Registry, listeners: &[Listener]) {
-        let snapshot = registry.snapshot();
-        for (number, listener) in listeners.iter().enumerate() {
-            let DatabaseNames::Only(names) = &listener.database_names else { continue };
-            let is_tenants = |name: &&String| {
-                snapshot.tenants().any(|tenant| {
-                    tenant.id().as_str() == *name || *tenant.placement().dbname == **name
-                })
-            };
-            if let Some(name) = names.iter().find(is_tenants) {
-                let what = format!(
-                    "{name:?} is a tenant's: clients of others that name it land in their own; remove it"
-                );
-                self.warn(format!("listener[{number}].database_names"), what);
-            }
-        }
-    }
-
-    /// A name that clients of one tenant may have written means another one as soon as their tokens
-    /// are for both.
-    fn mind_names(&mut self, registry: &Registry) {
-        let snapshot = registry.snapshot();
-        let as_another = |tenant: &&Arc<Tenant>| {
-            let name = &*tenant.placement().dbname;
-            name != tenant.id().as_str()
-                && TenantId::parse(name).is_ok_and(|id| snapshot.tenant(&id).is_some())
-        };
-        let first = snapshot.tenants().filter(as_another).min_by_key(|tenant| tenant.id().as_str());
-        if let Some(tenant) = first {
-            let what = format!(
-                "tenant {:?} has a database called {:?}, which is another tenant's id: a token for \
-                 both that names it is for the other one; name this one by its id",
-                tenant.id().as_str(),
-                tenant.placement().dbname,
-            );
-            self.warn("registry.file", what);
         }
     }
 

@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use super::login::{Login, Standing};
 use super::openbao::{OpenBao, OpenBaoError};
+use super::precedence::WaitingRenewal;
 use crate::backoff::{Backoff, spread};
 use crate::clock::BootTime;
 
@@ -126,13 +127,17 @@ impl Keeper {
     /// Renews, and tries again until it works or the end has come.
     async fn renew(self: Arc<Self>, end: LeaseEnd) {
         let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        // Of attempts that OpenBAO was asked too often for.
+        let mut waiting: Option<WaitingRenewal<'_>> = None;
         loop {
             let asked = BootTime::now();
             let renewing = self.openbao.renew(self.login.secret(), &self.lease_id, end.duration);
             let error = match renewing.await {
                 Ok((duration, renewable)) => {
                     metrics::counter!("pgsilo_renewals_total").increment(1);
-                    self.openbao.precedence().renewed();
+                    if let Some(waiting) = waiting {
+                        waiting.renewed();
+                    }
                     self.publish(|state| {
                         state.end = renewed(&end, asked, duration, renewable);
                         state.renewal = Renewal::after(&state.end);
@@ -162,7 +167,7 @@ impl Keeper {
             if let Some(after) = error.retry_after() {
                 // What is left of a lease may be less than OpenBAO asks for.
                 pause = pause.max(after.min(left / 4));
-                self.openbao.precedence().renewal_waits(pause.min(left));
+                waiting = Some(self.openbao.precedence().renewal_waits(waiting, pause.min(left)));
             }
             sleep(pause.min(left)).await;
         }

@@ -11,6 +11,7 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
 use super::openbao::{BaoToken, OpenBao, OpenBaoError};
+use super::precedence::WaitingRenewal;
 use crate::backoff::Backoff;
 use crate::clock::BootTime;
 use crate::secret::Secret;
@@ -109,6 +110,8 @@ async fn keep(
 ) {
     let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY.min(ttl / 12));
     let mut pause = Duration::ZERO;
+    // Of attempts that OpenBAO was asked too often for.
+    let mut waiting: Option<WaitingRenewal<'_>> = None;
     loop {
         let Standing::Kept(Some(ends)) = *standing.borrow_and_update() else { return };
         let due = ends.earlier(ttl * 3 / 4).max(BootTime::now() + pause);
@@ -125,7 +128,9 @@ async fn keep(
             Ok(renewed) => {
                 retry.reset();
                 pause = Duration::ZERO;
-                openbao.precedence().renewed();
+                if let Some(waiting) = waiting.take() {
+                    waiting.renewed();
+                }
                 let at = asked + renewed.ttl;
                 // Nothing gained, or less by more than rounding: it has met its maximum.
                 let shorter = renewed.ttl + Duration::from_secs(2) < ttl;
@@ -170,7 +175,7 @@ async fn keep(
                 if let Some(after) = error.retry_after() {
                     // A login has less time than OpenBAO may ask for.
                     pause = pause.max(after.min(ttl / 12));
-                    openbao.precedence().renewal_waits(pause);
+                    waiting = Some(openbao.precedence().renewal_waits(waiting.take(), pause));
                 }
             }
         }

@@ -1004,6 +1004,27 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
         "",
     ),
     (
+        "# tenants = [\"acme\", \"eu-*\"]",
+        "tenants = [\"acme\", \"globx\", \"eu-*\"]",
+        "pgsilo.toml:55: issuer[0].tenants[1]: names no tenant of the registry as it is now",
+    ),
+    (
+        "# tenant_values = { org_Ab1 = \"acme\" }",
+        "tenant_values = { org_Ab1 = \"acme\", org_Ab2 = \"amce\" }",
+        "pgsilo.toml:49: issuer[0].tenant_values.org_Ab2: names no tenant of the registry as it is now",
+    ),
+    (
+        "# access_values = { admin = \"read-write\", viewer = \"read-only\" }",
+        "access_values = { \"db admin\" = \"read-write\", viewer = \"read-only\" }",
+        "pgsilo.toml:52: issuer[0].access_values.db admin: is found in a list only: a claim that is one text is split at its blanks",
+    ),
+    ("# aliases = [\"org_Ab1\", \"acme.com\"]", "aliases = [\"org_Ab1\", \"/Acme/\"]", ""),
+    (
+        "# aliases = [\"org_Ab1\", \"acme.com\"]",
+        "aliases = [\"org_Ab1\", \"/Globex\"]",
+        "pgsilo.toml:63: registry.file: \"/Globex\" means tenant acme, and \"globex\" means tenant globex: each is easily taken for the other",
+    ),
+    (
         "jwks = \"jwks.json\"",
         "keys = [{ kid = \"a\", algorithm = \"ES256\", pem = \"issuer.pem\" }, { kid = \"b\", algorithm = \"ES256\", pem = \"issuer.pem\" }]",
         "",

@@ -119,6 +119,12 @@ impl Build<'_> {
                 self.warn(format!("{at}.{key}"), what);
             }
         }
+        let words = raw.access_values.iter().flatten();
+        let is_split = |(word, _): &(&String, &String)| word.contains(' ');
+        for (word, _) in words.filter(is_split) {
+            let what = "is found in a list only: a claim that is one text is split at its blanks";
+            self.warn(format!("{at}.access_values.{word}"), what);
+        }
         if raw.audience.iter().any(|audience| audience == "account") {
             let what = "\"account\" is in every token of a Keycloak realm; \
                         have it issue tokens with an audience of pgsilo's own";
