@@ -3,8 +3,8 @@
 
 TOOLS  := $(or $(PGSILO_TOOLS),.tools)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-# `make sandbox PROFILE=dev` builds sooner, runs slower.
-PROFILE ?= release
+# `make sandbox PROFILE=release` builds what is shipped, which takes twice as long.
+PROFILE ?= quick
 PROGRAMS := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
 .DEFAULT_GOAL := help
@@ -20,8 +20,8 @@ clients: ## the tools, and the clients that the tests drive
 	@python3 scripts/tools.py --clients >/dev/null
 
 sandbox: tools ## run a whole pgsilo on this machine; ARGS="--help" says how
-	@cargo build --profile $(PROFILE) --bins
-	@. "$(TOOLS)/env" && exec "$(PROGRAMS)/pgsiloctl" sandbox $(ARGS)
+	@cargo build --profile $(PROFILE) -p pgsilo -p pgsilo-sandbox
+	@. "$(TOOLS)/env" && exec "$(PROGRAMS)/pgsilo-sandbox" $(ARGS)
 
 test: clients ## every test, against real servers; ARGS go to cargo test
 	@. "$(TOOLS)/env" && exec cargo test $(ARGS)
@@ -38,14 +38,15 @@ plots: ## docs/benchmarks/*.svg, drawn from RUN=benches/runs/DATE-bench.txt
 	@PYTHONPATH="$(TOOLS)/pygal" python3 scripts/plots.py "$(RUN)" docs/benchmarks
 
 soak: clients ## many short sessions, and nothing left of them; SESSIONS=10000 AT_ONCE=50, ATTACK=grants MINUTES=10
-	@. "$(TOOLS)/env" && exec cargo bench --bench soak
+	@cargo build --release --bins
+	@. "$(TOOLS)/env" && exec cargo bench -p pgsilo --bench soak
 
 fmt: ## format the code
 	@cargo fmt --all
 
 lint: ## what must be clean: formatting, clippy
 	@cargo fmt --all --check
-	@cargo clippy --all-targets -- -D warnings
+	@cargo clippy --workspace --all-targets -- -D warnings
 	@cargo clippy --test more -- -D warnings
 
 clean: ## remove what was built (not the tools)

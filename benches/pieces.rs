@@ -13,9 +13,9 @@ use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use pgsilo::Refusal;
 use pgsilo::registry::Registry;
-use pgsilo::tenant::TenantId;
-use pgsilo::wire::frame::FrameCounter;
-use pgsilo::wire::startup::{Opening, StartupError};
+use pgsilo_core::tenant::TenantId;
+use pgsilo_wire::frame::FrameCounter;
+use pgsilo_wire::startup::{Opening, StartupError};
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 
 const TENANTS: usize = 100_000;

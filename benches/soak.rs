@@ -16,7 +16,6 @@
     clippy::print_stdout,
     reason = "a run fails by panicking and prints what it measured, and so does what it shares with the tests"
 )]
-#![expect(clippy::needless_pass_by_value, reason = "`json!` makes values")]
 
 use std::fmt::Write as _;
 use std::fs;
@@ -25,22 +24,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use support::proxy::{Proxy, Settings};
-use support::raw::{Raw, query, startup};
-use support::world::world;
-use support::{eventually, mint};
+use pgsilo_sandbox::testing;
+use testing::proxy::{Proxy, Settings};
+use testing::raw::{Raw, query, startup};
+use testing::world::world;
+use testing::{eventually, mint};
 use time::OffsetDateTime;
-
-#[path = "../tests/e2e"]
-mod e2e {
-    #[expect(dead_code, reason = "made for tests/e2e; the soak uses a part of it")]
-    pub(crate) mod support;
-}
 
 #[path = "soak/grants.rs"]
 mod grants;
-
-use e2e::support;
 
 /// Samples in a run.
 const SAMPLES: usize = 10;

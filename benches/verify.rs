@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{EncodingKey, Header};
-use pgsilo::tenant::Access;
 use pgsilo::token::{Algorithm, ClaimPath, Issuer, Key, Keyring, Token, Verifier};
+use pgsilo_core::tenant::Access;
 use rcgen::{
     KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256,
     RsaKeySize,

@@ -7,13 +7,13 @@ use std::sync::OnceLock;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use pgsilo::tenant::Access;
+use pgsilo::proxy_protocol;
 use pgsilo::token::{Algorithm, ClaimPath, Issuer, KeySet, Keyring, Token, TokenError, Verifier};
-use pgsilo::wire::balancer;
-use pgsilo::wire::frame::{FrameCounter, Status};
-use pgsilo::wire::message::{self, Authentication, ErrorFields};
-use pgsilo::wire::sasl::{self, InitialResponse};
-use pgsilo::wire::startup::{self, CancelRequest, MAX_BODY, Opening, Startup, Version};
+use pgsilo_core::tenant::Access;
+use pgsilo_wire::frame::{FrameCounter, Status};
+use pgsilo_wire::message::{self, Authentication, ErrorFields};
+use pgsilo_wire::sasl::{self, InitialResponse};
+use pgsilo_wire::startup::{self, CancelRequest, MAX_BODY, Opening, Startup, Version};
 
 /// The issuer's public keys; `fuzz/seeds.py` makes them, and tokens that they verify.
 const JWKS: &[u8] = include_bytes!("issuer.jwks.json");
@@ -223,11 +223,11 @@ fn bearer(message: &[u8]) {
 /// What a balancer sends first.
 pub(crate) fn balancer(data: &[u8]) {
     if let Some(fixed) = data.first_chunk() {
-        let _ = balancer::length_behind(fixed);
+        let _ = proxy_protocol::length_behind(fixed);
     }
-    if balancer::parse(data).is_ok() {
+    if proxy_protocol::parse(data).is_ok() {
         // A header is just one header.
         let more = [data, b"x"].concat();
-        assert!(balancer::parse(&more).is_err());
+        assert!(proxy_protocol::parse(&more).is_err());
     }
 }

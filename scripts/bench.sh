@@ -12,7 +12,8 @@ cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin"
 if [ "${ONLY:-}" = neighbour ] || [ "${ONLY:-}" = endings ]; then
     ulimit -S -n "$(ulimit -H -n)"
-    exec cargo bench --bench peers "$@"
+    cargo build --quiet --release --bins
+    exec cargo bench -p pgsilo --bench peers "$@"
 fi
 wanted=()
 command -v pgbouncer >/dev/null || wanted+=(pgbouncer)
@@ -56,4 +57,5 @@ export PGSILO_PGBENCH_BIN="$clients"
 most=$(ulimit -H -n)
 [ "$most" = unlimited ] || [ "$most" -ge 65536 ] || ulimit -H -n 65536 2>/dev/null || true
 ulimit -S -n "$(ulimit -H -n)"
-exec cargo bench --bench peers "$@"
+cargo build --quiet --release --bins
+exec cargo bench -p pgsilo --bench peers "$@"

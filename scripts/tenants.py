@@ -7,8 +7,8 @@ after, and once the connections may be gone; and a credential's time with a conn
 Roles are leased with the setup's statements.
 
     cargo build --release --bins
-    . .tools/env && scripts/tenants.py target/release/pgsiloctl 100 0s     # as many tenants, connections kept
-    . .tools/env && scripts/tenants.py target/release/pgsiloctl 100 30s    # max_connection_lifetime
+    . .tools/env && scripts/tenants.py target/release/pgsilo-sandbox 100 0s     # as many tenants, connections kept
+    . .tools/env && scripts/tenants.py target/release/pgsilo-sandbox 100 30s    # max_connection_lifetime
 """
 
 import json
@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 class Sandbox:
     def __init__(self, program, dir, tenants):
         self.process = subprocess.Popen(
-            [program, "sandbox", "--until-eof", "--dir", dir, "--max-connections", str(tenants + 100), "--without-proxy"],
+            [program, "--until-eof", "--dir", dir, "--max-connections", str(tenants + 100), "--without-proxy"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout:
             if line.startswith("Ready in "):

@@ -15,11 +15,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aws_lc_rs::rand;
+use pgsilo_core::tenant::{Access, TenantId};
 use tracing::Level;
 
 use crate::ending::Ending;
 use crate::log::AUDIT;
-use crate::tenant::{Access, TenantId};
 
 /// `tracing` wants the level of an event to be a constant.
 macro_rules! at_level {

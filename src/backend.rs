@@ -17,6 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use pgsilo_core::addresses::{self, Attempts, Unreached};
+use pgsilo_core::registry::{Host, PlacementTls, Tenant};
+use pgsilo_core::tls;
+use pgsilo_wire::startup::CancelRequest;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -26,12 +30,8 @@ use binding::Channel;
 pub(crate) use login::{Attachment, BackendError, Parked, Past};
 use version::ServerVersion;
 
-use crate::addresses::{self, Attempts, Unreached};
-use crate::registry::{Host, PlacementTls, Tenant};
 use crate::session::Route;
 use crate::stream::{Stream, out_of_resources, tune};
-use crate::tls;
-use crate::wire::startup::CancelRequest;
 
 /// From the first packet of a dial to the end of its TLS handshake.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);

@@ -16,13 +16,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::{constant_time, rand};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use pgsilo_core::secret::Secret;
+use pgsilo_core::tenant::TenantId;
+use pgsilo_wire::startup::{CancelRequest, Version};
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::audit::SessionId;
 use crate::backend::{DialError, Process};
-use crate::secret::Secret;
-use crate::tenant::TenantId;
-use crate::wire::startup::{CancelRequest, Version};
 use refused::{Cause, Refused};
 
 /// Keys that one address may show in a second, right or wrong: a secret of a 3.0 client has 32

@@ -16,14 +16,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+pub use pgsilo_core::limits::TimeLimits;
+use pgsilo_core::tls;
+pub use pgsilo_core::toml_file::FileError;
 
 use crate::lease;
-pub use crate::limits::TimeLimits;
 use crate::registry::{Denied, Registry};
 pub use crate::route::DatabaseNames;
-use crate::tls;
 use crate::token::{Source, Verifier};
-pub use crate::toml_file::FileError;
 
 /// Everything that the data plane is told.
 #[derive(Debug)]

@@ -4,9 +4,8 @@
 //! They all say "terminating connection" where PostgreSQL would: client code matches the words.
 //! None is 0A000: HikariCP evicts on it.
 
+use pgsilo_wire::message;
 use tracing::Level;
-
-use crate::wire::message;
 
 macro_rules! endings {
     ($($(#[$doc:meta])+ $ending:ident, $label:literal, $level:ident, $told:expr;)+) => {

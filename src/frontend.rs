@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use pgsilo_wire::startup::{MAX_BODY, MIN_BODY, Opening, StartupError};
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
+use crate::proxy_protocol::{self, NoHeader};
 use crate::stream::Stream;
-use crate::wire::balancer::{self, NoHeader};
-use crate::wire::startup::{MAX_BODY, MIN_BODY, Opening, StartupError};
 
 /// How long a client may take to read a refusal before its socket is closed.
 const LINGER: Duration = Duration::from_secs(1);
@@ -66,26 +66,26 @@ impl Frontend {
     /// Reads the header that a balancer sends first: the client's address, or `None` where the
     /// balancer speaks for itself.
     pub(crate) async fn read_balancer(&mut self) -> Result<Option<SocketAddr>, FrontendError> {
-        let mut header = vec![0; balancer::FIXED];
+        let mut header = vec![0; proxy_protocol::FIXED];
         self.stream.read_exact(&mut header[..1]).await?;
         match header[0] {
-            balancer::VERSION_1 => {
+            proxy_protocol::VERSION_1 => {
                 header.truncate(1);
-                while header.len() < balancer::MAX_LINE && !header.ends_with(b"\n") {
+                while header.len() < proxy_protocol::MAX_LINE && !header.ends_with(b"\n") {
                     header.push(self.stream.read_u8().await?);
                 }
             }
-            balancer::VERSION_2 => {
-                let mut fixed = [0; balancer::FIXED];
+            proxy_protocol::VERSION_2 => {
+                let mut fixed = [0; proxy_protocol::FIXED];
                 fixed[0] = header[0];
                 self.stream.read_exact(&mut fixed[1..]).await?;
                 header.copy_from_slice(&fixed);
-                header.resize(balancer::FIXED + balancer::length_behind(&fixed)?, 0);
-                self.stream.read_exact(&mut header[balancer::FIXED..]).await?;
+                header.resize(proxy_protocol::FIXED + proxy_protocol::length_behind(&fixed)?, 0);
+                self.stream.read_exact(&mut header[proxy_protocol::FIXED..]).await?;
             }
             _ => return Err(NoHeader.into()),
         }
-        Ok(balancer::parse(&header)?)
+        Ok(proxy_protocol::parse(&header)?)
     }
 
     /// Reads one untagged packet. `tls` says whether a TLS record may come instead of one.

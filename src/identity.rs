@@ -5,9 +5,10 @@
 
 use std::time::SystemTime;
 
+use pgsilo_core::tls::Holder;
+
 use crate::ending::Ending;
 use crate::registry::{Denied, Shown};
-use crate::tls::Holder;
 use crate::token::Claims;
 
 /// Who a session is.

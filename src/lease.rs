@@ -23,6 +23,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use pgsilo_core::backoff::spread;
+use pgsilo_core::clock::BootTime;
+use pgsilo_core::secret::Secret;
+use pgsilo_core::tenant::{Access, TenantId};
 use tokio::runtime::Handle;
 use tokio::sync::futures::Notified;
 use tokio::sync::{AcquireError, Semaphore};
@@ -33,10 +37,6 @@ pub(crate) use keeper::LeaseEnd;
 pub(crate) use openbao::{DatabaseFault, Fullness, OpenBaoError};
 
 use crate::audit::{self, Asker, SessionId};
-use crate::backoff::spread;
-use crate::clock::BootTime;
-use crate::secret::Secret;
-use crate::tenant::{Access, TenantId};
 use health::Health;
 use identity::Identity;
 use keeper::Keeper;

@@ -21,47 +21,36 @@
 //! identity, route          who a session is, however that was proved; which of its tenants it is for
 //! token | registry | lease three parts that never import each other: they meet in stages
 //! audit                    the trail of a connection, and the events
-//! tenant, tls, stream, ending, limits, secret, toml_file, file, stamp, backoff, host, addresses, cause, coding, clock, wire, log
+//! stream, ending, limits, proxy_protocol, log
 //! ```
 //!
 //! One exception is deliberate: `backend::dial` takes a [`session::Route`], which only a routed
-//! session has, so that nothing else can be dialled, and the pool keeps connections for one. `tests/structure.rs` keeps these rules.
+//! session has, so that nothing else can be dialled, and the pool keeps connections for one.
+//! `tests/structure.rs` keeps these rules. What the control plane must agree with is in `pgsilo-core`,
+//! the protocol in `pgsilo-wire`.
 
-mod addresses;
 mod admin;
 mod audit;
 mod backend;
-mod backoff;
 mod cancel;
-mod cause;
-mod clock;
-mod coding;
 pub mod config;
 mod ending;
-mod file;
 mod frontend;
-mod host;
 mod identity;
 pub mod lease;
 mod limits;
 pub mod log;
 mod pool;
 mod proxy;
+pub mod proxy_protocol;
 mod refusal;
 pub mod registry;
 mod route;
-mod secret;
 pub mod server;
 pub mod session;
 mod splice;
-mod stamp;
 mod stream;
-pub mod tenant;
-pub mod tls;
 pub mod token;
-mod toml_file;
-pub mod wire;
 
 pub use ending::Ending;
 pub use refusal::{Reason, Refusal};
-pub use secret::Secret;

@@ -10,69 +10,8 @@ use std::fmt;
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 pub(crate) use slots::{Eviction, Slot, Slots};
-
-/// How long a session, and what it is in the middle of, may last; `None`: for ever. A session may set
-/// the database's own time-outs to 0, and not these; but whoever wants to can have something to do, and is
-/// neither idle nor waiting then.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TimeLimits {
-    /// Without a byte, outside of a request.
-    pub idle: Option<Duration>,
-    /// Waiting for its client in a transaction.
-    pub idle_in_transaction: Option<Duration>,
-    /// In a transaction, or in a request that is not answered in full.
-    pub transaction: Option<Duration>,
-    /// In all.
-    pub session: Option<Duration>,
-}
-
-impl TimeLimits {
-    /// Whether any of them is about what a session is in the middle of.
-    pub(crate) fn bound_transactions(&self) -> bool {
-        self.idle_in_transaction.is_some() || self.transaction.is_some()
-    }
-}
-
-/// What a tenant has in place of the limits for all: `None` where it has the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OwnLimits {
-    /// Sessions at once; 0: no bound of its own.
-    pub max_sessions: Option<usize>,
-    /// Zero: for ever.
-    pub idle: Option<Duration>,
-    /// Zero: for ever.
-    pub idle_in_transaction: Option<Duration>,
-    /// Zero: for ever.
-    pub transaction: Option<Duration>,
-    /// Zero: for ever.
-    pub session: Option<Duration>,
-}
-
-impl OwnLimits {
-    /// The tenant's bounds on time, where these are for all.
-    pub(crate) fn times(&self, all: &TimeLimits) -> TimeLimits {
-        let either = |own: Option<Duration>, all| own.map_or(all, not_zero);
-        TimeLimits {
-            idle: either(self.idle, all.idle),
-            idle_in_transaction: either(self.idle_in_transaction, all.idle_in_transaction),
-            transaction: either(self.transaction, all.transaction),
-            session: either(self.session, all.session),
-        }
-    }
-
-    /// How many sessions the tenant may have, where this is for all.
-    pub(crate) fn max_sessions(&self, all: Option<usize>) -> Option<usize> {
-        self.max_sessions.map_or(all, |own| (own > 0).then_some(own))
-    }
-}
-
-/// A limit as it is written: zero is none.
-pub(crate) fn not_zero(limit: Duration) -> Option<Duration> {
-    Some(limit).filter(|limit| !limit.is_zero())
-}
 
 /// Counts per key, with one bound for all keys, or none.
 #[derive(Debug)]
@@ -143,9 +82,7 @@ pub(crate) fn network(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use super::{OwnLimits, Tally, TimeLimits, network};
+    use super::{Tally, network};
 
     #[test]
     fn an_ipv6_address_counts_as_its_network() {
@@ -174,24 +111,6 @@ mod tests {
         let permits: Vec<_> = (0..3).map(|_| tally.count_within(&"acme", Some(3))).collect();
         assert!(permits.iter().all(Option::is_some));
         assert!(tally.count(&"acme").is_none());
-    }
-
-    #[test]
-    fn what_a_tenant_has_of_its_own_counts_and_zero_is_none() {
-        let second = Some(Duration::from_secs(1));
-        let all = TimeLimits { idle: second, transaction: second, ..TimeLimits::default() };
-        let own = OwnLimits {
-            max_sessions: Some(0),
-            idle: Some(Duration::ZERO),
-            session: Some(Duration::from_secs(2)),
-            ..OwnLimits::default()
-        };
-        let times = own.times(&all);
-        assert_eq!((times.idle, times.transaction), (None, second));
-        assert_eq!(times.session, Some(Duration::from_secs(2)));
-        assert_eq!(own.max_sessions(Some(5)), None);
-        assert_eq!(OwnLimits::default().max_sessions(Some(5)), Some(5));
-        assert_eq!(OwnLimits::default().times(&all), all);
     }
 
     #[test]

@@ -8,7 +8,6 @@
 //! the one queue and gives it standard error; the lines come from `tracing`.
 
 mod failures;
-mod text;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,7 +16,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-pub(crate) use self::text::is_loggable;
 pub(crate) use failures::Failures;
 
 /// When what could not be written is tried again.
@@ -304,7 +302,7 @@ pub struct Lines {
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.queue.push(self.kind, &text::escaped(line));
+        self.queue.push(self.kind, &pgsilo_core::text::escaped(line));
         Ok(line.len())
     }
 

@@ -21,6 +21,8 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use pgsilo_core::registry::{Snapshot, Tenant};
+use pgsilo_core::tenant::TenantId;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -30,9 +32,8 @@ use crate::backend::{self, Attachment, BackendError, DialError, Parked, Past};
 use crate::config::Warm;
 use crate::lease::{Fullness, Lease, LeaseEnd, LeaseError, Lessor};
 use crate::limits::{Tally, TallyPermit};
-use crate::registry::{Registry, Snapshot, Tenant};
+use crate::registry::Registry;
 use crate::session::Route;
-use crate::tenant::TenantId;
 use full::FullDatabases;
 use shelves::{Full, Places, Ready, Shelf, Shelves};
 

@@ -5,19 +5,19 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use pgsilo_core::clock::{self, BootTime};
+use pgsilo_core::tenant::TenantId;
 use tokio::runtime::Handle;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::cancel::CancelKeys;
-use crate::clock::{self, BootTime};
 use crate::config::{Config, Limits, OnLoss};
 use crate::lease::{Lessor, OpenBaoError};
 use crate::limits::{Slots, Tally};
 use crate::log::LogQueue;
 use crate::pool::Pool;
 use crate::registry::{Denied, Registry};
-use crate::tenant::TenantId;
 use crate::token::Verifier;
 
 /// How long a connection has to prove something before its place may be another's: what a thousand TLS

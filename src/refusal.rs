@@ -8,6 +8,8 @@
 
 use std::fmt::Display;
 
+use pgsilo_wire::message;
+use pgsilo_wire::startup::StartupError;
 use tracing::Level;
 
 use crate::audit::Told;
@@ -15,8 +17,6 @@ use crate::backend::{BackendError, DialError};
 use crate::lease::{DatabaseFault, LeaseError};
 use crate::route::RouteError;
 use crate::token::{Rejected, SourceError, TokenError};
-use crate::wire::message;
-use crate::wire::startup::StartupError;
 
 macro_rules! reasons {
     ($($(#[$doc:meta])+ $reason:ident, $sqlstate:literal, $label:literal, $level:ident, $text:literal;)+) => {

@@ -8,8 +8,8 @@
 //! looked up, so no answer tells of another's existence. Called by the Routed stage; the
 //! configuration makes [`DatabaseNames`].
 
-use crate::registry::Snapshot;
-use crate::tenant::TenantId;
+use pgsilo_core::registry::Snapshot;
+use pgsilo_core::tenant::TenantId;
 
 /// Names of databases that a listener takes for no name at all, beside the user's: what tools open
 /// first, or what an application cannot be told to change. The id of one of a session's own tenants

@@ -25,17 +25,17 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use metrics::Counter;
+use pgsilo_core::clock::BootTime;
+use pgsilo_core::limits::TimeLimits;
+use pgsilo_wire::frame::{FrameCounter, Header};
+use pgsilo_wire::message::TERMINATE;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
 use crate::backend::Process;
-use crate::clock::BootTime;
 use crate::ending::Ending;
 use crate::frontend::Frontend;
-use crate::limits::TimeLimits;
 use crate::stream::Stream;
-use crate::wire::frame::{FrameCounter, Header};
-use crate::wire::message::TERMINATE;
 use age::{Age, Standing, Verdict};
 use moment::{Moment, Notice, Quiet};
 use talk::{Seen, Talk};

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::select_all;
+use pgsilo_core::tenant::{Access, TenantId, TenantPattern};
 use serde_json::Value;
 use tokio::runtime::Handle;
 use zeroize::Zeroizing;
@@ -36,7 +37,6 @@ pub use self::keys::{Algorithm, AlgorithmError, Key, KeyError, KeySet};
 pub use self::rules::{ClaimPath, ClaimPathError};
 pub use self::source::Source;
 pub(crate) use self::source::SourceError;
-use crate::tenant::{Access, TenantId, TenantPattern};
 
 /// No token is longer, whatever the configuration says.
 pub const MAX_TOKEN_BYTES: usize = 65_536;

@@ -20,8 +20,8 @@ use std::time::Duration;
 use edits::{MISTAKES, WARNINGS};
 use pgsilo::config::{Config, LogFormat, Place, TimeLimits};
 use pgsilo::lease::{Auth, Authority};
-use pgsilo::registry::{Host, OwnLimits, PlacementTls, State};
-use pgsilo::tenant::{Access, TenantId};
+use pgsilo_core::registry::{Host, OwnLimits, PlacementTls, State};
+use pgsilo_core::tenant::{Access, TenantId};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, IsCa,
     KeyIdMethod, KeyPair, KeyUsagePurpose, SerialNumber,

@@ -1,11 +1,11 @@
 //! Logs in as any client does, in clear or under TLS, by SCRAM or with a token.
 
 use futures_util::{StreamExt, stream};
+use pgsilo_sandbox::testing::raw::{Raw, password, query, startup, tagged};
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 
 use crate::contenders::Contender;
 use crate::ground::Ground;
-use crate::support::raw::{Raw, password, query, startup, tagged};
 
 /// A session with a contender; the password is asked for by whoever opens many.
 pub(crate) async fn enter(contender: &Contender, ground: &Ground, secret: &str) -> Raw {

@@ -4,13 +4,14 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use pgsilo_sandbox::testing::proxy::Proxy;
+
 use crate::Plan;
 use crate::contenders::{Contender, Contenders};
 use crate::ground::{Ground, variable};
 use crate::queries::pgbench;
 use crate::report::{Goal, Report};
 use crate::rounds::{median, play, quantile};
-use crate::support::proxy::Proxy;
 
 /// Logins a second at each contender.
 const RATE: u32 = 20;

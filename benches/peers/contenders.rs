@@ -6,12 +6,13 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use pgsilo_sandbox::testing::bao::free_port;
+use pgsilo_sandbox::testing::eventually;
+use pgsilo_sandbox::testing::mint;
+use pgsilo_sandbox::testing::proxy::{PLAIN, Proxy, Settings, TLS, folder};
+
 use crate::ground::{DATABASE, Ground, PASSWORD, ROLE, version};
 use crate::stand_in;
-use crate::support::bao::free_port;
-use crate::support::eventually;
-use crate::support::mint;
-use crate::support::proxy::{PLAIN, Proxy, Settings, TLS, folder};
 
 /// Threads of HAProxy and event loops of pgsilo: one for each processor. PgBouncer has one.
 pub(crate) fn processors() -> usize {

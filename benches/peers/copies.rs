@@ -6,12 +6,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
+use pgsilo_sandbox::testing::proxy::folder;
+
 use crate::Plan;
 use crate::contenders::{Contender, Contenders};
 use crate::ground::{Ground, said};
 use crate::report::{Goal, Report};
 use crate::rounds::{Score, play};
-use crate::support::proxy::folder;
 
 const GB: f64 = 1e9;
 const ROW: usize = 1000;

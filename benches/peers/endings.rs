@@ -4,14 +4,14 @@
 use std::path::Path;
 use std::process::Stdio;
 
+use pgsilo_sandbox::testing::mint;
+use pgsilo_sandbox::testing::proxy::{PLAIN, Proxy, Settings};
+use pgsilo_sandbox::testing::world::World;
 use serde_json::Value;
 use tokio::process::Command;
 
 use crate::Plan;
 use crate::report::Report;
-use crate::support::mint;
-use crate::support::proxy::{PLAIN, Proxy, Settings};
-use crate::support::world::World;
 
 /// A session gets a third of it as notice, half of that for its last words.
 const LIMITS: &str = "max_session_age = \"12s\"\n";

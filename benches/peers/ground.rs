@@ -7,12 +7,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use pgsilo_sandbox::testing::eventually;
+use pgsilo_sandbox::testing::raw::ssl_request;
+use pgsilo_sandbox::testing::world::World;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-
-use crate::support::eventually;
-use crate::support::raw::ssl_request;
-use crate::support::world::World;
 
 /// The role of those that do not lease one.
 pub(crate) const ROLE: &str = "bench";

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use pgsilo_sandbox::testing::eventually;
+
 use crate::Plan;
 use crate::client::{open, take};
 use crate::contenders::{Contender, Contenders};
 use crate::ground::Ground;
 use crate::machine::memory_kib;
 use crate::report::{Goal, Report};
-use crate::support::eventually;
 
 /// Sessions before the first look: what a contender makes once is not a session's.
 const WARM_UP: usize = 50;

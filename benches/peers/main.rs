@@ -12,7 +12,6 @@
     clippy::print_stdout,
     reason = "a run fails by panicking and prints what it measured, and so does what it shares with the tests"
 )]
-#![expect(clippy::needless_pass_by_value, reason = "`json!` makes values")]
 
 mod client;
 mod connects;
@@ -37,14 +36,6 @@ use std::path::{Path, PathBuf};
 use contenders::Contenders;
 use ground::Ground;
 use report::Report;
-
-#[path = "../../tests/e2e"]
-mod e2e {
-    #[expect(dead_code, reason = "made for tests/e2e; the benchmarks use a part of it")]
-    pub(crate) mod support;
-}
-
-use e2e::support;
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]

@@ -3,12 +3,13 @@
 
 use std::process::Command;
 
+use pgsilo_sandbox::testing::bao::free_port;
+use pgsilo_sandbox::testing::proxy::folder;
+
 use crate::Plan;
 use crate::contenders::{Contender, Contenders, Peer, processors};
 use crate::ground::{Ground, variable};
 use crate::report::Report;
-use crate::support::bao::free_port;
-use crate::support::proxy::folder;
 use crate::{copies, queries};
 
 /// What benches/relays knows, and what it is called here.

@@ -4,12 +4,11 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use pgsilo_sandbox::testing::fake;
+use pgsilo_sandbox::testing::raw::tagged;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-
-use crate::support::fake;
-use crate::support::raw::tagged;
 
 /// Starts one. It lets anybody in with a password in clear, is sealed for acme, and answers every
 /// query with a row.

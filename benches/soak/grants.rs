@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use pgsilo_sandbox::testing::programs;
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::world::world;
+use pgsilo_sandbox::testing::{eventually, mint};
 use serde_json::json;
 use tokio::process::Command;
-
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::world::world;
-use crate::support::{eventually, mint};
 
 /// Between two lines of the table.
 const SAMPLE: Duration = Duration::from_secs(30);
@@ -98,7 +98,7 @@ async fn conclude(mut report: String) -> String {
 }
 
 async fn audit() -> Output {
-    let mut audit = Command::new(env!("CARGO_BIN_EXE_pgsiloctl"));
+    let mut audit = Command::new(programs::pgsiloctl());
     audit.args(["leases", "audit", "--fix", "--settle", "5s"]);
     for name in ["PGSILO_REGISTRY", "PROVISIONER_DSN", "PROVISIONER_BAO_TOKEN", "BAO_ADDR"] {
         audit.env(name, world().var(name));

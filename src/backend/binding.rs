@@ -6,12 +6,12 @@
 //! certificate that has no such hash; so over TLS nobody is ever told that pgsilo could not have
 //! bound it (`n`, RFC 5802, section 6), but for a server whose certificate was verified in full.
 
+use pgsilo_core::registry::ChannelBinding;
 use postgres_protocol::authentication::sasl::{
     ChannelBinding as Header, SCRAM_SHA_256, SCRAM_SHA_256_PLUS,
 };
 
 use super::login::BackendError;
-use crate::registry::ChannelBinding;
 
 /// What there is to bind a login to.
 #[derive(Debug)]

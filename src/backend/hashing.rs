@@ -11,12 +11,11 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::thread::available_parallelism;
 
+use pgsilo_core::tenant::TenantId;
 use rustix::process::setpriority_process;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{AcquireError, Semaphore};
 use tokio::task::JoinError;
-
-use crate::tenant::TenantId;
 
 /// How far the threads step back: nice(1) has 0 to 19.
 const NICE: i32 = 10;

@@ -11,6 +11,11 @@ use std::time::Duration;
 
 use aws_lc_rs::rand;
 use bytes::Bytes;
+use pgsilo_core::clock::BootTime;
+use pgsilo_core::registry::Tenant;
+use pgsilo_core::tenant::TenantId;
+use pgsilo_wire::message::{self, Authentication, ErrorFields};
+use pgsilo_wire::startup::{self, StartupError};
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::ScramSha256;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,13 +25,8 @@ use super::binding::Exchange;
 use super::hashing::{HashError, hash};
 use super::version::ServerVersion;
 use super::{Connection, Process, Route};
-use crate::clock::BootTime;
 use crate::lease::{Credential, Fullness};
-use crate::registry::Tenant;
 use crate::stream::{self, Stream};
-use crate::tenant::TenantId;
-use crate::wire::message::{self, Authentication, ErrorFields};
-use crate::wire::startup::{self, StartupError};
 
 /// The longest message that a database may send before its first ReadyForQuery, in bytes.
 const MAX_MESSAGE: usize = 64 * 1024;
@@ -615,7 +615,7 @@ fn scram_iterations(challenge: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::{scram_iterations, told_anew};
-    use crate::wire::message;
+    use pgsilo_wire::message;
 
     fn messages(messages: &[(u8, &str)]) -> Vec<u8> {
         let mut bytes = Vec::new();

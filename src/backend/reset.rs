@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgsilo_core::clock::BootTime;
+use pgsilo_wire::message;
 use tokio::time::timeout;
 
 use super::login::{is_sealed_for, seal_query};
 use super::{Attachment, BackendError, Connection, Past, Route};
-use crate::clock::BootTime;
-use crate::wire::message;
 
 /// How long a reset may take before the connection is closed instead: it was idle.
 const RESET_TIMEOUT: Duration = Duration::from_secs(5);
@@ -90,7 +90,7 @@ pub(super) fn told(greeting: &[u8]) -> Option<BTreeMap<&str, &[u8]>> {
 #[cfg(test)]
 mod tests {
     use super::told;
-    use crate::wire::message;
+    use pgsilo_wire::message;
 
     fn greeting(settings: &[(&str, &str)]) -> Vec<u8> {
         let mut greeting = Vec::new();

@@ -17,6 +17,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgsilo_core::file::{self, MAX_CONFIGURATION, MAX_SECRET};
+use pgsilo_core::host::is_loopback;
+use pgsilo_core::limits::not_zero;
+use pgsilo_core::registry::{Host, Placement, PlacementTls, Tenant};
+use pgsilo_core::toml_file::TomlFile;
 use zeroize::Zeroizing;
 
 use self::proofs::Known;
@@ -28,12 +33,8 @@ use super::{
     Audit, Config, FileError, LeaseRules, Limits, Listener, Log, LogFormat, OnLoss, Place,
     TimeLimits, Warm,
 };
-use crate::file::{self, MAX_CONFIGURATION, MAX_SECRET};
-use crate::host::is_loopback;
-use crate::limits::not_zero;
-use crate::registry::{Denied, Host, Placement, PlacementTls, Registry, Tenant};
+use crate::registry::{Denied, Registry};
 use crate::token::MAX_TOKEN_BYTES;
-use crate::toml_file::TomlFile;
 
 /// More connections than any machine has ports and memory for are a typing error.
 const MAX_BOUND: usize = 10_000_000;

@@ -7,9 +7,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pgsilo_core::toml_file::text::{FileMode, Text};
 use serde::{Deserialize, Deserializer, de};
-
-use crate::toml_file::text::{FileMode, Text};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

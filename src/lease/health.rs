@@ -7,10 +7,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use pgsilo_core::backoff::spread;
 use tokio::time::{Instant, sleep};
 
 use super::openbao::{OpenBao, OpenBaoError};
-use crate::backoff::spread;
 
 /// Between two looks, a little less or more.
 const LOOK: Duration = Duration::from_secs(5);

@@ -8,6 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as Lock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
+use pgsilo_core::backoff::Backoff;
+use pgsilo_core::clock::BootTime;
+use pgsilo_core::file::{self, MAX_SECRET};
+use pgsilo_core::secret::Secret;
+use pgsilo_core::stamp::Stamp;
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -16,11 +21,6 @@ use zeroize::Zeroizing;
 use super::Auth;
 use super::login::{Login, Standing};
 use super::openbao::{BaoToken, OpenBao, OpenBaoError};
-use crate::backoff::Backoff;
-use crate::clock::BootTime;
-use crate::file::{self, MAX_SECRET};
-use crate::secret::Secret;
-use crate::stamp::Stamp;
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(10);

@@ -8,6 +8,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use pgsilo_core::backoff::{Backoff, spread};
+use pgsilo_core::clock::BootTime;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -17,8 +19,6 @@ use tokio::time::sleep;
 use super::login::{Login, Standing};
 use super::openbao::{OpenBao, OpenBaoError};
 use super::precedence::WaitingRenewal;
-use crate::backoff::{Backoff, spread};
-use crate::clock::BootTime;
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(15);

@@ -7,14 +7,14 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use pgsilo_core::backoff::Backoff;
+use pgsilo_core::clock::BootTime;
+use pgsilo_core::secret::Secret;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
 use super::openbao::{BaoToken, OpenBao, OpenBaoError};
 use super::precedence::WaitingRenewal;
-use crate::backoff::Backoff;
-use crate::clock::BootTime;
-use crate::secret::Secret;
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(10);

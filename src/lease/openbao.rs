@@ -13,6 +13,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgsilo_core::addresses::Addresses;
+use pgsilo_core::backoff::Backoff;
+use pgsilo_core::cause::root_cause;
+use pgsilo_core::coding;
+use pgsilo_core::file::{self, MAX_PEM};
+use pgsilo_core::host::is_loopback;
+use pgsilo_core::secret::Secret;
+use pgsilo_core::stamp::Stamp;
 use reqwest::header::{LOCATION, RETRY_AFTER};
 use reqwest::{Certificate, Client, Identity, Method, Response, StatusCode, redirect};
 use serde::de::DeserializeOwned;
@@ -23,14 +31,6 @@ use zeroize::Zeroizing;
 use super::Settings;
 use super::fitness::{Nature, Unfit};
 use super::precedence::{LONGEST, Precedence};
-use crate::addresses::Addresses;
-use crate::backoff::Backoff;
-use crate::cause::root_cause;
-use crate::coding;
-use crate::file::{self, MAX_PEM};
-use crate::host::is_loopback;
-use crate::secret::Secret;
-use crate::stamp::Stamp;
 use answers::{
     AuthAnswer, CountAnswer, CredsAnswer, Errors, LookupAnswer, RenewAnswer, UnwrapAnswer,
 };

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use pgsilo_core::backoff::Backoff;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::sleep;
@@ -17,7 +18,6 @@ use super::keeper::Keeper;
 use super::login::Standing;
 use super::openbao::{OpenBao, OpenBaoError};
 use crate::audit::{self, Asker};
-use crate::backoff::Backoff;
 
 const AT_ONCE: usize = 16;
 const FIRST_RETRY: Duration = Duration::from_millis(100);

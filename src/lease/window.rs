@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use pgsilo_core::tenant::{Access, TenantId};
 use tokio::runtime::Handle;
 use tokio::time::sleep;
 
 use super::{Held, LeaseError};
-use crate::tenant::{Access, TenantId};
 
 /// Who may share a lease: sessions that agree in all of this.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -8,11 +8,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use pgsilo_core::registry::{Host, Tenant};
+use pgsilo_core::tenant::TenantId;
 use tokio::time::Instant;
 
 use crate::lease::Fullness;
-use crate::registry::{Host, Tenant};
-use crate::tenant::TenantId;
 
 /// How long a database that said so counts as full, if no session of the tenant's ends meanwhile.
 const FRESH: Duration = Duration::from_millis(500);

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgsilo_core::registry::Tenant;
+use pgsilo_core::tenant::TenantId;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
@@ -12,8 +14,6 @@ use super::Route;
 use crate::backend::Parked;
 use crate::lease::{Fullness, Lease};
 use crate::limits::TallyPermit;
-use crate::registry::Tenant;
-use crate::tenant::TenantId;
 
 /// How long making one is believed to take before any was made.
 const FIRST_GUESS: Duration = Duration::from_millis(20);

@@ -10,14 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use pgsilo_core::file::MAX_DENIED;
+use pgsilo_core::stamp::{LastRead, Stamp};
+use pgsilo_core::toml_file::{FileError, TomlFile};
 use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
-
-use crate::file::MAX_DENIED;
-use crate::stamp::{LastRead, Stamp};
-use crate::toml_file::{FileError, TomlFile};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -3,6 +3,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use pgsilo_core::registry::Tenant;
+use pgsilo_core::tenant::Access;
+use pgsilo_wire::message;
+
 use super::client::{Client, Stop};
 use super::leased::{Connected, Leased, dial};
 use super::routed::{Admission, Route, SessionPermits};
@@ -14,10 +18,7 @@ use crate::lease::Lease;
 use crate::limits::TallyPermit;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
-use crate::registry::Tenant;
 use crate::stream::Stream;
-use crate::tenant::Access;
-use crate::wire::message;
 
 /// Proves that the database is the tenant's, and that the client knows it is let in.
 #[derive(Debug)]

@@ -4,19 +4,19 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use pgsilo_core::clock::BootTime;
+use pgsilo_core::registry::{Snapshot, State, Tenant};
+use pgsilo_core::tenant::Access;
+use pgsilo_core::tls::AuthorityId;
 use tokio::time::sleep;
 
 use crate::audit::{self, Trail};
-use crate::clock::BootTime;
 use crate::config::Listener;
 use crate::ending::Ending;
 use crate::identity::Identity;
 use crate::lease::{Lease, LeaseEnd};
 use crate::proxy::Proxy;
-use crate::registry::{Snapshot, State, Tenant};
 use crate::splice::{Order, Orders};
-use crate::tenant::Access;
-use crate::tls::AuthorityId;
 
 /// What is left for the last words before an authority is really over.
 const LAST_WORDS: Duration = Duration::from_secs(3);

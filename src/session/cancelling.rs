@@ -8,13 +8,13 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use pgsilo_wire::startup::CancelRequest;
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use super::accepted::Accepted;
 use super::client::Stop;
 use crate::audit;
-use crate::wire::startup::CancelRequest;
 
 /// How long a client may take to let its socket be closed.
 const GOODBYE: Duration = Duration::from_secs(1);

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant as Clock;
 
+use pgsilo_core::tls::AuthorityId;
 use tokio::time::Instant;
 
 use crate::audit::{Stage, Trail};
@@ -15,7 +16,6 @@ use crate::limits::{Slot, network};
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 use crate::stream::Stream;
-use crate::tls::AuthorityId;
 
 /// A connection that came in, whatever it may want.
 #[derive(Debug)]

@@ -6,13 +6,14 @@
 
 mod proofs;
 
+use pgsilo_core::secret::Secret;
+use pgsilo_wire::message;
+
 use super::client::{Client, Stop};
 use super::started::Started;
 use crate::audit::Stage;
 use crate::config::Proof;
 use crate::identity::Identity;
-use crate::secret::Secret;
-use crate::wire::message;
 
 /// Proves who asks: what an issuer or an authority signed, for this service, for now.
 #[derive(Debug)]

@@ -7,6 +7,10 @@
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use pgsilo_core::registry::{Snapshot, State, Tenant};
+use pgsilo_core::secret::Secret;
+use pgsilo_core::tenant::{Access, TenantId};
+use pgsilo_wire::startup::{self, Startup};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::client::{Client, Stop};
@@ -18,11 +22,7 @@ use crate::lease::Request;
 use crate::limits::TallyPermit;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
-use crate::registry::{Snapshot, State, Tenant};
 use crate::route::{self, Stated};
-use crate::secret::Secret;
-use crate::tenant::{Access, TenantId};
-use crate::wire::startup::{self, Startup};
 
 /// Proves that this identity may reach this tenant now, and holds its place there.
 #[derive(Debug)]

@@ -3,13 +3,14 @@
 //! Source: `ProcessStartupPacket` in `backend_startup.c`; protocol chapter, "SSL Session
 //! Encryption" and "GSSAPI Session Encryption".
 
+use pgsilo_wire::startup::{CancelRequest, Opening, Startup};
+
 use super::accepted::Accepted;
 use super::client::{Client, Stop};
 use crate::audit::Stage;
 use crate::config::ListenerTls;
 use crate::frontend::First;
 use crate::refusal::{Reason, Refusal};
-use crate::wire::startup::{CancelRequest, Opening, Startup};
 
 /// Proves that a token may be asked for: nobody else on the wire can read it. A cancel request
 /// is let through in clear, as drivers send it so; it holds no token.

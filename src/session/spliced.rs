@@ -8,10 +8,10 @@ use super::authority::Authority;
 use super::client::Client;
 use crate::audit::{self, Stage};
 use crate::backend::Attachment;
-use crate::clock::BootTime;
 use crate::proxy::Proxy;
 use crate::splice::{End, Relay};
 use crate::stream::Stream;
+use pgsilo_core::clock::BootTime;
 use tokio::time::Instant;
 
 /// Proves that every stage before it was passed: from here on bytes are opaque.

@@ -1,13 +1,14 @@
 //! Started: a well-formed startup packet of a protocol that is spoken here, asking for a
 //! session that may exist.
 
+use pgsilo_wire::startup::{Startup, Version};
+
 use super::accepted::Accepted;
 use super::cancelling::Cancelling;
 use super::client::{Client, Stop};
 use super::secured::{Request, Secured};
 use crate::audit::{self, Stage};
 use crate::refusal::{Reason, Refusal};
-use crate::wire::startup::{Startup, Version};
 
 /// Proves that a session was asked for, in a protocol that both sides understand.
 #[derive(Debug)]

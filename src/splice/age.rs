@@ -6,10 +6,10 @@
 //! that was read as soon as it was sent. One that had to wait for the client to take what was before
 //! it is as old as that may be.
 
+use pgsilo_core::limits::TimeLimits;
 use tokio::time::Instant;
 
 use crate::ending::Ending;
-use crate::limits::TimeLimits;
 
 /// What is known of the time.
 #[derive(Debug)]

@@ -10,7 +10,7 @@
 //! shows it: CopyData, CopyDone, CopyFail, Flush and Sync make the database say nothing but
 //! ReadyForQuery and ErrorResponse, so when it says more, it has come to what was sent behind them.
 
-use crate::wire::frame::{Header, Status};
+use pgsilo_wire::frame::{Header, Status};
 
 /// What the frame headers tell of the conversation.
 #[derive(Debug)]

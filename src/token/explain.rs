@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::sync::Arc;
 
+use pgsilo_core::tenant::Access;
 use serde_json::Value;
 
 use super::strict::Parts;
 use super::{ClaimPath, Issuer, Key, TokenError};
-use crate::tenant::Access;
 
 /// How much of one value is shown, in characters.
 const MAX_VALUE: usize = 80;

@@ -8,16 +8,16 @@
 
 use std::time::Duration;
 
+use pgsilo_core::addresses::Addresses;
+use pgsilo_core::cause::root_cause;
+use pgsilo_core::coding;
+use pgsilo_core::host::is_loopback;
 use reqwest::{Certificate, Client, StatusCode, Url, redirect};
 use serde_json::Value;
 use tokio::time::timeout;
 
 use super::keys::KeyError;
 use super::strict::strict_json;
-use crate::addresses::Addresses;
-use crate::cause::root_cause;
-use crate::coding;
-use crate::host::is_loopback;
 
 /// Of one fetch, whatever it consists of: as long as a login may be held up by it.
 pub(super) const TIME_OUT: Duration = Duration::from_secs(5);

@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgsilo_core::tenant::{Access, TenantId, TenantPattern};
 use serde::de::IgnoredAny;
 
 use super::keys::ED25519_NAME;
 use super::strict::Header;
 use super::{Algorithm, ClaimPath, Key, Keyring, MAX_LEEWAY, Token, TokenError};
-use crate::tenant::{Access, TenantId, TenantPattern};
 
 /// Whose tokens are believed, and how they are read.
 #[derive(Debug)]

@@ -12,15 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use pgsilo_core::backoff::{Backoff, spread};
+use pgsilo_core::clock::BootTime;
+use pgsilo_core::file::{self, MAX_KEY_SET};
+use pgsilo_core::stamp::{LastRead, Stamp};
 
 use super::IssuerFault;
 use super::fetch::{FetchError, Fetcher, TIME_OUT};
 use super::keys::{self, Algorithm, Key, KeyError, KeySet};
 use super::looks::Looks;
-use crate::backoff::{Backoff, spread};
-use crate::clock::BootTime;
-use crate::file::{self, MAX_KEY_SET};
-use crate::stamp::{LastRead, Stamp};
 
 /// Between two fetches that tokens with unknown keys ask for: anybody can make such tokens.
 const FETCHES_APART: Duration = Duration::from_secs(5);

@@ -9,10 +9,9 @@
 use std::future::pending;
 use std::time::Duration;
 
+use pgsilo_core::clock::BootTime;
 use tokio::sync::watch;
 use tokio::time::timeout;
-
-use crate::clock::BootTime;
 
 #[derive(Debug)]
 pub(super) struct Looks {

@@ -10,11 +10,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use pgsilo_core::tenant::{Access, TenantId};
+use pgsilo_core::text::is_loggable;
 use serde_json::Value;
 
 use super::{Claims, Issuer, Named, TokenError};
-use crate::log::is_loggable;
-use crate::tenant::{Access, TenantId};
 
 /// A token with more memberships is a mistake of its issuer.
 const MAX_TENANTS: usize = 1000;

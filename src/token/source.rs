@@ -10,6 +10,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgsilo_core::file;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
@@ -19,7 +20,6 @@ use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
 use super::MAX_TOKEN_BYTES;
-use crate::file;
 
 /// The most that is read, in bytes: a token, and white space around it.
 const MOST: usize = MAX_TOKEN_BYTES + 64;

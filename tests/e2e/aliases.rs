@@ -1,11 +1,10 @@
 //! Tenants that issuers call by names of their own: a word leads to the tenant that the registry or the
 //! issuer's table says, and to no other, for as long as that is so.
 
+use pgsilo_sandbox::testing::mint;
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings, UNIX};
+use pgsilo_sandbox::testing::raw::{Message, Raw, startup};
 use serde_json::{Value, json};
-
-use crate::support::mint;
-use crate::support::proxy::{Proxy, Settings, UNIX};
-use crate::support::raw::{Message, Raw, startup};
 
 /// A token that names its tenants so.
 fn token(tenants: Value) -> String {

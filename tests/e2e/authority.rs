@@ -4,15 +4,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pgsilo_sandbox::testing::driver::{Transport, passes, python, told};
+use pgsilo_sandbox::testing::pool::{LEASE_TEXT, TOKEN_TEXT};
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::{Raw, query};
+use pgsilo_sandbox::testing::{eventually, mint};
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
-
-use crate::support::driver::{Transport, passes, python, told};
-use crate::support::pool::{LEASE_TEXT, TOKEN_TEXT};
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::{Raw, query};
-use crate::support::{eventually, mint};
 
 async fn with_role(role: &str, default_ttl: &str, max_ttl: &str, lease: &str) -> Proxy {
     let settings = Settings { lease: lease.to_owned(), ..Settings::default() };

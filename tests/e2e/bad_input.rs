@@ -4,10 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::support::proxy::{Settings, folder, write_files};
+use pgsilo_sandbox::testing::programs;
+use pgsilo_sandbox::testing::proxy::{Settings, folder, write_files};
 
 fn run(command: &str, dir: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_pgsilo"))
+    Command::new(programs::pgsilo())
         .arg(command)
         .arg("--config")
         .arg(dir.join("pgsilo.toml"))
@@ -130,11 +131,10 @@ async fn a_socket_in_use_and_one_that_is_left_over() {
 #[tokio::test]
 async fn usage_errors_have_their_own_exit_code() {
     for arguments in [&["serve", "--no-such-flag"][..], &["nonsense"], &[]] {
-        let output =
-            Command::new(env!("CARGO_BIN_EXE_pgsilo")).args(arguments).output().expect("runs");
+        let output = Command::new(programs::pgsilo()).args(arguments).output().expect("runs");
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
     }
-    let help = Command::new(env!("CARGO_BIN_EXE_pgsilo")).arg("--help").output().expect("runs");
+    let help = Command::new(programs::pgsilo()).arg("--help").output().expect("runs");
     assert!(String::from_utf8_lossy(&help.stdout).contains("Exit codes"));
 }
 
@@ -143,16 +143,16 @@ async fn a_log_that_cannot_be_written_ends_nobodys_session() {
     let dir = prepared();
     let socket = dir.join(".s.PGSQL.6432");
     let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("opened");
-    let mut pgsilo = Command::new(env!("CARGO_BIN_EXE_pgsilo"))
+    let mut pgsilo = Command::new(programs::pgsilo())
         .args(["serve", "--config"])
         .arg(dir.join("pgsilo.toml"))
         .stderr(full)
         .spawn()
         .expect("pgsilo starts");
-    let token = crate::support::mint::token("acme");
+    let token = pgsilo_sandbox::testing::mint::token("acme");
     let mut config = tokio_postgres::Config::new();
     config.host_path(&dir).port(6432).user("app").password(&token).dbname("acme");
-    let client = crate::support::eventually("a session", async || {
+    let client = pgsilo_sandbox::testing::eventually("a session", async || {
         assert!(pgsilo.try_wait().expect("waited").is_none(), "it has ended");
         let (client, connection) = config.connect(tokio_postgres::NoTls).await.ok()?;
         tokio::spawn(connection);

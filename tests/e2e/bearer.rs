@@ -1,11 +1,10 @@
 //! SASL OAUTHBEARER (RFC 7628), byte by byte as PostgreSQL 18 speaks it.
 
+use pgsilo_sandbox::testing::driver::{output, python};
+use pgsilo_sandbox::testing::mint;
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings, TLS};
+use pgsilo_sandbox::testing::raw::{Raw, startup, startup_of, tagged};
 use serde_json::{Value, json};
-
-use crate::support::driver::{output, python};
-use crate::support::mint;
-use crate::support::proxy::{Proxy, Settings, TLS};
-use crate::support::raw::{Raw, startup, startup_of, tagged};
 
 const AUTH: &str = "auth = { oauthbearer = { issuer = \"https://issuer.sandbox.invalid\", scope = \"openid\" } }\n";
 
@@ -55,7 +54,8 @@ async fn a_bearer_token_is_all_that_is_needed() {
 
     // What a client sends behind its response waits for the session.
     let mut client = begin(&proxy).await;
-    let all = [bearer(&mint::token("acme")), crate::support::raw::query("SELECT 'early'")].concat();
+    let all = [bearer(&mint::token("acme")), pgsilo_sandbox::testing::raw::query("SELECT 'early'")]
+        .concat();
     client.send(&all).await;
     let messages = client.until(b'D').await;
     assert!(messages.last().expect("a row").body.ends_with(b"early"));

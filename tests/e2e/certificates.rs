@@ -3,14 +3,13 @@
 use std::fs;
 use std::sync::Arc;
 
+use pgsilo_sandbox::testing::authority::{Authority, Pair};
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::{Raw, query, startup};
+use pgsilo_sandbox::testing::{eventually, fake, mint};
 use serde_json::json;
 use time::{Duration, OffsetDateTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use crate::support::authority::{Authority, Pair};
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::{Raw, query, startup};
-use crate::support::{eventually, fake, mint};
 
 const BILLING: &str = "spiffe://example.org/ns/app/sa/billing";
 const REPORTS: &str = "spiffe://example.org/ns/app/sa/reports";

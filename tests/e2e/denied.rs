@@ -3,11 +3,10 @@
 
 use std::fs;
 
+use pgsilo_sandbox::testing::mint;
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::{Raw, query};
 use serde_json::json;
-
-use crate::support::mint;
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::{Raw, query};
 
 const RELOADS: &str = "pgsilo_file_reloads_total{file=\"denied\",result=\"ok\"}";
 

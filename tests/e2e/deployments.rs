@@ -7,18 +7,17 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-use serde_json::{Value, json};
-
-use crate::support::acme::{
+use pgsilo_sandbox::testing::acme::{
     is_given_back, is_not_logged_in, is_of_no_use, lives, lives_to_its_end, refused, session,
 };
-use crate::support::agent::Agent;
-use crate::support::bao::{Folder, Server, Shape};
-use crate::support::certificates::{Authority, Signed};
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::world::world;
-use crate::support::{eventually, mint};
+use pgsilo_sandbox::testing::agent::Agent;
+use pgsilo_sandbox::testing::bao::{Folder, Server, Shape};
+use pgsilo_sandbox::testing::certificates::{Authority, Signed};
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::world::world;
+use pgsilo_sandbox::testing::{eventually, mint};
+use rustix::process::Signal;
+use serde_json::{Value, json};
 
 const LOGINS: &str = "pgsilo_openbao_logins_total{result=\"ok\"}";
 

@@ -10,18 +10,17 @@ use std::pin::pin;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{join_all, poll_fn};
 use futures_util::{SinkExt, StreamExt, TryStreamExt};
+use pgsilo_sandbox::testing::driver::{Transport, all_left, output, passes, python, told};
+use pgsilo_sandbox::testing::proxy::Proxy;
+use pgsilo_sandbox::testing::raw::{Io, Raw};
+use pgsilo_sandbox::testing::world::world;
+use pgsilo_sandbox::testing::{eventually, mint, ways};
 use serde_json::json;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls, SimpleQueryMessage};
-
-use crate::support::driver::{Transport, all_left, output, passes, python, told};
-use crate::support::proxy::Proxy;
-use crate::support::raw::{Io, Raw};
-use crate::support::world::world;
-use crate::support::{eventually, mint, ways};
 
 // --- psql and pgbench --------------------------------------------------------------------
 

@@ -2,14 +2,14 @@
 //! from what an operator must mend, on a real OpenBAO and a real PostgreSQL, with pgsilo's authority and
 //! with the session's. What OpenBAO's words are is in `src/lease/openbao/database.rs`.
 
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::world::World;
+use pgsilo_sandbox::testing::{eventually, mint};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::openbao::session_authority;
 use crate::orphans::settings_of;
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::world::World;
-use crate::support::{eventually, mint};
 
 /// A sandbox of its own, and a pgsilo of each authority in front of it.
 struct Ground {

@@ -1,13 +1,12 @@
 //! No way leads from one tenant to another: not by names, options, keys, messages or tokens.
 
+use pgsilo_sandbox::testing::mint;
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings, UNIX};
+use pgsilo_sandbox::testing::raw::{Raw, packet, query, startup};
+use pgsilo_sandbox::testing::world::world;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio_postgres::error::SqlState;
-
-use crate::support::mint;
-use crate::support::proxy::{Proxy, Settings, UNIX};
-use crate::support::raw::{Raw, packet, query, startup};
-use crate::support::world::world;
 
 async fn database(client: &tokio_postgres::Client) -> String {
     client.query_one("SELECT current_database()", &[]).await.expect("a row").get(0)
@@ -214,7 +213,7 @@ async fn a_cancel_key_reaches_its_own_session_only() {
 
     victim.send(&query("SELECT pg_sleep(600)")).await;
     let watcher = world().superuser("postgres").await;
-    crate::support::eventually("the query to run", async || {
+    pgsilo_sandbox::testing::eventually("the query to run", async || {
         let sleeping =
             "SELECT 1 FROM pg_stat_activity WHERE pid = $1::text::int AND wait_event = 'PgSleep'";
         watcher.query_opt(sleeping, &[&pid]).await.expect("asked")

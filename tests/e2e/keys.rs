@@ -3,12 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use pgsilo_sandbox::testing::issuer::{CONFIGURATION, Issuer, JWKS, Wrong};
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings, folder};
+use pgsilo_sandbox::testing::raw::{Message, Raw, startup};
+use pgsilo_sandbox::testing::{eventually, mint};
 use serde_json::json;
-
-use crate::support::issuer::{CONFIGURATION, Issuer, JWKS, Wrong};
-use crate::support::proxy::{Proxy, Settings, folder};
-use crate::support::raw::{Message, Raw, startup};
-use crate::support::{eventually, mint};
 
 async fn with(issuers: String) -> Proxy {
     Proxy::with(Settings { issuers, ..Settings::default() }).await

@@ -2,13 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::{Raw, query, startup, tagged};
+use pgsilo_sandbox::testing::world::world;
+use pgsilo_sandbox::testing::{eventually, fake, mint};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::{Raw, query, startup, tagged};
-use crate::support::world::world;
-use crate::support::{eventually, fake, mint};
 
 async fn session_role(client: &tokio_postgres::Client) -> String {
     client.query_one("SELECT session_user::text", &[]).await.expect("a row").get(0)

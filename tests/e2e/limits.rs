@@ -5,13 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use pgsilo_sandbox::testing::proxy::{PLAIN, Proxy, Settings, TLS, UNIX};
+use pgsilo_sandbox::testing::raw::{Raw, packet, query, startup, tagged};
+use pgsilo_sandbox::testing::{eventually, fake, mint};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-
-use crate::support::proxy::{PLAIN, Proxy, Settings, TLS, UNIX};
-use crate::support::raw::{Raw, packet, query, startup, tagged};
-use crate::support::{eventually, fake, mint};
 
 const TOO_MANY: &str = "pgsilo_refusals_total{reason=\"too_many_connections\"}";
 
@@ -47,7 +46,7 @@ async fn a_tls_handshake_that_never_ends_is_closed() {
         Settings { limits: "login_timeout = \"300ms\"\n".to_owned(), ..Settings::default() };
     let proxy = Proxy::with(settings).await;
     let mut client = Raw::tcp(proxy.address()).await;
-    client.send(&crate::support::raw::ssl_request()).await;
+    client.send(&pgsilo_sandbox::testing::raw::ssl_request()).await;
     assert_eq!(client.byte().await, b'S');
     // In the middle of a handshake there is no way to say anything.
     client.send(&[0x16, 3, 1]).await;
@@ -62,7 +61,7 @@ async fn a_startup_packet_has_a_deadline_of_its_own() {
     let mut started = Raw::unix(&proxy.socket()).await;
     started.send(&startup(&[("user", "app"), ("database", "acme")])).await;
     let mut in_tls = Raw::tcp(proxy.address()).await;
-    in_tls.send(&crate::support::raw::ssl_request()).await;
+    in_tls.send(&pgsilo_sandbox::testing::raw::ssl_request()).await;
     assert_eq!(in_tls.byte().await, b'S');
     in_tls.send(&[0x16, 3, 1]).await;
     let mut silent = Raw::tcp(proxy.address()).await;
@@ -383,7 +382,7 @@ async fn a_refused_client_that_goes_on_sending_still_reads_why() {
     client.send(&startup(&[("user", "app")])).await;
     client.message().await;
     // A token far beyond the bound, in full: closing at once would reset the connection.
-    client.send_anyway(&crate::support::raw::password(&"x".repeat(100_000))).await;
+    client.send_anyway(&pgsilo_sandbox::testing::raw::password(&"x".repeat(100_000))).await;
     refused(&mut client, "28P01", "session token authentication failed").await;
 }
 
@@ -393,7 +392,9 @@ async fn a_flood_of_cancel_requests_of_one_address_is_cut_off() {
     let many = async |proxy: &Proxy| {
         for _ in 0..150 {
             let mut client = Raw::tcp(proxy.address()).await;
-            client.send(&crate::support::raw::packet(80_877_102, &[0, 0, 0, 1, 9, 9, 9, 9])).await;
+            client
+                .send(&pgsilo_sandbox::testing::raw::packet(80_877_102, &[0, 0, 0, 1, 9, 9, 9, 9]))
+                .await;
             client.silence().await;
         }
     };

@@ -4,14 +4,13 @@
 use std::fs;
 use std::net::SocketAddr;
 
+use pgsilo_sandbox::testing::authority::Authority;
+use pgsilo_sandbox::testing::mint;
+use pgsilo_sandbox::testing::proxy::{PLAIN, Proxy, Settings, TLS, UNIX};
+use pgsilo_sandbox::testing::raw::{Raw, ssl_request, startup};
 use rustls::NamedGroup;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-
-use crate::support::authority::Authority;
-use crate::support::mint;
-use crate::support::proxy::{PLAIN, Proxy, Settings, TLS, UNIX};
-use crate::support::raw::{Raw, ssl_request, startup};
 
 // --- TLS ------------------------------------------------------------------------------------
 

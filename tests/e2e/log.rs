@@ -3,12 +3,12 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use pgsilo_sandbox::testing::programs;
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings, folder, write_files};
+use pgsilo_sandbox::testing::raw::{Raw, startup};
+use pgsilo_sandbox::testing::{eventually, mint};
 use rustix::process::Signal;
 use serde_json::Value;
-
-use crate::support::proxy::{Proxy, Settings, folder, write_files};
-use crate::support::raw::{Raw, startup};
-use crate::support::{eventually, mint};
 
 /// The smallest queues: a pipe and they are soon full.
 const SMALL: &str = "queue_bytes = 65536\n[audit]\nqueue_bytes = 65536\n";
@@ -91,7 +91,7 @@ async fn an_error_at_the_start_is_told_by_the_exit_code_to_who_does_not_read() {
     write_files(&dir, &Settings { listeners, ..Settings::default() });
     let (reader, mut full) = std::io::pipe().expect("a pipe");
     full.write_all(&[b'\n'; 65536]).expect("what a pipe holds");
-    let mut pgsilo = Command::new(env!("CARGO_BIN_EXE_pgsilo"))
+    let mut pgsilo = Command::new(programs::pgsilo())
         .args(["serve", "--config"])
         .arg(dir.join("pgsilo.toml"))
         .stderr(full)
@@ -104,7 +104,7 @@ async fn an_error_at_the_start_is_told_by_the_exit_code_to_who_does_not_read() {
 }
 
 /// Sessions do not begin while nobody could say that they did.
-pub(crate) async fn without_an_audit() -> (Proxy, crate::support::raw::Message) {
+pub(crate) async fn without_an_audit() -> (Proxy, pgsilo_sandbox::testing::raw::Message) {
     let more = SMALL.replace("[audit]", "[audit]\non_loss = \"refuse\"");
     let proxy = Proxy::with(Settings { more, ..Settings::default() }).await;
     let stopped = proxy.stop_reading().await;
@@ -150,7 +150,7 @@ async fn sessions_that_cannot_be_audited_are_refused_until_they_can_be() {
 async fn audit_events_do_not_depend_on_how_much_is_logged() {
     let dir = folder();
     write_files(&dir, &Settings { log_level: "error", ..Settings::default() });
-    let pgsilo = Command::new(env!("CARGO_BIN_EXE_pgsilo"))
+    let pgsilo = Command::new(programs::pgsilo())
         .args(["serve", "--config"])
         .arg(dir.join("pgsilo.toml"))
         .stderr(Stdio::piped())

@@ -5,17 +5,17 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use pgsilo_sandbox::testing::acme::{is_not_logged_in, refused};
+use pgsilo_sandbox::testing::bao::{Folder, Root, Server, Shape};
+use pgsilo_sandbox::testing::certificates::Authority;
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::Raw;
+use pgsilo_sandbox::testing::slow::Slow;
+use pgsilo_sandbox::testing::world::world;
+use pgsilo_sandbox::testing::{eventually, mint};
 use serde_json::{Value, json};
 
 use crate::openbao::{own_token, session_authority};
-use crate::support::acme::{is_not_logged_in, refused};
-use crate::support::bao::{Folder, Root, Server, Shape};
-use crate::support::certificates::Authority;
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::Raw;
-use crate::support::slow::Slow;
-use crate::support::world::world;
-use crate::support::{eventually, mint};
 
 /// Tokens that OpenBAO knows and that fit.
 async fn tokens(server: &Root, fits: impl Fn(&Value) -> bool) -> Vec<Value> {

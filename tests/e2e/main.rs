@@ -7,7 +7,6 @@
 #![expect(
     clippy::expect_used,
     clippy::panic,
-    clippy::print_stderr,
     clippy::print_stdout,
     reason = "a test fails by panicking and says why, and so do the functions that tests share"
 )]
@@ -48,7 +47,6 @@ mod sessions;
 mod shares;
 mod sidecar;
 mod starting;
-mod support;
 mod times;
 mod unwell;
 mod vanished;

@@ -4,16 +4,16 @@
 use std::net::SocketAddr;
 
 use futures_util::{StreamExt, stream};
+use pgsilo_sandbox::testing::proxy::Proxy;
+use pgsilo_sandbox::testing::raw::Raw;
+use pgsilo_sandbox::testing::world::World;
+use pgsilo_sandbox::testing::{eventually, mint};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::orphans::settings_of;
-use crate::support::proxy::Proxy;
-use crate::support::raw::Raw;
-use crate::support::world::World;
-use crate::support::{eventually, mint};
 
 /// OpenBAO asked as the provisioner.
 async fn provisioner(world: &World, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {

@@ -3,13 +3,12 @@
 
 use std::fs;
 
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::Raw;
+use pgsilo_sandbox::testing::world::{World, world};
+use pgsilo_sandbox::testing::{eventually, fake, mint};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::Raw;
-use crate::support::world::{World, world};
-use crate::support::{eventually, fake, mint};
 
 fn address() -> String {
     format!("address = \"{}\"\n", world().var("BAO_ADDR"))

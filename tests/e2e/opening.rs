@@ -1,14 +1,13 @@
 //! The opening of a connection, byte by byte: protocol versions, requests for encryption,
 //! cancel requests, passwords. Advisories are named where a proxy once got it wrong.
 
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
-
-use crate::support::mint;
-use crate::support::proxy::{PLAIN, Proxy, Settings, TLS, UNIX};
-use crate::support::raw::{
+use pgsilo_sandbox::testing::mint;
+use pgsilo_sandbox::testing::proxy::{PLAIN, Proxy, Settings, TLS, UNIX};
+use pgsilo_sandbox::testing::raw::{
     Message, Raw, gssenc_request, packet, password, ssl_request, startup, startup_of, tagged,
 };
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 async fn plain() -> Proxy {
     Proxy::with(Settings { listeners: PLAIN.to_owned() + UNIX, ..Settings::default() }).await
@@ -436,7 +435,7 @@ async fn what_is_pipelined_behind_the_password_is_kept() {
 #[tokio::test]
 async fn authentication_is_not_confirmed_before_the_database_is_ready() {
     // Nothing is heard of a database that is silent, so nothing may be said either.
-    let silent = crate::support::fake::silent().await;
+    let silent = pgsilo_sandbox::testing::fake::silent().await;
     let limits = "login_timeout = \"1s\"\n".to_owned();
     let proxy = Proxy::with(Settings { limits, ..Settings::default() }).await;
     proxy.place_acme_at(silent.port(), "").await;

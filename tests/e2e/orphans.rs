@@ -3,14 +3,14 @@
 
 use std::process::Output;
 
+use pgsilo_sandbox::testing::driver::output;
+use pgsilo_sandbox::testing::programs;
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::Raw;
+use pgsilo_sandbox::testing::world::World;
+use pgsilo_sandbox::testing::{eventually, mint};
 use serde_json::{Value, json};
 use tokio::process::Command;
-
-use crate::support::driver::output;
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::Raw;
-use crate::support::world::World;
-use crate::support::{eventually, mint};
 
 pub(crate) async fn world_and_proxy() -> (World, Proxy) {
     let world = World::own().await;
@@ -29,7 +29,7 @@ pub(crate) fn settings_of(world: &World) -> Settings {
 }
 
 pub(crate) fn command(world: &World, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pgsiloctl"));
+    let mut command = Command::new(programs::pgsiloctl());
     command.args(["leases", "audit", "--settle", "1s"]).args(arguments);
     for name in ["PGSILO_REGISTRY", "PROVISIONER_DSN", "PROVISIONER_BAO_TOKEN", "BAO_ADDR"] {
         command.env(name, world.var(name));

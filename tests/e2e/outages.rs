@@ -9,21 +9,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use pgsilo_sandbox::testing::acme::{
+    is_given_back, is_not_logged_in, lives, lives_to_its_end, refused, served_again, session,
+    turned_away,
+};
+use pgsilo_sandbox::testing::bao::{Folder, Server, Shape, free_port};
+use pgsilo_sandbox::testing::certificates::{Authority, Signed};
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::Raw;
+use pgsilo_sandbox::testing::world::world;
+use pgsilo_sandbox::testing::{eventually, fake};
 use serde_json::{Value, json};
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-
-use crate::support::acme::{
-    is_given_back, is_not_logged_in, lives, lives_to_its_end, refused, served_again, session,
-    turned_away,
-};
-use crate::support::bao::{Folder, Server, Shape, free_port};
-use crate::support::certificates::{Authority, Signed};
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::Raw;
-use crate::support::world::world;
-use crate::support::{eventually, fake};
 
 /// What a refusal may take where a request may take a second.
 const IN_TIME: Duration = Duration::from_millis(2500);

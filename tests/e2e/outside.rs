@@ -2,12 +2,11 @@
 
 use rustix::process::Signal;
 
+use pgsilo_sandbox::testing::proxy::Proxy;
+use pgsilo_sandbox::testing::raw::Raw;
+use pgsilo_sandbox::testing::{PATIENCE, mint};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-
-use crate::support::proxy::Proxy;
-use crate::support::raw::Raw;
-use crate::support::{PATIENCE, mint};
 
 #[tokio::test]
 async fn metrics_count_what_happens() {
@@ -137,7 +136,7 @@ async fn sigterm_stops_an_idle_proxy_at_once_and_removes_its_socket() {
 
 #[tokio::test]
 async fn a_second_signal_cuts_the_drain_short() {
-    let settings = crate::support::proxy::Settings {
+    let settings = pgsilo_sandbox::testing::proxy::Settings {
         limits: "drain_timeout = \"1h\"\n".to_owned(),
         ..Default::default()
     };

@@ -1,14 +1,14 @@
 //! Sessions of one tenant see, cancel and end each other by SQL, though each has a role of its own; and
 //! reach nobody else's, whatever they try.
 
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::world::{World, world};
+use pgsilo_sandbox::testing::{eventually, mint};
 use serde_json::json;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::orphans::settings_of;
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::world::{World, world};
-use crate::support::{eventually, mint};
 
 async fn pid(client: &Client) -> i32 {
     client.query_one("SELECT pg_catalog.pg_backend_pid()", &[]).await.expect("a pid").get(0)

@@ -2,8 +2,8 @@
 //! sessions. Each is a script in drivers/ that says itself what it checks; `make test-all` adds
 //! those of other languages.
 
-use crate::support::driver::{Transport, python};
-use crate::support::pool::{EndedBy, lives_on};
+use pgsilo_sandbox::testing::driver::{Transport, python};
+use pgsilo_sandbox::testing::pool::{EndedBy, lives_on};
 
 /// All at once: they wait most of the time.
 async fn in_every_way(name: &str) {

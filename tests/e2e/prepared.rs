@@ -7,13 +7,13 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command};
 
+use pgsilo_sandbox::testing::bao::{Folder, free_port};
+use pgsilo_sandbox::testing::eventually;
+use pgsilo_sandbox::testing::world::World;
 use serde_json::json;
 use tokio_postgres::{Client, NoTls};
 
 use crate::orphans::{audited, command};
-use crate::support::bao::{Folder, free_port};
-use crate::support::eventually;
-use crate::support::world::World;
 
 const PASSWORD: &str = "for-tests-on-loopback-only";
 /// As OpenBAO names them.

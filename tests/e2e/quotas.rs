@@ -3,16 +3,16 @@
 
 use std::time::Duration;
 
+use pgsilo_sandbox::testing::acme::{lives, refused, session};
+use pgsilo_sandbox::testing::bao::{Folder, Server, Shape};
+use pgsilo_sandbox::testing::gateway::{Busy, Gateway};
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::Raw;
+use pgsilo_sandbox::testing::world::World;
+use pgsilo_sandbox::testing::{eventually, mint};
 use serde_json::json;
 
 use crate::orphans::settings_of;
-use crate::support::acme::{lives, refused, session};
-use crate::support::bao::{Folder, Server, Shape};
-use crate::support::gateway::{Busy, Gateway};
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::Raw;
-use crate::support::world::World;
-use crate::support::{eventually, mint};
 
 const RENEWALS: &str = "/sys/leases/renew";
 const CREDENTIALS: &str = "/creds/";

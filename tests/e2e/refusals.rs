@@ -3,15 +3,15 @@
 //! A reason without a scenario does not compile: `scenario` has no `_` arm.
 
 use pgsilo::Reason;
+use pgsilo_sandbox::testing::issuer::Issuer;
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::{Message, Raw, startup, startup_of, tagged};
+use pgsilo_sandbox::testing::world::world;
+use pgsilo_sandbox::testing::{eventually, fake, mint};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
-use crate::support::issuer::Issuer;
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::{Message, Raw, startup, startup_of, tagged};
-use crate::support::world::world;
-use crate::support::{eventually, fake, mint};
 use crate::{certificates, denied, log, sidecar};
 
 /// What the client is to read.
@@ -371,7 +371,7 @@ async fn internal() -> (Proxy, Message, Told) {
     let mut kept = Vec::new();
     loop {
         let mut client = waiting.pop().expect("one that was accepted");
-        client.send(&crate::support::raw::password(&mint::token("acme"))).await;
+        client.send(&pgsilo_sandbox::testing::raw::password(&mint::token("acme"))).await;
         let message = client.message().await;
         if message.tag == b'R' {
             client.until(b'Z').await;

@@ -4,13 +4,12 @@
 use std::io::Write as _;
 use std::time::Duration;
 
+use pgsilo_sandbox::testing::proxy::{PLAIN, Proxy, Settings, UNIX};
+use pgsilo_sandbox::testing::raw::{Raw, password, query, startup, tagged};
+use pgsilo_sandbox::testing::world::world;
+use pgsilo_sandbox::testing::{eventually, fake, mint};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use crate::support::proxy::{PLAIN, Proxy, Settings, UNIX};
-use crate::support::raw::{Raw, password, query, startup, tagged};
-use crate::support::world::world;
-use crate::support::{eventually, fake, mint};
 
 async fn plain() -> Proxy {
     Proxy::with(Settings { listeners: PLAIN.to_owned() + UNIX, ..Settings::default() }).await

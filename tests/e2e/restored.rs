@@ -1,11 +1,11 @@
 //! OpenBAO restored from a backup: brokers' passwords have been rotated since, and leases and tenants made that
 //! it knows nothing of. The audit says what there is to do, and does what it can.
 
+use pgsilo_sandbox::testing::bao::{Server, Shape};
+use pgsilo_sandbox::testing::world::World;
 use serde_json::{Value, json};
 
 use crate::orphans::{audited, command};
-use crate::support::bao::{Server, Shape};
-use crate::support::world::World;
 
 const PROVISIONER: &str = include_str!("../../docker/openbao/provisioner.hcl");
 const KINDS: [&str; 3] = ["rw", "ro", "migrate"];

@@ -1,15 +1,15 @@
 //! Connections that serve one session after the other (`backend.reuse = "reset"`): nothing of a
 //! session reaches the next, and what was not left clean is closed.
 
+use pgsilo_sandbox::testing::mint;
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::{Message, Raw, query, tagged};
+use pgsilo_sandbox::testing::world::{World, world};
 use rustix::process::Signal;
 use serde_json::json;
 
 use crate::leases::role_is_of_no_use;
 use crate::openbao::{own_token, session_authority};
-use crate::support::mint;
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::{Message, Raw, query, tagged};
-use crate::support::world::{World, world};
 use crate::warm;
 
 const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
@@ -389,7 +389,7 @@ async fn a_cancel_key_dies_with_its_session_not_with_the_connection() {
     let mut second = log_in(&proxy).await;
     second.send(&query("SELECT pg_sleep(0.5)::text || 'slept'")).await;
     let mut cancel = Raw::unix(&proxy.socket()).await;
-    cancel.send(&crate::support::raw::packet(80_877_102, &key)).await;
+    cancel.send(&pgsilo_sandbox::testing::raw::packet(80_877_102, &key)).await;
     cancel.silence().await;
     let answer = second.until(b'Z').await;
     assert!(answer.iter().any(|message| message.tag == b'D'), "not cancelled: {answer:?}");

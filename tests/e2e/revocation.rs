@@ -7,14 +7,14 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use pgsilo_sandbox::testing::proxy::Proxy;
+use pgsilo_sandbox::testing::raw::Raw;
+use pgsilo_sandbox::testing::world::World;
+use pgsilo_sandbox::testing::{eventually, mint};
 use serde_json::{Value, json};
 use tokio_postgres::{Client, Error};
 
 use crate::orphans::{audit, settings_of, world_and_proxy};
-use crate::support::proxy::Proxy;
-use crate::support::raw::Raw;
-use crate::support::world::World;
-use crate::support::{eventually, mint};
 
 /// Where tenants' databases are as PostgreSQL makes them: the recipe's template takes large objects away.
 async fn with_large_objects() -> (World, Proxy) {

@@ -3,13 +3,13 @@
 
 use std::net::IpAddr;
 
+use pgsilo_sandbox::testing::proxy::Proxy;
+use pgsilo_sandbox::testing::raw::Raw;
+use pgsilo_sandbox::testing::world::world;
+use pgsilo_sandbox::testing::{eventually, mint};
 use serde_json::{Value, json};
 
 use crate::openbao::session_authority;
-use crate::support::proxy::Proxy;
-use crate::support::raw::Raw;
-use crate::support::world::world;
-use crate::support::{eventually, mint};
 
 const ROLE: &str = "pgsilo-session-rw";
 

@@ -1,14 +1,14 @@
 //! What is the whole cluster's, and how much of it one tenant can take.
 
 use futures_util::future::join_all;
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::world::World;
+use pgsilo_sandbox::testing::{eventually, mint};
 use serde_json::json;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 
 use crate::orphans::settings_of;
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::world::World;
-use crate::support::{eventually, mint};
 use crate::warm::{Parameters, log_in};
 
 /// Functions that a session may call, of those that nobody may who was not given them.

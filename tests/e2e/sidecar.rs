@@ -2,13 +2,12 @@
 
 use std::fs;
 
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::{Raw, startup};
+use pgsilo_sandbox::testing::{eventually, mint};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio_postgres::NoTls;
-
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::{Raw, startup};
-use crate::support::{eventually, mint};
 
 /// A socket whose sessions are those of a token in a file.
 pub(crate) async fn with_file(token: &str, more: &str) -> Proxy {

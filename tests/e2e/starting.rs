@@ -6,17 +6,17 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
+use pgsilo_sandbox::testing::acme::is_not_logged_in;
+use pgsilo_sandbox::testing::authority::Authority;
+use pgsilo_sandbox::testing::bao::Folder;
+use pgsilo_sandbox::testing::programs;
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings, TLS, UNIX, write_files};
+use pgsilo_sandbox::testing::{fake, mint};
 use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-use crate::support::acme::is_not_logged_in;
-use crate::support::authority::Authority;
-use crate::support::bao::Folder;
-use crate::support::proxy::{Proxy, Settings, TLS, UNIX, write_files};
-use crate::support::{fake, mint};
 
 /// The configuration is a pipe here: it is known when pgsilo begins to read it, and it is not done before
 /// somebody writes.
@@ -28,7 +28,7 @@ fn a_signal_before_the_start_is_over_waits_for_it() {
     let text = fs::read(&config).expect("read");
     fs::remove_file(&config).expect("removed");
     mkfifoat(CWD, &config, Mode::RUSR | Mode::WUSR).expect("a pipe");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pgsilo"));
+    let mut command = Command::new(programs::pgsilo());
     command.arg("serve").arg("--config").arg(&config).stderr(Stdio::piped());
     let mut pgsilo = command.spawn().expect("pgsilo starts");
     let pid = Pid::from_raw(pgsilo.id() as i32).expect("a pid");
@@ -87,7 +87,7 @@ async fn a_certificate_that_has_expired_is_served_and_said_until_it_is_renewed()
         "host=127.0.0.1 port={} user=app dbname=acme sslmode=require",
         proxy.address().port()
     );
-    let psql = crate::support::world::world().var("PSQL").to_owned();
+    let psql = pgsilo_sandbox::testing::world::world().var("PSQL").to_owned();
     let password = mint::token("acme");
     let served = tokio::process::Command::new(psql)
         .args(["-XAtc", "SELECT current_database()", &dsn])

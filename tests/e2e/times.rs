@@ -3,12 +3,11 @@
 
 use std::time::Duration;
 
+use pgsilo_sandbox::testing::proxy::{PLAIN, Proxy, Settings, UNIX};
+use pgsilo_sandbox::testing::raw::{Message, Raw, query, tagged};
+use pgsilo_sandbox::testing::world::world;
+use pgsilo_sandbox::testing::{eventually, mint};
 use tokio::net::TcpSocket;
-
-use crate::support::proxy::{PLAIN, Proxy, Settings, UNIX};
-use crate::support::raw::{Message, Raw, query, tagged};
-use crate::support::world::world;
-use crate::support::{eventually, mint};
 
 const TRANSACTION: (&str, &str) = ("25P04", "terminating connection due to transaction timeout");
 const WAITING: (&str, &str) =

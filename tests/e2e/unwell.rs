@@ -4,15 +4,15 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::{Raw, query};
+use pgsilo_sandbox::testing::world::World;
+use pgsilo_sandbox::testing::{eventually, mint};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::sync::watch;
 
 use crate::orphans::settings_of;
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::{Raw, query};
-use crate::support::world::World;
-use crate::support::{eventually, mint};
 
 /// A pgsilo in front of a sandbox of its own, with more keys of `[openbao]`.
 async fn in_front_of(world: &World, more: &str) -> Proxy {

@@ -8,13 +8,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::join_all;
+use pgsilo_sandbox::testing::proxy::{PLAIN, Proxy, Settings, UNIX};
+use pgsilo_sandbox::testing::raw::{Raw, query, tagged};
+use pgsilo_sandbox::testing::world::world;
+use pgsilo_sandbox::testing::{eventually, fake, mint, vanish};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
-
-use crate::support::proxy::{PLAIN, Proxy, Settings, UNIX};
-use crate::support::raw::{Raw, query, tagged};
-use crate::support::world::world;
-use crate::support::{eventually, fake, mint, vanish};
 
 /// Far below PATIENCE, and no shorter than a busy machine needs to look eight times meanwhile.
 const TIMEOUT: &str = "dead_peer_timeout = \"8s\"\n";

@@ -1,15 +1,15 @@
 //! Connections that are ready: whoever takes one cannot tell, and nobody gets one that was made for
 //! something else, that has died, or that outlived what it was made from.
 
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::{Message, Raw, query, startup};
+use pgsilo_sandbox::testing::world::{World, world};
+use pgsilo_sandbox::testing::{eventually, mint};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio_postgres::SimpleQueryMessage;
 
 use crate::leases::role_is_of_no_use;
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::{Message, Raw, query, startup};
-use crate::support::world::{World, world};
-use crate::support::{eventually, mint};
 
 fn warm(keys: &str) -> Settings {
     Settings { warm: keys.to_owned(), ..Settings::default() }

@@ -11,7 +11,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "transaction_timeout = \"10m\"",
         "transaction_timeout = \"10 min\"",
-        "tenants.toml:24: tenant[0].limits.transaction_timeout: \"10 min\" is not a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
+        "tenants.toml:24: tenant[0].limits.transaction_timeout: \"10 min\" is not a duration such as \"500ms\", \"10s\", \"15m\", \"2h\" or \"1d\"",
     ),
     (
         "max_sessions = 20 ",
@@ -101,12 +101,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "login_timeout = \"10s\"",
         "login_timeout = \"10 s\"",
-        "pgsilo.toml:108: limits.login_timeout: \"10 s\" is not a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
+        "pgsilo.toml:108: limits.login_timeout: \"10 s\" is not a duration such as \"500ms\", \"10s\", \"15m\", \"2h\" or \"1d\"",
     ),
     (
         "login_timeout = \"10s\"",
         "login_timeout = 10",
-        "pgsilo.toml:108: limits.login_timeout: invalid type: integer `10`, expected a duration such as \"500ms\", \"10s\", \"15m\" or \"2h\"",
+        "pgsilo.toml:108: limits.login_timeout: invalid type: integer `10`, expected a duration such as \"500ms\", \"10s\", \"15m\", \"2h\" or \"1d\"",
     ),
     (
         "login_timeout = \"10s\"",

@@ -6,11 +6,11 @@ use std::net::{Ipv6Addr, TcpListener};
 use std::path::Path;
 use std::sync::OnceLock;
 
-use crate::support::mint;
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::Raw;
-use crate::support::vanish;
-use crate::support::world::world;
+use pgsilo_sandbox::testing::mint;
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::Raw;
+use pgsilo_sandbox::testing::vanish;
+use pgsilo_sandbox::testing::world::world;
 
 /// The database's port on `::1`, where nobody ever answers: PostgreSQL listens on 127.0.0.1.
 fn keep_silent() {

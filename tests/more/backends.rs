@@ -1,6 +1,10 @@
 //! Databases behind TLS, other login methods, a Unix socket, PostgreSQL 15 and 16.5: what pgsilo accepts
 //! of a placement's server, and what it refuses before it has sent anything worth having.
 
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::tagged;
+use pgsilo_sandbox::testing::world::world;
+use pgsilo_sandbox::testing::{eventually, fake, mint};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::OnceCell;
@@ -8,10 +12,6 @@ use tokio_postgres::error::SqlState;
 
 use crate::cluster::{Authority, Certificate, Cluster, METHODS, placed};
 use crate::middle::{Middle, Tampering};
-use crate::support::proxy::{Proxy, Settings};
-use crate::support::raw::tagged;
-use crate::support::world::world;
-use crate::support::{eventually, fake, mint};
 use crate::var;
 
 /// A PostgreSQL 18 whose ECDSA certificate names `localhost` and nothing else.

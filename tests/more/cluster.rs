@@ -10,16 +10,15 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use pgsilo_sandbox::testing::bao::free_port;
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings, folder};
+use pgsilo_sandbox::testing::world::world;
+use pgsilo_sandbox::testing::{PATIENCE, eventually};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair,
     PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SignatureAlgorithm, date_time_ymd,
 };
 use serde_json::json;
-
-use crate::support::bao::free_port;
-use crate::support::proxy::{Proxy, Settings, folder};
-use crate::support::world::world;
-use crate::support::{PATIENCE, eventually};
 
 const SUPERUSER_PASSWORD: &str = "for-tests-on-loopback-only";
 

@@ -1,10 +1,10 @@
 //! More real clients, unchanged: each script says itself what it checks.
 
+use pgsilo_sandbox::testing::driver::{Transport, all_left, passes, script, told};
+use pgsilo_sandbox::testing::proxy::Proxy;
+use pgsilo_sandbox::testing::ways;
 use tokio::process::Command;
 
-use crate::support::driver::{Transport, all_left, passes, script, told};
-use crate::support::proxy::Proxy;
-use crate::support::ways;
 use crate::{java, var};
 
 async fn node(transport: Transport) {

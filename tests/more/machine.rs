@@ -3,12 +3,14 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::support::bao::free_port;
-use crate::support::proxy::folder;
-use crate::support::world::world;
+use pgsilo_sandbox::testing::bao::free_port;
+use pgsilo_sandbox::testing::programs;
+use pgsilo_sandbox::testing::proxy::folder;
+use pgsilo_sandbox::testing::world::world;
+
 use crate::var;
 
 pub(crate) const SUPERUSER_PASSWORD: &str = "for-tests-on-loopback-only";
@@ -142,7 +144,7 @@ impl Machine {
     pub(crate) fn reader(&self, script: &str) -> Command {
         let dir = self.dir.display();
         let mut command = self.bash(script);
-        let built = Path::new(env!("CARGO_BIN_EXE_pgsilo")).parent().expect("a folder");
+        let built = programs::pgsilo().parent().expect("a folder").to_path_buf();
         command.env("BUILT", built);
         let (bao, cluster, pgsilo, admin) = (free_port(), free_port(), free_port(), free_port());
         for (name, value) in self.server(self.ports[0]) {

@@ -8,11 +8,9 @@
 #![expect(
     clippy::expect_used,
     clippy::panic,
-    clippy::print_stderr,
     clippy::print_stdout,
     reason = "a test fails by panicking and says why, and so do the functions that tests share"
 )]
-#![expect(clippy::needless_pass_by_value, reason = "`json!` makes values")]
 
 mod addresses;
 mod backends;
@@ -25,13 +23,7 @@ mod pools;
 mod setup;
 mod suites;
 
-#[path = "../e2e"]
-mod e2e {
-    #[expect(dead_code, reason = "made for tests/e2e; these tests use a part of it")]
-    pub(crate) mod support;
-}
-
-use e2e::support;
+use pgsilo_sandbox::testing;
 use tokio::process::Command;
 
 /// A Java program of one file.
@@ -40,7 +32,7 @@ fn java(name: &str) -> Command {
     command.arg("-classpath").arg(var("PGSILO_JDBC"));
     // Java does not trust the locale of a bare container with anything but ASCII.
     command.args(["-Dfile.encoding=UTF-8", "--source", "17"]);
-    command.arg(support::driver::script("tests/more/jdbc").join(name));
+    command.arg(testing::driver::script("tests/more/jdbc").join(name));
     command
 }
 

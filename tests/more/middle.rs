@@ -4,14 +4,14 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use pgsilo_sandbox::testing::fake;
+use pgsilo_sandbox::testing::raw::ssl_request;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::cluster::Certificate;
-use crate::support::fake;
-use crate::support::raw::ssl_request;
 
 /// What is done with what the server says first.
 #[derive(Clone, Copy, PartialEq, Eq)]

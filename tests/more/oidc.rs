@@ -5,14 +5,14 @@ use std::fs;
 use std::path::PathBuf;
 
 use jsonwebtoken::decode_header;
+use pgsilo_sandbox::testing::bao::free_port;
+use pgsilo_sandbox::testing::driver::{output, script};
+use pgsilo_sandbox::testing::eventually;
+use pgsilo_sandbox::testing::proxy::{Proxy, Settings, folder};
+use pgsilo_sandbox::testing::world::world;
 use serde_json::Value;
 use tokio::process::{Child, Command};
 
-use crate::support::bao::free_port;
-use crate::support::driver::{output, script};
-use crate::support::eventually;
-use crate::support::proxy::{Proxy, Settings, folder};
-use crate::support::world::world;
 use crate::var;
 
 /// What pgsilo is to the provider: a resource.

@@ -1,9 +1,9 @@
 //! The pools of other languages; see tests/e2e/pools.rs.
 
+use pgsilo_sandbox::testing::driver::{Transport, script};
+use pgsilo_sandbox::testing::pool::{EndedBy, lives_on};
 use tokio::process::Command;
 
-use crate::support::driver::{Transport, script};
-use crate::support::pool::{EndedBy, lives_on};
 use crate::{java, var};
 
 /// The pool of an example in docs/pools.md.

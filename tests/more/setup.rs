@@ -7,9 +7,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use pgsilo_sandbox::testing::programs;
+use pgsilo_sandbox::testing::proxy::folder;
+use pgsilo_sandbox::testing::world::world;
+
 use crate::machine::{Machine, SUPERUSER_PASSWORD, said, succeeds};
-use crate::support::proxy::folder;
-use crate::support::world::world;
 use crate::var;
 
 /// The blocks of a page, or of what is under one of its headings, that are marked for a shell.
@@ -216,7 +218,7 @@ async fn a_database_fails_over_as_the_runbook_says() {
 #[tokio::test]
 async fn systemd_reads_the_units() {
     let dir = folder();
-    let built = Path::new(env!("CARGO_BIN_EXE_pgsilo")).parent().expect("a folder");
+    let built = programs::pgsilo().parent().expect("a folder").to_path_buf();
     let mut verify = Command::new("systemd-analyze");
     verify.args(["verify", "--man=no"]);
     for name in ["pgsilo.service", "pgsilo-audit.service", "pgsilo-audit.timer"] {

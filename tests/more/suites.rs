@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use pgsilo_sandbox::testing::driver::{all_ended, script};
+use pgsilo_sandbox::testing::mint;
+use pgsilo_sandbox::testing::proxy::{PLAIN, Proxy, Settings};
+use pgsilo_sandbox::testing::world::World;
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::support::driver::{all_ended, script};
-use crate::support::mint;
-use crate::support::proxy::{PLAIN, Proxy, Settings};
-use crate::support::world::World;
 use crate::var;
 
 /// What became of each test, by its id.

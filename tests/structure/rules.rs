@@ -32,38 +32,11 @@ const LAYERS: [&[&str]; 11] = [
     &["identity", "route"],
     &["token", "registry", "lease"],
     &["audit"],
-    &[
-        "tenant",
-        "tls",
-        "stream",
-        "ending",
-        "limits",
-        "secret",
-        "toml_file",
-        "file",
-        "stamp",
-        "backoff",
-        "host",
-        "addresses",
-        "cause",
-        "coding",
-        "clock",
-        "wire",
-        "log",
-    ],
+    &["stream", "ending", "limits", "proxy_protocol", "log"],
 ];
 
 /// In one row all the same.
-const NEIGHBOURS: [(&str, &str); 5] = [
-    ("server", "admin"),
-    ("ending", "wire"),
-    ("tls", "file"),
-    ("tls", "stamp"),
-    ("toml_file", "file"),
-];
-
-/// Crates that are for the programs, or for what only programs do.
-const FOR_PROGRAMS: [&str; 5] = ["anyhow", "clap", "rcgen", "tokio_postgres", "tracing_subscriber"];
+const NEIGHBOURS: [(&str, &str); 1] = [("server", "admin")];
 
 /// The library's files and their modules.
 fn library(sources: &[Source]) -> impl Iterator<Item = (&Source, Vec<&str>)> {
@@ -72,29 +45,6 @@ fn library(sources: &[Source]) -> impl Iterator<Item = (&Source, Vec<&str>)> {
 
 fn names(path: &[String]) -> Vec<&str> {
     path.iter().map(String::as_str).collect()
-}
-
-/// `wire` can be fuzzed alone, and an I/O error cannot be mistaken for a malformed packet.
-pub(crate) fn wire_is_alone(sources: &[Source]) -> Vec<String> {
-    let mut complaints = Vec::new();
-    for (source, module) in library(sources).filter(|(_, module)| module.first() == Some(&"wire")) {
-        for path in source.paths() {
-            let allowed = match names(path).as_slice() {
-                ["crate", "wire", ..] | ["bytes" | "thiserror" | "core", ..] => true,
-                // A name for a place, and no way there.
-                ["std", "net", "SocketAddr" | "IpAddr"] => true,
-                ["std", part, ..] => {
-                    !matches!(*part, "net" | "io" | "os" | "fs" | "thread" | "env")
-                }
-                ["crate" | "tokio" | "futures_util" | "serde" | "postgres_protocol", ..] => false,
-                _ => true,
-            };
-            if !allowed {
-                complaints.push(format!("{} of {module:?} names {}", source.path, path.join("::")));
-            }
-        }
-    }
-    complaints
 }
 
 /// Each part is tried alone, and parts that must agree meet in a stage and nowhere else. The
@@ -215,31 +165,12 @@ pub(crate) fn one_constructor(sources: &[Source]) -> Vec<String> {
     complaints
 }
 
-/// The data plane cannot do what the control plane may, because it cannot name it.
-pub(crate) fn no_programs(sources: &[Source]) -> Vec<String> {
-    let mut complaints = Vec::new();
-    for (source, _) in library(sources) {
-        for path in source.paths() {
-            if FOR_PROGRAMS.contains(&path[0].as_str()) {
-                complaints.push(format!("{} names {}", source.path, path.join("::")));
-            }
-        }
-        let squeezed = source.squeezed();
-        // `code` leaves out what only tests take in.
-        if squeezed.contains("#[path=") || squeezed.contains("include!(") {
-            complaints.push(format!("{} takes in another file", source.path));
-        }
-    }
-    complaints
-}
-
 /// Nothing can be dialled but the placement of a routed session: so there is one place that
 /// dials. `server/listen.rs` may ask its own socket's file whether somebody lives there, and there
 /// are two HTTP clients: `lease/openbao.rs` asks OpenBAO (`config/build/openbao.rs` reads a URL with
-/// the library), `token/fetch.rs` asks issuers for their keys; `addresses.rs` orders the addresses that
-/// these connect to.
+/// the library), `token/fetch.rs` asks issuers for their keys.
 pub(crate) fn sockets(sources: &[Source]) -> Vec<String> {
-    const ALLOWED: [(&str, &str); 14] = [
+    const ALLOWED: [(&str, &str); 13] = [
         ("src/backend.rs", "TcpStream::connect)"),
         ("src/backend.rs", "UnixStream::connect("),
         ("src/server/listen.rs", "UnixStream::connect("),
@@ -249,7 +180,6 @@ pub(crate) fn sockets(sources: &[Source]) -> Vec<String> {
         ("src/server/listen.rs", "UnixListener::bind("),
         ("src/server/listen.rs", "socket.bind("),
         ("src/server/listen.rs", "socket.listen("),
-        ("src/addresses.rs", "use reqwest::dns::"),
         ("src/lease/openbao.rs", "use reqwest::"),
         ("src/token/fetch.rs", "use reqwest::"),
         ("src/config/build/openbao.rs", "reqwest::Url::parse("),
@@ -285,12 +215,7 @@ pub(crate) fn sockets(sources: &[Source]) -> Vec<String> {
                 complaints.push(format!("{}: {text}", source.path));
             }
         }
-        let http = [
-            "src/addresses.rs",
-            "src/lease/openbao.rs",
-            "src/config/build/openbao.rs",
-            "src/token/fetch.rs",
-        ];
+        let http = ["src/lease/openbao.rs", "src/config/build/openbao.rs", "src/token/fetch.rs"];
         if squeezed.contains("reqwest") && !http.contains(&source.path.as_str()) {
             complaints.push(format!("{} has an HTTP client", source.path));
         }
@@ -324,24 +249,6 @@ pub(crate) fn no_surroundings(sources: &[Source]) -> Vec<String> {
             if matches!(names(path).as_slice(), ["std", "env", ..] | ["env", ..]) {
                 complaints.push(format!("{} names {}", source.path, path.join("::")));
             }
-        }
-    }
-    complaints
-}
-
-/// `forbid(unsafe_code)` says so to the compiler; this says so about the lint itself.
-pub(crate) fn no_unsafe(sources: &[Source]) -> Vec<String> {
-    let mut complaints = Vec::new();
-    for source in sources {
-        let code = blank(&source.text);
-        let words = code.split(|c: char| !c.is_alphanumeric() && c != '_');
-        for word in words {
-            if word == "unsafe" || word == "unsafe_code" {
-                complaints.push(format!("{}: {word}", source.path));
-            }
-        }
-        if code.contains("[allow(") {
-            complaints.push(format!("{}: use expect, with its reason", source.path));
         }
     }
     complaints

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 
+use pgsilo_sandbox::testing::authority::Authority;
+use pgsilo_sandbox::testing::mint;
+use pgsilo_sandbox::testing::proxy::{PLAIN, Proxy, Settings, folder};
+use pgsilo_sandbox::testing::world::World;
+
 use crate::ground::said;
-use crate::support::authority::Authority;
-use crate::support::mint;
-use crate::support::proxy::{PLAIN, Proxy, Settings, folder};
-use crate::support::world::World;
 
 /// What is not as by default.
 pub(super) const LIMITS: &str = "transaction_timeout = \"5s\"\n";

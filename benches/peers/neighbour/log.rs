@@ -1,12 +1,12 @@
 //! Somebody does not read pgsilo's log, and strangers make it longer.
 
+use pgsilo_sandbox::testing::raw::{password, startup};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::{Attack, Held, again};
-use crate::support::raw::{password, startup};
 
 pub(super) const ATTACK: Attack = Attack {
     name: "log not read",

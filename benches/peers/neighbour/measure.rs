@@ -8,14 +8,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use pgsilo_sandbox::testing::mint;
+use pgsilo_sandbox::testing::proxy::folder;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{interval, timeout};
 use tokio_postgres::Client;
 
 use super::arena::Arena;
 use crate::rounds::quantile;
-use crate::support::mint;
-use crate::support::proxy::folder;
 
 /// Queries a second, in all.
 const RATE: u32 = 200;

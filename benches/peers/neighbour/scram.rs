@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
+use pgsilo_sandbox::testing::fake;
+use pgsilo_sandbox::testing::raw::tagged;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::{Attack, Held, again};
-use crate::support::fake;
-use crate::support::raw::tagged;
 
 pub(super) const ATTACK: Attack = Attack {
     name: "SCRAM iterations",

@@ -5,11 +5,12 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
+use pgsilo_core::file::MAX_PEM;
+use pgsilo_core::tenant::{Access, TenantId, TenantPattern};
+use pgsilo_core::tls;
+
 use super::super::raw::{RawIssuer, RawKey};
 use super::{Build, FileError, WORDS};
-use crate::file::MAX_PEM;
-use crate::tenant::{Access, TenantId, TenantPattern};
-use crate::tls;
 use crate::token::{
     self, Algorithm, ClaimPath, Fetcher, Issuer, IssuerFault, Key, KeyFile, Keyring, KeysAt,
     KeysUrl, Verifier,

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use pgsilo_core::tls::{self, ClientAuthorities, OfClients, ServerFiles, TlsError};
 use rustls_pki_types::UnixTime;
 
 use super::super::raw::{RawDemand, RawListener, RawListenerTls};
 use super::super::{ListenerTls, Place, Proof};
 use super::proofs::{Door, Known};
 use super::{Build, FileError, Listener};
-use crate::tls::{self, ClientAuthorities, OfClients, ServerFiles, TlsError};
 
 /// What fits into `sockaddr_un` on Linux, its NUL included.
 const MAX_SOCKET_PATH: usize = 108;

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use pgsilo_core::registry::Tenant;
+use pgsilo_core::tenant::TenantId;
+
 use super::super::raw::RawIssuer;
 use super::Build;
 use crate::config::Listener;
-use crate::registry::{Registry, Tenant};
+use crate::registry::Registry;
 use crate::route::DatabaseNames;
-use crate::tenant::TenantId;
 
 /// Where issuers' settings name tenants, and which. What ids begin with may be of tenants to come.
 pub(super) fn tenants_of(issuers: &[RawIssuer]) -> Vec<(String, TenantId)> {

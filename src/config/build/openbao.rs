@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pgsilo_core::file::MAX_PEM;
+use pgsilo_core::host::is_loopback;
+use pgsilo_core::tenant::Access;
+use pgsilo_core::tls;
+
 use super::super::raw::{
     RawAppRole, RawAuth, RawAuthority, RawClientCertificate, RawJwtLogin, RawLease, RawOpenbao,
     RawScope, RawSession,
 };
 use super::{Build, FileError};
-use crate::file::MAX_PEM;
-use crate::host::is_loopback;
-use crate::tenant::Access;
-use crate::{lease, tls};
+use crate::lease;
 
 /// Where Kubernetes puts a pod's service account token.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";

@@ -6,13 +6,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use pgsilo_core::file::{self, MAX_SECRET};
 use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::super::raw::{RawNames, RawProof};
 use super::super::{DatabaseNames, ListenerTls, Place, Proof};
 use super::{Build, FileError};
-use crate::file::{self, MAX_SECRET};
 use crate::token::Source;
 
 /// What of the rest of the file a listener depends on.

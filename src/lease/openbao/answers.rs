@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use pgsilo_core::secret::Secret;
 use serde::Deserialize;
 
 use super::{BaoToken, Nature};
-use crate::secret::Secret;
 
 #[derive(Deserialize)]
 pub(super) struct CredsAnswer {

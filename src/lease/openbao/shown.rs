@@ -7,8 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-
-use crate::secret::Secret;
+use pgsilo_core::secret::Secret;
 
 /// The clients that are in use.
 #[derive(Debug)]

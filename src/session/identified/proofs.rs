@@ -3,17 +3,17 @@
 
 use std::time::{Duration, SystemTime};
 
+use pgsilo_core::secret::Secret;
+use pgsilo_core::tls::{Holder, thumbprint};
+use pgsilo_wire::message;
+use pgsilo_wire::sasl::{self, InitialResponse, KVSEP, OAUTHBEARER};
+use pgsilo_wire::startup::StartupError;
 use tokio::time::timeout;
 
 use super::super::client::{Client, Stop};
 use crate::identity::Identity;
 use crate::refusal::{Reason, Refusal};
-use crate::secret::Secret;
-use crate::tls::{Holder, thumbprint};
 use crate::token::{Source, Token};
-use crate::wire::message;
-use crate::wire::sasl::{self, InitialResponse, KVSEP, OAUTHBEARER};
-use crate::wire::startup::StartupError;
 
 /// How long a client may take to answer that its bearer token was refused.
 const ANSWER: Duration = Duration::from_secs(3);

@@ -3,10 +3,10 @@
 
 use std::collections::VecDeque;
 
+use pgsilo_wire::frame::Header;
 use proptest::prelude::*;
 
 use super::{Seen, Talk};
-use crate::wire::frame::Header;
 
 fn ask(talk: &mut Talk, tags: &[u8]) {
     for tag in tags {

@@ -1,0 +1,228 @@
+//! `pgsiloctl leases audit`: roles in the tenants' databases that no live lease explains, leases
+//! that no live session explains, and what has outlived its revocation; `--fix` takes it back.
+//!
+//! pgsilo revokes what it leased, and OpenBAO what pgsilo could not. This finds what both lost: an
+//! OpenBAO restored from a backup, a forced revocation, a broker without rights, a role that another
+//! tenant's grant keeps. It looks twice, some time apart, and believes only what is wrong both times:
+//! logins and endings go on meanwhile. Works as the provisioner, with the policy of
+//! `docker/openbao/provisioner.hcl`.
+
+mod auditor;
+mod brokers;
+mod census;
+mod cluster;
+mod grants;
+mod mend;
+mod report;
+mod standing;
+mod verdict;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Subcommand};
+use pgsilo_core::duration;
+use pgsilo_core::registry::{Snapshot, Tenant};
+use pgsilo_core::secret::Secret;
+use tokio::sync::Mutex;
+
+use crate::bao::Bao;
+use crate::postgres::Identity;
+use crate::say;
+use auditor::{Auditor, Subject};
+use report::Report;
+
+/// What is done with leases.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    #[expect(missing_docs, reason = "it would replace the command's own text")]
+    Audit(Audit),
+}
+
+/// Find leased roles that no lease explains and leases that no session uses; --fix revokes them.
+///
+/// Compares, for each tenant of the registry, the roles that OpenBAO made in its database server,
+/// who is logged in as them, and the leases that OpenBAO holds. It looks twice, --settle apart, and
+/// reports what is wrong both times, one line each:
+///
+///   orphan_role           no lease explains the role: nothing will ever drop it
+///   stopped_role          it is revoked and nobody can log in, but it could not be dropped
+///   idle_roles            leases explain them, but nobody is logged in as them
+///   undecided             OpenBAO is revoking leases; whether they are these idle roles', is not known
+///   roleless_lease        the role that the lease made is gone
+///   overdue_lease         OpenBAO should have revoked it a minute ago and could not
+///   irrevocable_lease     OpenBAO has given its revocation up
+///   doubtful              more roles in use than leases that can be theirs; which, is not known
+///   surplus               more leases than roles in use that can be theirs; which, is not known
+///   unknown_to_openbao    OpenBAO has no such role to lease from: its backup is older than the tenant
+///   roleless_session      a session whose role is gone: it works on
+///   prepared_transaction  it holds what it has locked, a leased role too, until it is rolled back
+///   prepared_allowed      max_prepared_transactions is not 0
+///   removed_tenant        roles of a tenant whose database is gone
+///
+/// --fix looks once more, ends the sessions of orphaned roles, drops roles, takes away what other
+/// databases grant them, and revokes leases. It never touches what is undecided, doubtful or surplus:
+/// leases that nobody renews end by themselves, and then it is known. The registry must name the
+/// servers where all sessions are, and each cluster's leased roles must come from this OpenBAO.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct Audit {
+    /// The registry's file, as pgsilo reads it.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "PGSILO_REGISTRY",
+        default_value = "/etc/pgsilo/tenants.toml"
+    )]
+    registry: PathBuf,
+    /// Look at this tenant only; may be repeated.
+    #[arg(long = "tenant", value_name = "ID")]
+    tenants: Vec<String>,
+    /// The provisioner's user, and its password if this comes from the environment (a command line
+    /// can be read by others), as a libpq DSN; hosts and databases are the registry's.
+    #[arg(
+        long,
+        value_name = "DSN",
+        env = "PROVISIONER_DSN",
+        hide_env_values = true,
+        value_parser = secret
+    )]
+    provisioner: Secret,
+    /// A file that holds the provisioner's password, if the DSN does not.
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// OpenBAO's address.
+    #[arg(long, value_name = "URL", env = "BAO_ADDR")]
+    bao: String,
+    /// A file that holds the provisioner's OpenBAO token [default: what PROVISIONER_BAO_TOKEN holds].
+    #[arg(long, value_name = "FILE")]
+    bao_token_file: Option<PathBuf>,
+    /// PEM of the authorities that OpenBAO's certificate must chain to [default: the system's].
+    #[arg(long, value_name = "FILE", env = "BAO_CACERT")]
+    bao_ca: Option<PathBuf>,
+    /// OpenBAO's namespace.
+    #[arg(long, value_name = "NAME", env = "BAO_NAMESPACE")]
+    bao_namespace: Option<String>,
+    /// Between the two looks: longer than pgsilo's login_timeout and its lease window.
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = settle)]
+    settle: Duration,
+    /// Take back what was found.
+    #[arg(long)]
+    fix: bool,
+    /// First give each tenant's broker a new password and tell it OpenBAO: after OpenBAO was restored from
+    /// a backup, or a standby promoted, that has another one than the other side.
+    #[arg(long, requires = "fix")]
+    new_broker_passwords: bool,
+    /// Print JSON objects, one a line: findings, and what could not be looked at (unseen).
+    #[arg(long)]
+    json: bool,
+}
+
+/// Takes an argument for a secret.
+fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
+}
+
+fn settle(text: &str) -> Result<Duration, String> {
+    match duration::parse(text)? {
+        Duration::ZERO => {
+            Err("two looks at one moment see the same; wait a second at least".into())
+        }
+        settle => Ok(settle),
+    }
+}
+
+/// Runs the command to its end.
+pub fn run(command: Command) -> Result<ExitCode> {
+    let Command::Audit(audit) = command;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
+    runtime.block_on(audit.run())
+}
+
+impl Audit {
+    async fn run(self) -> Result<ExitCode> {
+        let auditor = self.auditor()?;
+        let registry = Snapshot::read(&self.registry, None).context("the registry")?;
+        let tenants = self.chosen(&registry)?;
+        say::progress(&format!("looking at {}", report::count(tenants.len(), "tenant")));
+        let mut report = Report::new(self.json);
+        if self.new_broker_passwords {
+            auditor.renew_brokers(&tenants, &mut report).await;
+        }
+        let looked_at = tenants.len();
+        let subjects = Subject::all(tenants, &registry);
+        let suspects = auditor.look(subjects, &mut report).await;
+        if !suspects.is_empty() {
+            say::progress(&format!(
+                "{} to be looked at again in {} s",
+                report::count(suspects.iter().map(|one| one.findings.len()).sum(), "finding"),
+                self.settle.as_secs()
+            ));
+            tokio::time::sleep(self.settle).await;
+            let mut confirmed = auditor.look_again(suspects, &mut report).await;
+            if self.fix {
+                let _claims = auditor.claim(&mut confirmed, &mut report).await;
+                auditor.mend(confirmed, &mut report).await;
+            } else {
+                Auditor::leave(&confirmed, &mut report);
+            }
+        }
+        Ok(report.conclude(looked_at))
+    }
+
+    fn chosen(&self, registry: &Snapshot) -> Result<Vec<Arc<Tenant>>> {
+        let mut all: Vec<_> = registry.tenants().cloned().collect();
+        all.sort_by(|a, b| a.id().as_str().cmp(b.id().as_str()));
+        for wanted in &self.tenants {
+            ensure!(
+                all.iter().any(|tenant| tenant.id().as_str() == wanted),
+                "no tenant {wanted:?} in {}",
+                self.registry.display()
+            );
+        }
+        if !self.tenants.is_empty() {
+            all.retain(|tenant| self.tenants.iter().any(|id| id == tenant.id().as_str()));
+        }
+        Ok(all)
+    }
+
+    fn auditor(&self) -> Result<Auditor> {
+        let file = |path: &PathBuf| {
+            let text = std::fs::read_to_string(path);
+            let text = text.with_context(|| format!("reading {}", path.display()))?;
+            Ok::<_, anyhow::Error>(Secret::new(text.trim()))
+        };
+        // The parser's error may hold what it could not parse.
+        let dsn: tokio_postgres::Config = match self.provisioner.expose_text().map(str::parse) {
+            Ok(Ok(dsn)) => dsn,
+            _ => bail!("--provisioner is not a DSN; write it like postgresql://user@host"),
+        };
+        let user = dsn.get_user().context("--provisioner names no user")?.to_owned();
+        let password = match (&self.password_file, dsn.get_password()) {
+            (Some(path), _) => file(path)?,
+            (None, Some(password)) => Secret::new(password),
+            (None, None) => bail!("no password: put it in --provisioner or in a --password-file"),
+        };
+        let token = match (&self.bao_token_file, std::env::var("PROVISIONER_BAO_TOKEN")) {
+            (Some(path), _) => file(path)?,
+            (None, Ok(token)) => Secret::new(token),
+            (None, Err(_)) => {
+                bail!("no OpenBAO token: set PROVISIONER_BAO_TOKEN or --bao-token-file")
+            }
+        };
+        let ca = match &self.bao_ca {
+            Some(path) => {
+                let pem = std::fs::read(path);
+                Some(pem.with_context(|| format!("reading {}", path.display()))?)
+            }
+            None => None,
+        };
+        let bao = Bao::trusting(&self.bao, ca.as_deref(), self.bao_namespace.as_deref())?;
+        let (provisioner, bao) = (Identity { user, password }, bao.as_token(token));
+        Ok(Auditor { provisioner, bao, alone: Mutex::default() })
+    }
+}

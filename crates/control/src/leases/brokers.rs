@@ -1,0 +1,183 @@
+//! Gives a tenant's broker a password that PostgreSQL and OpenBAO both know, where one of them has another:
+//! a backup of OpenBAO that is older than `rotate-root`, or a standby that was promoted before it had it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use pgsilo_core::registry::Tenant;
+use pgsilo_core::secret::Secret;
+use pgsilo_core::tenant::Access;
+use serde_json::{Map, Value, json};
+use tokio_postgres::Client;
+
+use super::standing::Standing;
+use crate::bao::{Bao, text};
+
+/// What `provisioner.hcl` lets the provisioner write of a configuration, beside the password. Whatever else
+/// is set could not be written again.
+const OUTER: [&str; 2] = ["plugin_name", "allowed_roles"];
+const DETAILS: [&str; 9] = [
+    "connection_url",
+    "username",
+    "password_authentication",
+    "username_template",
+    "max_open_connections",
+    "max_idle_connections",
+    "max_connection_lifetime",
+    "verify_connection",
+    "tls_ca",
+];
+/// How often writing is tried: OpenBAO logs in to the database before it believes a configuration.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Renews the broker of each of OpenBAO's database configurations that the tenant leases from. Where
+/// OpenBAO knows no role to lease from, that is a finding of the audit, and nothing is done here.
+///
+/// # Errors
+/// When nothing was changed, or what an operator must write himself: that is said then.
+pub(super) async fn renew(tenant: &Tenant, database: &Client, bao: &Bao) -> Result<()> {
+    let mount = &tenant.lease().mount;
+    let mut configurations = BTreeSet::new();
+    for name in Access::ALL.iter().filter_map(|access| tenant.lease().role(*access)) {
+        if let Some(role) = bao.find(&format!("{mount}/roles/{name}")).await? {
+            configurations.insert(text(&role, "/data/db_name")?.to_owned());
+        }
+    }
+    for name in configurations {
+        let path = format!("{mount}/config/{name}");
+        let found = bao.find(&path).await?;
+        let found = found.with_context(|| {
+            format!(
+                "OpenBAO has no {path}, which its roles lease from: describe it to OpenBAO again"
+            )
+        })?;
+        renew_one(&path, &found["data"], database, bao).await?;
+        bao.write(&format!("{mount}/rotate-root/{name}"), json!({})).await?;
+    }
+    Ok(())
+}
+
+/// Makes the configuration anew, with another password. It is not updated: one that is may lead elsewhere
+/// with the old one. So everything is checked before what is there is deleted.
+async fn renew_one(path: &str, old: &Value, database: &Client, bao: &Bao) -> Result<()> {
+    let broker = text(old, "/connection_details/username")?;
+    let standing = Standing::of(database, broker).await?;
+    let standing = standing.with_context(|| format!("there is no role {broker}"))?;
+    let mut new = writable(old).with_context(|| path.to_owned())?;
+    let without_password = Value::Object(new.clone());
+    let password = Secret::random()?;
+    let verifier = postgres_protocol::password::scram_sha_256(password.expose());
+    standing.set_password(database, &verifier).await?;
+    new.insert("password".to_owned(), password.expose_text()?.into());
+    bao.delete(path).await?;
+    let written = write_again(path, &Value::Object(new), bao).await;
+    written.with_context(|| {
+        format!(
+            "{path} is deleted and could not be written again. Give {broker} a password, write it with \
+             that (bao write {path} password=... and what follows), and rotate it: {without_password}"
+        )
+    })
+}
+
+async fn write_again(path: &str, configuration: &Value, bao: &Bao) -> Result<()> {
+    let mut attempt = 1;
+    loop {
+        match bao.write(path, configuration.clone()).await {
+            Ok(_) => return Ok(()),
+            Err(error) if attempt == ATTEMPTS => return Err(error),
+            Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+        attempt += 1;
+    }
+}
+
+/// What is to be written for a configuration that was read.
+///
+/// # Errors
+/// When something is set that the provisioner may not write.
+fn writable(old: &Value) -> Result<Map<String, Value>> {
+    let mut new = Map::new();
+    let details = old["connection_details"].as_object();
+    let details = details.context("OpenBAO tells no connection_details")?;
+    // Told for all plugins, set by OpenBAO itself.
+    let outer =
+        old.as_object().into_iter().flatten().filter(|(key, _)| *key != "connection_details");
+    for (allowed, settings) in
+        [(&OUTER[..], outer.collect::<Vec<_>>()), (&DETAILS[..], details.iter().collect())]
+    {
+        for (key, value) in settings {
+            if is_empty(value) {
+                continue;
+            }
+            ensure!(
+                allowed.contains(&key.as_str()),
+                "it has {key}, which the provisioner may not write: renew its broker as an administrator"
+            );
+            new.insert(key.clone(), value.clone());
+        }
+    }
+    ensure!(new.contains_key("connection_url"), "OpenBAO tells no connection_url");
+    Ok(new)
+}
+
+/// What nobody has set is not written.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Bool(set) => !set,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: &str = include_str!("../../../../docker/openbao/provisioner.hcl");
+
+    #[test]
+    fn what_is_written_is_what_the_policy_allows() {
+        let block = POLICY.split("path \"pgsilo/+/config/tenant-*\"").nth(1).expect("it is there");
+        let allowed = block.split("allowed_parameters = {").nth(1).expect("a list");
+        let (allowed, _) = allowed.split_once("\n  }").expect("its end");
+        let mut keys: Vec<_> =
+            allowed.lines().filter_map(|line| line.trim().split('"').nth(1)).collect();
+        keys.retain(|key| *key != "password");
+        keys.sort_unstable();
+        let mut ours = [&OUTER[..], &DETAILS[..]].concat();
+        ours.sort_unstable();
+        assert_eq!(keys, ours);
+    }
+
+    #[test]
+    fn a_configuration_that_could_not_be_written_again_is_not_touched() {
+        let old = json!({
+            "plugin_name": "postgresql-database-plugin",
+            "plugin_version": "",
+            "allowed_roles": ["tenant-acme-rw"],
+            "password_policy": "",
+            "root_credentials_rotate_statements": [],
+            "connection_details": {
+                "connection_url": "postgresql://{{username}}:{{password}}@db1:5432/tenant_acme",
+                "username": "tenant_acme_broker",
+                "max_open_connections": 4,
+            },
+        });
+        let new = writable(&old).expect("all of it may be written");
+        assert_eq!(new["username"], "tenant_acme_broker");
+        assert_eq!(new.len(), 5);
+        for (pointer, value) in [
+            ("/password_policy", json!("strict")),
+            ("/root_credentials_rotate_statements", json!(["ALTER ROLE ..."])),
+            ("/connection_details", json!({ "connection_url": "x", "private_key": "x" })),
+        ] {
+            let mut other = old.clone();
+            *other.pointer_mut(pointer).expect("there") = value;
+            writable(&other).expect_err("not to be written again");
+        }
+    }
+}

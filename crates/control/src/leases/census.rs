@@ -1,0 +1,230 @@
+//! What there is at one moment: the leased roles of a tenant's database server, and OpenBAO's
+//! leases for the tenant.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use pgsilo_core::registry::Tenant;
+use pgsilo_core::tenant::Access;
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio_postgres::Client;
+
+use super::verdict::{Finding, Lease, Role, Stopped};
+use crate::bao::{Bao, text};
+use crate::provision::USERNAME_TEMPLATE;
+
+/// Random characters at the end of a leased role's name, as [`USERNAME_TEMPLATE`] says.
+const RANDOM: usize = 20;
+/// How much of OpenBAO's role name that keeps.
+const KEPT: usize = 42;
+/// Leases looked up at once.
+const AT_ONCE: usize = 8;
+
+/// The leased roles and the leases that go by one name.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    pub(super) roles: Vec<Role>,
+    pub(super) leases: Vec<Lease>,
+}
+
+/// A tenant's.
+#[derive(Debug, Default)]
+pub(super) struct Census {
+    /// To be judged, each by itself.
+    pub(super) groups: Vec<Group>,
+    /// What is wrong whatever else there is.
+    pub(super) findings: Vec<Finding>,
+}
+
+/// What tells a tenant's leased roles from all others of the cluster: the part of OpenBAO's role
+/// in front of the random characters, which tenants of long names may share, and who made them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Made {
+    kept: String,
+    broker: String,
+}
+
+/// Counts a tenant's roles and leases. Roles first: a role is made before its lease.
+pub(super) async fn take(tenant: &Tenant, database: &Client, bao: &Bao) -> Result<Census> {
+    ensure_primary(database).await?;
+    let mount = &tenant.lease().mount;
+    let mut names: Vec<&str> =
+        Access::ALL.iter().filter_map(|access| tenant.lease().role(*access)).collect();
+    // Two kinds of access may lease from one role.
+    names.sort_unstable();
+    names.dedup();
+    let mut census = Census::default();
+    let mut made = Vec::with_capacity(names.len());
+    let mut groups = BTreeMap::<Made, Group>::new();
+    for name in &names {
+        let how = match how_made(bao, mount, name).await? {
+            Some(how) => how,
+            // Its roles are not judged: it may be the registry that is wrong.
+            None => {
+                let role = format!("{mount}/roles/{name}");
+                census.findings.push(Finding::UnknownToOpenBao { role });
+                continue;
+            }
+        };
+        if !groups.contains_key(&how) {
+            let (roles, stopped) = leased_roles(database, &how).await?;
+            census.findings.extend(stopped.into_iter().map(Finding::StoppedRole));
+            groups.insert(how.clone(), Group { roles, leases: Vec::new() });
+        }
+        made.push((*name, how));
+    }
+    for (name, how) in made {
+        let leases = leases(bao, &format!("{mount}/creds/{name}")).await?;
+        groups.entry(how).or_default().leases.extend(leases);
+    }
+    census.groups = groups.into_values().collect();
+    Ok(census)
+}
+
+/// On a standby nobody is seen who works on the primary, and every role would look idle.
+async fn ensure_primary(database: &Client) -> Result<()> {
+    let row = database.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await?;
+    let standby: bool = row.try_get(0)?;
+    ensure!(!standby, "the placement is a standby: sessions on its primary cannot be seen there");
+    Ok(())
+}
+
+fn kept(name: &str) -> &str {
+    name.char_indices().nth(KEPT).map_or(name, |(end, _)| &name[..end])
+}
+
+/// Reads how OpenBAO makes a role's credentials; `None` where it knows none. Roles and leases are told to
+/// belong together by the roles' names and VALID UNTIL: where those are not as they should be, every
+/// lease would look like one whose role is gone.
+async fn how_made(bao: &Bao, mount: &str, name: &str) -> Result<Option<Made>> {
+    let Some(role) = bao.find(&format!("{mount}/roles/{name}")).await? else { return Ok(None) };
+    let statements = |key: &str| {
+        let all = role["data"][key].as_array().into_iter().flatten();
+        all.filter_map(Value::as_str).collect::<Vec<_>>().join(";").to_uppercase()
+    };
+    let (creation, renewal) = (statements("creation_statements"), statements("renew_statements"));
+    ensure!(
+        creation.contains("VALID UNTIL") && (renewal.is_empty() || renewal.contains("VALID UNTIL")),
+        "role {name} of OpenBAO cannot be audited: its statements do not set VALID UNTIL '{{{{expiration}}}}'"
+    );
+    let config = bao.read(&format!("{mount}/config/{}", text(&role, "/data/db_name")?)).await?;
+    let template = config.pointer("/data/connection_details/username_template");
+    ensure!(
+        template.and_then(Value::as_str) == Some(USERNAME_TEMPLATE),
+        "role {name} of OpenBAO cannot be audited: the username_template of its database is not {USERNAME_TEMPLATE:?}"
+    );
+    let broker = text(&config, "/data/connection_details/username")?.to_owned();
+    Ok(Some(Made { kept: kept(name).to_owned(), broker }))
+}
+
+/// Those that may log in, and those that were stopped.
+async fn leased_roles(database: &Client, how: &Made) -> Result<(Vec<Role>, Vec<Stopped>)> {
+    let query = "SELECT r.rolname::text, r.rolcanlogin,
+               extract(epoch FROM r.rolvaliduntil)::float8,
+               (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.usesysid = r.oid),
+               ARRAY(SELECT DISTINCT d.datname::text FROM pg_catalog.pg_shdepend s
+                   JOIN pg_catalog.pg_database d ON d.oid = s.dbid
+                   WHERE NOT r.rolcanlogin AND s.refobjid = r.oid
+                       AND s.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass),
+               r.rolvaliduntil > pg_catalog.clock_timestamp() - '5 s'::pg_catalog.interval
+                   - pg_catalog.current_setting('authentication_timeout')::pg_catalog.interval
+        FROM pg_catalog.pg_roles r
+        WHERE pg_catalog.starts_with(r.rolname::text, $1) AND r.rolvaliduntil IS NOT NULL
+          AND EXISTS (SELECT FROM pg_catalog.pg_auth_members am
+              JOIN pg_catalog.pg_roles m ON m.oid = am.member
+              WHERE am.roleid = r.oid AND am.admin_option AND m.rolname = $2)";
+    let Made { kept, broker } = how;
+    let rows = database.query(query, &[&format!("{kept}-"), broker]).await;
+    let (mut roles, mut stopped) = (Vec::new(), Vec::new());
+    for row in rows.context("reading the roles")? {
+        let (name, sessions): (String, i64) = (row.try_get(0)?, row.try_get(3)?);
+        if !is_leased(&name, kept) {
+            continue;
+        }
+        let valid_until = row.try_get(2)?;
+        match row.try_get(1)? {
+            true => roles.push(Role { name, valid_until, sessions }),
+            false => {
+                let (databases, young): (Vec<String>, bool) = (row.try_get(4)?, row.try_get(5)?);
+                // drop.sql leaves it so long where logins are under way, to a later revocation.
+                if !(young && sessions == 0 && databases.is_empty()) {
+                    stopped.push(Stopped { name, since: valid_until, sessions, databases });
+                }
+            }
+        }
+    }
+    Ok((roles, stopped))
+}
+
+/// Whether OpenBAO made this name: no role of another name, or of a longer one, is ever touched.
+fn is_leased(name: &str, kept: &str) -> bool {
+    let random = name.strip_prefix(kept).and_then(|rest| rest.strip_prefix('-'));
+    random.is_some_and(|random| {
+        random.len() == RANDOM && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    })
+}
+
+async fn leases(bao: &Bao, path: &str) -> Result<Vec<Lease>> {
+    let keys = bao.list(&format!("sys/leases/lookup/{path}")).await?;
+    let listed = keys.len();
+    let found = stream::iter(keys)
+        .map(|key| look_up(bao, format!("{path}/{key}")))
+        .buffer_unordered(AT_ONCE)
+        .try_collect::<Vec<_>>()
+        .await?;
+    let found: Vec<_> = found.into_iter().flatten().collect();
+    // One or two may go meanwhile; that all have, is not to be acted upon.
+    ensure!(
+        listed < 3 || !found.is_empty(),
+        "OpenBAO lists {listed} leases below {path} and knows none of them"
+    );
+    Ok(found)
+}
+
+/// `None` when it went meanwhile.
+async fn look_up(bao: &Bao, id: String) -> Result<Option<Lease>> {
+    let Some(answer) = bao.look_up_lease(&id).await? else {
+        return Ok(None);
+    };
+    let expires = OffsetDateTime::parse(text(&answer, "/data/expire_time")?, &Rfc3339)
+        .context("the end of a lease")?;
+    let left = answer.pointer("/data/ttl").and_then(Value::as_i64).context("no ttl of a lease")?;
+    let expires = expires.unix_timestamp_nanos() as f64 / 1e9;
+    let given_up = answer.pointer("/data/revoke_error").and_then(Value::as_str);
+    let given_up = given_up.map(str::to_owned);
+    Ok(Some(Lease { id, expires, overdue: -left, given_up }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_openbao_makes_are_leased_roles() {
+        assert!(is_leased("tenant-acme-rw-oLSYR3pp2AYjvZsAi9pO", "tenant-acme-rw"));
+        for other in [
+            "tenant-acme-rw-oLSYR3pp2AYjvZsAi9p",
+            "tenant-acme-rw-x-LSYR3pp2AYjvZsAi9pO",
+            "tenant-acme-rwoLSYR3pp2AYjvZsAi9pO1",
+            "tenant-acme-ro-oLSYR3pp2AYjvZsAi9pO",
+            "tenant-acme-rw-oLSYR3pp2AYjvZsAi9p\"",
+            "tenant-acme-rw",
+        ] {
+            assert!(!is_leased(other, "tenant-acme-rw"), "{other}");
+        }
+    }
+
+    #[test]
+    fn names_are_told_by_the_numbers_of_the_template() {
+        assert!(USERNAME_TEMPLATE.contains(&format!("truncate {KEPT}) (random {RANDOM})")));
+    }
+
+    #[test]
+    fn a_long_name_is_cut_as_the_template_cuts_it() {
+        assert_eq!(kept("tenant-acme-rw"), "tenant-acme-rw");
+        assert_eq!(kept(&"x".repeat(50)).len(), 42);
+    }
+}

@@ -1,0 +1,34 @@
+//! The command line of pgsiloctl; this file only names the commands.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use pgsiloctl::{leases, say};
+
+/// Provisions pgsilo, the proxy that gives every tenant its own database.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 an audit found something that is still there."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// What is leased, and whether it should still be.
+    #[command(subcommand)]
+    Leases(leases::Command),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Leases(command) => leases::run(command),
+    };
+    outcome.unwrap_or_else(|error| {
+        say::progress(&format!("pgsiloctl: error: {error:#}"));
+        ExitCode::FAILURE
+    })
+}

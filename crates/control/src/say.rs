@@ -1,0 +1,30 @@
+//! The two ways to speak to a person: results on stdout, progress on stderr.
+//!
+//! A closed pipe is no reason to fail or to panic: whoever stopped reading has stopped caring,
+//! and what runs must still be stopped in order.
+
+use std::io::Write;
+use std::time::Duration;
+
+/// One result, on stdout.
+pub fn result(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = writeln!(stdout, "{}", plain(text)).and_then(|()| stdout.flush());
+}
+
+/// One line of progress, on stderr.
+pub fn progress(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{}", plain(text));
+}
+
+/// Without what would move a terminal's cursor or change its colours: texts of servers are among
+/// it, and servers are not trusted.
+fn plain(text: &str) -> String {
+    let shown = |c: char| !c.is_control() || c == '\n' || c == '\t';
+    text.chars().map(|c| if shown(c) { c } else { '\u{fffd}' }).collect()
+}
+
+/// A step that is done, and how long it took.
+pub fn step(text: &str, took: Duration) {
+    progress(&format!("  {text} ... {:.1} s", took.as_secs_f64()));
+}

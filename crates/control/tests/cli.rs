@@ -1,0 +1,53 @@
+//! The command line of pgsiloctl, as a script meets it.
+
+#![expect(clippy::expect_used, reason = "what a test needs may panic")]
+
+use std::process::{Command, Output};
+
+fn pgsiloctl(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pgsiloctl"));
+    for name in ["PROVISIONER_DSN", "PROVISIONER_BAO_TOKEN", "BAO_ADDR", "PGSILO_REGISTRY"] {
+        command.env_remove(name);
+    }
+    command.args(arguments).output().expect("pgsiloctl runs")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn help_names_the_commands_and_the_exit_codes() {
+    let help = pgsiloctl(&["--help"]);
+    assert!(help.status.success());
+    let text = String::from_utf8_lossy(&help.stdout).into_owned();
+    for word in ["leases", "Exit codes", "3 an audit found"] {
+        assert!(text.contains(word), "{text}");
+    }
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_says_what_is_missing() {
+    let output = pgsiloctl(&["leases", "audit"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("--provisioner"), "{}", said(&output));
+    assert_eq!(pgsiloctl(&["sandbox"]).status.code(), Some(2), "it has a program of its own");
+}
+
+#[test]
+fn what_cannot_be_done_exits_with_1_and_keeps_the_password_to_itself() {
+    let output = pgsiloctl(&[
+        "leases",
+        "audit",
+        "--registry",
+        "/nowhere/tenants.toml",
+        "--provisioner",
+        "postgresql://provisioner:hunter2@localhost/postgres",
+        "--bao",
+        "http://127.0.0.1:1",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = said(&output);
+    assert!(said.starts_with("pgsiloctl: error: "), "{said}");
+    assert!(!said.contains("hunter2"), "{said}");
+}

@@ -1,0 +1,22 @@
+//! What pgsilo's data plane and its control plane must agree on: one type, one grammar and one rule
+//! each.
+//!
+//! Nothing here serves or asks anybody by itself, and nothing knows of a session.
+
+pub mod addresses;
+pub mod backoff;
+pub mod cause;
+pub mod clock;
+pub mod coding;
+pub mod duration;
+pub mod file;
+pub mod host;
+pub mod limits;
+pub mod names;
+pub mod registry;
+pub mod secret;
+pub mod stamp;
+pub mod tenant;
+pub mod text;
+pub mod tls;
+pub mod toml_file;

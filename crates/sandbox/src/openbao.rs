@@ -1,0 +1,218 @@
+//! A real OpenBAO server with what pgsilo needs of it, and nothing of the dev mode.
+//!
+//! It is initialized, unsealed and set up over its API like any server: the dev mode would
+//! start a little sooner but keep a well-known shape (a chosen root token, its own mounts) that
+//! no real deployment has. Its storage is memory, because nothing in it must survive. Two
+//! identities are made, each with one policy and without the default one: the provisioner's
+//! token, and the proxy's AppRole with short periodic tokens, so that its leases die soon after
+//! it does.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::process::Command;
+
+use crate::files;
+use crate::issuer::ISSUER;
+use crate::ports::on_free_port;
+use crate::process::{Part, Plan, Process, Processes};
+use pgsilo_core::secret::Secret;
+use pgsiloctl::bao::{Bao, text};
+
+/// The proxy's policy, as a real deployment would use it.
+const PROXY_POLICY: &str = include_str!("../../../docker/openbao/pgsilo.hcl");
+/// The provisioner's policy, as a real deployment would use it.
+const PROVISIONER_POLICY: &str = include_str!("../../../docker/openbao/provisioner.hcl");
+
+/// What a session's own JWT must say to log in, for each kind of access.
+const SESSION_ROLE: &str = include_str!("../../../docker/openbao/pgsilo-session-role.json");
+/// The policy of a session's own token, for each kind of access.
+const SESSION_POLICY: &str = include_str!("../../../docker/openbao/pgsilo-session.hcl");
+
+/// The AppRole that the proxy logs in to.
+pub(super) const PROXY_ROLE_ID: &str = "pgsilo";
+
+/// What to run and where.
+#[derive(Debug)]
+pub(super) struct Wish {
+    pub(super) program: Option<PathBuf>,
+    pub(super) runtime: PathBuf,
+    pub(super) log: PathBuf,
+    /// Where the proxy's secret id goes.
+    pub(super) secret_id_file: PathBuf,
+}
+
+/// A server that runs, unsealed and set up.
+#[derive(Debug)]
+pub(super) struct OpenBao {
+    pub(super) process: Arc<Process>,
+    pub(super) version: String,
+    pub(super) address: String,
+    pub(super) root_token: Secret,
+    pub(super) unseal_key: Secret,
+    pub(super) provisioner_token: Secret,
+    /// The server as its root.
+    pub(super) root: Bao,
+    /// The server as the provisioner.
+    pub(super) provisioner: Bao,
+}
+
+impl OpenBao {
+    pub(super) async fn start(processes: &Processes, wish: &Wish) -> Result<Self> {
+        let program = find_program(wish.program.as_deref())?;
+        let (process, bao, port) = on_free_port(None, async |port| {
+            let process = serve(processes, &program, wish, port)?;
+            let bao = Bao::at(&address(port))?;
+            let ready = process.meanwhile(answering(&bao)).await;
+            Ok((process, ready.map(|()| bao)))
+        })
+        .await?;
+        process.meanwhile(set_up(Arc::clone(&process), &bao, wish, address(port))).await
+    }
+}
+
+impl OpenBao {
+    /// Lets sessions ask for leases with their own tokens (`lease.authority = "session"`): the
+    /// JWT method, with a role and a policy for each access. A token that says no access gets
+    /// none: whoever reaches OpenBAO could name any role. A login works from this machine only, and
+    /// not for longer than the token that it was made with.
+    pub(super) async fn admit_sessions(&self, issuer_pem: &str) -> Result<()> {
+        let root = &self.root;
+        root.write("sys/auth/jwt", json!({ "type": "jwt" })).await?;
+        let keys = json!({ "jwt_validation_pubkeys": [issuer_pem], "bound_issuer": ISSUER });
+        root.write("auth/jwt/config", keys).await?;
+        let methods = root.read("sys/auth").await?;
+        let accessor = text(&methods, "/data/jwt~1/accessor")?;
+        for (kind, access) in [("rw", "read-write"), ("ro", "read-only"), ("migrate", "migrate")] {
+            let name = format!("pgsilo-session-{kind}");
+            let policy = SESSION_POLICY.replace("ACCESSOR", accessor).replace("KIND", kind);
+            root.write(&format!("sys/policies/acl/{name}"), json!({ "policy": policy })).await?;
+            let role = SESSION_ROLE.replace("ACCESS", access).replace("KIND", kind);
+            let role = serde_json::from_str(&role.replace("PROXIES", "127.0.0.1/32"))?;
+            root.write(&format!("auth/jwt/cel/role/{name}"), role).await?;
+        }
+        let quota = json!({ "path": "auth/jwt", "rate": 200 });
+        root.write("sys/quotas/rate-limit/pgsilo-session", quota).await?;
+        Ok(())
+    }
+
+    /// Lets the provisioner describe databases of this server (`HOST:PORT`) and of no other.
+    pub(super) async fn admit_databases_of(&self, server: &str) -> Result<()> {
+        let policy = PROVISIONER_POLICY.replace("DATABASE", server);
+        let path = "sys/policies/acl/pgsilo-provisioner";
+        self.root.write(path, json!({ "policy": policy })).await.map(drop)
+    }
+}
+
+fn address(port: u16) -> String {
+    format!("http://127.0.0.1:{port}")
+}
+
+fn serve(processes: &Processes, program: &Path, wish: &Wish, port: u16) -> Result<Arc<Process>> {
+    let config = wish.runtime.join("openbao.hcl");
+    files::write_private(
+        &config,
+        &format!(
+            "storage \"inmem\" {{}}\n\
+             listener \"tcp\" {{\n  address = \"127.0.0.1:{port}\"\n  tls_disable = true\n}}\n\
+             api_addr = \"{}\"\n",
+            address(port)
+        ),
+    )?;
+    let mut command = Command::new(program);
+    command.arg("server").arg("-config").arg(&config).current_dir(&wish.runtime);
+    processes.start(Plan {
+        part: Part::OpenBao,
+        name: "OpenBAO",
+        command,
+        log: wish.log.clone(),
+        stop: Signal::TERM,
+        patience: Duration::from_secs(5),
+    })
+}
+
+/// Waits until somebody answers at all.
+async fn answering(bao: &Bao) -> Result<()> {
+    let poll = async {
+        while bao.health().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(15)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), poll).await.context("no answer after 60 s")
+}
+
+async fn set_up(process: Arc<Process>, bao: &Bao, wish: &Wish, address: String) -> Result<OpenBao> {
+    let shares = json!({ "secret_shares": 1, "secret_threshold": 1 });
+    let born = bao.write("sys/init", shares).await?;
+    let unseal_key = Secret::new(text(&born, "/keys_base64/0")?.to_owned());
+    let root_token = Secret::new(text(&born, "/root_token")?.to_owned());
+    let unsealed = bao.write("sys/unseal", json!({ "key": unseal_key.expose_text()? })).await?;
+    ensure!(unsealed["sealed"] == json!(false), "OpenBAO stays sealed");
+    let version = text(&unsealed, "/version")?.to_owned();
+    let active = async {
+        while bao.health().await? != 200 {
+            tokio::time::sleep(Duration::from_millis(15)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(Duration::from_secs(30), active)
+        .await
+        .context("not active after 30 s")??;
+
+    let root = bao.as_token(root_token.clone());
+    root.write("sys/policies/acl/pgsilo", json!({ "policy": PROXY_POLICY })).await?;
+    admit_proxy(&root, &wish.secret_id_file).await.context("admitting the proxy")?;
+    let provisioner_token = admit_provisioner(&root).await.context("admitting the provisioner")?;
+    Ok(OpenBao {
+        process,
+        version,
+        address,
+        root_token,
+        unseal_key,
+        provisioner: bao.as_token(provisioner_token.clone()),
+        provisioner_token,
+        root,
+    })
+}
+
+async fn admit_proxy(root: &Bao, secret_id_file: &Path) -> Result<()> {
+    root.write("sys/auth/approle", json!({ "type": "approle" })).await?;
+    let role = json!({
+        "role_id": PROXY_ROLE_ID,
+        "token_policies": ["pgsilo"],
+        "token_no_default_policy": true,
+        "token_type": "service",
+        // Never at an end while it is renewed, and dead, its leases with it, 60 s after the
+        // proxy stops renewing it.
+        "token_period": "60s",
+    });
+    root.write("auth/approle/role/pgsilo", role).await?;
+    let made = root.write("auth/approle/role/pgsilo/secret-id", json!({})).await?;
+    files::write_private(secret_id_file, text(&made, "/data/secret_id")?)
+}
+
+async fn admit_provisioner(root: &Bao) -> Result<Secret> {
+    let wish = json!({
+        "display_name": "provisioner",
+        "policies": ["pgsilo-provisioner"],
+        "no_default_policy": true,
+        "period": "768h",
+    });
+    let made = root.write("auth/token/create-orphan", wish).await?;
+    Ok(Secret::new(text(&made, "/auth/client_token")?.to_owned()))
+}
+
+fn find_program(wish: Option<&Path>) -> Result<PathBuf> {
+    let program = match wish {
+        Some(program) => program.to_owned(),
+        None => files::on_path("bao").context(
+            "no OpenBAO: run scripts/tools.py and set PGSILO_BAO to what it prints, or pass --bao",
+        )?,
+    };
+    ensure!(files::is_program(&program), "{} is no program", program.display());
+    Ok(program.canonicalize()?)
+}

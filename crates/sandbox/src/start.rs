@@ -1,0 +1,324 @@
+//! The ordered start: each step needs the ones before it, and any failure stops them all.
+//!
+//! PostgreSQL and OpenBAO start side by side, then the tenants are provisioned side by side,
+//! then comes the proxy, and `env` is the last thing written. Stopping goes the other way.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::str::Utf8Error;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::env::{Env, quote, quote_if_needed, socket_dsn, tls_dsn};
+use crate::ground::Ground;
+use crate::issuer::{self, Issuer};
+use crate::openbao::{self, OpenBao};
+use crate::postgres::{self, Postgres};
+use crate::proxy::{self, Proxy};
+use crate::psql::Psql;
+use crate::stop::Stop;
+use crate::{Start, certificates, files, seed};
+use pgsilo_core::names::Names;
+use pgsilo_core::tenant::TenantId;
+use pgsiloctl::provision::{Login, Provisioner, Share};
+use pgsiloctl::say;
+
+/// How long the tokens in `env` are valid.
+const TOKEN_TTL: Duration = Duration::from_secs(12 * 3600);
+
+/// Starts a sandbox and keeps it until it is told to stop or one of its parts dies.
+pub(super) fn run(start: Start) -> Result<ExitCode> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(Box::pin(supervise(start)))
+}
+
+async fn supervise(start: Start) -> Result<ExitCode> {
+    let mut stop = Stop::listen(start.until_eof)?;
+    let ground = Ground::prepare(&start.dir)?;
+    let failure = tokio::select! {
+        () = stop.asked() => None,
+        failure = Box::pin(serve(&ground, &start)) => Some(failure),
+    };
+    if let Some(failure) = &failure {
+        say::progress(&format!("pgsilo-sandbox: error: {failure:#}"));
+    }
+    say::progress("stopping (Ctrl-C again kills at once)");
+    // Nobody may find `env` while things go away.
+    ground.forget_env()?;
+    let killed = tokio::select! {
+        () = ground.processes.stop() => false,
+        () = stop.asked_again() => true,
+    };
+    if killed {
+        ground.processes.kill().await;
+    }
+    ground.clear()?;
+    say::progress("stopped, nothing is left");
+    Ok(match failure {
+        Some(_) => ExitCode::FAILURE,
+        None if killed => ExitCode::from(130),
+        None => ExitCode::SUCCESS,
+    })
+}
+
+/// Gives back why it ended by itself; it never ends well.
+async fn serve(ground: &Ground, start: &Start) -> anyhow::Error {
+    let began = Instant::now();
+    match Box::pin(raise(ground, start)).await {
+        Ok(raised) => {
+            announce(&raised, start, began.elapsed());
+            ground.processes.death().await
+        }
+        Err(error) => error,
+    }
+}
+
+// --- The steps -----------------------------------------------------------------------------
+
+/// All that runs.
+#[derive(Debug)]
+struct Raised {
+    dir: PathBuf,
+    socket_dir: PathBuf,
+    postgres: Postgres,
+    openbao: OpenBao,
+    proxy: Proxy,
+    psql: Psql,
+    /// Tenant and token.
+    tokens: Vec<(Names, String)>,
+}
+
+async fn raise(ground: &Ground, start: &Start) -> Result<Raised> {
+    let dir = &ground.dir;
+    certificates::create(dir).context("making certificates")?;
+    let issuer = Issuer::create(dir).context("making the token issuer")?;
+    let tenants = seed::TENANTS
+        .iter()
+        .map(|data| Ok(Names::of(&TenantId::parse(data.tenant)?)?))
+        .collect::<Result<Vec<_>>>()?;
+    let (postgres, openbao) =
+        tokio::try_join!(raise_postgres(ground, start), raise_openbao(ground, start))?;
+    let issuer_pem = std::fs::read_to_string(dir.join("issuer.pem"))?;
+    openbao.admit_sessions(&issuer_pem).await.context("admitting sessions to OpenBAO")?;
+    let Login { host, port, .. } = &postgres.provisioner;
+    openbao.admit_databases_of(&format!("{host}:{port}")).await.context("admitting databases")?;
+    let provisioner = Provisioner {
+        postgres: postgres.provisioner.clone(),
+        bao: openbao.provisioner.clone(),
+        share: Share { connections: start.share(), allowed: start.allow.clone() },
+    };
+    let make = |(tenant, data)| make_tenant(&provisioner, tenant, data, &openbao, &postgres);
+    futures_util::future::try_join_all(tenants.iter().zip(&seed::TENANTS).map(make)).await?;
+    let proxy = raise_proxy(ground, start, &openbao, &postgres, &tenants).await?;
+    let psql = Psql::find(&postgres.programs).await;
+    let tokens = tenants
+        .into_iter()
+        .map(|tenant| Ok((tenant.clone(), issuer.mint(&wish(&tenant))?)))
+        .collect::<Result<_>>()?;
+    let raised = Raised {
+        dir: dir.clone(),
+        socket_dir: ground.runtime.clone(),
+        postgres,
+        openbao,
+        proxy,
+        psql,
+        tokens,
+    };
+    files::write_private(&dir.join("env"), &raised.env()?.render())?;
+    Ok(raised)
+}
+
+/// One step: what it is called when it fails, and what it says when it is done.
+async fn step<T>(
+    name: &str,
+    work: impl Future<Output = Result<T>>,
+    done: impl FnOnce(&T) -> String,
+) -> Result<T> {
+    let began = Instant::now();
+    let made = work.await.with_context(|| name.to_owned())?;
+    say::step(&done(&made), began.elapsed());
+    Ok(made)
+}
+
+async fn raise_postgres(ground: &Ground, start: &Start) -> Result<Postgres> {
+    let wish = postgres::Wish {
+        programs: start.pg_bin.clone(),
+        max_connections: start.max_connections,
+        leased_over_tcp: start.leased_over_tcp,
+        runtime: ground.runtime.clone(),
+        log: ground.dir.join("postgres.log"),
+    };
+    step("starting PostgreSQL", Postgres::start(&ground.processes, &wish), |postgres| {
+        format!("PostgreSQL {} on 127.0.0.1:{}", postgres.version, postgres.superuser.port)
+    })
+    .await
+}
+
+async fn raise_openbao(ground: &Ground, start: &Start) -> Result<OpenBao> {
+    let wish = openbao::Wish {
+        program: start.bao.clone(),
+        runtime: ground.runtime.clone(),
+        log: ground.dir.join("openbao.log"),
+        secret_id_file: ground.dir.join("secret-id"),
+    };
+    step("starting OpenBAO", OpenBao::start(&ground.processes, &wish), |openbao| {
+        format!("OpenBAO {} on {}", openbao.version, openbao.address)
+    })
+    .await
+}
+
+async fn make_tenant(
+    provisioner: &Provisioner,
+    tenant: &Names,
+    data: &seed::Data,
+    openbao: &OpenBao,
+    postgres: &Postgres,
+) -> Result<()> {
+    let name = format!("provisioning tenant {}", tenant.id().as_str());
+    let work = async {
+        provisioner.create_tenant(tenant).await?;
+        let Postgres { superuser, admits_leased, .. } = postgres;
+        data.write(tenant, &openbao.root, superuser, admits_leased).await
+    };
+    step(&name, work, |()| {
+        format!(
+            "tenant {}: database {}, roles, leases, data",
+            tenant.id().as_str(),
+            tenant.database()
+        )
+    })
+    .await
+}
+
+async fn raise_proxy(
+    ground: &Ground,
+    start: &Start,
+    openbao: &OpenBao,
+    postgres: &Postgres,
+    tenants: &[Names],
+) -> Result<Proxy> {
+    let wish = proxy::Wish {
+        dir: &ground.dir,
+        socket_dir: &ground.runtime,
+        port: start.port,
+        log_level: start.log_level,
+        share: start.share(),
+        openbao: &openbao.address,
+        postgres_port: postgres.superuser.port,
+        postgres_host: &postgres.admits_leased,
+        tenants,
+    };
+    if start.without_proxy {
+        return Proxy::prepare(&wish);
+    }
+    step("starting pgsilo", Proxy::start(&ground.processes, &wish), |proxy| {
+        format!("pgsilo on 127.0.0.1:{}", proxy.port)
+    })
+    .await
+}
+
+fn wish(tenant: &Names) -> issuer::Wish {
+    issuer::Wish {
+        subject: format!("alice@{}", tenant.id().as_str()),
+        tenants: vec![tenant.id().as_str().to_owned()],
+        access: None,
+        ttl: TOKEN_TTL,
+        expired: false,
+        claims: Vec::new(),
+    }
+}
+
+// --- What others get to know ---------------------------------------------------------------
+
+impl Raised {
+    fn tls_dsn(&self, tenant: &Names, token: &str) -> String {
+        tls_dsn(token, self.proxy.port, tenant.id().as_str(), &self.dir.join("ca.crt"))
+    }
+
+    fn socket_dsn(&self, tenant: &Names, token: &str) -> String {
+        socket_dsn(token, self.proxy.port, tenant.id().as_str(), &self.socket_dir)
+    }
+
+    /// The one that the machine's psql can use.
+    fn dsn(&self, tenant: &Names, token: &str) -> String {
+        if self.psql.tls { self.tls_dsn(tenant, token) } else { self.socket_dsn(tenant, token) }
+    }
+
+    fn env(&self) -> Result<Env> {
+        let path = |path: &Path| path.to_string_lossy().into_owned();
+        let direct = |login: &Login| {
+            let (user, password) = (&login.user, login.password.expose_text()?);
+            let address = format!("{}:{}", login.host, login.port);
+            Ok::<_, Utf8Error>(format!("postgresql://{user}:{password}@{address}/postgres"))
+        };
+        let mut env = Env::default();
+        env.set("PGSILO_HOST", "127.0.0.1");
+        env.set("PGSILO_PORT", self.proxy.port.to_string());
+        env.set("PGSILO_CA", path(&self.dir.join("ca.crt")));
+        env.set("PGSILO_SOCKET_DIR", path(&self.socket_dir));
+        for (tenant, token) in &self.tokens {
+            let name = tenant.id().as_str().to_uppercase();
+            env.set(format!("{name}_TOKEN"), token);
+            env.set(format!("{name}_DSN"), self.dsn(tenant, token));
+            env.set(format!("{name}_TLS_DSN"), self.tls_dsn(tenant, token));
+            env.set(format!("{name}_SOCKET_DSN"), self.socket_dsn(tenant, token));
+        }
+        env.set("METRICS_URL", format!("http://{}/metrics", self.proxy.admin));
+        env.set("PGSILO_CONFIG", path(&self.dir.join("pgsilo.toml")));
+        env.set("PGSILO_REGISTRY", path(&self.dir.join("tenants.toml")));
+        env.set("PGSILO_SANDBOX_DIR", path(&self.dir));
+        env.set("PGSILO_SANDBOX_PID", std::process::id().to_string());
+        let proxy_pid = self.proxy.process.as_ref().map(|process| process.pid().to_string());
+        env.set("PGSILO_PID", proxy_pid.unwrap_or_default());
+        env.set("PSQL", &self.psql.program);
+        env.set("PG_BIN", path(&self.postgres.programs));
+        env.set("PG_PORT", self.postgres.superuser.port.to_string());
+        env.set("PG_PID", self.postgres.process.pid().to_string());
+        env.set("PG_SUPERUSER_DSN", direct(&self.postgres.superuser)?);
+        env.set("PROVISIONER_DSN", direct(&self.postgres.provisioner)?);
+        env.set("PROVISIONER_BAO_TOKEN", self.openbao.provisioner_token.expose_text()?);
+        env.set("BAO_ADDR", &self.openbao.address);
+        env.set("BAO_TOKEN", self.openbao.root_token.expose_text()?);
+        env.set("BAO_UNSEAL_KEY", self.openbao.unseal_key.expose_text()?);
+        env.set("BAO_PID", self.openbao.process.pid().to_string());
+        Ok(env)
+    }
+}
+
+/// What a person pastes; each line works as it stands.
+fn announce(raised: &Raised, start: &Start, took: Duration) {
+    let took = took.as_secs_f64();
+    let socket = raised.socket_dir.join(format!(".s.PGSQL.{}", raised.proxy.port));
+    let socket = socket.display();
+    let port = raised.proxy.port;
+    if start.without_proxy {
+        let config = quote_if_needed(&raised.dir.join("pgsilo.toml").to_string_lossy());
+        say::result(&format!(
+            "Ready in {took:.1} s, all but the proxy. Start it with\n\n  pgsilo serve --config {config}\n"
+        ));
+    } else {
+        say::result(&format!("Ready in {took:.1} s: 127.0.0.1:{port} (TLS) and {socket}\n"));
+    }
+    let psql = quote_if_needed(&raised.psql.program);
+    for (tenant, token) in &raised.tokens {
+        say::result(&format!(
+            "Tenant {}, with its token as the password:\n\n  {psql} {}\n",
+            tenant.id().as_str(),
+            quote(&raised.dsn(tenant, token))
+        ));
+    }
+    let own = std::env::args().next().unwrap_or_else(|| "pgsilo-sandbox".to_owned());
+    let own = quote_if_needed(&own);
+    let dir = quote_if_needed(&start.dir.to_string_lossy());
+    // Without a slash in front, `.` would look for it on the PATH.
+    let env = Path::new(".").join(&start.dir).join("env");
+    let env = quote_if_needed(&env.to_string_lossy());
+    say::result(&format!(
+        "In another shell, from this folder:\n\n  \
+         . {env} && \"$PSQL\" \"$ACME_DSN\" -c 'table customers'\n  \
+         {own} token --dir {dir} acme --ttl 5m --access read-only\n\n\
+         Ctrl-C stops everything."
+    ));
+}

@@ -1,0 +1,419 @@
+//! A pgsilo under test: the program itself, with a configuration of its own, its log read as
+//! it is written.
+//!
+//! When it is dropped it is stopped, and its whole log is searched for secrets: every test is
+//! also a test that none is ever logged.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::sync::OwnedMutexGuard;
+
+use super::world::{World, world};
+use super::{PATIENCE, eventually, programs};
+
+/// What a test wants of its pgsilo; the rest is as in the sandbox.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Replaces the listeners: TOML with `{dir}` for the proxy's folder.
+    pub listeners: String,
+    /// Keys of `[limits]`.
+    pub limits: String,
+    /// Keys of `[registry]` beside `file`.
+    pub registry: String,
+    /// Keys of `[openbao]` that replace the sandbox's.
+    pub openbao: String,
+    /// Keys of `[lease]`.
+    pub lease: String,
+    /// Keys of `[[issuer]]` beside the sandbox's.
+    pub issuer: String,
+    /// Files beside its configuration: name and text.
+    pub files: Vec<(&'static str, String)>,
+    /// Replaces the issuers: `[[issuer]]` tables.
+    pub issuers: String,
+    /// The tenants' file, as a change to the sandbox's.
+    pub tenants: fn(&str) -> String,
+    /// Keys of `[warm]`. As in the tests that count leases, nothing is made ahead.
+    pub warm: String,
+    /// Keys of `[backend]`.
+    pub backend: String,
+    /// How much is logged; tests look for secrets in all of it.
+    pub log_level: &'static str,
+    /// More tables: `[audit]`.
+    pub more: String,
+    /// A shell that runs before pgsilo, in its process: `ulimit -n 64`.
+    pub before: String,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            listeners: TLS.to_owned() + UNIX,
+            limits: "drain_timeout = \"2s\"\nmax_sessions_per_tenant = 500\n".to_owned(),
+            registry: String::new(),
+            openbao: String::new(),
+            lease: String::new(),
+            issuer: String::new(),
+            files: Vec::new(),
+            issuers: String::new(),
+            tenants: str::to_owned,
+            warm: "max = 0\n".to_owned(),
+            backend: String::new(),
+            log_level: "debug",
+            more: String::new(),
+            before: String::new(),
+        }
+    }
+}
+
+/// A TLS listener on a free port.
+pub const TLS: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\n\
+    tls = { certificate = \"server.crt\", key = \"server.key\" }\n";
+/// A Unix socket.
+pub const UNIX: &str = "[[listener]]\nsocket = \"{dir}/.s.PGSQL.6432\"\n";
+/// A listener in clear on a free port.
+pub const PLAIN: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\nplaintext = true\n";
+
+/// A running pgsilo.
+#[derive(Debug)]
+pub struct Proxy {
+    child: Child,
+    dir: PathBuf,
+    log: Arc<Mutex<Vec<String>>>,
+    /// Held by who wants nobody to read its log.
+    reading: Arc<tokio::sync::Mutex<()>>,
+    addresses: Vec<SocketAddr>,
+    admin: SocketAddr,
+    /// What must not be in its log.
+    secret_id: String,
+}
+
+impl Proxy {
+    /// Starts one with the defaults and waits until it is ready.
+    pub async fn start() -> Proxy {
+        Proxy::with(Settings::default()).await
+    }
+
+    /// Starts one and waits until it is ready to serve.
+    pub async fn with(settings: Settings) -> Proxy {
+        Proxy::of(world(), settings).await
+    }
+
+    /// Starts one whose leases for acme come from a role of its own, which is made like acme's
+    /// read-write one but for its times.
+    pub async fn with_role(
+        role: &str,
+        default_ttl: &str,
+        max_ttl: &str,
+        settings: Settings,
+    ) -> Proxy {
+        world().role_like_acme(role, default_ttl, max_ttl).await;
+        let proxy = Proxy::with(settings).await;
+        proxy.reload(&proxy.tenants().replacen("tenant-acme-rw", role, 1));
+        proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+        proxy
+    }
+
+    /// Starts one in front of another sandbox and waits until it is ready to serve.
+    pub async fn of(world: &World, settings: Settings) -> Proxy {
+        let proxy = Proxy::begin(world, settings).await;
+        eventually("pgsilo to be ready", async || {
+            (proxy.get("/readyz").await.0 == 200).then_some(())
+        })
+        .await;
+        proxy
+    }
+
+    /// Starts one and waits until it listens, whether or not it could serve.
+    pub async fn unready(settings: Settings) -> Proxy {
+        Proxy::begin(world(), settings).await
+    }
+
+    async fn begin(world: &World, settings: Settings) -> Proxy {
+        let dir = folder();
+        write_files_of(world, &dir, &settings);
+        let mut command = Command::new("sh");
+        let script = format!("{} exec \"$0\" \"$@\"", settings.before);
+        command.arg("-c").arg(script).arg(programs::pgsilo());
+        command.arg("serve").arg("--config").arg(dir.join("pgsilo.toml"));
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("pgsilo starts");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (sink, lines) = (Arc::clone(&log), BufReader::new(child.stderr.take().expect("piped")));
+        let reading = Arc::new(tokio::sync::Mutex::new(()));
+        let may_read = Arc::clone(&reading);
+        std::thread::spawn(move || {
+            lines.lines().map_while(Result::ok).for_each(|line| {
+                sink.lock().expect("log").push(line);
+                drop(may_read.blocking_lock());
+            });
+        });
+        let none = SocketAddr::from(([127, 0, 0, 1], 0));
+        let secret_id = fs::read_to_string(world.dir().join("secret-id")).expect("read");
+        let addresses = Vec::new();
+        let mut proxy = Proxy { child, dir, log, reading, addresses, admin: none, secret_id };
+        let serving = proxy.logged(|line| line["message"] == "pgsilo serves").await;
+        assert_eq!(serving["level"], "INFO");
+        for line in proxy.lines() {
+            let address = |field: &str| line[field].as_str().and_then(|text| text.parse().ok());
+            proxy.addresses.extend(address("listener"));
+            proxy.admin = address("admin").unwrap_or(proxy.admin);
+        }
+        proxy
+    }
+
+    /// The address of its only TCP listener, or of the first.
+    pub fn address(&self) -> SocketAddr {
+        *self.addresses.first().expect("a TCP listener")
+    }
+
+    /// The addresses of its TCP listeners, in their order.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The folder of its files and its Unix socket.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join(".s.PGSQL.6432")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A libpq URI over TLS, verified.
+    pub fn tls_dsn(&self, token: &str, dbname: &str) -> String {
+        let ca = self.dir.join("ca.crt");
+        let address = self.address();
+        format!(
+            "postgresql://app:{token}@{address}/{dbname}?sslmode=verify-full&sslrootcert={}",
+            ca.display()
+        )
+    }
+
+    /// A libpq URI over the Unix socket.
+    pub fn socket_dsn(&self, token: &str, dbname: &str) -> String {
+        format!("postgresql://app:{token}@/{dbname}?host={}&port=6432", self.dir.display())
+    }
+
+    /// A tokio-postgres client over the Unix socket.
+    pub async fn connect(
+        &self,
+        token: &str,
+        dbname: &str,
+    ) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+        let mut config = tokio_postgres::Config::new();
+        config.host_path(&self.dir).port(6432).user("app").password(token).dbname(dbname);
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// Every line of the log so far.
+    pub fn lines(&self) -> Vec<Value> {
+        let log = self.log.lock().expect("log");
+        log.iter()
+            .map(|line| serde_json::from_str(line).unwrap_or(Value::String(line.clone())))
+            .collect()
+    }
+
+    /// Reads no more of its log, but for what has been read ahead, until the guard is dropped.
+    pub async fn stop_reading(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.reading).lock_owned().await
+    }
+
+    /// The first line that fits, once it is there.
+    pub async fn logged(&self, fits: impl Fn(&Value) -> bool) -> Value {
+        let found = eventually("a line of the log", async || self.lines().into_iter().find(&fits));
+        match tokio::time::timeout(PATIENCE / 2, found).await {
+            Ok(line) => line,
+            Err(_late) => panic!("no such line in the log: {:#?}", self.log.lock().expect("log")),
+        }
+    }
+
+    /// The audit events of one kind so far.
+    pub fn events(&self, kind: &str) -> Vec<Value> {
+        let mut lines = self.lines();
+        lines.retain(|line| line["target"] == "pgsilo::audit" && line["event"] == kind);
+        lines
+    }
+
+    /// The first audit event of a kind that fits, once it is there.
+    pub async fn event(&self, kind: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        self.logged(|line| line["target"] == "pgsilo::audit" && line["event"] == kind && fits(line))
+            .await
+    }
+
+    /// The event `started` of a session, by its number from 0 in the order in which they were
+    /// served, once it is there.
+    pub async fn served(&self, number: usize) -> Value {
+        eventually("the session's event", async || self.events("started").get(number).cloned())
+            .await
+    }
+
+    /// The address of its HTTP endpoints.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// `GET path` of its HTTP endpoints: status and body.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let response =
+            reqwest::get(format!("http://{}{path}", self.admin)).await.expect("HTTP answers");
+        (response.status().as_u16(), response.text().await.expect("text"))
+    }
+
+    /// A metric's value, as `name{label="value"}`.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let (_status, text) = self.get("/metrics").await;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no metric {name} in\n{text}")).parse().expect("a number")
+    }
+
+    /// Waits until a gauge has a value, or a counter has at least that.
+    pub async fn metric_reaches(&self, name: &str, value: f64) {
+        let counts = name.contains("_total");
+        eventually(name, async || {
+            let now = self.metric(name).await;
+            (now == value || (counts && now > value)).then_some(())
+        })
+        .await;
+    }
+
+    /// Replaces the registry's file and sends SIGHUP.
+    pub fn reload(&self, tenants: &str) {
+        fs::write(self.dir.join("tenants.toml"), tenants).expect("written");
+        self.signal(Signal::HUP);
+    }
+
+    /// Places acme on another port of 127.0.0.1, with more keys of its placement, and waits until
+    /// that is in force.
+    pub async fn place_acme_at(&self, port: u16, more: &str) {
+        let tenants = self.tenants();
+        let (before, placement) = tenants.split_once("port = ").expect("a placement");
+        assert!(before.matches("[[tenant]]").count() == 1 && before.contains("id = \"acme\""));
+        let (_, behind) = placement.split_once('\n').expect("more keys");
+        self.reload(&format!("{before}port = {port}\n{more}{behind}"));
+        self.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    }
+
+    /// The registry's file as it is.
+    pub fn tenants(&self) -> String {
+        fs::read_to_string(self.dir.join("tenants.toml")).expect("read")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id() as i32).expect("a pid");
+        kill_process(pid, signal).expect("the process lives");
+    }
+
+    /// Waits until the process has ended.
+    pub async fn ended(&mut self) -> ExitStatus {
+        eventually("pgsilo to end", async || self.child.try_wait().expect("waited")).await
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if let (Ok(None), Some(pid)) =
+            (self.child.try_wait(), Pid::from_raw(self.child.id() as i32))
+        {
+            let _gone = kill_process(pid, Signal::TERM);
+            let _gone = kill_process(pid, Signal::TERM);
+        }
+        let _waited = self.child.wait();
+        let log = self.log.lock().map(|log| log.join("\n")).unwrap_or_default();
+        let _gone = fs::remove_dir_all(&self.dir);
+        if std::thread::panicking() {
+            eprintln!("pgsilo's log:\n{log}");
+            return;
+        }
+        assert!(!holds_token(&log), "a token was logged:\n{log}");
+        assert!(!log.contains("panicked"), "pgsilo panicked:\n{log}");
+        assert!(!log.contains(self.secret_id.trim()), "the secret id was logged");
+    }
+}
+
+/// Whether a JWT stands in a text: the beginning of a JSON object in base64url, and a dot behind
+/// it. The names of leased roles are random and may begin like one.
+fn holds_token(text: &str) -> bool {
+    text.match_indices("eyJ").any(|(at, _)| {
+        let mut parts =
+            text[at..].split(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_');
+        let length = parts.next().map_or(0, str::len);
+        length >= 16 && text[at + length..].starts_with('.')
+    })
+}
+
+#[test]
+fn a_token_in_a_log_is_noticed() {
+    assert!(holds_token(&format!("{{\"cause\":\"{}\"}}", super::mint::token("acme"))));
+    assert!(holds_token("eyJhbGciOiJub25lIn0."));
+    assert!(!holds_token("{\"role\":\"tenant-acme-rw-eyJ4TNgtlvIZKMY0aB1\",\"x\":0.5}"));
+}
+
+/// A new folder with a short path: a Unix socket's has at most 107 bytes.
+pub fn folder() -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let dir = std::env::temp_dir().join(format!("pgsilo-e2e-{}-{number}", std::process::id()));
+    fs::create_dir_all(&dir).expect("a folder");
+    dir
+}
+
+/// Writes a configuration and all that it names.
+pub fn write_files(dir: &Path, settings: &Settings) {
+    write_files_of(world(), dir, settings);
+}
+
+fn write_files_of(world: &World, dir: &Path, settings: &Settings) {
+    let sandbox = world.dir();
+    for name in ["server.crt", "server.key", "ca.crt", "jwks.json", "secret-id"] {
+        fs::copy(sandbox.join(name), dir.join(name)).expect("copied");
+    }
+    for (name, text) in &settings.files {
+        fs::write(dir.join(name), text).expect("written");
+        let private = fs::Permissions::from_mode(0o600);
+        fs::set_permissions(dir.join(name), private).expect("made private");
+    }
+    let tenants = fs::read_to_string(sandbox.join("tenants.toml")).expect("read");
+    fs::write(dir.join("tenants.toml"), (settings.tenants)(&tenants)).expect("written");
+    let openbao = match settings.openbao.is_empty() {
+        true => format!(
+            "address = \"{}\"\nauth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"secret-id\" }} }}\n",
+            world.var("BAO_ADDR")
+        ),
+        false => settings.openbao.clone(),
+    };
+    let issuers = match settings.issuers.is_empty() {
+        true => format!(
+            "[[issuer]]\nissuer = \"https://issuer.sandbox.invalid\"\naudience = [\"pgsilo\"]\n\
+             algorithms = [\"ES256\"]\njwks = \"jwks.json\"\ntenant_claim = \"tenant\"\naccess_claim = \"access\"\ndefault_access = \"read-write\"\n{}\n",
+            settings.issuer
+        ),
+        false => settings.issuers.clone(),
+    };
+    let mut config = settings.listeners.replace("{dir}", &dir.display().to_string());
+    write!(
+        config,
+        "{issuers}[registry]\nfile = \"tenants.toml\"\n{}\n[openbao]\n{openbao}\n[lease]\n{}\n[limits]\n{}\n[warm]\n{}\n[backend]\n{}\n\
+         [admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"{}\"\n{}",
+        settings.registry, settings.lease, settings.limits, settings.warm,
+        settings.backend, settings.log_level, settings.more
+    )
+    .expect("formatted");
+    fs::write(dir.join("pgsilo.toml"), config).expect("written");
+}
