@@ -30,7 +30,7 @@ use binding::Channel;
 pub(crate) use login::{Attachment, BackendError, Parked, Past};
 use version::ServerVersion;
 
-use crate::session::Route;
+use crate::route::Route;
 use crate::stream::{Stream, out_of_resources, tune};
 
 /// From the first packet of a dial to the end of its TLS handshake.

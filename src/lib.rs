@@ -18,15 +18,15 @@
 //! splice, cancel, pool     the relay; cancel keys; connections that wait for a session
 //! backend, frontend        the one dial and the login; framed reads with bounds
 //! config                   the file, and the ready-made objects it becomes
-//! identity, route          who a session is, however that was proved; which of its tenants it is for
+//! route                    which of its tenants a session is for: a pure decision
+//! identity                 who a session is, however that was proved
 //! token | registry | lease three parts that never import each other: they meet in stages
 //! audit                    the trail of a connection, and the events
 //! stream, ending, limits, proxy_protocol, log
 //! ```
 //!
-//! One exception is deliberate: `backend::dial` takes a [`session::Route`], which only a routed
-//! session has, so that nothing else can be dialled, and the pool keeps connections for one.
-//! `tests/structure.rs` keeps these rules. What the control plane must agree with is in `pgsilo-core`,
+//! `tests/structure.rs` keeps these rules. `backend::dial` takes a `Route`, which only the pure decision of
+//! `route` makes, of a verified identity: nothing else can be dialled. What the control plane must agree with is in `pgsilo-core`,
 //! the protocol in `pgsilo-wire`.
 
 mod admin;

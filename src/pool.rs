@@ -33,7 +33,7 @@ use crate::config::Warm;
 use crate::lease::{Fullness, Lease, LeaseEnd, LeaseError, Lessor};
 use crate::limits::{Tally, TallyPermit};
 use crate::registry::Registry;
-use crate::session::Route;
+use crate::route::Route;
 use full::FullDatabases;
 use shelves::{Full, Places, Ready, Shelf, Shelves};
 

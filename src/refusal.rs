@@ -15,7 +15,7 @@ use tracing::Level;
 use crate::audit::Told;
 use crate::backend::{BackendError, DialError};
 use crate::lease::{DatabaseFault, LeaseError};
-use crate::route::RouteError;
+use crate::route::{Closed, RouteError};
 use crate::token::{Rejected, SourceError, TokenError};
 
 macro_rules! reasons {
@@ -287,6 +287,19 @@ impl From<RouteError> for Refusal {
             RouteError::HostUnknown { named, .. } => Refusal::new(Reason::DatabaseUnknown, &error)
                 .about(named)
                 .hint("Connect to the tenant's own host."),
+            RouteError::Token(rejected) => rejected.clone().into(),
+            RouteError::Unbound { .. } => Refusal::new(Reason::CertificateUnbound, error),
+            RouteError::Closed { tenant, why, .. } => {
+                let (reason, about): (_, &dyn Display) = match why {
+                    Closed::Unknown => (Reason::TenantUnknown, tenant),
+                    Closed::Suspended => (Reason::TenantSuspended, tenant),
+                    Closed::Paused => (Reason::TenantPaused, tenant),
+                    Closed::OtherRegion | Closed::NoRegion => (Reason::ResidencyRefused, tenant),
+                    Closed::NoRole(_) => (Reason::TenantForbidden, tenant),
+                    Closed::SettingsTooLong { .. } => (Reason::SettingRejected, &error),
+                };
+                Refusal::new(reason, &error).about(about)
+            }
         }
     }
 }

@@ -1,15 +1,26 @@
-//! Which of its tenants a session is for: a pure decision over what was proved, what the client
-//! stated, and what the registry knows of the proved tenants.
+//! Where a session leads: a pure decision over what was proved, what the client stated, and what the
+//! registry knows of the proved tenants.
 //!
 //! What a client states selects nothing by itself. It has to agree: a name that belongs to none of
-//! the session's own tenants is refused, whosever it may be. One that is the id of one of them means
-//! that one, whatever others call their databases; other names choose only where they are of exactly
-//! one. Only the session's own tenants are
-//! looked up, so no answer tells of another's existence. Called by the Routed stage; the
-//! configuration makes [`DatabaseNames`].
+//! the session's own tenants is refused, no matter whose it is. One that is the id of one of them
+//! means that one, whatever others call their databases; other names choose only where they are of
+//! exactly one. Only the session's own tenants are looked up, so no answer tells of another's
+//! existence.
+//!
+//! [`Route::resolve`] is the only way to a [`Route`], and nothing is dialled without one. The Routed
+//! stage calls it.
 
-use pgsilo_core::registry::Snapshot;
-use pgsilo_core::tenant::TenantId;
+use std::collections::BTreeSet;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use pgsilo_core::registry::{Snapshot, State, Tenant};
+use pgsilo_core::tenant::{Access, TenantId};
+use pgsilo_wire::startup::{self, Startup};
+
+use crate::identity::Identity;
+use crate::lease::Request;
+use crate::token::Rejected;
 
 /// Names of databases that a listener takes for no name at all, beside the user's: what tools open
 /// first, or what an application cannot be told to change. The id of one of a session's own tenants
@@ -39,18 +50,27 @@ impl DatabaseNames {
 
 /// What a client states about its target.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Stated<'a> {
+struct Stated<'a> {
     /// The database of its startup packet. An empty one is none, as in PostgreSQL.
-    pub(crate) database: Option<&'a [u8]>,
+    database: Option<&'a [u8]>,
     /// Its user: the database's name where there is none, so one that equals it says nothing.
-    pub(crate) user: &'a [u8],
+    user: &'a [u8],
     /// The tenant's part of the host in its TLS handshake, where the listener has a suffix for it.
-    pub(crate) host: Option<&'a str>,
+    host: Option<&'a str>,
 }
 
-/// Why there is no one tenant.
+/// Why there is no route.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RouteError {
+    /// What the token calls a tenant means none, or one that its issuer may not speak for.
+    #[error(transparent)]
+    Token(#[from] Rejected),
+    /// The certificate's holder is bound to no tenant.
+    #[error("the registry binds {holder:?} to no tenant")]
+    Unbound {
+        /// The holder's name.
+        holder: String,
+    },
     /// Nothing was proved.
     #[error("the identity has no tenant")]
     NoTenant,
@@ -78,6 +98,187 @@ pub(crate) enum RouteError {
         /// Whose it could be.
         tenants: Vec<TenantId>,
     },
+    /// There is one tenant, and it is not to be reached.
+    #[error("{why}")]
+    Closed {
+        /// The one.
+        tenant: TenantId,
+        /// How much would be granted there.
+        access: Access,
+        /// What is in the way.
+        why: Closed,
+    },
+}
+
+/// Why the one tenant is not to be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Closed {
+    /// The registry does not know it.
+    #[error("not in the registry")]
+    Unknown,
+    /// Its state says so.
+    #[error("suspended in the registry")]
+    Suspended,
+    /// Its state says so, for a while.
+    #[error("paused in the registry")]
+    Paused,
+    /// Its database is in a region that is not served here.
+    #[error("the placement's region is not served here")]
+    OtherRegion,
+    /// Its database is nobody knows where, and only some regions are served here.
+    #[error("the placement says no region")]
+    NoRegion,
+    /// No role of OpenBAO's is for that access.
+    #[error("the registry has no role for {0} access")]
+    NoRole(Access),
+    /// Its database would not take so long a startup packet.
+    #[error("startup settings are too long by {excess} bytes")]
+    SettingsTooLong {
+        /// Bytes.
+        excess: usize,
+    },
+}
+
+/// What is decided with, beside the registry.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules<'a> {
+    /// Names of databases that say nothing where the session came in.
+    pub(crate) allowed: &'a DatabaseNames,
+    /// Regions that may be served; `None`: any.
+    pub(crate) regions: Option<&'a BTreeSet<String>>,
+}
+
+/// A setting's name and value.
+type Setting = (Box<[u8]>, Box<[u8]>);
+
+/// Where a session leads, whosever it is: what a connection to a database is made for, all of it.
+/// Connections of equal routes cannot be told apart.
+#[derive(Debug)]
+pub(crate) struct Route {
+    tenant: Arc<Tenant>,
+    /// OpenBAO's role for the tenant and the access that is granted.
+    role: String,
+    access: Access,
+    /// A hash of the very token, where the lease is asked for with it: OpenBAO might have refused
+    /// another.
+    token: Option<[u8; 32]>,
+    /// Names and values, as the client sent them.
+    settings: Vec<Setting>,
+}
+
+impl Route {
+    /// The one route of an identity, or none. `token` is the hash of what the lease is asked for with,
+    /// if it is asked for with the session's own token.
+    ///
+    /// # Errors
+    /// When the identity has no tenant that the registry serves here, or several, or what the client
+    /// states is of none of them.
+    pub(crate) fn resolve(
+        identity: &Identity,
+        startup: &Startup,
+        host: Option<&str>,
+        registry: &Snapshot,
+        rules: Rules<'_>,
+        token: Option<[u8; 32]>,
+    ) -> Result<Route, RouteError> {
+        let stated = Stated { database: startup.database(), user: startup.user(), host };
+        let choose =
+            |tenants: &[TenantId]| choose(tenants, &stated, rules.allowed, registry).cloned();
+        let (id, access) = match identity {
+            Identity::Token(claims) => {
+                (choose(&claims.tenants(|word| registry.named(word))?)?, claims.access())
+            }
+            Identity::Certificate(holder) => {
+                let binding = registry.binding(holder.name());
+                let unbound = || RouteError::Unbound { holder: holder.name().to_owned() };
+                let binding = binding.ok_or_else(unbound)?;
+                (choose(std::slice::from_ref(&binding.tenant))?, binding.access)
+            }
+        };
+        let closed = |why| RouteError::Closed { tenant: id.clone(), access, why };
+        let tenant = registry.tenant(&id).ok_or_else(|| closed(Closed::Unknown))?;
+        let role = open(&tenant, access, startup, rules.regions).map_err(closed)?.to_owned();
+        let settings = startup.settings();
+        let settings = settings.map(|(name, value)| (name.into(), value.into())).collect();
+        Ok(Route { tenant, role, access, token, settings })
+    }
+
+    /// The tenant. Who can show a route may dial its placement.
+    pub(crate) fn tenant(&self) -> &Arc<Tenant> {
+        &self.tenant
+    }
+
+    /// How much a session may do there.
+    pub(crate) fn access(&self) -> Access {
+        self.access
+    }
+
+    /// OpenBAO's role for that.
+    pub(crate) fn role(&self) -> &str {
+        &self.role
+    }
+
+    /// What the database is to be told at the start.
+    pub(crate) fn settings(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.settings.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// What to ask OpenBAO for, for no session in particular.
+    pub(crate) fn request(&self) -> Request<'_> {
+        let (tenant, mount) = (self.tenant.id(), &self.tenant.lease().mount);
+        let (role, access) = (&*self.role, self.access);
+        Request { tenant, mount, role, access, session: None, subject: None, token: None }
+    }
+}
+
+/// Of a tenant as the registry has it: once its entry says something else, it is another.
+impl PartialEq for Route {
+    fn eq(&self, other: &Route) -> bool {
+        let Route { tenant, role, access, token, settings } = self;
+        Arc::ptr_eq(tenant, &other.tenant)
+            && *role == other.role
+            && *access == other.access
+            && *token == other.token
+            && *settings == other.settings
+    }
+}
+
+impl Eq for Route {}
+
+impl Hash for Route {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Route { tenant, role, access, token, settings } = self;
+        (tenant.id(), role, access, token, settings).hash(state);
+    }
+}
+
+/// The role to lease from, if the tenant is served here, for that access, and takes the settings: what
+/// a database does not take is known before a lease is spent on it.
+fn open<'t>(
+    tenant: &'t Tenant,
+    access: Access,
+    startup: &Startup,
+    regions: Option<&BTreeSet<String>>,
+) -> Result<&'t str, Closed> {
+    match tenant.state() {
+        State::Active => {}
+        State::Suspended => return Err(Closed::Suspended),
+        State::Paused => return Err(Closed::Paused),
+    }
+    let placement = tenant.placement();
+    match (regions, &placement.region) {
+        (None, _) => {}
+        (Some(_), None) => return Err(Closed::NoRegion),
+        (Some(served), Some(region)) if !served.contains(region) => {
+            return Err(Closed::OtherRegion);
+        }
+        (Some(_), Some(_)) => {}
+    }
+    let role = tenant.lease().role(access).ok_or(Closed::NoRole(access))?;
+    match startup::excess(&placement.dbname, startup.settings()) {
+        None => Ok(role),
+        Some(excess) => Err(Closed::SettingsTooLong { excess }),
+    }
 }
 
 /// A cause has room for a few.
@@ -94,7 +295,7 @@ fn listed(tenants: &[TenantId]) -> String {
 ///
 /// # Errors
 /// When what the client states agrees with none of them, or with more than one.
-pub(crate) fn choose<'t>(
+fn choose<'t>(
     tenants: &'t [TenantId],
     stated: &Stated<'_>,
     allowed: &DatabaseNames,

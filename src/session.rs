@@ -31,7 +31,7 @@ pub use cancelling::Cancelling;
 pub use client::Client;
 pub use identified::Identified;
 pub use leased::Leased;
-pub use routed::{Route, Routed};
+pub use routed::Routed;
 pub use secured::Secured;
 pub use spliced::Spliced;
 pub use started::{Opened, Started};

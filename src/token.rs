@@ -160,6 +160,25 @@ impl Claims {
     }
 }
 
+#[cfg(test)]
+impl Claims {
+    /// Of a token that calls its tenants so, for those who meet claims and no tokens.
+    pub(crate) fn of(tenants: &[&str], access: Access) -> Claims {
+        let words = tenants.iter().map(|word| Named::Word((*word).into()));
+        Claims {
+            issuer: "https://issuer.example".into(),
+            subject: "alice".into(),
+            token_id: None,
+            tenants: words.collect(),
+            bounds: None,
+            access,
+            issued_at: None,
+            expires_at: SystemTime::now() + Duration::from_secs(60),
+            bound_to: None,
+        }
+    }
+}
+
 /// A tenant as a token names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Named {

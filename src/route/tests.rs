@@ -2,15 +2,16 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use pgsilo_core::tls::Holder;
+use pgsilo_wire::startup::Opening;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::registry::Registry;
+use crate::token::Claims;
 
 /// A tenant as a registry has it.
 #[derive(Debug, Clone)]
@@ -21,8 +22,7 @@ struct Entry {
 }
 
 /// Each on a server of its own, so that two may call their databases the same.
-fn registry(entries: &[Entry]) -> Arc<Snapshot> {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
+fn registry(entries: &[Entry]) -> Snapshot {
     let mut text = "tenant = []\n".to_owned();
     if !entries.is_empty() {
         text.clear();
@@ -36,39 +36,70 @@ fn registry(entries: &[Entry]) -> Arc<Snapshot> {
         )
         .expect("written");
     }
+    read(&text)
+}
+
+fn read(text: &str) -> Snapshot {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let file = format!("pgsilo-route-{}-{number}.toml", std::process::id());
     let path: PathBuf = std::env::temp_dir().join(file);
     std::fs::write(&path, text).expect("written");
-    let snapshot = Registry::open(&path).expect("a registry").snapshot();
+    let snapshot = Snapshot::read(&path, None).expect("a registry");
     std::fs::remove_file(&path).expect("removed");
     snapshot
 }
 
-fn ids(names: &[&str]) -> Vec<TenantId> {
-    names.iter().map(|name| TenantId::parse(name).expect("an id")).collect()
+/// What a client says first; `None` where that is no startup packet.
+fn startup(parameters: &[(&str, &str)]) -> Option<Startup> {
+    let mut body = vec![0, 3, 0, 0];
+    for (name, value) in parameters {
+        body.extend([name.as_bytes(), &[0], value.as_bytes(), &[0]].concat());
+    }
+    body.push(0);
+    match Opening::parse(&body.into()) {
+        Ok(Opening::Startup(startup)) => Some(startup),
+        _ => None,
+    }
+}
+
+/// What the client states: database, user, host.
+type Stated<'a> = (Option<&'a str>, &'a str, Option<&'a str>);
+
+/// The route of a token for these tenants, which says nothing of regions.
+fn resolve(
+    tenants: &[&str],
+    (database, user, host): Stated<'_>,
+    allowed: &DatabaseNames,
+    registry: &Snapshot,
+) -> Option<Result<Route, RouteError>> {
+    let database = database.map(|name| ("database", name));
+    let parameters: Vec<_> = [("user", user)].into_iter().chain(database).collect();
+    let identity = Identity::Token(Claims::of(tenants, Access::ReadOnly));
+    let rules = Rules { allowed, regions: None };
+    Some(Route::resolve(&identity, &startup(&parameters)?, host, registry, rules, None))
 }
 
 /// The tenant's id, or the kind of error.
 fn verdict(
     tenants: &[&str],
-    stated: (Option<&str>, &str, Option<&str>),
+    stated: Stated<'_>,
     allowed: &DatabaseNames,
     registry: &Snapshot,
 ) -> String {
-    let (database, user, host) = stated;
-    let stated = Stated { database: database.map(str::as_bytes), user: user.as_bytes(), host };
-    match choose(&ids(tenants), &stated, allowed, registry) {
-        Ok(id) => id.to_string(),
+    match resolve(tenants, stated, allowed, registry).expect("a startup packet") {
+        Ok(route) => route.tenant().id().to_string(),
         Err(RouteError::NoTenant) => "none".to_owned(),
         Err(RouteError::Ambiguous { as_user: false, .. }) => "ambiguous".to_owned(),
         Err(RouteError::Ambiguous { as_user: true, .. }) => "ambiguous, as the user".to_owned(),
         Err(RouteError::DatabaseUnknown { .. }) => "no such database".to_owned(),
         Err(RouteError::HostUnknown { .. }) => "no such host".to_owned(),
+        Err(RouteError::Closed { tenant, why, .. }) => format!("{tenant}: {why}"),
+        Err(error @ (RouteError::Token(_) | RouteError::Unbound { .. })) => error.to_string(),
     }
 }
 
-fn three() -> Arc<Snapshot> {
+fn three() -> Snapshot {
     registry(&[
         Entry { id: "acme", dbname: "tenant_acme", names: vec!["app", "legacy"] },
         Entry { id: "globex", dbname: "tenant_globex", names: vec!["app"] },
@@ -102,8 +133,9 @@ fn a_name_agrees_or_is_refused() {
         let found = verdict(&["acme"], (database, "me", None), &none, &registry);
         assert_eq!(found, expected, "{database:?}");
     }
-    // A tenant that the registry does not know has its id; the Routed stage says that it is unknown.
-    assert_eq!(verdict(&["new"], (Some("new"), "me", None), &none, &registry), "new");
+    // A tenant that the registry does not know has its id.
+    let new = verdict(&["new"], (Some("new"), "me", None), &none, &registry);
+    assert_eq!(new, "new: not in the registry");
     assert_eq!(verdict(&["new"], (Some("x"), "me", None), &none, &registry), "no such database");
     assert_eq!(verdict(&[], (None, "me", None), &none, &registry), "none");
 }
@@ -253,18 +285,127 @@ proptest! {
         let mut same_for_own: Vec<_> = one.iter().flatten().filter(|e| is_own(e)).cloned().collect();
         same_for_own.extend(other.into_iter().flatten().filter(|e| !is_own(e)));
         let one: Vec<_> = one.into_iter().flatten().collect();
-        let tenants = ids(&own);
-        let stated = Stated {
-            database: database.as_ref().map(String::as_bytes),
-            user: user.as_bytes(),
-            host: host.as_deref(),
-        };
-        let verdict = choose(&tenants, &stated, &allowed, &registry(&one));
-        prop_assert_eq!(&verdict, &choose(&tenants, &stated, &allowed, &registry(&same_for_own)));
-        if let Ok(id) = verdict {
-            prop_assert!(tenants.contains(id));
-            // It never says yes to a tenant whose host is another's.
-            prop_assert!(host.is_none_or(|host| host == id.as_str()));
+        let stated = (database.as_deref(), user.as_str(), host.as_deref());
+        let Some(found) = resolve(&own, stated, &allowed, &registry(&one)) else { return Ok(()) };
+        let same = resolve(&own, stated, &allowed, &registry(&same_for_own)).expect("as before");
+        match (found, same) {
+            (Ok(route), Ok(same)) => {
+                let id = route.tenant().id().as_str();
+                prop_assert_eq!(id, same.tenant().id().as_str());
+                prop_assert!(own.contains(&id));
+                prop_assert_eq!(route.access(), Access::ReadOnly);
+                // It never says yes to a tenant whose host is another's.
+                prop_assert!(host.is_none_or(|host| host == id));
+            }
+            (Err(error), Err(same)) => {
+                if let RouteError::Closed { tenant, .. } = &error {
+                    prop_assert!(own.contains(&tenant.as_str()));
+                }
+                prop_assert_eq!(error, same);
+            }
+            (found, same) => prop_assert!(false, "{found:?}, and with others {same:?}"),
         }
     }
+}
+
+/// One tenant, with what its entry says besides.
+fn entry(changes: &[(&str, &str)]) -> Snapshot {
+    let mut text = "[[tenant]]\nid = \"acme\"\nstate = \"active\"\n[tenant.placement]\nhost = \"db\"\n\
+                    dbname = \"tenant_acme\"\nregion = \"eu\"\ntls = { mode = \"require\" }\n[tenant.lease]\n\
+                    roles = { read-only = \"ro\", migrate = \"migrate\" }\n"
+        .to_owned();
+    for (from, to) in changes {
+        assert!(text.contains(from), "{from}");
+        text = text.replace(from, to);
+    }
+    read(&text)
+}
+
+#[test]
+fn one_tenant_is_reached_only_where_it_is_served_and_for_access_that_has_a_role() {
+    let regions = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect());
+    let (anywhere, here, elsewhere) =
+        (None::<BTreeSet<String>>, regions(&["eu"]), regions(&["us"]));
+    let active = entry(&[]);
+    let paused = entry(&[("\"active\"", "\"paused\"")]);
+    let suspended = entry(&[("\"active\"", "\"suspended\"")]);
+    let nowhere = entry(&[("region = \"eu\"\n", "")]);
+    let long = "x".repeat(9_900);
+    for (registry, regions, access, setting, expected) in [
+        (&active, &anywhere, Access::ReadOnly, "1", Ok("ro")),
+        (&active, &here, Access::Migrate, "1", Ok("migrate")),
+        (&active, &anywhere, Access::ReadWrite, "1", Err(Closed::NoRole(Access::ReadWrite))),
+        (&active, &elsewhere, Access::ReadOnly, "1", Err(Closed::OtherRegion)),
+        (&nowhere, &here, Access::ReadOnly, "1", Err(Closed::NoRegion)),
+        (&nowhere, &anywhere, Access::ReadOnly, "1", Ok("ro")),
+        (&paused, &here, Access::ReadOnly, "1", Err(Closed::Paused)),
+        (&suspended, &elsewhere, Access::ReadWrite, "1", Err(Closed::Suspended)),
+        (&active, &here, Access::ReadOnly, &long, Err(Closed::SettingsTooLong { excess: 13 })),
+    ] {
+        let startup = startup(&[("user", "me"), ("application_name", setting)]).expect("a packet");
+        let identity = Identity::Token(Claims::of(&["acme"], access));
+        let rules = Rules { allowed: &DatabaseNames::default(), regions: regions.as_ref() };
+        let found = Route::resolve(&identity, &startup, None, registry, rules, None);
+        match (found, expected) {
+            (Ok(route), expected) => assert_eq!(Ok(route.role()), expected),
+            (Err(RouteError::Closed { why, tenant, .. }), expected) => {
+                assert_eq!((Err(why), tenant.as_str()), (expected, "acme"));
+            }
+            (Err(error), _) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn words_of_an_issuer_mean_what_the_registry_says() {
+    let registry = entry(&[("[tenant.placement]", "aliases = [\"/Acme\"]\n[tenant.placement]")]);
+    let none = DatabaseNames::default();
+    let word = |word: &str| verdict(&[word], (None, "me", None), &none, &registry);
+    assert_eq!(word("/Acme"), "acme");
+    assert!(word("/acme").contains("found \"/acme\""), "{}", word("/acme"));
+    assert_eq!(verdict(&["/Acme", "acme"], (None, "me", None), &none, &registry), "acme");
+}
+
+#[test]
+fn a_certificates_holder_is_for_the_tenant_and_access_that_the_registry_binds() {
+    let binding = "[[binding]]\ncertificate = \"spiffe://example/worker\"\ntenant = \"acme\"\n\
+                   access = \"migrate\"\n[[tenant]]";
+    let registry = entry(&[("[[tenant]]", binding)]);
+    let holder = |uri: &str| {
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.subject_alt_names = vec![rcgen::SanType::URI(uri.try_into().expect("a URI"))];
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let certificate = parameters.self_signed(&key).expect("signed");
+        Identity::Certificate(Holder::of(certificate.der()).expect("one name"))
+    };
+    let resolve = |uri: &str, database: &str| {
+        let startup = startup(&[("user", "me"), ("database", database)]).expect("a packet");
+        let rules = Rules { allowed: &DatabaseNames::default(), regions: None };
+        Route::resolve(&holder(uri), &startup, None, &registry, rules, None)
+    };
+    let route = resolve("spiffe://example/worker", "acme").expect("bound");
+    assert_eq!((route.tenant().id().as_str(), route.access()), ("acme", Access::Migrate));
+    let other = resolve("spiffe://example/worker", "globex");
+    assert!(matches!(other, Err(RouteError::DatabaseUnknown { .. })), "{other:?}");
+    let stranger = resolve("spiffe://example/other", "acme");
+    assert!(matches!(stranger, Err(RouteError::Unbound { .. })), "{stranger:?}");
+}
+
+/// Equal routes share connections: each part of one makes it another.
+#[test]
+fn routes_are_equal_only_in_all_of_their_parts() {
+    let registry = entry(&[]);
+    let again = entry(&[]);
+    let route = |registry: &Snapshot, access, setting: &str, token| {
+        let startup = startup(&[("user", "me"), ("application_name", setting)]).expect("a packet");
+        let identity = Identity::Token(Claims::of(&["acme"], access));
+        let rules = Rules { allowed: &DatabaseNames::default(), regions: None };
+        Route::resolve(&identity, &startup, None, registry, rules, token).expect("a route")
+    };
+    let one = route(&registry, Access::ReadOnly, "a", None);
+    assert_eq!(one, route(&registry, Access::ReadOnly, "a", None));
+    assert_ne!(one, route(&registry, Access::Migrate, "a", None));
+    assert_ne!(one, route(&registry, Access::ReadOnly, "b", None));
+    assert_ne!(one, route(&registry, Access::ReadOnly, "a", Some([0; 32])));
+    assert_ne!(one, route(&again, Access::ReadOnly, "a", None), "another entry, for all it knows");
 }

@@ -9,7 +9,7 @@ use pgsilo_wire::message;
 
 use super::client::{Client, Stop};
 use super::leased::{Connected, Leased, dial};
-use super::routed::{Admission, Route, SessionPermits};
+use super::routed::{Admission, SessionPermits};
 use crate::audit::Stage;
 use crate::backend::{Attachment, Connection, Past};
 use crate::cancel::{CancelKey, Whose};
@@ -18,6 +18,7 @@ use crate::lease::Lease;
 use crate::limits::TallyPermit;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
+use crate::route::Route;
 use crate::stream::Stream;
 
 /// Proves that the database is the tenant's, and that the client knows it is let in.

@@ -56,6 +56,10 @@ impl<'c> Identified<'c> {
         &self.identity
     }
 
+    pub(super) fn token(&self) -> Option<&Secret> {
+        self.token.as_ref()
+    }
+
     pub(super) fn started(&self) -> &Started<'c> {
         &self.started
     }

@@ -7,11 +7,12 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::client::Stop;
-use super::routed::{Route, Routed};
+use super::routed::Routed;
 use crate::audit::Stage;
 use crate::backend::{self, Attachment, Connection, DialError};
 use crate::lease::{Lease, LeaseError};
 use crate::refusal::{Reason, Refusal};
+use crate::route::Route;
 
 /// How much longer than for OpenBAO's answer the dial's is waited for, where that says more.
 const TRUER: Duration = Duration::from_millis(250);
