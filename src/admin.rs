@@ -161,7 +161,7 @@ fn unready(proxy: &Proxy, asked: &Asked) -> Option<&'static str> {
         Some("not logged in to OpenBAO\n")
     } else if !proxy.verifier().has_usable_keys() {
         Some("no issuer's keys are usable\n")
-    } else if stale.zip(proxy.config.max_staleness).is_some_and(|(age, max)| age > max) {
+    } else if stale.zip(proxy.settings.max_staleness).is_some_and(|(age, max)| age > max) {
         Some("the registry is stale\n")
     } else if !proxy.is_audited() {
         Some("sessions cannot be audited\n")

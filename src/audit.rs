@@ -21,6 +21,24 @@ use tracing::Level;
 use crate::ending::Ending;
 use crate::log::AUDIT;
 
+/// How the audit trail is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AuditSettings {
+    /// What is done when it cannot be.
+    pub on_loss: OnLoss,
+    /// Bytes of events that may wait to be written; more are lost.
+    pub queue_bytes: usize,
+}
+
+/// What is done when events cannot be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnLoss {
+    /// They are counted, and told of later.
+    Count,
+    /// That, and no session begins meanwhile.
+    Refuse,
+}
+
 /// `tracing` wants the level of an event to be a constant.
 macro_rules! at_level {
     ($level:expr, $($event:tt)+) => {

@@ -12,12 +12,13 @@
 //!
 //! ```text
 //! server, admin            listeners and event loops; metrics and health
+//! config                  the file as values, and what it names, read
 //! session                  the chain, one file a stage, and the one call that refuses
 //! refusal                  the table of refusals
 //! proxy                    what all sessions share
 //! splice, cancel, pool     the relay; cancel keys; connections that wait for a session
-//! backend, frontend        the one dial and the login; framed reads with bounds
-//! config                   the file, and the ready-made objects it becomes
+//! backend, frontend       the one dial and the login; framed reads with bounds
+//! listener                where clients connect, what is asked of them
 //! route                    which of its tenants a session is for: a pure decision
 //! identity                 who a session is, however that was proved
 //! token | registry | lease three parts that never import each other: they meet in stages
@@ -39,6 +40,7 @@ mod frontend;
 mod identity;
 pub mod lease;
 mod limits;
+mod listener;
 pub mod log;
 mod pool;
 mod proxy;

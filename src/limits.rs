@@ -10,8 +10,36 @@ use std::fmt;
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use pgsilo_core::limits::TimeLimits;
 
 pub(crate) use slots::{Eviction, Slot, Slots};
+
+/// Bounds on what clients may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// From accept to login; not zero.
+    pub login_timeout: Duration,
+    /// From accept to a whole startup packet, TLS included; not zero.
+    pub startup_timeout: Duration,
+    /// Connections of each listener that are not logged in yet; at least one.
+    pub max_handshakes: usize,
+    /// At least one.
+    pub max_sessions: usize,
+    /// `None`: no bound of its own.
+    pub max_sessions_per_tenant: Option<usize>,
+    /// `None`: no bound of its own.
+    pub max_connections_per_address: Option<usize>,
+    /// Of a token, 1 to 65536.
+    pub max_token_bytes: usize,
+    /// How long sessions, and what they are in the middle of, may last.
+    pub times: TimeLimits,
+    /// What transactions get to finish in at SIGTERM.
+    pub drain_timeout: Duration,
+    /// A peer, client or database, that has answered nothing for so long counts as gone.
+    pub dead_peer_timeout: Duration,
+}
 
 /// Counts per key, with one bound for all keys, or none.
 #[derive(Debug)]

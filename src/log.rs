@@ -44,6 +44,26 @@ pub struct Bounds {
     pub audit: usize,
 }
 
+/// How to log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogSettings {
+    /// For whom.
+    pub format: LogFormat,
+    /// How much.
+    pub level: tracing::Level,
+    /// Bytes of lines that may wait to be written; more are lost.
+    pub queue_bytes: usize,
+}
+
+/// For whom the log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Machines: one JSON object a line.
+    Json,
+    /// People.
+    Human,
+}
+
 /// The lines that wait to be written. Cheap to clone.
 #[derive(Clone)]
 pub struct LogQueue(Arc<Shared>);

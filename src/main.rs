@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use pgsilo::config::{Config, LogFormat};
+use pgsilo::config::{AuditSettings, Config, LogFormat, LogSettings};
 use pgsilo::log::{AUDIT, Bounds, Kind, LogQueue, tell_of_losses};
 use pgsilo::server::{Control, ServeError};
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
@@ -79,14 +79,19 @@ fn serve(place: &Place) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(3, &error),
     };
-    let queue = match log(&config) {
+    let (settings, audit, too_few) = (config.log, config.audit, too_few_descriptors(&config));
+    let opened = match config.open() {
+        Ok(opened) => opened,
+        Err(error) => return fail(3, &error),
+    };
+    let queue = match log(settings, audit) {
         Ok(queue) => queue,
         Err(error) => return fail(1, &format_args!("cannot start: {error}")),
     };
-    for warning in config.warnings.iter().chain(&too_few_descriptors(&config)) {
+    for warning in opened.warnings.iter().chain(&too_few) {
         tracing::warn!("{warning}");
     }
-    let result = control.serve(config, queue.clone());
+    let result = control.serve(opened, queue.clone());
     if let Err(error) = &result {
         let _queued = queue.lines(Kind::Log).write_all(format!("pgsilo: {error}\n").as_bytes());
     }
@@ -100,12 +105,16 @@ fn serve(place: &Place) -> ExitCode {
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the answer of a command")]
 fn check(place: &Place) -> ExitCode {
-    match Config::load(&place.config) {
-        Ok(config) => {
-            for warning in config.warnings.iter().chain(&too_few_descriptors(&config)) {
+    let read = Config::load(&place.config).and_then(|config| {
+        let (too_few, listeners) = (too_few_descriptors(&config), config.listeners.len());
+        Ok((config.open()?, too_few, listeners))
+    });
+    match read {
+        Ok((opened, too_few, listeners)) => {
+            for warning in opened.warnings.iter().chain(&too_few) {
                 eprintln!("warning: {warning}");
             }
-            let (listeners, tenants) = (config.listeners.len(), config.registry.snapshot().len());
+            let tenants = opened.registry().snapshot().len();
             println!("{}: ok, listeners: {listeners}, tenants: {tenants}", place.config.display());
             ExitCode::SUCCESS
         }
@@ -144,19 +153,19 @@ fn too_few_descriptors(config: &Config) -> Option<String> {
 ///
 /// # Errors
 /// When the system refuses the thread that writes.
-fn log(config: &Config) -> io::Result<LogQueue> {
-    let bounds = Bounds { log: config.log.queue_bytes, audit: config.audit.queue_bytes };
+fn log(settings: LogSettings, audit: AuditSettings) -> io::Result<LogQueue> {
+    let bounds = Bounds { log: settings.queue_bytes, audit: audit.queue_bytes };
     let queue = LogQueue::start(io::stderr(), bounds, tell_of_losses)?;
-    let own = format!("warn,pgsilo={},{}=off", config.log.level, AUDIT);
-    let own = lines(config, &queue, Kind::Log).with_filter(EnvFilter::new(own));
+    let own = format!("warn,pgsilo={},{}=off", settings.level, AUDIT);
+    let own = lines(settings.format, &queue, Kind::Log).with_filter(EnvFilter::new(own));
     let audit = Targets::new().with_target(AUDIT, LevelFilter::TRACE);
-    let audit = lines(config, &queue, Kind::Audit).with_filter(audit);
+    let audit = lines(settings.format, &queue, Kind::Audit).with_filter(audit);
     tracing_subscriber::registry().with(own).with(audit).init();
     std::panic::set_hook(Box::new(log_panic));
     Ok(queue)
 }
 
-fn lines<S>(config: &Config, queue: &LogQueue, kind: Kind) -> Box<dyn Layer<S> + Send + Sync>
+fn lines<S>(format: LogFormat, queue: &LogQueue, kind: Kind) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,
 {
@@ -165,7 +174,7 @@ where
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(move || queue.lines(kind))
         .log_internal_errors(false);
-    match config.log.format {
+    match format {
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
         LogFormat::Human => layer.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).boxed(),
     }

@@ -29,7 +29,6 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::backend::{self, Attachment, BackendError, DialError, Parked, Past};
-use crate::config::Warm;
 use crate::lease::{Fullness, Lease, LeaseEnd, LeaseError, Lessor};
 use crate::limits::{Tally, TallyPermit};
 use crate::registry::Registry;
@@ -53,10 +52,26 @@ const AT_ONCE: usize = 8;
 /// Of them, one tenant's: its database may hang.
 const AT_ONCE_FOR_A_TENANT: usize = 2;
 
+/// How many connections may wait for a session, and how long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolSettings {
+    /// In all; 0: none.
+    pub max: usize,
+    /// Of one tenant.
+    pub max_per_tenant: usize,
+    /// How long one waits. Where sessions come less often than that, none does.
+    pub idle_timeout: Duration,
+    /// How old its database's word may be, of whose it is, for a session to take one unasked.
+    pub check_after: Duration,
+    /// How old a connection may be that waits for another session when one has left it; `None`: it
+    /// is closed.
+    pub reuse: Option<Duration>,
+}
+
 /// All connections that wait, and the account of who comes for them.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    settings: &'static Warm,
+    settings: &'static PoolSettings,
     lessor: Lessor,
     dead_peer_timeout: Duration,
     runtime: Handle,
@@ -112,7 +127,7 @@ impl Drop for Making {
 
 impl Pool {
     pub(crate) fn new(
-        settings: &'static Warm,
+        settings: &'static PoolSettings,
         dead_peer_timeout: Duration,
         lessor: Lessor,
         runtime: Handle,

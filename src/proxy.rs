@@ -1,6 +1,7 @@
 //! What every session of the process shares: made once at the start, never changed by a
 //! session, alive as long as the process.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -11,12 +12,13 @@ use tokio::runtime::Handle;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, Semaphore, watch};
 
+use crate::audit::OnLoss;
 use crate::cancel::CancelKeys;
-use crate::config::{Config, Limits, OnLoss};
-use crate::lease::{Lessor, OpenBaoError};
-use crate::limits::{Slots, Tally};
+use crate::lease::{self, Lessor, OpenBaoError};
+use crate::limits::{Limits, Slots, Tally};
+use crate::listener::Listener;
 use crate::log::LogQueue;
-use crate::pool::Pool;
+use crate::pool::{Pool, PoolSettings};
 use crate::registry::{Denied, Registry};
 use crate::token::Verifier;
 
@@ -27,10 +29,50 @@ const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 /// Cancel requests of one tenant that are under way without a place among the handshakes.
 const CANCELLING: usize = 8;
 
+/// What the configuration says of sessions, wherever they come in.
+#[derive(Debug)]
+pub struct ProxySettings {
+    /// Bounds.
+    pub limits: Limits,
+    /// How sessions end with their authority.
+    pub endings: EndingRules,
+    /// Regions that may be served; `None`: any.
+    pub regions: Option<BTreeSet<String>>,
+    /// How long a registry that cannot be reloaded still serves; `None`: for ever.
+    pub max_staleness: Option<Duration>,
+    /// What is done when audit events cannot be written.
+    pub on_loss: OnLoss,
+    /// Idle connections to databases.
+    pub pool: PoolSettings,
+    /// Where credentials come from.
+    pub openbao: lease::Settings,
+}
+
+/// How sessions end with their authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndingRules {
+    /// How long before the end of its credential or token a session is ended at the first
+    /// moment at which it is idle.
+    pub grace: Duration,
+    /// Whether the expiry of its token ends a session.
+    pub end_at_expiry: bool,
+}
+
+/// What was read from the files that the configuration names, and may be read again.
+#[derive(Debug)]
+pub struct Sources {
+    pub(crate) listeners: Vec<Listener>,
+    pub(crate) verifier: Verifier,
+    pub(crate) registry: Registry,
+    /// Whose tokens and certificates are refused before they expire.
+    pub(crate) denied: Option<Denied>,
+}
+
 /// The parts that the stages of a session meet in.
 #[derive(Debug)]
 pub(crate) struct Proxy {
-    pub(crate) config: &'static Config,
+    pub(crate) settings: &'static ProxySettings,
+    pub(crate) sources: Sources,
     pub(crate) lessor: Lessor,
     pub(crate) pool: Pool,
     pub(crate) cancel_keys: CancelKeys,
@@ -49,25 +91,26 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Makes the shared parts of a configuration. Their background tasks run on `runtime`.
+    /// Makes the shared parts. Their background tasks run on `runtime`.
     ///
     /// # Errors
     /// When the OpenBAO client cannot be set up.
     pub(crate) fn start(
-        config: &'static Config,
+        settings: ProxySettings,
+        sources: Sources,
         runtime: Handle,
         log: LogQueue,
     ) -> Result<&'static Proxy, OpenBaoError> {
-        let limits = &config.limits;
+        let settings: &'static ProxySettings = Box::leak(Box::new(settings));
+        let limits = &settings.limits;
         let background = runtime.clone();
-        config.verifier.keep_keys(&runtime);
-        let lessor = Lessor::start(&config.openbao, runtime.clone())?;
+        let lessor = Lessor::start(&settings.openbao, runtime.clone())?;
         let proxy = Proxy {
-            pool: Pool::new(&config.warm, limits.dead_peer_timeout, lessor.clone(), runtime),
+            pool: Pool::new(&settings.pool, limits.dead_peer_timeout, lessor.clone(), runtime),
             lessor,
             cancel_keys: CancelKeys::new(),
             log,
-            handshakes: config
+            handshakes: sources
                 .listeners
                 .iter()
                 .map(|_| Slots::new(limits.max_handshakes, HANDSHAKE_GRACE))
@@ -78,9 +121,11 @@ impl Proxy {
             cancelling: Tally::new(Some(CANCELLING)),
             drain: OnceLock::new(),
             changed: Notify::new(),
-            config,
+            settings,
+            sources,
         };
         let proxy: &'static Proxy = Box::leak(Box::new(proxy));
+        proxy.verifier().keep_keys(&background);
         background.spawn(proxy.tell_of_changes());
         background.spawn(proxy.pool.keep());
         background.spawn(proxy.cancel_keys.keep_telling());
@@ -88,20 +133,20 @@ impl Proxy {
     }
 
     pub(crate) fn verifier(&self) -> &Verifier {
-        &self.config.verifier
+        &self.sources.verifier
     }
 
     pub(crate) fn registry(&self) -> &Registry {
-        &self.config.registry
+        &self.sources.registry
     }
 
     pub(crate) fn limits(&self) -> &Limits {
-        &self.config.limits
+        &self.settings.limits
     }
 
     /// Whether a session may begin, as far as the audit trail goes.
     pub(crate) fn is_audited(&self) -> bool {
-        match self.config.audit.on_loss {
+        match self.settings.on_loss {
             OnLoss::Count => true,
             OnLoss::Refuse => self.log.audit_keeps_up(),
         }
@@ -139,7 +184,7 @@ impl Proxy {
 
     async fn tell_of_changes(&'static self) {
         let mut registry = self.registry().subscribe();
-        let mut denied = self.config.denied.as_ref().map(Denied::subscribe);
+        let mut denied = self.sources.denied.as_ref().map(Denied::subscribe);
         loop {
             tokio::select! {
                 _ = registry.changed() => {}

@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use self::core::Cores;
 use crate::admin;
-use crate::config::Config;
+use crate::config::Opened;
 use crate::log::LogQueue;
 use crate::proxy::Proxy;
 use crate::stream;
@@ -76,51 +76,45 @@ impl Control {
     ///
     /// # Errors
     /// When a listener cannot be bound or the process cannot be set up; not later.
-    pub fn serve(self, config: Config, log: LogQueue) -> Result<(), ServeError> {
-        let config: &'static Config = Box::leak(Box::new(config));
-        let result = self.runtime.block_on(run(config, log, self.signals));
+    pub fn serve(self, opened: Opened, log: LogQueue) -> Result<(), ServeError> {
+        let result = self.runtime.block_on(run(opened, log, self.signals));
         self.runtime.shutdown_timeout(Duration::from_secs(1));
         result
     }
 }
 
-async fn run(
-    config: &'static Config,
-    log: LogQueue,
-    mut signals: Signals,
-) -> Result<(), ServeError> {
+async fn run(opened: Opened, log: LogQueue, mut signals: Signals) -> Result<(), ServeError> {
     let failed = |error: std::io::Error| ServeError::Start(error.to_string());
     let metrics = admin::metrics::install().map_err(ServeError::Start)?;
-    let listeners = listen::bind_all(&config.listeners, config.limits.max_handshakes)?;
-    let admin = match config.admin {
+    let Opened { sources, settings, admin, cores, .. } = opened;
+    let tenants = sources.registry.snapshot().len();
+    let bound = listen::bind_all(&sources.listeners, settings.limits.max_handshakes)?;
+    let admin = match admin {
         Some(address) => Some(listen::bind_admin(address).await?),
         None => None,
     };
     stream::check_kernel();
     tokio::spawn(admin::metrics::tidy(metrics.clone()));
     let runtime = tokio::runtime::Handle::current();
-    let proxy =
-        Proxy::start(config, runtime, log).map_err(|error| ServeError::Start(error.to_string()))?;
+    let proxy = Proxy::start(settings, sources, runtime, log)
+        .map_err(|error| ServeError::Start(error.to_string()))?;
     let (hangups, hung_up) = watch::channel(0);
     tend::files(proxy, &hung_up);
     let tasks = TaskTracker::new();
-    let cores = Arc::new(Cores::start(config.cores).map_err(failed)?);
+    let loops = Arc::new(Cores::start(cores).map_err(failed)?);
     if let Some(admin) = admin {
         tracing::info!(admin = %admin.local_addr().map_err(failed)?, "serving metrics and health");
-        tokio::spawn(admin::serve(admin, metrics, proxy, cores.loops()));
+        tokio::spawn(admin::serve(admin, metrics, proxy, loops.loops()));
     }
     let mut accepting = Vec::new();
-    for (listener, handshakes) in listeners.into_iter().zip(&proxy.handshakes) {
-        tracing::info!(listener = %listener.name(), "listening");
-        let accept = listener.accept_all(proxy, handshakes, Arc::clone(&cores), tasks.clone());
+    let places = proxy.sources.listeners.iter().zip(&proxy.handshakes);
+    for (bound, (listener, handshakes)) in bound.into_iter().zip(places) {
+        tracing::info!(listener = %bound.name(), "listening");
+        let loops = Arc::clone(&loops);
+        let accept = bound.accept_all(listener, proxy, handshakes, loops, tasks.clone());
         accepting.push(tokio::spawn(accept));
     }
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        tenants = config.registry.snapshot().len(),
-        cores = config.cores,
-        "pgsilo serves"
-    );
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), tenants, cores, "pgsilo serves");
 
     signals.serve(hangups).await;
     let hurried = drain(proxy, &tasks, &mut signals).await;
@@ -128,8 +122,8 @@ async fn run(
         accept.abort();
         let _aborted = accept.await;
     }
-    if let Some(cores) = Arc::into_inner(cores) {
-        let _stopped = tokio::task::spawn_blocking(|| cores.stop()).await;
+    if let Some(loops) = Arc::into_inner(loops) {
+        let _stopped = tokio::task::spawn_blocking(|| loops.stop()).await;
     }
     proxy.cancel_keys.tell();
     close(proxy, hurried, &mut signals).await;

@@ -31,12 +31,12 @@ use zeroize::Zeroizing;
 
 pub use self::fetch::{FetchError, Fetcher, KeysAt, KeysUrl, KeysUrlError};
 pub use self::issuer::{Issuer, IssuerError, IssuerFault};
-pub use self::keyring::{KeyFile, KeyFileError, Keyring};
-pub(crate) use self::keys::idle;
+pub(crate) use self::keyring::KeySourceError;
+pub use self::keyring::{KeyFile, KeyFileError, KeySource, Keyring};
 pub use self::keys::{Algorithm, AlgorithmError, Key, KeyError, KeySet};
 pub use self::rules::{ClaimPath, ClaimPathError};
-pub use self::source::Source;
-pub(crate) use self::source::SourceError;
+pub use self::source::SourceSettings;
+pub(crate) use self::source::{Source, SourceError};
 
 /// No token is longer, whatever the configuration says.
 pub const MAX_TOKEN_BYTES: usize = 65_536;

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use edits::{MISTAKES, WARNINGS};
-use pgsilo::config::{Config, LogFormat, Place, TimeLimits};
+use pgsilo::config::{Config, LogFormat, Opened, Place, TimeLimits};
 use pgsilo::lease::{Auth, Authority};
 use pgsilo_core::registry::{Host, OwnLimits, PlacementTls, State};
 use pgsilo_core::tenant::{Access, TenantId};
@@ -156,6 +156,10 @@ impl Folder {
         Config::load(&self.0.join("pgsilo.toml")).map_err(|error| self.bare(&error.to_string()))
     }
 
+    fn open(&self) -> Result<Opened, String> {
+        self.load()?.open().map_err(|error| self.bare(&error.to_string()))
+    }
+
     fn bare(&self, text: &str) -> String {
         text.replace(&format!("{}/", self.0.display()), "")
     }
@@ -171,7 +175,6 @@ impl Drop for Folder {
 fn the_examples_load_and_mean_what_they_say() {
     let folder = Folder::new();
     let config = folder.load().unwrap();
-    assert_eq!(config.warnings, Vec::<String>::new());
     let [tcp, unix] = config.listeners.as_slice() else { panic!("{:?}", config.listeners) };
     assert!(tcp.tls.as_ref().unwrap().required && unix.tls.is_none());
     let (Place::Tcp(address), Place::Unix { path, mode }) = (&tcp.place, &unix.place) else {
@@ -180,29 +183,31 @@ fn the_examples_load_and_mean_what_they_say() {
     assert_eq!(address.to_string(), "127.0.0.1:6432");
     assert_eq!(path.to_str(), Some("/run/pgsilo/.s.PGSQL.6432"));
     assert_eq!(*mode, 0o660);
-    assert!(!config.verifier.is_empty());
-    assert_eq!(config.max_staleness, None);
-    assert_eq!(config.regions, None);
-    assert_eq!(config.openbao.address, "https://127.0.0.1:8200");
-    assert!(config.openbao.ca.is_none());
+    assert_eq!(config.proxy.max_staleness, None);
+    assert_eq!(config.proxy.regions, None);
+    assert_eq!(config.proxy.openbao.address, "https://127.0.0.1:8200");
+    assert!(config.proxy.openbao.ca.is_none());
     let Authority::Proxy(Auth::AppRole { mount, role_id, secret_id_file, wrapped: false }) =
-        &config.openbao.authority
+        &config.proxy.openbao.authority
     else {
         panic!()
     };
     assert_eq!(mount, "approle");
     assert_eq!((role_id.as_str(), secret_id_file), ("pgsilo", &folder.0.join("secret-id")));
-    assert_eq!(config.openbao.timeout, Duration::from_secs(5));
-    assert_eq!(config.limits.max_sessions_per_tenant, Some(80));
-    assert_eq!(config.limits.max_connections_per_address, None);
+    assert_eq!(config.proxy.openbao.timeout, Duration::from_secs(5));
+    assert_eq!(config.proxy.limits.max_sessions_per_tenant, Some(80));
+    assert_eq!(config.proxy.limits.max_connections_per_address, None);
     let hour = Some(Duration::from_secs(3600));
     let times = TimeLimits { idle_in_transaction: hour, ..TimeLimits::default() };
-    assert_eq!(config.limits.times, times);
+    assert_eq!(config.proxy.limits.times, times);
     assert_eq!(config.admin.unwrap().to_string(), "127.0.0.1:9432");
     assert_eq!(config.log.format, LogFormat::Json);
     assert!(config.cores >= 1);
 
-    let tenants = config.registry.snapshot();
+    let opened = config.open().unwrap();
+    assert_eq!(opened.warnings, Vec::<String>::new());
+    assert!(!opened.verifier().is_empty());
+    let tenants = opened.registry().snapshot();
     assert_eq!(tenants.len(), 2);
     let acme = tenants.tenant(&TenantId::parse("acme").unwrap()).unwrap();
     assert_eq!(acme.state(), State::Active);
@@ -230,16 +235,19 @@ fn what_is_left_out_is_what_the_example_says() {
     let kept = kept.lines().filter(|line| !optional.iter().any(|key| line.starts_with(key)));
     folder.write("pgsilo.toml", kept.collect::<Vec<_>>().join("\n"));
     let short = folder.load().unwrap();
-    assert_eq!(short.limits, full.limits);
+    assert_eq!(short.proxy.limits, full.proxy.limits);
     assert_eq!(short.log, full.log);
     assert_eq!(short.cores, full.cores);
-    assert_eq!(short.openbao.timeout, full.openbao.timeout);
-    assert_eq!(short.openbao.max_concurrent_requests, full.openbao.max_concurrent_requests);
+    assert_eq!(short.proxy.openbao.timeout, full.proxy.openbao.timeout);
+    assert_eq!(
+        short.proxy.openbao.max_concurrent_requests,
+        full.proxy.openbao.max_concurrent_requests
+    );
     // As its comment says; the default is made of another bound.
-    assert_eq!(short.openbao.max_pending_revocations, 20_000);
+    assert_eq!(short.proxy.openbao.max_pending_revocations, 20_000);
     assert_eq!(format!("{:?}", short.listeners[1]), format!("{:?}", full.listeners[1]));
     let settings = |config: &Config| {
-        let text = format!("{:?}", config.verifier);
+        let text = format!("{:?}", config.issuers);
         text[text.find("tenant_claim").unwrap()..].to_owned()
     };
     assert_eq!(settings(&short), settings(&full));
@@ -348,8 +356,9 @@ fn the_commented_alternatives_load_too() {
             folder.edit(from, to);
         }
         let config = folder.load().unwrap_or_else(|error| panic!("{edits:?}: {error}"));
-        assert_eq!(config.warnings, Vec::<String>::new());
-        assert!(!config.openbao.address.ends_with('/'));
+        assert!(!config.proxy.openbao.address.ends_with('/'));
+        let opened = folder.open().unwrap_or_else(|error| panic!("{edits:?}: {error}"));
+        assert_eq!(opened.warnings, Vec::<String>::new());
     }
 }
 
@@ -359,7 +368,7 @@ fn every_mistake_has_its_line() {
     for (from, to, expected) in MISTAKES {
         let folder = Folder::new();
         folder.edit(from, to);
-        let error = folder.load().map(|_| "it loads".to_owned()).unwrap_or_else(|error| error);
+        let error = folder.open().map(|_| "it loads".to_owned()).unwrap_or_else(|error| error);
         if error != *expected {
             wrong.push_str(&format!("{from} -> {to}\n  got      {error}\n  expected {expected}\n"));
         }
@@ -393,7 +402,7 @@ fn words_of_issuers_own_are_said_where_openbao_must_know_them_too() {
     ] {
         folder.edit(from, to);
     }
-    let said = folder.load().unwrap().warnings;
+    let said = folder.open().unwrap().warnings;
     let fields: Vec<_> = said.iter().filter_map(|line| line.split(": ").nth(1)).collect();
     assert_eq!(fields, ["issuer[0].tenant_values", "registry.file"], "{said:?}");
     assert!(
@@ -408,8 +417,8 @@ fn what_is_unwise_is_said() {
     for (from, to, expected) in WARNINGS {
         let folder = Folder::new();
         folder.edit(from, to);
-        let config = folder.load().unwrap_or_else(|error| panic!("{from} -> {to}: {error}"));
-        let said = folder.bare(&config.warnings.join(" | "));
+        let opened = folder.open().unwrap_or_else(|error| panic!("{from} -> {to}: {error}"));
+        let said = folder.bare(&opened.warnings.join(" | "));
         if said != *expected {
             wrong.push_str(&format!("{from} -> {to}\n  got      {said}\n  expected {expected}\n"));
         }
@@ -425,7 +434,7 @@ fn a_secret_that_everybody_can_read_is_said() {
         std::fs::set_permissions(folder.0.join(name), open).unwrap();
     }
     let said: Vec<_> =
-        folder.load().unwrap().warnings.iter().map(|line| folder.bare(line)).collect();
+        folder.open().unwrap().warnings.iter().map(|line| folder.bare(line)).collect();
     assert_eq!(
         said,
         [
@@ -439,7 +448,7 @@ fn a_secret_that_everybody_can_read_is_said() {
 fn files_that_are_no_text_are_said() {
     let folder = Folder::new();
     folder.write("pgsilo.toml", b"# fine\n# \xff\n");
-    assert_eq!(folder.load().unwrap_err(), "pgsilo.toml:2: not UTF-8; save the file as UTF-8");
+    assert_eq!(folder.open().unwrap_err(), "pgsilo.toml:2: not UTF-8; save the file as UTF-8");
     let missing = Config::load(&folder.0.join("missing.toml")).unwrap_err().to_string();
     assert_eq!(
         folder.bare(&missing),
@@ -449,7 +458,7 @@ fn files_that_are_no_text_are_said() {
     assert!(directory.ends_with(": cannot read the file: Is a directory (os error 21)"));
     folder.write("pgsilo.toml", "");
     assert_eq!(
-        folder.load().unwrap_err(),
+        folder.open().unwrap_err(),
         "pgsilo.toml:1: the key \"registry\" is missing; add it"
     );
 }

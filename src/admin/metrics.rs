@@ -95,7 +95,7 @@ pub(crate) fn observe(proxy: &Proxy) {
     for (issuer, age) in proxy.verifier().ages() {
         gauge!("pgsilo_keys_age_seconds", "issuer" => issuer.to_owned()).set(age.as_secs_f64());
     }
-    for listener in &proxy.config.listeners {
+    for listener in &proxy.sources.listeners {
         let validity = listener.tls.as_ref().and_then(|tls| tls.server.validity());
         if let Some(validity) = validity {
             gauge!("pgsilo_certificate_not_after_timestamp_seconds", "listener" => listener.place.to_string())

@@ -1,26 +1,21 @@
-//! From the schema to ready objects: everything that the file names is read, everything
-//! that it says is checked, and whatever is unwise becomes a warning. The first error
-//! ends it.
+//! From the schema to values: everything that the file says is checked, and what is unwise becomes a
+//! warning. The first error ends it.
 
 mod issuers;
 mod listeners;
-mod names;
 mod openbao;
 mod proofs;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use pgsilo_core::file::{self, MAX_CONFIGURATION, MAX_SECRET};
-use pgsilo_core::host::is_loopback;
 use pgsilo_core::limits::not_zero;
-use pgsilo_core::registry::{Host, Placement, PlacementTls, Tenant};
 use pgsilo_core::toml_file::TomlFile;
 use zeroize::Zeroizing;
 
@@ -30,10 +25,9 @@ use super::raw::{
     RawReuse, RawRuntime, RawWarm,
 };
 use super::{
-    Audit, Config, FileError, LeaseRules, Limits, Listener, Log, LogFormat, OnLoss, Place,
-    TimeLimits, Warm,
+    AuditSettings, Config, EndingRules, FileError, Limits, ListenerSettings, LogFormat,
+    LogSettings, OnLoss, Place, PoolSettings, ProxySettings, TimeLimits,
 };
-use crate::registry::{Denied, Registry};
 use crate::token::MAX_TOKEN_BYTES;
 
 /// More connections than any machine has ports and memory for are a typing error.
@@ -53,10 +47,6 @@ const MIN_WARM: Duration = Duration::from_secs(1);
 /// One that waits for longer was logged in before too much has changed.
 const MAX_WARM: Duration = Duration::from_secs(600);
 
-/// What makes words of tokens' own unwise where they are shown to OpenBAO.
-const WORDS: &str = "tokens may call tenants by words of their own, and under session authority OpenBAO \
-                     reads the tenant from the token itself: its role must know the same words";
-
 pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let file = TomlFile::read(path, MAX_CONFIGURATION)?;
     let raw: Raw = file.parse()?;
@@ -69,13 +59,12 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     if known.needs_tokens {
         build.mind_words(&raw.issuer);
     }
-    let tenants_of_issuers = names::tenants_of(&raw.issuer);
-    let verifier = build.verifier(raw.issuer)?;
+    let issuers = build.issuers(raw.issuer)?;
     let grace = raw.lease.grace.0;
     let end_at_expiry = raw.lease.end_at_expiry;
     let openbao = build.openbao(raw.openbao, raw.lease, raw.limits.max_sessions)?;
     let limits = build.limits(&raw.limits)?;
-    let warm = build.warm(&raw.warm, &raw.backend)?;
+    let pool = build.pool(&raw.warm, &raw.backend)?;
     let regions = build.regions(raw.registry.regions)?;
     let cores = build.cores(&raw.runtime)?;
     let log = build.log(&raw.log)?;
@@ -88,40 +77,29 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
             "not a loopback address: anybody who reaches it can read the metrics",
         );
     }
-    let denied = build.denied(raw.registry.denied, known.issuers)?;
-    // Last: it is the file that can be large.
-    let registry = Registry::open(&file.resolve(&raw.registry.file)).map_err(|error| {
-        // A registry that cannot be read is this file's error; one with errors is its own.
-        match error.line() {
-            None => file.wrong("registry.file", error),
-            Some(_) => error,
-        }
-    })?;
-    build.mind_shared_servers(&registry, &limits.times);
-    build.mind_names(&registry);
-    build.mind_lookalikes(&registry);
-    build.mind_unknown_tenants(&registry, &tenants_of_issuers);
-    build.mind_databases_in_clear(&registry);
-    if known.needs_tokens && registry.snapshot().has_aliases() {
-        build.warn("registry.file", WORDS);
-    }
-    build.mind_listeners(&registry, &listeners);
+    let registry = file.resolve(&raw.registry.file);
+    let denied = raw.registry.denied.map(|path| file.resolve(&path));
+    let warnings = build.warnings;
     Ok(Config {
         listeners,
-        verifier,
+        issuers,
         registry,
         denied,
-        max_staleness: raw.registry.max_staleness.map(|staleness| staleness.0),
-        regions,
-        openbao,
-        lease: LeaseRules { grace, end_at_expiry },
-        limits,
-        warm,
+        proxy: ProxySettings {
+            limits,
+            endings: EndingRules { grace, end_at_expiry },
+            regions,
+            max_staleness: raw.registry.max_staleness.map(|staleness| staleness.0),
+            on_loss: audit.on_loss,
+            pool,
+            openbao,
+        },
         admin,
         log,
         audit,
         cores,
-        warnings: build.warnings,
+        warnings,
+        file,
     })
 }
 
@@ -136,17 +114,21 @@ fn collide(one: SocketAddr, other: SocketAddr) -> bool {
         && (one.ip() == other.ip() || all_of(one, other) || all_of(other, one))
 }
 
-struct Build<'a> {
-    file: &'a TomlFile,
-    warnings: Vec<String>,
+pub(super) struct Build<'a> {
+    pub(super) file: &'a TomlFile,
+    pub(super) warnings: Vec<String>,
 }
 
 impl Build<'_> {
-    fn wrong<T>(&self, field: impl AsRef<str>, what: impl Display) -> Result<T, FileError> {
+    pub(super) fn wrong<T>(
+        &self,
+        field: impl AsRef<str>,
+        what: impl Display,
+    ) -> Result<T, FileError> {
         Err(self.file.wrong(field.as_ref(), what))
     }
 
-    fn warn(&mut self, field: impl AsRef<str>, what: impl Display) {
+    pub(super) fn warn(&mut self, field: impl AsRef<str>, what: impl Display) {
         self.warnings.push(self.file.wrong(field.as_ref(), what).to_string());
     }
 
@@ -161,7 +143,7 @@ impl Build<'_> {
         Ok(path)
     }
 
-    fn mind_readers(&mut self, field: &str, path: &Path) {
+    pub(super) fn mind_readers(&mut self, field: &str, path: &Path) {
         let mode = std::fs::metadata(path).map(|file| file.permissions().mode());
         if mode.is_ok_and(|mode| mode & 0o004 != 0) {
             self.warn(field, format_args!("{path:?} can be read by every user; use chmod 600"));
@@ -171,18 +153,6 @@ impl Build<'_> {
     fn read(&self, field: &str, path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
         file::read(path, limit)
             .or_else(|error| self.wrong(field, format_args!("cannot read {path:?}: {error}")))
-    }
-
-    fn denied(
-        &self,
-        raw: Option<PathBuf>,
-        issuers: HashSet<String>,
-    ) -> Result<Option<Denied>, FileError> {
-        let Some(path) = raw.map(|path| self.file.resolve(&path)) else { return Ok(None) };
-        Denied::open(&path, issuers).map(Some).map_err(|error| match error.line() {
-            None => self.file.wrong("registry.denied", error),
-            Some(_) => error,
-        })
     }
 
     fn limits(&self, raw: &RawLimits) -> Result<Limits, FileError> {
@@ -239,55 +209,12 @@ impl Build<'_> {
         })
     }
 
-    /// A transaction can hold what is the whole server's, and only pgsilo's bound on it is not the
-    /// session's to lift.
-    fn mind_shared_servers(&mut self, registry: &Registry, times: &TimeLimits) {
-        let mut servers = BTreeMap::<String, (usize, bool)>::new();
-        for tenant in registry.snapshot().tenants() {
-            let server =
-                servers.entry(tenant.placement().host.comparable().to_string()).or_default();
-            server.0 += 1;
-            server.1 |= tenant.limits().times(times).transaction.is_none();
-        }
-        servers.retain(|_, (tenants, unbounded)| *tenants > 1 && *unbounded);
-        if let Some((server, (tenants, _))) =
-            servers.iter().max_by_key(|(_, (tenants, _))| *tenants)
-        {
-            let what = format!(
-                "not set for every tenant, and tenants share servers ({tenants} share {server}): one \
-                 tenant's transaction can hold what all need, for as long as its token lasts"
-            );
-            self.warn("limits.transaction_timeout", what);
-        }
-    }
-
-    /// What a tenant's sessions ask and read can be read on the way to its database, and changed.
-    fn mind_databases_in_clear(&mut self, registry: &Registry) {
-        let in_clear = |tenant: &&Arc<Tenant>| {
-            let Placement { host, tls, .. } = tenant.placement();
-            matches!(tls, PlacementTls::Disable)
-                && matches!(host, Host::Tcp { host, .. } if !is_loopback(host))
-        };
-        let snapshot = registry.snapshot();
-        let count = snapshot.tenants().filter(in_clear).count();
-        let first = snapshot.tenants().filter(in_clear).min_by_key(|tenant| tenant.id().as_str());
-        if let Some(tenant) = first {
-            let what = format!(
-                "{count} of its tenants' databases are reached in clear over a network (tenant {:?} at \
-                 {}): what passes can be read and changed on the way",
-                tenant.id().as_str(),
-                tenant.placement().host,
-            );
-            self.warn("registry.file", what);
-        }
-    }
-
     fn check_admin(
         &self,
         admin: Option<SocketAddr>,
-        listeners: &[Listener],
+        listeners: &[ListenerSettings],
     ) -> Result<(), FileError> {
-        let taken = |listener: &&Listener| match (&listener.place, admin) {
+        let taken = |listener: &&ListenerSettings| match (&listener.place, admin) {
             (Place::Tcp(address), Some(admin)) => collide(*address, admin),
             (Place::Tcp(_) | Place::Unix { .. }, _) => false,
         };
@@ -304,7 +231,7 @@ impl Build<'_> {
         }
     }
 
-    fn warm(&self, raw: &RawWarm, backend: &RawBackend) -> Result<Warm, FileError> {
+    fn pool(&self, raw: &RawWarm, backend: &RawBackend) -> Result<PoolSettings, FileError> {
         for (key, bound) in [("max", raw.max), ("max_per_tenant", raw.max_per_tenant)] {
             self.check_bound(format!("warm.{key}"), bound)?;
         }
@@ -333,7 +260,7 @@ impl Build<'_> {
                 format_args!("{:?} is longer than idle_timeout", raw.check_after.0),
             );
         }
-        Ok(Warm {
+        Ok(PoolSettings {
             check_after: raw.check_after.0,
             max: raw.max,
             max_per_tenant: raw.max_per_tenant,
@@ -361,7 +288,7 @@ impl Build<'_> {
         }
     }
 
-    fn log(&self, raw: &RawLog) -> Result<Log, FileError> {
+    fn log(&self, raw: &RawLog) -> Result<LogSettings, FileError> {
         let format = match raw.format {
             RawFormat::Json => LogFormat::Json,
             RawFormat::Human => LogFormat::Human,
@@ -374,16 +301,16 @@ impl Build<'_> {
             RawLevel::Trace => tracing::Level::TRACE,
         };
         self.check_queue("log.queue_bytes", raw.queue_bytes)?;
-        Ok(Log { format, level, queue_bytes: raw.queue_bytes })
+        Ok(LogSettings { format, level, queue_bytes: raw.queue_bytes })
     }
 
-    fn audit(&self, raw: &RawAudit) -> Result<Audit, FileError> {
+    fn audit(&self, raw: &RawAudit) -> Result<AuditSettings, FileError> {
         let on_loss = match raw.on_loss {
             RawOnLoss::Count => OnLoss::Count,
             RawOnLoss::Refuse => OnLoss::Refuse,
         };
         self.check_queue("audit.queue_bytes", raw.queue_bytes)?;
-        Ok(Audit { on_loss, queue_bytes: raw.queue_bytes })
+        Ok(AuditSettings { on_loss, queue_bytes: raw.queue_bytes })
     }
 
     fn check_queue(&self, field: &str, bytes: usize) -> Result<(), FileError> {

@@ -15,8 +15,8 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::core::Cores;
-use crate::config::{Listener, Place};
 use crate::limits::{Eviction, Slot, Slots};
+use crate::listener::{Listener, Place};
 use crate::log::Failures;
 use crate::proxy::Proxy;
 use crate::session::Client;
@@ -36,12 +36,9 @@ pub struct ListenError {
     advice: &'static str,
 }
 
-/// A listening socket and what it asks of its clients.
+/// A listening socket.
 #[derive(Debug)]
-pub(super) struct Bound {
-    socket: Socket,
-    listener: &'static Listener,
-}
+pub(super) struct Bound(Socket);
 
 #[derive(Debug)]
 enum Socket {
@@ -87,10 +84,7 @@ impl Drop for SocketFile {
 /// Binds every listener of the configuration, or none. Where strangers have all of `places`, the kernel
 /// holds as many newcomers of each TCP listener's: those wait a second then, and others try again. With
 /// more of them an honest client would wait for as many seconds as they are times the places.
-pub(super) fn bind_all(
-    listeners: &'static [Listener],
-    places: usize,
-) -> Result<Vec<Bound>, ListenError> {
+pub(super) fn bind_all(listeners: &[Listener], places: usize) -> Result<Vec<Bound>, ListenError> {
     listeners.iter().map(|listener| bind(listener, places.min(MAX_BACKLOG) as u32)).collect()
 }
 
@@ -99,7 +93,7 @@ pub(super) async fn bind_admin(address: SocketAddr) -> Result<TcpListener, Liste
     TcpListener::bind(address).await.map_err(|error| refused(address.to_string(), error))
 }
 
-fn bind(listener: &'static Listener, backlog: u32) -> Result<Bound, ListenError> {
+fn bind(listener: &Listener, backlog: u32) -> Result<Bound, ListenError> {
     let socket = match &listener.place {
         Place::Tcp(address) => Socket::Tcp(
             bind_tcp(*address, backlog).map_err(|error| refused(address.to_string(), error))?,
@@ -110,7 +104,7 @@ fn bind(listener: &'static Listener, backlog: u32) -> Result<Bound, ListenError>
             Socket::Unix(socket, SocketFile(path.clone()))
         }
     };
-    Ok(Bound { socket, listener })
+    Ok(Bound(socket))
 }
 
 fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
@@ -155,7 +149,7 @@ fn refused(on: String, error: io::Error) -> ListenError {
 impl Bound {
     /// For the log.
     pub(super) fn name(&self) -> String {
-        match &self.socket {
+        match &self.0 {
             Socket::Tcp(tcp) => {
                 tcp.local_addr().map_or_else(|error| error.to_string(), |a| a.to_string())
             }
@@ -167,6 +161,7 @@ impl Bound {
     /// who are told that there is no place: what comes in elsewhere takes nothing away here.
     pub(super) async fn accept_all(
         self,
+        listener: &'static Listener,
         proxy: &'static Proxy,
         handshakes: &'static Slots,
         cores: Arc<Cores>,
@@ -206,7 +201,7 @@ impl Bound {
             cores.hand_over(Arrival {
                 socket,
                 address,
-                listener: self.listener,
+                listener,
                 proxy,
                 handshake,
                 places: Places { _refusal: refusal, _tracked: tasks.token() },
@@ -215,7 +210,7 @@ impl Bound {
     }
 
     async fn accept(&self, dead_peer_timeout: Duration) -> io::Result<(Raw, Option<SocketAddr>)> {
-        match &self.socket {
+        match &self.0 {
             Socket::Tcp(listener) => {
                 let (tcp, address) = listener.accept().await?;
                 tune(&tcp, dead_peer_timeout)?;

@@ -83,13 +83,13 @@ async fn tend<F: Future<Output = ()>>(
 type Said = HashMap<(&'static str, usize), String>;
 
 fn look_at_denied(proxy: &Proxy, in_any_case: bool, said: &mut Said) {
-    if let Some(denied) = &proxy.config.denied {
+    if let Some(denied) = &proxy.sources.denied {
         tell(said, ("denied", 0), denied.reload(in_any_case).into());
     }
 }
 
 fn look_at_others(proxy: &Proxy, hangup: bool, said: &mut Said) {
-    let listeners = proxy.config.listeners.iter().enumerate();
+    let listeners = proxy.sources.listeners.iter().enumerate();
     for (number, tls) in listeners.filter_map(|(n, listener)| Some((n, listener.tls.as_ref()?))) {
         let outcome = tls.server.reload(hangup).into();
         if matches!(outcome, Outcome::Read) {

@@ -11,10 +11,10 @@ use pgsilo_core::tls::AuthorityId;
 use tokio::time::sleep;
 
 use crate::audit::{self, Trail};
-use crate::config::Listener;
 use crate::ending::Ending;
 use crate::identity::Identity;
 use crate::lease::{Lease, LeaseEnd};
+use crate::listener::Listener;
 use crate::proxy::Proxy;
 use crate::splice::{Order, Orders};
 
@@ -143,7 +143,7 @@ impl Authority<'_> {
 
     /// The identity was put on the list of those denied.
     fn revoked(&self, now: BootTime) -> Option<Threat> {
-        let denied = self.identity.is_denied(self.proxy.config.denied.as_ref());
+        let denied = self.identity.is_denied(self.proxy.sources.denied.as_ref());
         let order = Order { ending: Ending::IdentityRevoked, by: now };
         denied.then_some(Threat { from: now, order })
     }
@@ -159,7 +159,7 @@ impl Authority<'_> {
     /// While the lease is still renewed, only what is left after the renewals have failed for
     /// long is a notice; the whole grace is, once its end is final.
     fn lease_ends(&self, end: &LeaseEnd) -> Threat {
-        let grace = self.proxy.config.lease.grace;
+        let grace = self.proxy.settings.endings.grace;
         let notice = grace.min(end.duration / if end.is_final { 3 } else { 6 });
         let order = Order { ending: Ending::LeaseEnded, by: last_words(end.at, notice) };
         Threat { from: end.at.earlier(notice), order }
@@ -168,7 +168,7 @@ impl Authority<'_> {
     /// A token is shown once and may be outlived where the operator says so; a certificate is what the
     /// client is for as long as it is connected, and no revocation list ends its sessions.
     fn expires(&self) -> Option<Threat> {
-        let rules = &self.proxy.config.lease;
+        let rules = &self.proxy.settings.endings;
         let ends = rules.end_at_expiry || matches!(self.identity, Identity::Certificate(_));
         // A session that came with a token near its end still gets most of what is left.
         let notice = rules.grace.min(self.left / 3);
@@ -179,7 +179,7 @@ impl Authority<'_> {
     /// A transaction gets until the end itself, as where a token expires.
     fn ages(&self) -> Option<Threat> {
         let (end, age) = self.aged?;
-        let notice = self.proxy.config.lease.grace.min(age / 3);
+        let notice = self.proxy.settings.endings.grace.min(age / 3);
         let order = Order { ending: Ending::SessionAge, by: last_words(end, notice) };
         Some(Threat { from: end.earlier(notice), order })
     }

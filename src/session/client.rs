@@ -10,9 +10,9 @@ use pgsilo_core::tls::AuthorityId;
 use tokio::time::Instant;
 
 use crate::audit::{Stage, Trail};
-use crate::config::Listener;
 use crate::frontend::{Frontend, FrontendError};
 use crate::limits::{Slot, network};
+use crate::listener::Listener;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 use crate::stream::Stream;

@@ -12,8 +12,8 @@ use pgsilo_wire::message;
 use super::client::{Client, Stop};
 use super::started::Started;
 use crate::audit::Stage;
-use crate::config::Proof;
 use crate::identity::Identity;
+use crate::listener::Proof;
 
 /// Proves who asks: what an issuer or an authority signed, for this service, for now.
 #[derive(Debug)]

@@ -56,7 +56,7 @@ impl<'c> Routed<'c> {
             let cause = "audit events are not written in time, and [audit] on_loss is \"refuse\"";
             return Err(Refusal::new(Reason::AuditUnavailable, cause).into());
         }
-        if identified.identity().is_denied(proxy.config.denied.as_ref()) {
+        if identified.identity().is_denied(proxy.sources.denied.as_ref()) {
             let cause = "the identity is on the list of those denied";
             return Err(Refusal::new(Reason::IdentityRevoked, cause).into());
         }
@@ -96,7 +96,7 @@ impl<'c> Routed<'c> {
 }
 
 fn refuse_if_stale(proxy: &Proxy) -> Result<(), Refusal> {
-    let (Some(max), Some(stale)) = (proxy.config.max_staleness, proxy.registry().stale_for())
+    let (Some(max), Some(stale)) = (proxy.settings.max_staleness, proxy.registry().stale_for())
     else {
         return Ok(());
     };
@@ -111,7 +111,7 @@ fn refuse_if_stale(proxy: &Proxy) -> Result<(), Refusal> {
 fn resolve(identified: &mut Identified<'_>) -> Result<Route, RouteError> {
     let client = identified.client();
     let (proxy, listener, host) = (client.proxy, client.listener, named_by_host(client));
-    let regions = proxy.config.regions.as_ref();
+    let regions = proxy.settings.regions.as_ref();
     let rules = Rules { allowed: &listener.database_names, regions };
     let startup = identified.started().startup();
     let token = identified.token().map(Secret::sha256);

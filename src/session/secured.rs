@@ -3,13 +3,14 @@
 //! Source: `ProcessStartupPacket` in `backend_startup.c`; protocol chapter, "SSL Session
 //! Encryption" and "GSSAPI Session Encryption".
 
+use pgsilo_core::tls;
 use pgsilo_wire::startup::{CancelRequest, Opening, Startup};
 
 use super::accepted::Accepted;
 use super::client::{Client, Stop};
 use crate::audit::Stage;
-use crate::config::ListenerTls;
 use crate::frontend::First;
+use crate::listener::ListenerTls;
 use crate::refusal::{Reason, Refusal};
 
 /// Proves that a token may be asked for: nobody else on the wire can read it. A cancel request
@@ -86,7 +87,10 @@ impl<'c> Secured<'c> {
     }
 }
 
-async fn handshake(client: &mut Client, tls: Option<&ListenerTls>) -> Result<(), Stop> {
+async fn handshake(
+    client: &mut Client,
+    tls: Option<&ListenerTls<tls::Server>>,
+) -> Result<(), Stop> {
     let Some(tls) = tls else {
         return Err(Stop::Left);
     };

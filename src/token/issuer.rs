@@ -13,11 +13,13 @@ use serde::de::IgnoredAny;
 
 use super::keys::ED25519_NAME;
 use super::strict::Header;
-use super::{Algorithm, ClaimPath, Key, Keyring, MAX_LEEWAY, Token, TokenError};
+use super::{
+    Algorithm, ClaimPath, Key, KeySource, KeySourceError, Keyring, MAX_LEEWAY, Token, TokenError,
+};
 
-/// Whose tokens are believed, and how they are read.
+/// Whose tokens are believed, and how they are read: with its keys, or with where they come from.
 #[derive(Debug)]
-pub struct Issuer {
+pub struct Issuer<K = Keyring> {
     /// Must equal `iss`.
     pub issuer: Arc<str>,
     /// One of them must be in the audience claim.
@@ -27,7 +29,7 @@ pub struct Issuer {
     /// The algorithms in use; a key's own are narrowed to these.
     pub algorithms: Vec<Algorithm>,
     /// The keys, and where they come from.
-    pub keys: Keyring,
+    pub keys: K,
     /// Where the tenant, or a list of them, is.
     pub tenant_claim: ClaimPath,
     /// What the claim's texts mean, and none else is taken; `None`: they are ids, or the registry's
@@ -86,6 +88,34 @@ pub enum IssuerFault {
     /// No life at all.
     #[error("zero; no token would be taken")]
     NoLifetime,
+}
+
+impl Issuer<KeySource> {
+    /// Its keys, so far as no address has to be asked; nothing is fetched. Blocks. What is unwise about
+    /// them is told with it.
+    ///
+    /// # Errors
+    /// When a file is no key set, or the HTTP client cannot be made.
+    pub(crate) fn open(self) -> Result<(Issuer, Vec<String>), KeySourceError> {
+        let (keys, warnings) = self.keys.open(&self.algorithms)?;
+        let issuer = Issuer {
+            keys,
+            issuer: self.issuer,
+            audience: self.audience,
+            audience_claim: self.audience_claim,
+            algorithms: self.algorithms,
+            tenant_claim: self.tenant_claim,
+            tenant_values: self.tenant_values,
+            access_claim: self.access_claim,
+            access_values: self.access_values,
+            default_access: self.default_access,
+            tenants: self.tenants,
+            max_access: self.max_access,
+            max_lifetime: self.max_lifetime,
+            leeway: self.leeway,
+        };
+        Ok((issuer, warnings))
+    }
 }
 
 impl Issuer {

@@ -18,7 +18,7 @@ use pgsilo_core::file::{self, MAX_KEY_SET};
 use pgsilo_core::stamp::{LastRead, Stamp};
 
 use super::IssuerFault;
-use super::fetch::{FetchError, Fetcher, TIME_OUT};
+use super::fetch::{FetchError, Fetcher, KeysAt, TIME_OUT};
 use super::keys::{self, Algorithm, Key, KeyError, KeySet};
 use super::looks::Looks;
 
@@ -51,6 +51,63 @@ enum Source {
     Listed,
     File(KeyFile, Looks),
     Fetched(Fetcher, Looks),
+}
+
+/// Where an issuer's keys come from, as the configuration says it.
+#[derive(Debug)]
+pub enum KeySource {
+    /// From there.
+    Listed(Vec<Key>),
+    /// A JWK Set in a file, read again when it changes.
+    File(PathBuf),
+    /// An address that is asked.
+    Fetched {
+        /// Which.
+        at: KeysAt,
+        /// PEM of the roots; `None`: the system's.
+        ca: Option<Vec<u8>>,
+        /// How often.
+        refresh: Duration,
+        /// How long keys serve after they were fetched.
+        max_stale: Duration,
+    },
+}
+
+/// Why an issuer's keys cannot be had from where they are.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KeySourceError {
+    /// The file.
+    #[error(transparent)]
+    File(#[from] KeyFileError),
+    /// The HTTP client.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+}
+
+impl KeySource {
+    /// The keys, for these algorithms, and what is unwise about them. Fetches nothing; reads files.
+    pub(super) fn open(
+        self,
+        algorithms: &[Algorithm],
+    ) -> Result<(Keyring, Vec<String>), KeySourceError> {
+        match self {
+            KeySource::Listed(keys) => {
+                let warnings = keys::idle(&keys, algorithms);
+                Ok((Keyring::listed(keys), warnings))
+            }
+            KeySource::File(path) => {
+                let (file, set) = KeyFile::open(path.clone())?;
+                let said = set.warnings.into_iter();
+                let said = said.map(|warning| format!("{path:?}: {warning}"));
+                let warnings = said.chain(keys::idle(&set.keys, algorithms)).collect();
+                Ok((Keyring::file(file, set.keys), warnings))
+            }
+            KeySource::Fetched { at, ca, refresh, max_stale } => {
+                let fetcher = Fetcher::new(at, ca.as_deref(), refresh, max_stale)?;
+                Ok((Keyring::fetched(fetcher), Vec::new()))
+            }
+        }
+    }
 }
 
 /// A set of keys as a whole.

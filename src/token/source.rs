@@ -31,13 +31,25 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const FAILURE: Duration = Duration::from_secs(1);
 
 /// Where the token of every session of a listener comes from.
-#[derive(Debug)]
-pub struct Source(Kind);
-
-#[derive(Debug)]
-enum Kind {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceSettings {
+    /// A file, read at each login.
     File(PathBuf),
-    Command { words: Vec<String>, refresh: Duration, printed: Mutex<Option<Printed>> },
+    /// A command, run without a shell.
+    Command {
+        /// Program and arguments.
+        words: Vec<String>,
+        /// It is run again when what it printed is older than this.
+        refresh: Duration,
+    },
+}
+
+/// The same, with what was read there last.
+#[derive(Debug)]
+pub(crate) struct Source {
+    settings: SourceSettings,
+    /// By the command.
+    printed: Mutex<Option<Printed>>,
 }
 
 /// What a command printed, or how it failed, and when it is to be run again.
@@ -76,23 +88,18 @@ pub(crate) enum SourceError {
 }
 
 impl Source {
-    /// A file, read at each login.
-    pub fn file(path: PathBuf) -> Source {
-        Source(Kind::File(path))
-    }
-
-    /// A command, run without a shell, and again when what it printed is older than `refresh`.
-    pub fn command(words: Vec<String>, refresh: Duration) -> Source {
-        Source(Kind::Command { words, refresh, printed: Mutex::default() })
+    /// Reads nothing yet.
+    pub(crate) fn new(settings: SourceSettings) -> Source {
+        Source { settings, printed: Mutex::default() }
     }
 
     /// The token as it is now, without the white space around it.
     pub(crate) async fn token(&self) -> Result<Zeroizing<Vec<u8>>, SourceError> {
-        match &self.0 {
-            Kind::File(path) => read(path).await,
-            Kind::Command { words, refresh, printed } => {
+        match &self.settings {
+            SourceSettings::File(path) => read(path).await,
+            SourceSettings::Command { words, refresh } => {
                 // However many log in, one runs it.
-                let mut printed = printed.lock().await;
+                let mut printed = self.printed.lock().await;
                 match &*printed {
                     Some(known) if known.until > Instant::now() => known.token.clone(),
                     _ => {
@@ -111,9 +118,7 @@ impl Source {
 
     /// What a command printed was refused: it is run again for the next login.
     pub(crate) async fn forget(&self) {
-        if let Kind::Command { printed, .. } = &self.0 {
-            *printed.lock().await = None;
-        }
+        *self.printed.lock().await = None;
     }
 }
 
@@ -240,7 +245,8 @@ mod tests {
 
     fn command(words: &[&str], refresh: u64) -> Source {
         let words = words.iter().map(|word| (*word).to_owned()).collect();
-        Source::command(words, Duration::from_secs(refresh))
+        let refresh = Duration::from_secs(refresh);
+        Source::new(SourceSettings::Command { words, refresh })
     }
 
     async fn token(source: &Source) -> Result<String, String> {
@@ -251,7 +257,7 @@ mod tests {
     #[tokio::test]
     async fn a_file_is_read_each_time() {
         let path = std::env::temp_dir().join(format!("pgsilo-source-{}", std::process::id()));
-        let source = Source::file(path.clone());
+        let source = Source::new(SourceSettings::File(path.clone()));
         assert!(token(&source).await.expect_err("not there").contains("cannot read"));
         std::fs::write(&path, "one\n").expect("written");
         assert_eq!(token(&source).await, Ok("one".to_owned()));
@@ -321,7 +327,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_pipe_in_place_of_a_file_is_not_waited_for() {
-        let source = Source::file("/dev/zero".into());
+        let source = Source::new(SourceSettings::File("/dev/zero".into()));
         assert!(token(&source).await.expect_err("no file").contains("not a regular file"));
     }
 

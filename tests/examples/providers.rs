@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey};
-use pgsilo::config::Config;
+use pgsilo::config::Opened;
 use pgsilo::token::{Claims, Rejected, Token};
 use rcgen::{KeyPair, PKCS_RSA_SHA256};
 use serde_json::Value;
@@ -70,7 +70,7 @@ impl Shown {
     }
 
     /// The examples' configuration with these settings in place of its issuer.
-    fn load(&self, folder: &Folder, key: &KeyPair) -> Config {
+    fn load(&self, folder: &Folder, key: &KeyPair) -> Opened {
         folder.write("provider.pem", key.public_key_pem());
         let kid = &self.header["kid"];
         let own =
@@ -88,9 +88,9 @@ impl Shown {
             let (before, behind) = text.split_once("[[tenant]]\nid = \"acme\"").unwrap();
             folder.write("tenants.toml", format!("{before}{}#{behind}", self.tenant));
         }
-        let config = folder.load().unwrap();
-        assert_eq!(config.warnings, Vec::<String>::new());
-        config
+        let opened = folder.open().unwrap();
+        assert_eq!(opened.warnings, Vec::<String>::new());
+        opened
     }
 
     /// As it is made by its provider.
@@ -110,12 +110,12 @@ impl Shown {
 }
 
 /// In the page's words.
-fn verdict(verified: Result<Claims, Rejected>, config: &Config) -> String {
+fn verdict(verified: Result<Claims, Rejected>, opened: &Opened) -> String {
     let claims = match verified {
         Ok(claims) => claims,
         Err(rejected) => return format!("It is refused: {}.", rejected.error),
     };
-    let registry = config.registry.snapshot();
+    let registry = opened.registry().snapshot();
     let tenants = claims.tenants(|word| registry.named(word)).unwrap();
     assert!(tenants.iter().all(|id| registry.tenant(id).is_some()), "{tenants:?}");
     let names: Vec<_> = tenants.iter().map(|id| format!("`{id}`")).collect();
@@ -137,9 +137,9 @@ fn what_the_page_of_providers_shows_is_so() {
             Piece::Code(language, code) => shown.see(language, code),
             Piece::Verdict(line) => {
                 let folder = Folder::new();
-                let config = shown.load(&folder, &key);
-                let verified = config.verifier.verify(&shown.sign(&key), shown.now());
-                assert_eq!(verdict(verified, &config), line, "{}", shown.payload);
+                let opened = shown.load(&folder, &key);
+                let verified = opened.verifier().verify(&shown.sign(&key), shown.now());
+                assert_eq!(verdict(verified, &opened), line, "{}", shown.payload);
                 verdicts += 1;
                 unproved = None;
             }

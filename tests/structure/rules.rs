@@ -23,12 +23,12 @@ const SIDE_ROOMS: [&str; 3] = ["client", "cancelling", "authority"];
 /// The parts, as the map in `lib.rs` has them: each imports only what stands in a row below.
 const LAYERS: [&[&str]; 12] = [
     &["server", "admin"],
+    &["config"],
     &["session"],
     &["refusal"],
     &["proxy"],
     &["splice", "cancel", "pool"],
-    &["backend", "frontend"],
-    &["config"],
+    &["backend", "frontend", "listener"],
     &["route"],
     &["identity"],
     &["token", "registry", "lease"],

@@ -2,19 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::path::Path;
 use std::time::Duration;
 
 use pgsilo_core::file::MAX_PEM;
 use pgsilo_core::tenant::{Access, TenantId, TenantPattern};
 use pgsilo_core::tls;
 
+use super::super::WORDS;
 use super::super::raw::{RawIssuer, RawKey};
-use super::{Build, FileError, WORDS};
-use crate::token::{
-    self, Algorithm, ClaimPath, Fetcher, Issuer, IssuerFault, Key, KeyFile, Keyring, KeysAt,
-    KeysUrl, Verifier,
-};
+use super::{Build, FileError};
+use crate::token::{Algorithm, ClaimPath, Issuer, Key, KeySource, KeysAt, KeysUrl};
 
 /// Where the access level is, if nothing else is said.
 const ACCESS: &str = "access";
@@ -26,36 +23,24 @@ const REFRESHES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 const MAX_STALE: Duration = Duration::from_secs(86_400);
 
 impl Build<'_> {
-    pub(super) fn verifier(&mut self, raw: Vec<RawIssuer>) -> Result<Verifier, FileError> {
+    pub(super) fn issuers(
+        &mut self,
+        raw: Vec<RawIssuer>,
+    ) -> Result<Vec<Issuer<KeySource>>, FileError> {
         if raw.is_empty() {
             return self.wrong("issuer", "there is none; add an [[issuer]] table");
         }
         self.mind_each_other(&raw);
-        let mut issuers = Vec::with_capacity(raw.len());
-        let mut sources = Vec::with_capacity(raw.len());
-        for (index, raw) in raw.into_iter().enumerate() {
-            sources.push(if raw.jwks.is_some() { "jwks" } else { "keys" });
-            issuers.push(self.issuer(&format!("issuer[{index}]"), raw)?);
-        }
-        Verifier::new(issuers).or_else(|error| {
-            let field = match error.fault {
-                IssuerFault::Unnamed | IssuerFault::Duplicate => "issuer",
-                IssuerFault::NoAudience => "audience",
-                IssuerFault::NoAlgorithms | IssuerFault::NoKey => "algorithms",
-                IssuerFault::DuplicateKey(_) => sources[error.issuer],
-                IssuerFault::Leeway => "leeway",
-                IssuerFault::NoLifetime => "max_lifetime",
-            };
-            self.wrong(format!("issuer[{}].{field}", error.issuer), error)
-        })
+        let issuers = raw.into_iter().enumerate();
+        issuers.map(|(index, raw)| self.issuer(&format!("issuer[{index}]"), raw)).collect()
     }
 
-    fn issuer(&mut self, at: &str, raw: RawIssuer) -> Result<Issuer, FileError> {
+    fn issuer(&mut self, at: &str, raw: RawIssuer) -> Result<Issuer<KeySource>, FileError> {
         let mut algorithms = Vec::with_capacity(raw.algorithms.len());
         for (index, name) in raw.algorithms.iter().enumerate() {
             algorithms.push(self.algorithm(&format!("{at}.algorithms[{index}]"), name)?);
         }
-        let keys = self.keyring(at, &raw, &algorithms)?;
+        let keys = self.keys(at, &raw)?;
         self.mind_claims(at, &raw);
         let default_access = self.default_access(at, &raw)?;
         let max_access = self.max_access(at, &raw, default_access)?;
@@ -257,25 +242,16 @@ impl Build<'_> {
         raw.into_iter().map(level).collect::<Result<_, _>>().map(Some)
     }
 
-    fn keyring(
-        &mut self,
-        at: &str,
-        raw: &RawIssuer,
-        algorithms: &[Algorithm],
-    ) -> Result<Keyring, FileError> {
+    fn keys(&self, at: &str, raw: &RawIssuer) -> Result<KeySource, FileError> {
         let (listed, file) = (raw.keys.as_deref(), raw.jwks.as_deref());
         match (listed, file, raw.jwks_url.as_deref(), raw.discovery) {
             (Some(listed), None, None, false) => {
                 self.not_fetched(at, raw)?;
-                let keys = self.listed_keys(at, listed)?;
-                for warning in token::idle(&keys, algorithms) {
-                    self.warn(format!("{at}.keys"), warning);
-                }
-                Ok(Keyring::listed(keys))
+                Ok(KeySource::Listed(self.listed_keys(at, listed)?))
             }
             (None, Some(path), None, false) => {
                 self.not_fetched(at, raw)?;
-                self.key_file(&format!("{at}.jwks"), path, algorithms)
+                Ok(KeySource::File(self.file.resolve(path)))
             }
             (None, None, Some(url), false) => {
                 let field = format!("{at}.jwks_url");
@@ -335,25 +311,13 @@ impl Build<'_> {
         Ok(keys)
     }
 
-    fn key_file(
-        &mut self,
-        field: &str,
-        path: &Path,
-        algorithms: &[Algorithm],
-    ) -> Result<Keyring, FileError> {
-        let path = self.file.resolve(path);
-        let (file, set) = KeyFile::open(path.clone()).or_else(|error| self.wrong(field, error))?;
-        for warning in set.warnings {
-            self.warn(field, format_args!("{path:?}: {warning}"));
-        }
-        for warning in token::idle(&set.keys, algorithms) {
-            self.warn(field, warning);
-        }
-        Ok(Keyring::file(file, set.keys))
-    }
-
     /// Nothing is fetched here: what can be wrong without that, is said.
-    fn fetched_keys(&self, at: &str, raw: &RawIssuer, keys: KeysAt) -> Result<Keyring, FileError> {
+    fn fetched_keys(
+        &self,
+        at: &str,
+        raw: &RawIssuer,
+        keys: KeysAt,
+    ) -> Result<KeySource, FileError> {
         let refresh = raw.refresh.map_or(REFRESH, |refresh| refresh.0);
         if !REFRESHES.contains(&refresh) {
             return self.wrong(format!("{at}.refresh"), "out of range; use \"1s\" to \"24h\"");
@@ -374,7 +338,6 @@ impl Build<'_> {
             }
             None => None,
         };
-        let fetcher = Fetcher::new(keys, ca.as_deref(), refresh, max_stale);
-        Ok(Keyring::fetched(fetcher.or_else(|error| self.wrong(at, error))?))
+        Ok(KeySource::Fetched { at: keys, ca, refresh, max_stale })
     }
 }

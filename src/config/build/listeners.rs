@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use pgsilo_core::tls::{self, ClientAuthorities, OfClients, ServerFiles, TlsError};
-use rustls_pki_types::UnixTime;
+use pgsilo_core::tls::{ClientAuthorities, ServerFiles};
 
 use super::super::raw::{RawDemand, RawListener, RawListenerTls};
 use super::super::{ListenerTls, Place, Proof};
 use super::proofs::{Door, Known};
-use super::{Build, FileError, Listener};
+use super::{Build, FileError, ListenerSettings};
 
 /// What fits into `sockaddr_un` on Linux, its NUL included.
 const MAX_SOCKET_PATH: usize = 108;
@@ -19,7 +18,7 @@ impl Build<'_> {
         &mut self,
         raw: Vec<RawListener>,
         known: &Known,
-    ) -> Result<Vec<Listener>, FileError> {
+    ) -> Result<Vec<ListenerSettings>, FileError> {
         if raw.is_empty() {
             return self.wrong("listener", "there is none; add a [[listener]] table");
         }
@@ -48,7 +47,12 @@ impl Build<'_> {
         Ok(listeners)
     }
 
-    fn tcp(&mut self, at: &str, raw: RawListener, known: &Known) -> Result<Listener, FileError> {
+    fn tcp(
+        &mut self,
+        at: &str,
+        raw: RawListener,
+        known: &Known,
+    ) -> Result<ListenerSettings, FileError> {
         if raw.mode.is_some() {
             return self.wrong(format!("{at}.mode"), "only a Unix socket has a mode; remove it");
         }
@@ -92,10 +96,18 @@ impl Build<'_> {
         let place = Place::Tcp(address);
         let database_names = self.database_names(at, raw.database_names)?;
         let proof = self.proof(at, raw.auth, &Door { place: &place, tls: tls.as_ref() }, known)?;
-        Ok(Listener { place, tls, proof, uids: None, sni_suffix, database_names, balancers })
+        Ok(ListenerSettings {
+            place,
+            tls,
+            proof,
+            uids: None,
+            sni_suffix,
+            database_names,
+            balancers,
+        })
     }
 
-    fn listener_tls(&mut self, at: &str, raw: &RawListenerTls) -> Result<tls::Server, FileError> {
+    fn listener_tls(&mut self, at: &str, raw: &RawListenerTls) -> Result<ServerFiles, FileError> {
         let certificate = self.file.resolve(&raw.certificate);
         let key = self.file.resolve(&raw.key);
         if raw.client_ca.is_none() {
@@ -114,37 +126,16 @@ impl Build<'_> {
             crls: raw.client_crl.iter().map(|path| self.file.resolve(path)).collect(),
             required: raw.client_certificate == Some(RawDemand::Required),
         });
-        let files = ServerFiles { certificate: certificate.clone(), key: key.clone(), clients };
-        let made = tls::Server::open(files.clone()).or_else(|error| {
-            let of_the_key = match &error {
-                TlsError::NoKey { .. } | TlsError::BadKey { .. } | TlsError::KeyMismatch { .. } => {
-                    true
-                }
-                TlsError::NoCertificate { .. } | TlsError::BadCertificate { .. } => false,
-                // The certificate is read first.
-                error => error.file() != Some(&certificate),
-            };
-            let field = match error.file().and_then(|file| files.of_clients(file)) {
-                Some(OfClients::Authorities) => "client_ca",
-                Some(OfClients::RevocationList) => "client_crl",
-                None if of_the_key => "key",
-                None => "certificate",
-            };
-            self.wrong(format!("{at}.tls.{field}"), error)
-        })?;
         self.mind_readers(&format!("{at}.tls.key"), &key);
-        for complaint in made.complaints(UnixTime::now()) {
-            let field = match files.of_clients(&complaint.file) {
-                Some(OfClients::RevocationList) => "client_crl",
-                Some(OfClients::Authorities) => "client_ca",
-                None => "certificate",
-            };
-            self.warn(format!("{at}.tls.{field}"), complaint);
-        }
-        Ok(made)
+        Ok(ServerFiles { certificate, key, clients })
     }
 
-    fn unix(&mut self, at: &str, raw: RawListener, known: &Known) -> Result<Listener, FileError> {
+    fn unix(
+        &mut self,
+        at: &str,
+        raw: RawListener,
+        known: &Known,
+    ) -> Result<ListenerSettings, FileError> {
         for (present, key) in [
             (raw.tls.is_some(), "tls"),
             (raw.require_tls.is_some(), "require_tls"),
@@ -179,6 +170,6 @@ impl Build<'_> {
         }
         let (tls, sni_suffix, balancers) = (None, None, Vec::new());
         let database_names = self.database_names(at, raw.database_names)?;
-        Ok(Listener { place, tls, proof, uids, sni_suffix, database_names, balancers })
+        Ok(ListenerSettings { place, tls, proof, uids, sni_suffix, database_names, balancers })
     }
 }

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use pgsilo_core::file::{self, MAX_SECRET};
+use pgsilo_core::tls::ServerFiles;
 use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::super::raw::{RawNames, RawProof};
 use super::super::{DatabaseNames, ListenerTls, Place, Proof};
 use super::{Build, FileError};
-use crate::token::Source;
+use crate::token::SourceSettings;
 
 /// What of the rest of the file a listener depends on.
 pub(super) struct Known {
@@ -26,7 +27,7 @@ pub(super) struct Known {
 /// Where clients come in.
 pub(super) struct Door<'a> {
     pub(super) place: &'a Place,
-    pub(super) tls: Option<&'a ListenerTls>,
+    pub(super) tls: Option<&'a ListenerTls<ServerFiles>>,
 }
 
 impl Build<'_> {
@@ -36,7 +37,7 @@ impl Build<'_> {
         raw: RawProof,
         door: &Door<'_>,
         known: &Known,
-    ) -> Result<Proof, FileError> {
+    ) -> Result<Proof<SourceSettings>, FileError> {
         match raw {
             RawProof::Password => Ok(Proof::Password),
             RawProof::Oauthbearer { issuer, scope } => self.bearer(at, &issuer, &scope, known),
@@ -44,7 +45,7 @@ impl Build<'_> {
             RawProof::TokenFile(path) => {
                 let field = format!("{at}.auth.token_file");
                 self.mind_neighbours(&field, door)?;
-                Ok(Proof::Sidecar(Source::file(self.token_file(&field, &path)?)))
+                Ok(Proof::Sidecar(SourceSettings::File(self.token_file(&field, &path)?)))
             }
             RawProof::Exec { command, refresh } => {
                 let field = format!("{at}.auth.exec.command");
@@ -52,7 +53,7 @@ impl Build<'_> {
                 if command.first().is_none_or(String::is_empty) {
                     return self.wrong(field, "empty; name the program and its arguments");
                 }
-                Ok(Proof::Sidecar(Source::command(command, refresh.0)))
+                Ok(Proof::Sidecar(SourceSettings::Command { words: command, refresh: refresh.0 }))
             }
         }
     }
@@ -64,7 +65,7 @@ impl Build<'_> {
         issuer: &str,
         scope: &str,
         known: &Known,
-    ) -> Result<Proof, FileError> {
+    ) -> Result<Proof<SourceSettings>, FileError> {
         let field = format!("{at}.auth.oauthbearer.issuer");
         if !known.issuers.contains(issuer) {
             return self.wrong(field, format_args!("{issuer:?} has no [[issuer]] table"));
@@ -80,9 +81,14 @@ impl Build<'_> {
         Ok(Proof::Bearer { challenge: challenge.to_string().into_bytes() })
     }
 
-    fn certificate(&self, at: &str, door: &Door<'_>, known: &Known) -> Result<Proof, FileError> {
+    fn certificate(
+        &self,
+        at: &str,
+        door: &Door<'_>,
+        known: &Known,
+    ) -> Result<Proof<SourceSettings>, FileError> {
         let field = format!("{at}.auth");
-        let shown = door.tls.is_some_and(|tls| tls.required && tls.server.asks_clients());
+        let shown = door.tls.is_some_and(|tls| tls.required && tls.server.clients.is_some());
         if !shown {
             return self
                 .wrong(field, "certificate needs tls with client_ca, and no client in clear");

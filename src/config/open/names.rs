@@ -1,37 +1,40 @@
-//! Names that are allowed and mean something else than they seem to, or nothing.
+//! What of the registry, as the rest of the configuration has it, is allowed and unwise: names that mean
+//! something else than they seem to, or nothing; databases that are reached or shared without care.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pgsilo_core::registry::Tenant;
-use pgsilo_core::tenant::TenantId;
+use pgsilo_core::host::is_loopback;
+use pgsilo_core::limits::TimeLimits;
+use pgsilo_core::registry::{Host, Placement, PlacementTls, Snapshot, Tenant};
+use pgsilo_core::tenant::{TenantId, TenantPattern};
 
-use super::super::raw::RawIssuer;
-use super::Build;
-use crate::config::Listener;
-use crate::registry::Registry;
+use super::super::build::Build;
+use crate::listener::Listener;
 use crate::route::DatabaseNames;
+use crate::token::{Issuer, KeySource};
 
 /// Where issuers' settings name tenants, and which. What ids begin with may be of tenants to come.
-pub(super) fn tenants_of(issuers: &[RawIssuer]) -> Vec<(String, TenantId)> {
-    let of_one = |(index, issuer): (usize, &RawIssuer)| {
-        let listed = issuer.tenants.iter().flatten().enumerate();
-        let listed = listed.map(move |(number, text)| {
-            (format!("issuer[{index}].tenants[{number}]"), text.clone())
+pub(super) fn tenants_of(issuers: &[Issuer<KeySource>]) -> Vec<(String, TenantId)> {
+    let of_one = |(index, issuer): (usize, &Issuer<KeySource>)| {
+        let listed = issuer.tenants.as_deref().unwrap_or_default().iter().enumerate();
+        let listed = listed.filter_map(move |(number, pattern)| match pattern {
+            TenantPattern::Exactly(id) => {
+                Some((format!("issuer[{index}].tenants[{number}]"), id.clone()))
+            }
+            TenantPattern::Prefix(_) => None,
         });
         let meant = issuer.tenant_values.iter().flatten();
         let meant = meant
             .map(move |(value, id)| (format!("issuer[{index}].tenant_values.{value}"), id.clone()));
         listed.chain(meant).collect::<Vec<_>>()
     };
-    let texts = issuers.iter().enumerate().flat_map(of_one);
-    texts.filter_map(|(field, text)| Some((field, TenantId::parse(&text).ok()?))).collect()
+    issuers.iter().enumerate().flat_map(of_one).collect()
 }
 
 impl Build<'_> {
     /// Whoever names another tenant there lands in his own.
-    pub(super) fn mind_listeners(&mut self, registry: &Registry, listeners: &[Listener]) {
-        let snapshot = registry.snapshot();
+    pub(super) fn mind_listeners(&mut self, snapshot: &Snapshot, listeners: &[Listener]) {
         for (number, listener) in listeners.iter().enumerate() {
             let DatabaseNames::Only(names) = &listener.database_names else { continue };
             let is_tenants = |name: &&String| {
@@ -50,8 +53,7 @@ impl Build<'_> {
 
     /// A name that clients of one tenant may have written means another one as soon as their tokens
     /// are for both.
-    pub(super) fn mind_names(&mut self, registry: &Registry) {
-        let snapshot = registry.snapshot();
+    pub(super) fn mind_names(&mut self, snapshot: &Snapshot) {
         let as_another = |tenant: &&Arc<Tenant>| {
             let name = &*tenant.placement().dbname;
             name != tenant.id().as_str()
@@ -72,10 +74,9 @@ impl Build<'_> {
     /// A tenant that is not there yet may come with the next registry; a typing error stays.
     pub(super) fn mind_unknown_tenants(
         &mut self,
-        registry: &Registry,
+        snapshot: &Snapshot,
         named: &[(String, TenantId)],
     ) {
-        let snapshot = registry.snapshot();
         for (field, _) in named.iter().filter(|(_, id)| snapshot.tenant(id).is_none()) {
             self.warn(field, "names no tenant of the registry as it is now");
         }
@@ -83,8 +84,7 @@ impl Build<'_> {
 
     /// Two tenants whose names in tokens differ in their case or in slashes alone: who chooses one at the
     /// issuer, or writes it here, takes it for the other.
-    pub(super) fn mind_lookalikes(&mut self, registry: &Registry) {
-        let snapshot = registry.snapshot();
+    pub(super) fn mind_lookalikes(&mut self, snapshot: &Snapshot) {
         let ids = snapshot.tenants().map(|tenant| (tenant.id().as_str(), tenant.id()));
         let mut words: Vec<(&str, &TenantId)> = ids.chain(snapshot.aliases()).collect();
         words.sort_unstable();
@@ -99,6 +99,48 @@ impl Build<'_> {
                 );
                 return self.warn("registry.file", what);
             }
+        }
+    }
+
+    /// A transaction can hold what is the whole server's, and only pgsilo's bound on it is not the
+    /// session's to lift.
+    pub(super) fn mind_shared_servers(&mut self, snapshot: &Snapshot, times: &TimeLimits) {
+        let mut servers = BTreeMap::<String, (usize, bool)>::new();
+        for tenant in snapshot.tenants() {
+            let server =
+                servers.entry(tenant.placement().host.comparable().to_string()).or_default();
+            server.0 += 1;
+            server.1 |= tenant.limits().times(times).transaction.is_none();
+        }
+        servers.retain(|_, (tenants, unbounded)| *tenants > 1 && *unbounded);
+        if let Some((server, (tenants, _))) =
+            servers.iter().max_by_key(|(_, (tenants, _))| *tenants)
+        {
+            let what = format!(
+                "not set for every tenant, and tenants share servers ({tenants} share {server}): one \
+                 tenant's transaction can hold what all need, for as long as its token lasts"
+            );
+            self.warn("limits.transaction_timeout", what);
+        }
+    }
+
+    /// What a tenant's sessions ask and read can be read on the way to its database, and changed.
+    pub(super) fn mind_databases_in_clear(&mut self, snapshot: &Snapshot) {
+        let in_clear = |tenant: &&Arc<Tenant>| {
+            let Placement { host, tls, .. } = tenant.placement();
+            matches!(tls, PlacementTls::Disable)
+                && matches!(host, Host::Tcp { host, .. } if !is_loopback(host))
+        };
+        let count = snapshot.tenants().filter(in_clear).count();
+        let first = snapshot.tenants().filter(in_clear).min_by_key(|tenant| tenant.id().as_str());
+        if let Some(tenant) = first {
+            let what = format!(
+                "{count} of its tenants' databases are reached in clear over a network (tenant {:?} at \
+                 {}): what passes can be read and changed on the way",
+                tenant.id().as_str(),
+                tenant.placement().host,
+            );
+            self.warn("registry.file", what);
         }
     }
 }

@@ -1,0 +1,131 @@
+//! What a configuration names, read, and made into what a proxy is started with.
+//!
+//! Errors and warnings have their places in the configuration's file. Nothing is fetched, nothing is
+//! started.
+
+mod names;
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use pgsilo_core::tls::{OfClients, ServerFiles, TlsError};
+use rustls_pki_types::UnixTime;
+
+use super::build::Build;
+use super::{Config, FileError, ListenerSettings, Opened, Sources, WORDS};
+use crate::lease::Authority;
+use crate::listener::Listener;
+use crate::registry::{Denied, Registry};
+use crate::token::{Issuer, IssuerFault, KeySource, Verifier};
+
+pub(super) fn open(config: Config) -> Result<Opened, FileError> {
+    let Config { proxy, admin, cores, file, .. } = config;
+    let mut build = Build { file: &file, warnings: config.warnings };
+    let listeners = config.listeners.into_iter().enumerate();
+    let listeners: Vec<_> = listeners
+        .map(|(index, listener)| build.listener(&format!("listener[{index}]"), listener))
+        .collect::<Result<_, _>>()?;
+    let named = names::tenants_of(&config.issuers);
+    let issuers = config.issuers.iter().map(|issuer| issuer.issuer.to_string()).collect();
+    let verifier = build.verifier(config.issuers)?;
+    let denied = config.denied.as_deref().map(|path| build.denied(path, issuers)).transpose()?;
+    // Last: it is the file that can be large.
+    let registry = build.registry(&config.registry)?;
+    let snapshot = registry.snapshot();
+    build.mind_shared_servers(&snapshot, &proxy.limits.times);
+    build.mind_names(&snapshot);
+    build.mind_lookalikes(&snapshot);
+    build.mind_unknown_tenants(&snapshot, &named);
+    build.mind_databases_in_clear(&snapshot);
+    if matches!(proxy.openbao.authority, Authority::Session { .. }) && snapshot.has_aliases() {
+        build.warn("registry.file", WORDS);
+    }
+    build.mind_listeners(&snapshot, &listeners);
+    let warnings = build.warnings;
+    let sources = Sources { listeners, verifier, registry, denied };
+    Ok(Opened { sources, settings: proxy, admin, cores, warnings })
+}
+
+impl Build<'_> {
+    fn listener(&mut self, at: &str, settings: ListenerSettings) -> Result<Listener, FileError> {
+        let files = settings.tls.as_ref().map(|tls| tls.server.clone());
+        let listener = Listener::open(settings).or_else(|error| {
+            let field = files.as_ref().map_or("certificate", |files| field_of(&error, files));
+            self.wrong(format!("{at}.tls.{field}"), error)
+        })?;
+        if let Some((files, tls)) = files.zip(listener.tls.as_ref()) {
+            for complaint in tls.server.complaints(UnixTime::now()) {
+                let field = match files.of_clients(&complaint.file) {
+                    Some(OfClients::RevocationList) => "client_crl",
+                    Some(OfClients::Authorities) => "client_ca",
+                    None => "certificate",
+                };
+                self.warn(format!("{at}.tls.{field}"), complaint);
+            }
+        }
+        Ok(listener)
+    }
+
+    fn verifier(&mut self, issuers: Vec<Issuer<KeySource>>) -> Result<Verifier, FileError> {
+        let (mut opened, mut fields) = (Vec::new(), Vec::new());
+        for (index, issuer) in issuers.into_iter().enumerate() {
+            let at = format!("issuer[{index}]");
+            let field = match &issuer.keys {
+                KeySource::Listed(_) => "keys",
+                KeySource::File(_) => "jwks",
+                KeySource::Fetched { .. } => "",
+            };
+            let of_keys = format!("{at}.{field}");
+            let of_keys = of_keys.trim_end_matches('.');
+            let (issuer, warnings) = issuer.open().or_else(|error| self.wrong(of_keys, error))?;
+            for warning in warnings {
+                self.warn(of_keys, warning);
+            }
+            opened.push(issuer);
+            fields.push(field);
+        }
+        Verifier::new(opened).or_else(|error| {
+            let field = match error.fault {
+                IssuerFault::Unnamed | IssuerFault::Duplicate => "issuer",
+                IssuerFault::NoAudience => "audience",
+                IssuerFault::NoAlgorithms | IssuerFault::NoKey => "algorithms",
+                IssuerFault::DuplicateKey(_) => fields[error.issuer],
+                IssuerFault::Leeway => "leeway",
+                IssuerFault::NoLifetime => "max_lifetime",
+            };
+            self.wrong(format!("issuer[{}].{field}", error.issuer), error)
+        })
+    }
+
+    fn denied(&self, path: &Path, issuers: HashSet<String>) -> Result<Denied, FileError> {
+        Denied::open(path, issuers).map_err(|error| self.of_a_file("registry.denied", error))
+    }
+
+    fn registry(&self, path: &Path) -> Result<Registry, FileError> {
+        Registry::open(path).map_err(|error| self.of_a_file("registry.file", error))
+    }
+
+    /// A file that cannot be read is the configuration's error; one with errors is its own.
+    fn of_a_file(&self, field: &str, error: FileError) -> FileError {
+        match error.line() {
+            None => self.file.wrong(field, error),
+            Some(_) => error,
+        }
+    }
+}
+
+/// Which of a listener's files an error is about.
+fn field_of(error: &TlsError, files: &ServerFiles) -> &'static str {
+    let of_the_key = match error {
+        TlsError::NoKey { .. } | TlsError::BadKey { .. } | TlsError::KeyMismatch { .. } => true,
+        TlsError::NoCertificate { .. } | TlsError::BadCertificate { .. } => false,
+        // The certificate is read first.
+        error => error.file() != Some(&files.certificate),
+    };
+    match error.file().and_then(|file| files.of_clients(file)) {
+        Some(OfClients::Authorities) => "client_ca",
+        Some(OfClients::RevocationList) => "client_crl",
+        None if of_the_key => "key",
+        None => "certificate",
+    }
+}

@@ -1,0 +1,122 @@
+//! Where clients connect, what is asked of them there, and what they are shown.
+//!
+//! [`ListenerSettings`] is what the configuration says; a [`Listener`] has read the files that it
+//! names. It binds nothing: `server` does.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use pgsilo_core::tls::{self, ServerFiles, TlsError};
+
+use crate::route::DatabaseNames;
+use crate::token::{Source, SourceSettings};
+
+/// Where clients connect, and what is asked of them there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerSettings {
+    /// What to bind.
+    pub place: Place,
+    /// `None`: a Unix socket, or the file says `plaintext = true`.
+    pub tls: Option<ListenerTls<ServerFiles>>,
+    /// How clients prove who they are.
+    pub proof: Proof<SourceSettings>,
+    /// Who may use a Unix socket, by user id; `None`: whoever may open its file.
+    pub uids: Option<BTreeSet<u32>>,
+    /// What follows a tenant's id in the host that a client names in TLS: `.db.example.com`.
+    pub sni_suffix: Option<String>,
+    /// Names of databases that say nothing here.
+    pub database_names: DatabaseNames,
+    /// Who says on whose behalf it connects (PROXY protocol).
+    pub balancers: Vec<IpNet>,
+}
+
+/// How clients of a listener prove who they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proof<S> {
+    /// A token, sent as the password.
+    Password,
+    /// A token, sent as SASL OAUTHBEARER.
+    Bearer {
+        /// What a client without a good token is told: JSON of RFC 7628, 3.2.2.
+        challenge: Vec<u8>,
+    },
+    /// The client's certificate, bound to a tenant by the registry.
+    Certificate,
+    /// Nothing: pgsilo has the token itself.
+    Sidecar(S),
+}
+
+/// What a listener binds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A TCP address; port 0 lets the system choose.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix {
+        /// The socket's path.
+        path: PathBuf,
+        /// The permissions of the socket file.
+        mode: u32,
+    },
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Tcp(address) => address.fmt(f),
+            Place::Unix { path, .. } => path.display().fmt(f),
+        }
+    }
+}
+
+/// TLS at a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerTls<S> {
+    /// Certificate, key, and whose certificates clients may show: the files, or what they came to.
+    pub server: S,
+    /// Whether a session in clear is refused.
+    pub required: bool,
+}
+
+/// A listener with the files that it was made of.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) place: Place,
+    pub(crate) tls: Option<ListenerTls<tls::Server>>,
+    pub(crate) proof: Proof<Source>,
+    pub(crate) uids: Option<BTreeSet<u32>>,
+    pub(crate) sni_suffix: Option<String>,
+    pub(crate) database_names: DatabaseNames,
+    pub(crate) balancers: Vec<IpNet>,
+}
+
+impl Listener {
+    /// Reads the files of its TLS. Blocks.
+    ///
+    /// # Errors
+    /// When they are no chain and its key, or no authorities and their lists.
+    pub(crate) fn open(settings: ListenerSettings) -> Result<Listener, TlsError> {
+        let open = |tls: ListenerTls<ServerFiles>| {
+            let server = tls::Server::open(tls.server)?;
+            Ok(ListenerTls { server, required: tls.required })
+        };
+        let proof = match settings.proof {
+            Proof::Password => Proof::Password,
+            Proof::Bearer { challenge } => Proof::Bearer { challenge },
+            Proof::Certificate => Proof::Certificate,
+            Proof::Sidecar(source) => Proof::Sidecar(Source::new(source)),
+        };
+        Ok(Listener {
+            place: settings.place,
+            tls: settings.tls.map(open).transpose()?,
+            proof,
+            uids: settings.uids,
+            sni_suffix: settings.sni_suffix,
+            database_names: settings.database_names,
+            balancers: settings.balancers,
+        })
+    }
+}
