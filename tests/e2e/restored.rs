@@ -53,6 +53,24 @@ async fn leased(world: &World) -> i64 {
     superuser.query_one(query, &[]).await.expect("asked").get(0)
 }
 
+/// The finding about acme's lease that no session uses, how many roles of acme's are told of, and what
+/// else is found. Of roles that were made long after the lease, as on a slow machine, each is told of by
+/// itself.
+fn of_acme(findings: &[Value]) -> (Value, usize, Vec<&str>) {
+    let (mut idle, mut roles, mut others) = (Value::Null, 0, Vec::new());
+    for finding in findings {
+        match (finding["finding"].as_str(), finding["tenant"].as_str()) {
+            (Some("idle_roles"), Some("acme")) => {
+                roles += finding["roles"].as_array().map_or(0, Vec::len);
+                idle = finding.clone();
+            }
+            (Some("orphan_role"), Some("acme")) => roles += 1,
+            (other, _) => others.extend(other),
+        }
+    }
+    (idle, roles, others)
+}
+
 fn kinds(findings: &[Value]) -> Vec<&str> {
     let mut kinds: Vec<_> = findings.iter().filter_map(|one| one["finding"].as_str()).collect();
     kinds.sort_unstable();
@@ -86,19 +104,24 @@ async fn after_openbao_was_restored_from_a_backup_it_is_said_what_to_do_and_done
         command.env("BAO_ADDR", &address).env("PROVISIONER_BAO_TOKEN", &token);
         audited(&mut command).await
     };
-    let unknown = ["unknown_to_openbao"; 3];
-    let expected = [&["idle_roles"][..], &unknown].concat();
+    let unknown = vec!["unknown_to_openbao"; 3];
     let (code, findings) = audit(&[]).await;
-    assert_eq!((code, kinds(&findings)), (3, expected.clone()), "{findings:?}");
-    assert_eq!(findings[0]["roles"].as_array().map(Vec::len), Some(2), "{findings:?}");
+    let (idle, roles, others) = of_acme(&findings);
+    assert_eq!(
+        (code, idle.is_null(), roles, others),
+        (3, false, 2, unknown.clone()),
+        "{findings:?}"
+    );
     // The password is what keeps it from revoking.
     let (code, findings) = audit(&["--fix"]).await;
-    assert_eq!((code, kinds(&findings)), (1, expected.clone()), "{findings:?}");
-    let why = findings[0]["outcome"]["failed"].as_str().expect("why");
+    let (idle, roles, others) = of_acme(&findings);
+    assert_eq!((code, roles, others), (1, 2, unknown.clone()), "{findings:?}");
+    let why = idle["outcome"]["failed"].as_str().expect("why");
     assert!(why.contains("28P01"), "{why}");
     let (code, findings) = audit(&["--fix", "--new-broker-passwords"]).await;
-    assert_eq!((code, kinds(&findings)), (3, expected), "{findings:?}");
-    assert_eq!(findings[0]["outcome"], "mended", "{findings:?}");
+    let (idle, _, others) = of_acme(&findings);
+    assert_eq!((code, others), (3, unknown), "{findings:?}");
+    assert_eq!(idle["outcome"], "mended", "{findings:?}");
     assert_eq!(leased(&world).await, 1, "globex's, which is not judged");
     let (status, answer) = lease(&bao, "acme").await;
     assert_eq!(status, 200, "acme is served again");
