@@ -70,7 +70,7 @@ macro_rules! event {
 const MAX_NAME: usize = 80;
 
 /// Names one connection, in the client's DETAIL and in every event. Random, not secret.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct SessionId(u64);
 
 impl SessionId {
@@ -194,6 +194,13 @@ impl Trail {
         self.token_id = token_id.unwrap_or_default().into();
     }
 
+    /// All that was learned. What is left behind knows nothing, and has no event of its own.
+    pub(crate) fn take(&mut self) -> Trail {
+        let empty = Trail::new(None);
+        empty.close();
+        std::mem::replace(self, empty)
+    }
+
     fn close(&self) {
         self.is_closed.store(true, Ordering::Relaxed);
     }
@@ -277,8 +284,15 @@ pub(crate) fn renewed_again(trail: &Trail, left: Duration) {
     );
 }
 
-/// A session has ended, with its cause where something broke.
-pub(crate) fn ended(trail: &Trail, ending: Ending, cause: Option<&str>, seconds: f64) {
+/// A session has ended, with its cause where something broke, and with the bytes that client and
+/// database have sent.
+pub(crate) fn ended(
+    trail: &Trail,
+    ending: Ending,
+    cause: Option<&str>,
+    seconds: f64,
+    (to_backend, to_frontend): (u64, u64),
+) {
     let sqlstate = ending.told().map_or("", |(sqlstate, _)| sqlstate);
     trail.close();
     event!(
@@ -289,6 +303,8 @@ pub(crate) fn ended(trail: &Trail, ending: Ending, cause: Option<&str>, seconds:
         sqlstate,
         cause,
         seconds,
+        bytes_to_backend = to_backend,
+        bytes_to_frontend = to_frontend,
         "session ended"
     );
 }

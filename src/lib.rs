@@ -12,13 +12,14 @@
 //!
 //! ```text
 //! server, admin            listeners and event loops; metrics and health
-//! config                  the file as values, and what it names, read
+//! config                   the file as values, and what it names, read
 //! session                  the chain, one file a stage, and the one call that refuses
 //! refusal                  the table of refusals
 //! proxy                    what all sessions share
+//! sessions                 who is here, by tenant, and the places that sessions have
 //! splice, cancel, pool     the relay; cancel keys; connections that wait for a session
-//! backend, frontend       the one dial and the login; framed reads with bounds
-//! listener                where clients connect, what is asked of them
+//! backend, frontend        the one dial and the login; framed reads with bounds
+//! listener                 where clients connect, what is asked of them
 //! route                    which of its tenants a session is for: a pure decision
 //! identity                 who a session is, however that was proved
 //! token | registry | lease three parts that never import each other: they meet in stages
@@ -50,6 +51,7 @@ pub mod registry;
 mod route;
 pub mod server;
 pub mod session;
+mod sessions;
 mod splice;
 mod stream;
 pub mod token;

@@ -3,14 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use pgsilo_core::clock::{self, BootTime};
 use pgsilo_core::tenant::TenantId;
 use tokio::runtime::Handle;
-use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::audit::OnLoss;
 use crate::cancel::CancelKeys;
@@ -20,6 +19,7 @@ use crate::listener::Listener;
 use crate::log::LogQueue;
 use crate::pool::{Pool, PoolSettings};
 use crate::registry::{Denied, Registry};
+use crate::sessions::Sessions;
 use crate::token::Verifier;
 
 /// How long a connection has to prove something before its place may be another's: what a thousand TLS
@@ -79,15 +79,12 @@ pub(crate) struct Proxy {
     pub(crate) log: LogQueue,
     /// Connections that are not logged in yet, of each listener.
     pub(crate) handshakes: Vec<Slots>,
-    pub(crate) sessions: Arc<Semaphore>,
-    pub(crate) tenants: Tally<TenantId>,
+    pub(crate) sessions: Sessions,
     pub(crate) addresses: Tally<IpAddr>,
     /// Cancel requests that have given their place back.
     pub(crate) cancelling: Tally<TenantId>,
     /// When the last transaction must have ended; not set while pgsilo is not stopping.
     drain: OnceLock<BootTime>,
-    /// See [`Proxy::changed`].
-    changed: Notify,
 }
 
 impl Proxy {
@@ -115,12 +112,10 @@ impl Proxy {
                 .iter()
                 .map(|_| Slots::new(limits.max_handshakes, HANDSHAKE_GRACE))
                 .collect(),
-            sessions: Arc::new(Semaphore::new(limits.max_sessions)),
-            tenants: Tally::new(limits.max_sessions_per_tenant),
+            sessions: Sessions::new(limits.max_sessions, limits.max_sessions_per_tenant),
             addresses: Tally::new(limits.max_connections_per_address),
             cancelling: Tally::new(Some(CANCELLING)),
             drain: OnceLock::new(),
-            changed: Notify::new(),
             settings,
             sources,
         };
@@ -156,7 +151,7 @@ impl Proxy {
     pub(crate) fn drain(&'static self, patience: Duration) {
         self.drain.get_or_init(|| BootTime::now() + patience);
         self.pool.close();
-        self.changed.notify_waiters();
+        self.sessions.wake_all();
     }
 
     /// Whether pgsilo is stopping.
@@ -171,28 +166,24 @@ impl Proxy {
 
     /// Whom listeners believe has changed.
     pub(crate) fn authorities_changed(&self) {
-        self.changed.notify_waiters();
+        self.sessions.wake_all();
     }
 
-    /// Resolves when anything has changed that may end a session: the registry, the list of those
-    /// denied, the authorities of clients' certificates, that pgsilo stops, or the time, by a suspension
-    /// of the machine. Made before one looks, it misses nothing. One place to wait, so that an idle
-    /// session costs no more than that.
-    pub(crate) fn changed(&self) -> Notified<'_> {
-        self.changed.notified()
-    }
-
+    /// Has sessions look again whenever something changes that may end them: those of the tenants that
+    /// the registry says something else of, and all where it may be anybody's.
     async fn tell_of_changes(&'static self) {
-        let mut registry = self.registry().subscribe();
         let mut denied = self.sources.denied.as_ref().map(Denied::subscribe);
         loop {
             tokio::select! {
-                _ = registry.changed() => {}
-                () = changed(denied.as_mut()) => {}
-                () = clock::resumed() => {}
+                tenants = self.registry().changed() => {
+                    self.pool.keep_only(&self.registry().snapshot());
+                    for tenant in &tenants {
+                        self.sessions.wake(tenant);
+                    }
+                }
+                () = changed(denied.as_mut()) => self.sessions.wake_all(),
+                () = clock::resumed() => self.sessions.wake_all(),
             }
-            self.pool.keep_only(&self.registry().snapshot());
-            self.changed.notify_waiters();
         }
     }
 }

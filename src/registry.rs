@@ -6,6 +6,7 @@
 
 mod denied;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,8 +14,9 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use pgsilo_core::clock::BootTime;
 use pgsilo_core::registry::Snapshot;
+use pgsilo_core::tenant::TenantId;
 use pgsilo_core::toml_file::FileError;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 pub use denied::Denied;
 pub(crate) use denied::Shown;
@@ -25,8 +27,9 @@ pub struct Registry {
     path: PathBuf,
     current: ArcSwap<Snapshot>,
     stale_since: ArcSwapOption<BootTime>,
-    /// Counts successful reloads; whoever serves a tenant looks again when it moves.
-    generation: watch::Sender<u64>,
+    /// Tenants of which the snapshot says something else than the one before, until somebody takes them.
+    changed: Mutex<HashSet<TenantId>>,
+    any_changed: Notify,
     /// Two reloads at once could finish in the wrong order.
     reloading: Mutex<()>,
 }
@@ -39,7 +42,8 @@ impl Registry {
             path: path.into(),
             current: ArcSwap::from_pointee(snapshot),
             stale_since: ArcSwapOption::empty(),
-            generation: watch::Sender::new(0),
+            changed: Mutex::default(),
+            any_changed: Notify::new(),
             reloading: Mutex::new(()),
         })
     }
@@ -60,10 +64,13 @@ impl Registry {
                 self.stale_since.store(Some(Arc::new(BootTime::now())));
             }
         })?;
-        let tenants = snapshot.len();
+        let (tenants, changes) = (snapshot.len(), snapshot.changes(&before));
         self.current.store(Arc::new(snapshot));
         self.stale_since.store(None);
-        self.generation.send_modify(|generation| *generation += 1);
+        if !changes.is_empty() {
+            self.changed.lock().unwrap_or_else(PoisonError::into_inner).extend(changes);
+            self.any_changed.notify_one();
+        }
         Ok(tenants)
     }
 
@@ -72,9 +79,17 @@ impl Registry {
         self.stale_since.load().as_ref().map(|since| since.elapsed())
     }
 
-    /// Changes with each successful reload, after the new snapshot is in place.
-    pub fn subscribe(&self) -> watch::Receiver<u64> {
-        self.generation.subscribe()
+    /// The tenants of which the registry has come to say something else since they were last taken, once
+    /// there are any: their entries, their aliases, the certificates bound to them. For one who waits.
+    pub(crate) async fn changed(&self) -> HashSet<TenantId> {
+        loop {
+            let taken =
+                std::mem::take(&mut *self.changed.lock().unwrap_or_else(PoisonError::into_inner));
+            if !taken.is_empty() {
+                return taken;
+            }
+            self.any_changed.notified().await;
+        }
     }
 }
 

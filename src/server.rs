@@ -135,7 +135,8 @@ async fn run(opened: Opened, log: LogQueue, mut signals: Signals) -> Result<(), 
 /// that still come are told that pgsilo is shutting down. A second signal cuts it short: whether one came.
 async fn drain(proxy: &'static Proxy, tasks: &TaskTracker, signals: &mut Signals) -> bool {
     let patience = proxy.limits().drain_timeout;
-    tracing::info!(patience_seconds = patience.as_secs(), connections = tasks.len(), "draining");
+    let (connections, busy) = (tasks.len(), proxy.sessions.busy());
+    tracing::info!(patience_seconds = patience.as_secs(), connections, busy, "draining");
     proxy.drain(patience);
     tasks.close();
     let hurried = tokio::select! {
@@ -143,7 +144,8 @@ async fn drain(proxy: &'static Proxy, tasks: &TaskTracker, signals: &mut Signals
         () = tokio::time::sleep(patience + LAST_WORDS) => false,
         () = signals.stop() => true,
     };
-    tracing::warn!(connections = tasks.len(), "stopping with connections open");
+    let (connections, busy) = (tasks.len(), proxy.sessions.busy());
+    tracing::warn!(connections, busy, "stopping with connections open");
     hurried
 }
 

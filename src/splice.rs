@@ -21,6 +21,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -80,6 +81,7 @@ pub(crate) struct Relay<'c> {
     frontend: &'c mut Frontend,
     backend: &'c mut Stream,
     process: &'c Process,
+    progress: &'c Progress,
     up: Pipe,
     down: Pipe,
     talk: Talk,
@@ -149,6 +151,26 @@ enum Source {
     Ended(Option<io::Error>),
 }
 
+/// How far a session has come, for those who ask from outside. The relay alone writes it.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    to_backend: AtomicU64,
+    to_frontend: AtomicU64,
+    busy: AtomicBool,
+}
+
+impl Progress {
+    /// Bytes that the client has sent, and that the database has.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (self.to_backend.load(Ordering::Relaxed), self.to_frontend.load(Ordering::Relaxed))
+    }
+
+    /// Whether it is in a transaction, or in a request that is not answered in full.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
+    }
+}
+
 /// How a session has ended.
 pub(crate) struct End {
     pub(crate) ending: Ending,
@@ -179,6 +201,7 @@ impl<'c> Relay<'c> {
         frontend: &'c mut Frontend,
         backend: &'c mut Stream,
         process: &'c Process,
+        progress: &'c Progress,
         withholds: bool,
         dead_peer_timeout: Duration,
         limits: TimeLimits,
@@ -200,6 +223,7 @@ impl<'c> Relay<'c> {
             frontend,
             backend,
             process,
+            progress,
             up,
             down,
             talk: Talk::begin(),
@@ -382,6 +406,7 @@ impl<'c> Relay<'c> {
         });
         if before != (self.up.counter.passed(), self.down.counter.passed()) {
             self.last_bytes = Instant::now();
+            self.tell_progress();
             self.age.moved(self.last_bytes, was_idle, self.talk.take_crossed());
             self.watch.begin(self.last_bytes);
         }
@@ -429,6 +454,13 @@ impl<'c> Relay<'c> {
     /// notification, that stands for all later ones of the cluster.
     fn is_idle(&self) -> bool {
         !self.talk.may_be_busy() && self.talk.is_outside() && self.can_tell()
+    }
+
+    fn tell_progress(&self) {
+        let Progress { to_backend, to_frontend, busy } = self.progress;
+        to_backend.store(self.up.counter.passed(), Ordering::Relaxed);
+        to_frontend.store(self.down.counter.passed(), Ordering::Relaxed);
+        busy.store(self.talk.may_be_busy() || !self.talk.is_outside(), Ordering::Relaxed);
     }
 
     /// Whether a message of ours would stand between two messages of the database.

@@ -9,7 +9,7 @@ use pgsilo_wire::message;
 
 use super::client::{Client, Stop};
 use super::leased::{Connected, Leased, dial};
-use super::routed::{Admission, SessionPermits};
+use super::routed::Admission;
 use crate::audit::Stage;
 use crate::backend::{Attachment, Connection, Past};
 use crate::cancel::{CancelKey, Whose};
@@ -19,6 +19,7 @@ use crate::limits::TallyPermit;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 use crate::route::Route;
+use crate::sessions::Place;
 use crate::stream::Stream;
 
 /// Proves that the database is the tenant's, and that the client knows it is let in.
@@ -37,7 +38,7 @@ pub(super) struct Held {
     pub(super) tenant: Arc<Tenant>,
     pub(super) identity: Box<Identity>,
     pub(super) access: Access,
-    pub(super) permits: SessionPermits,
+    pub(super) place: Place,
     pub(super) address: Option<TallyPermit<IpAddr>>,
     /// What makes the connection another session's, if it may become that.
     pub(super) kept: Option<Box<Kept>>,
@@ -64,7 +65,7 @@ impl<'c> Attached<'c> {
             }
         };
 
-        let Admission { started, route, identity, permits } = routed.into_parts();
+        let Admission { started, route, identity, place } = routed.into_parts();
         let version = started.version();
         let (accepted, _startup) = started.into_parts();
         let (client, address) = accepted.into_parts();
@@ -93,7 +94,7 @@ impl<'c> Attached<'c> {
             tenant: Arc::clone(route.tenant()),
             identity,
             access: route.access(),
-            permits,
+            place,
             address,
             kept: proxy.pool.keeps().then(|| Box::new(Kept { route, greeting, past })),
             lease,

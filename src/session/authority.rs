@@ -10,12 +10,13 @@ use pgsilo_core::tenant::Access;
 use pgsilo_core::tls::AuthorityId;
 use tokio::time::sleep;
 
-use crate::audit::{self, Trail};
+use crate::audit;
 use crate::ending::Ending;
 use crate::identity::Identity;
 use crate::lease::{Lease, LeaseEnd};
 use crate::listener::Listener;
 use crate::proxy::Proxy;
+use crate::sessions::Session;
 use crate::splice::{Order, Orders};
 
 /// What is left for the last words before an authority is really over.
@@ -40,7 +41,7 @@ pub(super) struct Authority<'s> {
     pub(super) left: Duration,
     /// When the session is as old as it may become, and how old that is.
     pub(super) aged: Option<(BootTime, Duration)>,
-    pub(super) trail: &'s Trail,
+    pub(super) session: &'s Session,
     /// The newest failure to renew the lease that an event has told of; 0: none since it was
     /// last renewed.
     pub(super) told: AtomicU32,
@@ -53,7 +54,7 @@ impl Orders for Authority<'_> {
         async move {
             loop {
                 // Made first: what changes behind this line is not missed.
-                let changed = self.proxy.changed();
+                let changed = self.session.changed();
                 let (lease, login) = self.lease.changed();
                 let wake = {
                     let (end, again) = self.lease.tend();
@@ -189,10 +190,15 @@ impl Authority<'_> {
         match &end.failure {
             Some(failure) if failure.number != self.told.load(Ordering::Relaxed) => {
                 self.told.store(failure.number, Ordering::Relaxed);
-                audit::renewal_failed(self.trail, &failure.cause, end.at.remaining(), end.is_final);
+                audit::renewal_failed(
+                    &self.session.trail,
+                    &failure.cause,
+                    end.at.remaining(),
+                    end.is_final,
+                );
             }
             None if self.told.swap(0, Ordering::Relaxed) > 0 => {
-                audit::renewed_again(self.trail, end.at.remaining());
+                audit::renewed_again(&self.session.trail, end.at.remaining());
             }
             Some(_) | None => {}
         }

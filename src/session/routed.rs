@@ -8,8 +8,6 @@ use std::sync::Arc;
 
 use pgsilo_core::registry::Tenant;
 use pgsilo_core::secret::Secret;
-use pgsilo_core::tenant::TenantId;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::client::{Client, Stop};
 use super::identified::Identified;
@@ -17,10 +15,10 @@ use super::started::Started;
 use crate::audit::Stage;
 use crate::identity::Identity;
 use crate::lease::Request;
-use crate::limits::TallyPermit;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 use crate::route::{Route, RouteError, Rules};
+use crate::sessions::{Full, Place};
 
 /// Proves that this identity may reach this tenant now, and holds its place there.
 #[derive(Debug)]
@@ -29,7 +27,7 @@ pub struct Routed<'c> {
     route: Arc<Route>,
     identity: Box<Identity>,
     token: Option<Secret>,
-    permits: SessionPermits,
+    place: Place,
 }
 
 /// What is left of a `Routed` when its credential and its connection have been used.
@@ -37,14 +35,7 @@ pub(super) struct Admission<'c> {
     pub(super) started: Started<'c>,
     pub(super) route: Arc<Route>,
     pub(super) identity: Box<Identity>,
-    pub(super) permits: SessionPermits,
-}
-
-/// A session's place among all sessions and among its tenant's.
-#[derive(Debug)]
-pub(super) struct SessionPermits {
-    _all: OwnedSemaphorePermit,
-    _tenant: TallyPermit<TenantId>,
+    pub(super) place: Place,
 }
 
 impl<'c> Routed<'c> {
@@ -62,7 +53,7 @@ impl<'c> Routed<'c> {
         }
         let route = Arc::new(resolve(&mut identified).map_err(Refusal::from)?);
         let tenant = route.tenant();
-        let permits = take_permits(tenant, proxy)?;
+        let place = take_place(tenant, proxy)?;
         identified.client().prove();
 
         let (mut started, identity, token) = identified.into_parts();
@@ -70,7 +61,7 @@ impl<'c> Routed<'c> {
         client.trail.placement = Arc::clone(tenant.place());
         client.trail.role = route.role().into();
         client.reached(Stage::Routed);
-        Ok(Routed { started, route, identity, token, permits })
+        Ok(Routed { started, route, identity, token, place })
     }
 
     /// Where it leads.
@@ -90,8 +81,8 @@ impl<'c> Routed<'c> {
     }
 
     pub(super) fn into_parts(self) -> Admission<'c> {
-        let Routed { started, route, identity, permits, .. } = self;
-        Admission { started, route, identity, permits }
+        let Routed { started, route, identity, place, .. } = self;
+        Admission { started, route, identity, place }
     }
 }
 
@@ -137,15 +128,14 @@ fn named_by_host(client: &Client) -> Option<String> {
     client.frontend.server_name()?.strip_suffix(suffix.as_str()).map(str::to_owned)
 }
 
-fn take_permits(tenant: &Tenant, proxy: &'static Proxy) -> Result<SessionPermits, Refusal> {
+fn take_place(tenant: &Tenant, proxy: &'static Proxy) -> Result<Place, Refusal> {
     let id = tenant.id();
-    let all = Arc::clone(&proxy.sessions).try_acquire_owned().map_err(|_full| {
-        Refusal::new(Reason::TooManyConnections, "[limits] max_sessions is reached")
-    })?;
-    let bound = tenant.limits().max_sessions(proxy.limits().max_sessions_per_tenant);
-    let tenant = proxy.tenants.count_within(id, bound).ok_or_else(|| {
-        Refusal::new(Reason::TooManyConnections, "the tenant's bound of sessions is reached")
-            .about(format_args!(" for tenant \"{id}\""))
-    })?;
-    Ok(SessionPermits { _all: all, _tenant: tenant })
+    let bound = tenant.limits().max_sessions(proxy.sessions.max_per_tenant());
+    proxy.sessions.admit(id, bound).map_err(|full| match full {
+        Full::All => Refusal::new(Reason::TooManyConnections, "[limits] max_sessions is reached"),
+        Full::Tenant => {
+            Refusal::new(Reason::TooManyConnections, "the tenant's bound of sessions is reached")
+                .about(format_args!(" for tenant \"{id}\""))
+        }
+    })
 }

@@ -38,12 +38,20 @@ impl<'c> Spliced<'c> {
         let Client { frontend, proxy, trail, listener, authority: certified_by, .. } = client;
         let proxy: &'static Proxy = proxy;
         metrics::counter!("pgsilo_sessions_total").increment(1);
-        let active = Active::begin();
+        let session = proxy.sessions.begin(held.tenant.id(), trail.take());
         let process = held.cancel_key.process();
         let dead_peer_timeout = proxy.limits().dead_peer_timeout;
         let times = held.tenant.limits().times(&proxy.limits().times);
         let withholds = held.kept.is_some();
-        let mut relay = Relay::new(frontend, backend, process, withholds, dead_peer_timeout, times);
+        let mut relay = Relay::new(
+            frontend,
+            backend,
+            process,
+            &session.progress,
+            withholds,
+            dead_peer_timeout,
+            times,
+        );
         // On the clock that authority is measured in: one that is set later neither lengthens nor
         // shortens the session.
         let left = held.identity.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
@@ -58,17 +66,19 @@ impl<'c> Spliced<'c> {
             expires: BootTime::now() + left,
             left,
             aged: times.session.map(|age| (BootTime::now() + age, age)),
-            trail,
+            session: &session,
             told: AtomicU32::new(0),
         };
         let End { ending, cause } = relay.run(&authority).await;
-        Box::pin(relay.end(ending, trail.session)).await;
-        drop(active);
+        Box::pin(relay.end(ending, session.trail.session)).await;
         metrics::counter!("pgsilo_endings_total", "ending" => ending.label()).increment(1);
         let cause = cause.map(|cause| cause.to_string());
-        audit::ended(trail, ending, cause.as_deref(), began.elapsed().as_secs_f64());
+        let seconds = began.elapsed().as_secs_f64();
+        audit::ended(&session.trail, ending, cause.as_deref(), seconds, session.progress.bytes());
         proxy.pool.has_left(&held.tenant);
-        if relay.left_whole() {
+        let left_whole = relay.left_whole();
+        drop(session);
+        if left_whole {
             Box::pin(self.give_back()).await;
         }
     }
@@ -76,29 +86,13 @@ impl<'c> Spliced<'c> {
     /// Lets the pool have the connection, for another session on an equal route.
     async fn give_back(self: Box<Self>) {
         let Spliced { client, held, backend } = *self;
-        let Held { cancel_key, permits, kept, lease, address, .. } = held;
+        let Held { cancel_key, place, kept, lease, address, .. } = held;
         // A session that comes meanwhile is not refused for this one.
-        drop((permits, address));
+        drop((place, address));
         let proxy = client.proxy;
         let Some((process, kept)) = cancel_key.withdraw().zip(kept) else { return };
         let Kept { route, greeting, past } = *kept;
         let attachment = Attachment { stream: backend, process, greeting, past };
         proxy.pool.give_back(&route, lease, attachment, proxy.registry()).await;
-    }
-}
-
-/// Counts a session among those that run, for as long as it lives.
-struct Active;
-
-impl Active {
-    fn begin() -> Active {
-        metrics::gauge!("pgsilo_sessions_active").increment(1);
-        Active
-    }
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        metrics::gauge!("pgsilo_sessions_active").decrement(1);
     }
 }

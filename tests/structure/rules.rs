@@ -21,12 +21,13 @@ const STAGES: [(&str, &str, &str); 8] = [
 const SIDE_ROOMS: [&str; 3] = ["client", "cancelling", "authority"];
 
 /// The parts, as the map in `lib.rs` has them: each imports only what stands in a row below.
-const LAYERS: [&[&str]; 12] = [
+const LAYERS: [&[&str]; 13] = [
     &["server", "admin"],
     &["config"],
     &["session"],
     &["refusal"],
     &["proxy"],
+    &["sessions"],
     &["splice", "cancel", "pool"],
     &["backend", "frontend", "listener"],
     &["route"],

@@ -5,7 +5,7 @@
 
 mod file;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -71,6 +71,24 @@ impl Snapshot {
     /// Whether any tenant has an alias.
     pub fn has_aliases(&self) -> bool {
         !self.aliases.is_empty()
+    }
+
+    /// The tenants of which this says something else than `before` did: their entries, what they are
+    /// called in tokens, or the certificates that are bound to them.
+    pub fn changes(&self, before: &Snapshot) -> HashSet<TenantId> {
+        let mut changed = HashSet::new();
+        for (one, other) in [(self, before), (before, self)] {
+            let entry = |id| one.tenants.get(id).zip(other.tenants.get(id));
+            let is_same = |id| entry(id).is_some_and(|(one, other)| Arc::ptr_eq(one, other));
+            changed.extend(one.tenants.keys().filter(|id| !is_same(id)).cloned());
+            let moved =
+                one.aliases.iter().filter(|(word, id)| other.aliases.get(*word) != Some(id));
+            changed.extend(moved.map(|(_, id)| id.clone()));
+            let rebound = one.bindings.iter();
+            let rebound = rebound.filter(|(holder, to)| other.bindings.get(*holder) != Some(to));
+            changed.extend(rebound.map(|(_, to)| to.tenant.clone()));
+        }
+        changed
     }
 
     /// What a certificate's holder is bound to.

@@ -225,3 +225,39 @@ fn an_alias_means_one_tenant_and_is_no_tenants_id() {
         assert!(error.ends_with(&format!(".toml:{line}: {wrong}")), "{error}");
     }
 }
+
+#[test]
+fn a_change_is_of_the_tenants_that_it_is_about() {
+    let all = entry("acme") + &entry("globex") + &entry("initech");
+    let file = File::new("changes", &all);
+    let mut before = Snapshot::read(&file.0, None).unwrap();
+    let binding = |tenant: &str, access: &str| {
+        format!(
+            "[[binding]]\ncertificate = \"spiffe://x/y\"\ntenant = \"{tenant}\"\naccess = \"{access}\"\n"
+        )
+    };
+    let with_alias = |id: &str| {
+        let placed = format!("id = \"{id}\"\n");
+        all.replace(&placed, &format!("{placed}aliases = [\"/word\"]\n"))
+    };
+    for (text, expected) in [
+        (all.clone(), &[][..]),
+        (all.replace("\"tenant_acme\"", "\"acme\""), &["acme"]),
+        (all.clone(), &["acme"]),
+        (entry("acme") + &entry("initech"), &["globex"]),
+        (all.clone() + &entry("hooli"), &["globex", "hooli"]),
+        (all.clone(), &["hooli"]),
+        (with_alias("acme"), &["acme"]),
+        (with_alias("globex"), &["acme", "globex"]),
+        (all.clone() + &binding("acme", "read-only"), &["acme", "globex"]),
+        (all.clone() + &binding("acme", "read-write"), &["acme"]),
+        (all.clone() + &binding("initech", "read-write"), &["acme", "initech"]),
+    ] {
+        std::fs::write(&file.0, &text).unwrap();
+        let now = Snapshot::read(&file.0, Some(&before)).unwrap();
+        let mut changed: Vec<_> = now.changes(&before).into_iter().collect();
+        changed.sort();
+        assert_eq!(changed, expected.iter().map(|text| id(text)).collect::<Vec<_>>(), "{text}");
+        before = now;
+    }
+}

@@ -360,7 +360,7 @@ fn holds_token(text: &str) -> bool {
 
 #[test]
 fn a_token_in_a_log_is_noticed() {
-    assert!(holds_token(&format!("{{\"cause\":\"{}\"}}", super::mint::token("acme"))));
+    assert!(holds_token("{\"cause\":\"eyJhbGciOiJFUzI1NiIsImtpZCI6IngifQ.eyJpc3MiOiJ4In0.c2ln\"}"));
     assert!(holds_token("eyJhbGciOiJub25lIn0."));
     assert!(!holds_token("{\"role\":\"tenant-acme-rw-eyJ4TNgtlvIZKMY0aB1\",\"x\":0.5}"));
 }

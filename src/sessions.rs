@@ -1,0 +1,272 @@
+//! Who is here: each running session, found by its tenant, and the places that sessions have.
+//!
+//! A session is in the directory from its splice to its end. What may end it wakes it by name of its
+//! tenant, so that a change of one tenant costs the sessions of others nothing; how far it has come is
+//! read here without asking it. A place is taken when a session is routed, before anything is leased
+//! for it, and given back when it ends. No lock is held across an await.
+
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use dashmap::DashMap;
+use pgsilo_core::tenant::TenantId;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use crate::audit::{SessionId, Trail};
+use crate::splice::Progress;
+
+/// All sessions.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    tenants: DashMap<TenantId, OfTenant>,
+    /// Places taken, and how many there are.
+    places: AtomicUsize,
+    max: usize,
+    /// For tenants without a bound of their own; `None`: no bound.
+    max_per_tenant: Option<usize>,
+}
+
+/// The sessions of one tenant. None is kept for a tenant that has neither.
+#[derive(Debug, Default)]
+struct OfTenant {
+    places: usize,
+    running: HashMap<SessionId, Arc<Session>>,
+}
+
+/// One running session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// What was learned of it at its login; it says no more.
+    pub(crate) trail: Trail,
+    pub(crate) progress: Progress,
+    /// Something that may end it has changed.
+    changed: Notify,
+}
+
+/// A session's place among all of them and among its tenant's, given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    sessions: &'static Sessions,
+    tenant: TenantId,
+}
+
+/// A session that is in the directory until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Running {
+    sessions: &'static Sessions,
+    tenant: TenantId,
+    session: Arc<Session>,
+}
+
+/// Which places are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// All.
+    All,
+    /// Those of the tenant.
+    Tenant,
+}
+
+impl Sessions {
+    pub(crate) fn new(max: usize, max_per_tenant: Option<usize>) -> Sessions {
+        Sessions { tenants: DashMap::new(), places: AtomicUsize::new(0), max, max_per_tenant }
+    }
+
+    /// The bound of tenants that have none of their own.
+    pub(crate) fn max_per_tenant(&self) -> Option<usize> {
+        self.max_per_tenant
+    }
+
+    /// A place for a session of a tenant that may have so many; `None`: as many as it likes.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn admit(
+        &'static self,
+        tenant: &TenantId,
+        bound: Option<usize>,
+    ) -> Result<Place, Full> {
+        let one_more = |taken: usize| (taken < self.max).then_some(taken + 1);
+        self.places
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+            .map_err(|_taken| Full::All)?;
+        let admitted = {
+            let mut of_tenant = self.tenants.entry(tenant.clone()).or_default();
+            let fits = bound.is_none_or(|bound| of_tenant.places < bound);
+            of_tenant.places += usize::from(fits);
+            fits
+        };
+        if !admitted {
+            self.places.fetch_sub(1, Ordering::Relaxed);
+            self.forget_if_empty(tenant);
+            return Err(Full::Tenant);
+        }
+        Ok(Place { sessions: self, tenant: tenant.clone() })
+    }
+
+    /// Puts a session in the directory.
+    pub(crate) fn begin(&'static self, tenant: &TenantId, trail: Trail) -> Running {
+        let (progress, changed) = (Progress::default(), Notify::new());
+        let session = Arc::new(Session { trail, progress, changed });
+        let mut of_tenant = self.tenants.entry(tenant.clone()).or_default();
+        of_tenant.running.insert(session.trail.session, Arc::clone(&session));
+        metrics::gauge!("pgsilo_sessions_active").increment(1);
+        Running { sessions: self, tenant: tenant.clone(), session }
+    }
+
+    /// Has the sessions of a tenant look whether they must end.
+    pub(crate) fn wake(&self, tenant: &TenantId) {
+        if let Some(of_tenant) = self.tenants.get(tenant) {
+            of_tenant.wake();
+        }
+    }
+
+    /// Has all sessions look whether they must end.
+    pub(crate) fn wake_all(&self) {
+        for of_tenant in &self.tenants {
+            of_tenant.wake();
+        }
+    }
+
+    /// How many are in a transaction, or in a request that is not answered.
+    pub(crate) fn busy(&self) -> usize {
+        let busy = |of_tenant: &OfTenant| {
+            of_tenant.running.values().filter(|session| session.progress.is_busy()).count()
+        };
+        self.tenants.iter().map(|of_tenant| busy(&of_tenant)).sum()
+    }
+
+    fn forget_if_empty(&self, tenant: &TenantId) {
+        self.tenants.remove_if(tenant, |_, of_tenant| {
+            of_tenant.places == 0 && of_tenant.running.is_empty()
+        });
+    }
+}
+
+impl OfTenant {
+    fn wake(&self) {
+        for session in self.running.values() {
+            session.changed.notify_waiters();
+        }
+    }
+}
+
+impl Session {
+    /// Resolves when anything has changed that may end this session: its tenant's entry, the list of
+    /// those denied, the authorities of clients' certificates, that pgsilo stops, or the time, by a
+    /// suspension of the machine. Made before one looks, it misses nothing.
+    pub(crate) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.sessions.places.fetch_sub(1, Ordering::Relaxed);
+        if let Some(mut of_tenant) = self.sessions.tenants.get_mut(&self.tenant) {
+            of_tenant.places -= 1;
+        }
+        self.sessions.forget_if_empty(&self.tenant);
+    }
+}
+
+impl Deref for Running {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        metrics::gauge!("pgsilo_sessions_active").decrement(1);
+        if let Some(mut of_tenant) = self.sessions.tenants.get_mut(&self.tenant) {
+            of_tenant.running.remove(&self.session.trail.session);
+        }
+        self.sessions.forget_if_empty(&self.tenant);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn sessions(max: usize, max_per_tenant: Option<usize>) -> &'static Sessions {
+        Box::leak(Box::new(Sessions::new(max, max_per_tenant)))
+    }
+
+    fn id(text: &str) -> TenantId {
+        TenantId::parse(text).expect("an id")
+    }
+
+    #[test]
+    fn places_are_bounded_in_all_and_for_each_tenant_and_come_back() {
+        let sessions = sessions(4, Some(2));
+        let (acme, globex) = (id("acme"), id("globex"));
+        let bound = sessions.max_per_tenant();
+        let first = sessions.admit(&acme, bound).expect("a place");
+        let _second = sessions.admit(&acme, bound).expect("a place");
+        assert_eq!(sessions.admit(&acme, bound).err(), Some(Full::Tenant));
+        let _of_its_own = sessions.admit(&acme, Some(3)).expect("a place");
+        let _other = sessions.admit(&globex, bound).expect("a place");
+        assert_eq!(sessions.admit(&globex, None).err(), Some(Full::All));
+        drop(first);
+        assert_eq!(sessions.admit(&acme, bound).err(), Some(Full::Tenant));
+        drop(sessions.admit(&globex, None).expect("a place"));
+        assert_eq!(sessions.places.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn a_tenant_that_has_no_session_any_more_takes_no_memory() {
+        let sessions = sessions(10, None);
+        assert_eq!(sessions.admit(&id("none"), Some(0)).err(), Some(Full::Tenant));
+        for number in 0..100 {
+            let tenant = id(&format!("t{number}"));
+            let place = sessions.admit(&tenant, None).expect("a place");
+            let running = sessions.begin(&tenant, Trail::new(None));
+            drop(place);
+            assert_eq!(sessions.tenants.len(), 1);
+            drop(running);
+        }
+        assert!(sessions.tenants.is_empty());
+        assert_eq!(sessions.places.load(Ordering::Relaxed), 0);
+    }
+
+    /// The sessions of this many tenants that hear of a change.
+    fn woken(waits: &mut [std::pin::Pin<Box<Notified<'_>>>]) -> usize {
+        waits.iter_mut().filter_map(|wait| wait.as_mut().now_or_never()).count()
+    }
+
+    #[test]
+    fn of_ten_thousand_sessions_only_those_of_the_changed_tenant_wake() {
+        let sessions = sessions(10_000, None);
+        let tenants: Vec<_> = (0..1_000).map(|number| id(&format!("t{number}"))).collect();
+        let begin = |number: usize| sessions.begin(&tenants[number % 1_000], Trail::new(None));
+        let running: Vec<_> = (0..10_000).map(begin).collect();
+        let mut waits: Vec<_> = running.iter().map(|one| Box::pin(one.changed())).collect();
+        sessions.wake(&tenants[7]);
+        assert_eq!(woken(&mut waits), 10);
+        sessions.wake(&id("nobody"));
+        let mut waits: Vec<_> = running.iter().map(|one| Box::pin(one.changed())).collect();
+        assert_eq!(woken(&mut waits), 0);
+        sessions.wake_all();
+        assert_eq!(woken(&mut waits), 10_000);
+    }
+
+    #[test]
+    fn a_change_behind_the_look_is_not_missed() {
+        let sessions = sessions(1, None);
+        let running = sessions.begin(&id("acme"), Trail::new(None));
+        let mut changed = pin!(running.changed());
+        sessions.wake(&id("acme"));
+        assert!(changed.as_mut().now_or_never().is_some());
+    }
+}
