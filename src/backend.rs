@@ -3,12 +3,16 @@
 //! Invariant: a connection is opened to the placement of a [`Route`], which only a routed session
 //! has, and nowhere else, and logs in with that route's settings; so tenant, placement and credential
 //! cannot be crossed. A [`Redial`] remembers where a route led, for cancel requests. No other module
-//! connects a socket to a database; `login.rs` is all that may speak on a fresh connection.
+//! connects a socket to a database; `login.rs` is all that may speak first on a fresh connection.
 
 mod binding;
+mod error;
 mod hashing;
+mod idle;
 mod login;
+mod messages;
 mod reset;
+mod seal;
 mod version;
 
 use std::io;
@@ -27,7 +31,8 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use binding::Channel;
-pub(crate) use login::{Attachment, BackendError, Parked, Past};
+pub(crate) use error::BackendError;
+pub(crate) use idle::{Attachment, Parked, Past};
 use version::ServerVersion;
 
 use crate::route::Route;

@@ -11,7 +11,7 @@ use postgres_protocol::authentication::sasl::{
     ChannelBinding as Header, SCRAM_SHA_256, SCRAM_SHA_256_PLUS,
 };
 
-use super::login::BackendError;
+use super::error::BackendError;
 
 /// What there is to bind a login to.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use pgsilo_core::clock::BootTime;
 use pgsilo_wire::message;
 use tokio::time::timeout;
 
-use super::login::{is_sealed_for, seal_query};
+use super::seal::{is_sealed_for, seal_query};
 use super::{Attachment, BackendError, Connection, Past, Route};
 
 /// How long a reset may take before the connection is closed instead: it was idle.

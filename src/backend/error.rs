@@ -1,0 +1,94 @@
+//! Why a database does not take a login, or a connection is of no use.
+
+use std::io;
+
+use pgsilo_core::tenant::TenantId;
+use pgsilo_wire::message::ErrorFields;
+use pgsilo_wire::startup::StartupError;
+
+use super::hashing::HashError;
+use super::version::ServerVersion;
+use crate::lease::Fullness;
+
+/// Why a login to a database failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BackendError {
+    #[error("the database closed the connection during login: {0}")]
+    Lost(#[from] io::Error),
+    #[error("the database broke the protocol: {0}")]
+    Protocol(&'static str),
+    #[error("the leased name or a setting cannot be sent: {0}")]
+    Unsendable(#[from] StartupError),
+    #[error("the database asked for {0}, which the placement's `auth` does not allow")]
+    MethodRefused(&'static str),
+    #[error("the database asked for authentication method {0}, which is not supported")]
+    MethodUnknown(u32),
+    #[error("the database let the session in without a password: its pg_hba.conf says trust")]
+    Trusting,
+    #[error("the database asked for {0} SCRAM iterations; at most 100000 are done")]
+    Iterations(u32),
+    #[error(
+        "SCRAM cannot be bound to the TLS channel, which the placement's `tls` asks for \
+         (channel_binding): {0}"
+    )]
+    Unbound(&'static str),
+    #[error("SCRAM failed: {0}")]
+    Scram(io::Error),
+    #[error("SCRAM cannot be computed here: {0}")]
+    Hashing(#[from] HashError),
+    #[error("the database said {sqlstate}: {text}")]
+    Said { sqlstate: String, text: String },
+    #[error("the database said 53300: {text}")]
+    Full { whose: Fullness, text: String },
+    #[error("the database refused a startup setting: {sqlstate}: {text}")]
+    Setting { sqlstate: String, text: String },
+    #[error(
+        "PostgreSQL {is} does not keep the role that a leased role is set to become: {needs} is needed"
+    )]
+    Outdated { is: ServerVersion, needs: ServerVersion },
+    #[error("the database has no seal; `ALTER DATABASE ... SET pgsilo.tenant = '{0}'` seals it")]
+    Unsealed(TenantId),
+    #[error("the database is sealed for tenant {found:?}, not for {expected}")]
+    SealBroken { expected: TenantId, found: String },
+}
+
+impl From<ErrorFields> for BackendError {
+    fn from(ErrorFields { sqlstate, text, routine }: ErrorFields) -> BackendError {
+        match sqlstate.as_str() {
+            "53300" => BackendError::Full { whose: fullness(&routine), text },
+            _ => BackendError::Said { sqlstate, text },
+        }
+    }
+}
+
+/// A server with no connection left says so before it looks at the database (`InitProcess` in `proc.c`,
+/// `ProcessStartupPacket` where even the processes are used up) or keeps the last ones back
+/// (`InitPostgres` in `postinit.c`); limits of a database or a role are looked at elsewhere.
+fn fullness(routine: &str) -> Fullness {
+    match routine {
+        "InitProcess" | "InitPostgres" | "ProcessStartupPacket" | "BackendInitialize" => {
+            Fullness::OfServer
+        }
+        _ => Fullness::OfOne,
+    }
+}
+
+impl BackendError {
+    /// Whether the database ended the session because nobody asked anything.
+    pub(crate) fn ended_for_idling(&self) -> bool {
+        match self {
+            BackendError::Said { sqlstate, .. } | BackendError::Setting { sqlstate, .. } => {
+                sqlstate == "57P05"
+            }
+            _ => false,
+        }
+    }
+
+    /// Whose connections are used up, if that is why.
+    pub(crate) fn fullness(&self) -> Option<Fullness> {
+        match self {
+            BackendError::Full { whose, .. } => Some(*whose),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! What follows for a session from how things stand: a function of the time and the facts.
+//!
+//! Several things may end it at once; the one that leaves it least time is the one that counts. Each
+//! gives notice: from then on the session may end at a good moment, and by the end of it must.
+
+use std::time::Duration;
+
+use pgsilo_core::clock::BootTime;
+
+use crate::ending::Ending;
+use crate::lease::LeaseEnd;
+use crate::splice::Order;
+
+/// What is left for the last words before an authority is really over.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+/// When to look again if nothing is known to come.
+const FAR: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How things stand for one session.
+#[derive(Debug)]
+pub(super) struct Facts<'f> {
+    /// By when a stopping pgsilo wants to be done.
+    pub(super) drained_by: Option<BootTime>,
+    /// The registry does not serve the session's tenant there, or not for this identity.
+    pub(super) withdrawn: bool,
+    /// The identity is on the list of those denied.
+    pub(super) revoked: bool,
+    /// The authority that certified the client is not believed any more.
+    pub(super) uncertified: bool,
+    pub(super) lease: &'f LeaseEnd,
+    /// When its identity ends, if that ends the session; what was left of that when the session began;
+    /// and what the session ends with.
+    pub(super) expires: Option<(BootTime, Duration, Ending)>,
+    /// When it is as old as it may become, and how old that is.
+    pub(super) aged: Option<(BootTime, Duration)>,
+    /// The longest notice.
+    pub(super) grace: Duration,
+}
+
+/// What follows from how things stand.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Next {
+    Order(Order),
+    /// Nothing yet. Time alone changes nothing before then.
+    Look(BootTime),
+}
+
+/// Something that ends the session.
+struct Threat {
+    /// From then on it is an order.
+    from: BootTime,
+    order: Order,
+}
+
+impl Facts<'_> {
+    /// The most urgent order, if there is one that is more urgent than `than`.
+    pub(super) fn decide(&self, now: BootTime, than: Option<Order>) -> Next {
+        let at_once = |is_so: bool, ending| {
+            is_so.then_some(Threat { from: now, order: Order { ending, by: now } })
+        };
+        let drained = |by| Threat { from: now, order: Order { ending: Ending::Drained, by } };
+        let threats = [
+            self.drained_by.map(drained),
+            at_once(self.withdrawn, Ending::TenantWithdrawn),
+            at_once(self.revoked, Ending::IdentityRevoked),
+            at_once(self.uncertified, Ending::AuthorityWithdrawn),
+            Some(self.lease_ends()),
+            // A session that came with a token near its end still gets most of what is left.
+            self.expires.map(|(at, left, ending)| ends(ending, at, self.grace.min(left / 3))),
+            // A transaction gets until the end itself, as where a token expires.
+            self.aged.map(|(at, age)| ends(Ending::SessionAge, at, self.grace.min(age / 3))),
+        ];
+        let matters = |threat: &Threat| than.is_none_or(|than| threat.order.by < than.by);
+        let (mut due, mut wake) = (None::<Order>, now + FAR);
+        for threat in threats.into_iter().flatten().filter(matters) {
+            if threat.from > now {
+                wake = wake.min(threat.from);
+            } else if due.is_none_or(|due| threat.order.by < due.by) {
+                due = Some(threat.order);
+            }
+        }
+        due.map_or(Next::Look(wake), Next::Order)
+    }
+
+    /// While the lease is still renewed, only what is left after the renewals have failed for
+    /// long is a notice; the whole grace is, once its end is final.
+    fn lease_ends(&self) -> Threat {
+        let LeaseEnd { at, duration, is_final, .. } = *self.lease;
+        ends(Ending::LeaseEnded, at, self.grace.min(duration / if is_final { 3 } else { 6 }))
+    }
+}
+
+/// It ends a little before the end itself, so that the client can still be told in time.
+fn ends(ending: Ending, at: BootTime, notice: Duration) -> Threat {
+    let by = at.earlier(LAST_WORDS.min(notice / 2));
+    Threat { from: at.earlier(notice), order: Order { ending, by } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn lease(at: BootTime, duration: Duration, is_final: bool) -> LeaseEnd {
+        LeaseEnd { at, duration, is_final, failure: None }
+    }
+
+    fn facts(lease: &LeaseEnd) -> Facts<'_> {
+        Facts {
+            drained_by: None,
+            withdrawn: false,
+            revoked: false,
+            uncertified: false,
+            lease,
+            expires: None,
+            aged: None,
+            grace: MINUTE,
+        }
+    }
+
+    fn ordered(next: Next) -> (Ending, BootTime) {
+        match next {
+            Next::Order(Order { ending, by }) => (ending, by),
+            Next::Look(_) => panic!("{next:?}"),
+        }
+    }
+
+    fn looks(next: Next) -> BootTime {
+        match next {
+            Next::Look(at) => at,
+            Next::Order(_) => panic!("{next:?}"),
+        }
+    }
+
+    #[test]
+    fn a_lease_that_is_renewed_gives_notice_late_and_one_that_is_not_gives_all_of_it() {
+        let now = BootTime::now();
+        let hour = MINUTE * 60;
+        let renewed = lease(now + hour, MINUTE * 3, false);
+        // A sixth of three minutes before its end.
+        assert_eq!(looks(facts(&renewed).decide(now, None)), (now + hour).earlier(MINUTE / 2));
+        let ends = lease(now + hour, hour, true);
+        assert_eq!(looks(facts(&ends).decide(now, None)), (now + hour).earlier(MINUTE));
+        let soon = lease(now + MINUTE / 2, hour, true);
+        let by = (now + MINUTE / 2).earlier(LAST_WORDS);
+        assert_eq!(ordered(facts(&soon).decide(now, None)), (Ending::LeaseEnded, by));
+    }
+
+    #[test]
+    fn what_leaves_least_time_counts() {
+        let now = BootTime::now();
+        let lease = lease(now + MINUTE / 2, MINUTE * 60, true);
+        let mut facts = facts(&lease);
+        facts.drained_by = Some(now + MINUTE);
+        assert_eq!(ordered(facts.decide(now, None)).0, Ending::LeaseEnded);
+        facts.drained_by = Some(now + Duration::from_secs(1));
+        assert_eq!(ordered(facts.decide(now, None)).0, Ending::Drained);
+        facts.withdrawn = true;
+        assert_eq!(ordered(facts.decide(now, None)), (Ending::TenantWithdrawn, now));
+    }
+
+    #[test]
+    fn an_order_is_given_once_and_only_a_more_urgent_one_after_it() {
+        let now = BootTime::now();
+        let lease = lease(now + MINUTE * 60, MINUTE * 60, false);
+        let mut facts = facts(&lease);
+        facts.aged = Some((now + MINUTE / 6, MINUTE));
+        let (ending, by) = ordered(facts.decide(now, None));
+        assert_eq!(ending, Ending::SessionAge);
+        let given = Some(Order { ending, by });
+        looks(facts.decide(now, given));
+        facts.revoked = true;
+        assert_eq!(ordered(facts.decide(now, given)), (Ending::IdentityRevoked, now));
+    }
+
+    #[test]
+    fn notice_is_a_third_of_what_there_was_at_most() {
+        let now = BootTime::now();
+        let lease = lease(now + MINUTE * 60, MINUTE * 60, false);
+        for (left, notice) in
+            [(MINUTE * 10, MINUTE), (MINUTE, MINUTE / 3), (MINUTE / 20, MINUTE / 60)]
+        {
+            let mut facts = facts(&lease);
+            facts.expires = Some((now + MINUTE * 30, left, Ending::TokenExpired));
+            let at = (now + MINUTE * 30).earlier(notice);
+            assert_eq!(looks(facts.decide(now, None)), at, "{left:?}");
+            let (ending, by) = ordered(facts.decide(at, None));
+            assert_eq!(ending, Ending::TokenExpired);
+            assert!(at <= by && by < now + MINUTE * 30);
+        }
+    }
+
+    #[test]
+    fn each_withdrawal_has_its_ending() {
+        let now = BootTime::now();
+        let lease = lease(now + MINUTE * 60, MINUTE * 60, false);
+        let ending = |change: fn(&mut Facts<'_>)| {
+            let mut facts = facts(&lease);
+            change(&mut facts);
+            ordered(facts.decide(now, None))
+        };
+        assert_eq!(ending(|facts| facts.withdrawn = true), (Ending::TenantWithdrawn, now));
+        assert_eq!(ending(|facts| facts.revoked = true), (Ending::IdentityRevoked, now));
+        assert_eq!(ending(|facts| facts.uncertified = true), (Ending::AuthorityWithdrawn, now));
+    }
+}
