@@ -224,6 +224,16 @@ fn the_examples_load_and_mean_what_they_say() {
     assert_eq!(globex.limits(), &OwnLimits::default());
 }
 
+#[test]
+fn the_readmes_configuration_needs_nothing_more() {
+    let folder = Folder::new();
+    let readme = include_str!("../README.md");
+    let (_, block) = readme.split_once("\n```toml\n").unwrap();
+    let (block, _) = block.split_once("```").unwrap();
+    folder.write("pgsilo.toml", block.to_owned());
+    assert_eq!(folder.open().unwrap().warnings, Vec::<String>::new());
+}
+
 /// Every table that has defaults, left out, means what the example shows.
 #[test]
 fn what_is_left_out_is_what_the_example_says() {

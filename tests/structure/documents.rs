@@ -97,11 +97,10 @@ fn the_document_of_metrics_is_what_metrics_describes() {
 }
 
 #[test]
-fn the_readme_names_tests_that_are_there() {
-    let readme = document("README.md");
-    let (_, promises) = readme.split_once("\n## The promises").expect("the promises");
+fn the_promises_name_tests_that_are_there() {
+    let promises = document("docs/promises.md");
     let mut files = Vec::new();
-    let mut folders = vec!["src".to_owned(), "tests".to_owned()];
+    let mut folders = vec!["src".to_owned(), "tests".to_owned(), "crates".to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in
             fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(&folder)).expect("a folder")
@@ -123,7 +122,7 @@ fn the_readme_names_tests_that_are_there() {
         let written = [format!("fn {name}("), format!(" {name}:")];
         assert!(
             files.iter().any(|file| written.iter().any(|text| file.contains(text))),
-            "README.md names the test {name}, which is not there"
+            "docs/promises.md names the test {name}, which is not there"
         );
         tests += 1;
     }
