@@ -3,6 +3,7 @@
 //! beside it.
 
 #![expect(clippy::expect_used, reason = "a bench fails by panicking")]
+#![expect(clippy::disallowed_methods, reason = "its clients connect")]
 
 mod strangers;
 

@@ -10,6 +10,7 @@
 //! leased role of its neighbour (`soak/grants.rs`).
 
 #![expect(
+    clippy::disallowed_methods,
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,

@@ -123,6 +123,7 @@ impl Redial {
         }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the place that dials: a route's placement")]
     async fn connect_in_clear(&self, attempts: &Attempts) -> Result<Stream, DialError> {
         let stream = match &self.tenant.placement().host {
             Host::Tcp { host, port } => Stream::Tcp(self.connect_tcp(host, *port, attempts).await?),
@@ -151,6 +152,7 @@ impl Redial {
                 found.map_err(|e| self.unconnected(out_of_resources(&e), e))?
             }
         };
+        #[expect(clippy::disallowed_methods, reason = "the place that dials: a route's placement")]
         let connected = addresses::race(all, attempts, TcpStream::connect).await;
         connected.map_err(|Unreached { is_ours, error }| self.unconnected(is_ours, error))
     }

@@ -31,6 +31,11 @@
 //! `route` makes, of a verified identity: nothing else can be dialled. What the control plane must agree with is in `pgsilo-core`,
 //! the protocol in `pgsilo-wire`.
 
+#![cfg_attr(
+    test,
+    expect(clippy::disallowed_methods, reason = "unit tests have files and sockets of their own")
+)]
+
 mod admin;
 mod audit;
 mod backend;

@@ -346,6 +346,7 @@ impl<W: Write> Out<W> {
         self.write_bytes(line)
     }
 
+    #[expect(clippy::disallowed_methods, reason = "it runs on the thread that writes the log, and on no other")]
     fn write_bytes(&mut self, mut rest: &[u8]) -> io::Result<()> {
         let all = rest.len();
         while !rest.is_empty() {

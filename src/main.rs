@@ -153,6 +153,7 @@ fn too_few_descriptors(config: &Config) -> Option<String> {
 ///
 /// # Errors
 /// When the system refuses the thread that writes.
+#[expect(clippy::disallowed_methods, reason = "the log is standard error")]
 fn log(settings: LogSettings, audit: AuditSettings) -> io::Result<LogQueue> {
     let bounds = Bounds { log: settings.queue_bytes, audit: audit.queue_bytes };
     let queue = LogQueue::start(io::stderr(), bounds, tell_of_losses)?;
@@ -165,6 +166,7 @@ fn log(settings: LogSettings, audit: AuditSettings) -> io::Result<LogQueue> {
     Ok(queue)
 }
 
+#[expect(clippy::disallowed_methods, reason = "the log is standard error")]
 fn lines<S>(format: LogFormat, queue: &LogQueue, kind: Kind) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,

@@ -5,6 +5,7 @@
 //! error text is compared, with the folder's path left out.
 
 #![expect(clippy::unwrap_used, reason = "what a test sets up may panic")]
+#![expect(clippy::disallowed_methods, reason = "the examples name files of a folder of their own")]
 
 #[path = "examples/edits.rs"]
 mod edits;

@@ -109,41 +109,6 @@ fn a_stage_has_one_constructor_that_takes_its_predecessor_by_value() {
 }
 
 #[test]
-fn sockets_are_connected_and_bound_in_one_place_each() {
-    holds(
-        rules::sockets,
-        &[
-            ("src/splice.rs", "fn f() { TcpStream::connect(a); }"),
-            ("src/lease.rs", "fn f() { tokio::net::UnixStream::connect(a); }"),
-            ("src/backend.rs", "fn f() { TcpStream::connect(a); }"),
-            ("src/cancel.rs", "use tokio::net::TcpStream as T;"),
-            ("src/session/leased.rs", "fn f() { TcpSocket::new_v4(); }"),
-            ("src/admin.rs", "fn f() { TcpListener::bind(a); }"),
-            ("src/session/client.rs", "use reqwest::Client;"),
-            ("src/token/keyring.rs", "use reqwest::Client;"),
-            ("src/token.rs", "fn f() { reqwest::get(a); }"),
-            ("src/registry.rs", "fn f() { std::net::TcpStream::connect_timeout(a, b); }"),
-            ("src/registry.rs", "use std::net::UdpSocket;"),
-        ],
-    );
-}
-
-#[test]
-fn the_environment_and_the_standard_streams_are_the_programs() {
-    holds(
-        rules::no_surroundings,
-        &[
-            ("src/lease/identity.rs", "fn f() { std::env::var(a); }"),
-            ("src/server.rs", "use std::env;"),
-            ("src/splice.rs", "fn f() { println!(); }"),
-            ("src/audit.rs", "fn f() { eprintln!(); }"),
-            ("src/audit.rs", "fn f() { std::io::stdout(); }"),
-            ("src/token.rs", "fn f() { std::process::exit(1); }"),
-        ],
-    );
-}
-
-#[test]
 fn what_happens_once_in_the_chain_is_called_once() {
     holds(
         rules::called_once,

@@ -6,6 +6,7 @@
 //! medians of the ratios within each round. Every goal has a line `ratio NAME VALUE`, met or not.
 
 #![expect(
+    clippy::disallowed_methods,
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,

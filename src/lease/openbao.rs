@@ -435,6 +435,7 @@ impl OpenBao {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the client for OpenBAO")]
 fn client(settings: &Settings, addresses: &Addresses) -> Result<Client, OpenBaoError> {
     let failed = |error: reqwest::Error| OpenBaoError::Client(error.without_url().to_string());
     let mut builder = Client::builder()

@@ -89,6 +89,7 @@ pub(super) fn bind_all(listeners: &[Listener], places: usize) -> Result<Vec<Boun
 }
 
 /// Binds the address of the HTTP endpoints.
+#[expect(clippy::disallowed_methods, reason = "the HTTP endpoints' address")]
 pub(super) async fn bind_admin(address: SocketAddr) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address).await.map_err(|error| refused(address.to_string(), error))
 }
@@ -107,6 +108,7 @@ fn bind(listener: &Listener, backlog: u32) -> Result<Bound, ListenError> {
     Ok(Bound(socket))
 }
 
+#[expect(clippy::disallowed_methods, reason = "a listener's address")]
 fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -118,6 +120,7 @@ fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
 }
 
 /// A socket file that nobody listens on any more is replaced; a living one is not.
+#[expect(clippy::disallowed_methods, reason = "a listener's address, and whether somebody listens there")]
 fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
     if fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
         match unix::UnixStream::connect(path) {

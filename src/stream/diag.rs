@@ -75,6 +75,7 @@ impl Diag {
     fn open() -> io::Result<Diag> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let protocol = Some(netlink::SOCK_DIAG);
+        #[expect(clippy::disallowed_methods, reason = "a netlink socket, which asks the kernel")]
         let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, protocol)?;
         Ok(Diag { socket, number: 0 })
     }

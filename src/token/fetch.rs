@@ -199,6 +199,7 @@ pub struct Fetcher {
 
 impl Fetcher {
     /// Fetches nothing yet. `ca` is a PEM bundle of roots, `None` the system's.
+    #[expect(clippy::disallowed_methods, reason = "the client for issuers' keys")]
     pub fn new(
         at: KeysAt,
         ca: Option<&[u8]>,

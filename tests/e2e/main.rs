@@ -5,6 +5,7 @@
 //! program fails the run: nothing is skipped. Nothing sleeps: everything waits for an event.
 
 #![expect(
+    clippy::disallowed_methods,
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,

@@ -35,6 +35,7 @@ impl Bao {
             is_private(address),
             "{address:?} would show credentials to the network: use https, or http on loopback"
         );
+        #[expect(clippy::disallowed_methods, reason = "the client for OpenBAO")]
         let mut builder = reqwest::Client::builder()
             .no_proxy()
             .timeout(Duration::from_secs(30))

@@ -207,7 +207,9 @@ impl Audit {
             (None, Some(password)) => Secret::new(password),
             (None, None) => bail!("no password: put it in --provisioner or in a --password-file"),
         };
-        let token = match (&self.bao_token_file, std::env::var("PROVISIONER_BAO_TOKEN")) {
+        #[expect(clippy::disallowed_methods, reason = "a secret must not be an argument")]
+        let named = std::env::var("PROVISIONER_BAO_TOKEN");
+        let token = match (&self.bao_token_file, named) {
             (Some(path), _) => file(path)?,
             (None, Ok(token)) => Secret::new(token),
             (None, Err(_)) => {

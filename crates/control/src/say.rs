@@ -3,6 +3,8 @@
 //! A closed pipe is no reason to fail or to panic: whoever stopped reading has stopped caring,
 //! and what runs must still be stopped in order.
 
+#![expect(clippy::disallowed_methods, reason = "a program's two streams")]
+
 use std::io::Write;
 use std::time::Duration;
 

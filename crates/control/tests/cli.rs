@@ -1,6 +1,7 @@
 //! The command line of pgsiloctl, as a script meets it.
 
 #![expect(clippy::expect_used, reason = "what a test needs may panic")]
+#![expect(clippy::disallowed_methods, reason = "the program is run")]
 
 use std::process::{Command, Output};
 

@@ -3,6 +3,11 @@
 //!
 //! Nothing here serves or asks anybody by itself, and nothing knows of a session.
 
+#![cfg_attr(
+    test,
+    expect(clippy::disallowed_methods, reason = "unit tests have files and sockets of their own")
+)]
+
 pub mod addresses;
 pub mod backoff;
 pub mod cause;
