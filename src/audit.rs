@@ -108,6 +108,18 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
+    /// Every stage, in its order.
+    pub(crate) const ALL: &[Stage] = &[
+        Stage::Accepted,
+        Stage::Secured,
+        Stage::Started,
+        Stage::Identified,
+        Stage::Routed,
+        Stage::Leased,
+        Stage::Attached,
+        Stage::Spliced,
+    ];
+
     pub(crate) fn label(self) -> &'static str {
         match self {
             Stage::Accepted => "accepted",

@@ -19,6 +19,7 @@ pub use pgsilo_core::toml_file::FileError;
 use pgsilo_core::toml_file::TomlFile;
 
 pub use crate::audit::{AuditSettings, OnLoss};
+pub use crate::lease::{Auth, Authority};
 pub use crate::limits::Limits;
 pub use crate::listener::{ListenerSettings, ListenerTls, Place, Proof};
 pub use crate::log::{LogFormat, LogSettings};

@@ -37,6 +37,7 @@ pub(crate) use keeper::LeaseEnd;
 pub(crate) use openbao::{DatabaseFault, Fullness, OpenBaoError};
 
 use crate::audit::{self, Asker, SessionId};
+use crate::metrics;
 use health::Health;
 use identity::Identity;
 use keeper::Keeper;
@@ -117,7 +118,7 @@ pub enum Auth {
         /// A file that holds the JWT.
         token_file: PathBuf,
     },
-    /// The client certificate of [`Settings::identity`].
+    /// The client certificate that the settings name.
     Certificate {
         /// Where it is mounted: `cert`.
         mount: String,
@@ -450,14 +451,14 @@ impl Lessor {
                 }
             }
         };
-        metrics::histogram!("pgsilo_lease_seconds").record(began.elapsed());
+        metrics::LEASE_TIME.record(began.elapsed());
         if let Err(LeaseError::Unavailable(error)) = &result
             && let Some(after) = error.retry_after()
         {
             self.openbao.precedence().role_waits(path, after);
         }
         let (granted, login) = result?;
-        metrics::counter!("pgsilo_leases_total").increment(1);
+        metrics::LEASES.increment(1);
         audit::leased(&asker, &granted.username, &granted.lease_id);
         let duration = granted.duration;
         let end = LeaseEnd {

@@ -11,25 +11,27 @@
 //! The layers, each of which imports only what stands below it:
 //!
 //! ```text
-//! server, admin            listeners and event loops; metrics and health
-//! config                   the file as values, and what it names, read
-//! session                  the chain, one file a stage, and the one call that refuses
-//! refusal                  the table of refusals
-//! proxy                    what all sessions share
-//! sessions                 who is here, by tenant, and the places that sessions have
-//! splice, cancel, pool     the relay; cancel keys; connections that wait for a session
-//! backend, frontend        the one dial and the login; framed reads with bounds
-//! listener                 where clients connect, what is asked of them
-//! route                    which of its tenants a session is for: a pure decision
-//! identity                 who a session is, however that was proved
-//! token | registry | lease three parts that never import each other: they meet in stages
-//! audit                    the trail of a connection, and the events
-//! stream, ending, limits, proxy_protocol, log
+//! server                        listeners and event loops
+//! admin                         metrics and health
+//! config                        the file as values, and what it names, read
+//! session                       the chain, one file a stage, and the one call that refuses
+//! refusal                       what the parts' errors are to a client
+//! proxy                         what all sessions share
+//! sessions                      who is here, by tenant, and the places that sessions have
+//! splice, cancel, pool          the relay; cancel keys; connections that wait for a session
+//! backend, frontend, listener   the one dial and the login; bounded reads; where clients connect
+//! route                         which of its tenants a session is for: a pure decision
+//! identity                      who a session is, however that was proved
+//! token, registry, lease        three parts that never import each other: they meet in stages
+//! metrics                       the table of metrics
+//! audit                         the trail of a connection, and the events
+//! reason, ending                the tables of refusals and endings
+//! stream, limits, proxy_protocol, log
 //! ```
 //!
-//! `tests/structure.rs` keeps these rules. `backend::dial` takes a `Route`, which only the pure decision of
-//! `route` makes, of a verified identity: nothing else can be dialled. What the control plane must agree with is in `pgsilo-core`,
-//! the protocol in `pgsilo-wire`.
+//! `tests/structure.rs` reads this map and keeps it. `backend::dial` takes a `Route`, which only the
+//! pure decision of `route` makes, of a verified identity: nothing else can be dialled. What the control
+//! plane must agree with is in `pgsilo-core`, the protocol in `pgsilo-wire`.
 
 #![cfg_attr(
     test,
@@ -44,18 +46,20 @@ pub mod config;
 mod ending;
 mod frontend;
 mod identity;
-pub mod lease;
+mod lease;
 mod limits;
 mod listener;
 pub mod log;
+pub mod metrics;
 mod pool;
 mod proxy;
 pub mod proxy_protocol;
+mod reason;
 mod refusal;
 pub mod registry;
 mod route;
 pub mod server;
-pub mod session;
+mod session;
 mod sessions;
 mod splice;
 mod stream;

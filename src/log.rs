@@ -35,6 +35,18 @@ pub enum Kind {
     Audit,
 }
 
+impl Kind {
+    pub(crate) const ALL: &[Kind] = &[Kind::Log, Kind::Audit];
+
+    /// The `kind` label of `pgsilo_log_lost_total`.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Kind::Log => "log",
+            Kind::Audit => "audit",
+        }
+    }
+}
+
 /// How many bytes of each kind may wait to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -346,7 +358,10 @@ impl<W: Write> Out<W> {
         self.write_bytes(line)
     }
 
-    #[expect(clippy::disallowed_methods, reason = "it runs on the thread that writes the log, and on no other")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it runs on the thread that writes the log, and on no other"
+    )]
     fn write_bytes(&mut self, mut rest: &[u8]) -> io::Result<()> {
         let all = rest.len();
         while !rest.is_empty() {

@@ -31,6 +31,7 @@ use tokio_util::task::TaskTracker;
 use crate::backend::{self, Attachment, BackendError, DialError, Parked, Past};
 use crate::lease::{Fullness, Lease, LeaseEnd, LeaseError, Lessor};
 use crate::limits::{Tally, TallyPermit};
+use crate::metrics::{self, PoolEvent};
 use crate::registry::Registry;
 use crate::route::Route;
 use full::FullDatabases;
@@ -166,14 +167,14 @@ impl Pool {
         }
         while let Some(ready) = self.newest(route) {
             if time_left(&ready.lease.tend().0).is_zero() {
-                count("expired");
+                count(PoolEvent::Expired);
                 self.let_go(ready);
                 continue;
             }
             let Ready { parked, lease, .. } = ready;
             match timeout(ANSWER_TIMEOUT, parked.resume(route, self.settings.check_after)).await {
                 Ok(Ok(attachment)) => {
-                    count("used");
+                    count(PoolEvent::Used);
                     return Some((lease, attachment));
                 }
                 Ok(Err(error)) => {
@@ -189,13 +190,13 @@ impl Pool {
                     // Nor will the others there: they are not tried one after the other.
                     let gone = self.lock().clear(route);
                     for _ in &gone {
-                        count("lost");
+                        count(PoolEvent::Lost);
                     }
                 }
             }
-            count("lost");
+            count(PoolEvent::Lost);
         }
-        count("missed");
+        count(PoolEvent::Missed);
         None
     }
 
@@ -258,7 +259,7 @@ impl Pool {
             Ok(places) => Some(places),
             Err(full) => {
                 let other = other(&mut self.lock(), full)?;
-                count("expired");
+                count(PoolEvent::Expired);
                 self.let_go(other);
                 self.free_places(tenant).ok()
             }
@@ -286,7 +287,7 @@ impl Pool {
         let (lease, parked) = match made {
             Ok(made) => made,
             Err(error) => {
-                count("failed");
+                count(PoolEvent::Failed);
                 tracing::debug!(%error, tenant = %route.tenant().id(), "no connection was made ahead");
                 let (now, idle) = (Instant::now(), self.settings.idle_timeout);
                 if let Some(whose) = error.fullness() {
@@ -367,7 +368,7 @@ impl Pool {
     /// none.
     pub(crate) async fn make_room(&'static self, tenant: &Tenant, whose: Fullness) -> Option<Room> {
         let ready = self.lock().oldest_at(tenant, whose)?;
-        count("yielded");
+        count(PoolEvent::Yielded);
         Some(Room { _lease: part_with(ready).await })
     }
 
@@ -399,7 +400,7 @@ impl Pool {
         let attachment = match used.reset(route).await {
             Ok(attachment) => attachment,
             Err(error) => {
-                count("unclean");
+                count(PoolEvent::Unclean);
                 tracing::debug!(%error, tenant = %route.tenant().id(), "a connection is not kept");
                 return;
             }
@@ -432,7 +433,7 @@ impl Pool {
             let due = self.due.notified();
             let (gone, next) = self.lock().sweep(Instant::now(), self.settings.idle_timeout);
             for ready in gone {
-                count("expired");
+                count(PoolEvent::Expired);
                 self.let_go(ready);
             }
             match next {
@@ -451,7 +452,7 @@ impl Pool {
     pub(crate) fn keep_only(&'static self, registry: &Snapshot) {
         let gone = self.lock().keep_only(|route| is_of(registry, route));
         for ready in gone {
-            count("withdrawn");
+            count(PoolEvent::Withdrawn);
             self.let_go(ready);
         }
     }
@@ -512,7 +513,6 @@ fn is_of(registry: &Snapshot, route: &Route) -> bool {
     tenant.is_some_and(|tenant| Arc::ptr_eq(&tenant, route.tenant()))
 }
 
-/// What became of a wish for a connection that is ready.
-fn count(result: &'static str) {
-    metrics::counter!("pgsilo_warm_total", "result" => result).increment(1);
+fn count(event: PoolEvent) {
+    metrics::WARM.of(event).increment(1);
 }

@@ -1,8 +1,7 @@
-//! The chain: what has to be true of a connection before its bytes reach a database.
+//! What has to be true of a connection before its bytes reach a database.
 //!
 //! Each stage is a type that can only be made from the stage before it, by value, in the file
-//! named for it. Later stages import earlier ones, never the other way round. This file is the
-//! specification: it runs the chain, holds the only call that refuses, and nothing else.
+//! named for it. Later stages import earlier ones, never the other way round. `chain.rs` runs them.
 //!
 //! ```text
 //! Accepted -> Secured -> Started -> Identified -> Routed -> Leased -> Attached -> Spliced -> Ending
@@ -12,6 +11,7 @@ mod accepted;
 mod attached;
 mod authority;
 mod cancelling;
+mod chain;
 mod client;
 mod identified;
 mod leased;
@@ -20,100 +20,5 @@ mod secured;
 mod spliced;
 mod started;
 
-use std::panic::AssertUnwindSafe;
-
-use futures_util::FutureExt;
-use tokio::time::timeout_at;
-
-pub use accepted::Accepted;
-pub use attached::Attached;
-pub use cancelling::Cancelling;
-pub use client::Client;
-pub use identified::Identified;
-pub use leased::Leased;
-pub use routed::Routed;
-pub use secured::Secured;
-pub use spliced::Spliced;
-pub use started::{Opened, Started};
-
-use crate::audit;
-use crate::limits::Eviction;
-use crate::refusal::{Reason, Refusal};
-use client::Stop;
-
-/// What a connection turned out to be for.
-enum Admitted<'c> {
-    Session(Box<Spliced<'c>>),
-    Cancel(Cancelling<'c>),
-}
-
-/// Serves one connection from its first byte to its last. While its place is not its own, `eviction`
-/// may end it.
-pub(crate) async fn serve(mut client: Box<Client>, mut eviction: Option<Eviction>) {
-    let deadline = client.deadline();
-    // Boxed, so that a session holds only the memory that it needs now.
-    let login = AssertUnwindSafe(Box::pin(login(&mut client))).catch_unwind();
-    let stop = tokio::select! {
-        biased;
-        login = timeout_at(deadline, login) => match login {
-            Ok(Ok(Ok(Admitted::Session(spliced)))) => return spliced.run().await,
-            Ok(Ok(Ok(Admitted::Cancel(cancelling)))) => {
-                match Box::pin(cancelling.forward(evicted(&mut eviction))).await {
-                    Ok(()) => return,
-                    Err(stop) => stop,
-                }
-            }
-            Ok(Ok(Err(stop))) => stop,
-            Ok(Err(_panic)) => Refusal::new(Reason::Internal, "a stage of the login panicked").into(),
-            Err(_elapsed) => Refusal::new(Reason::LoginTimeout, "the login deadline passed").into(),
-        },
-        () = evicted(&mut eviction) => Stop::Evicted,
-    };
-    match stop {
-        // First of all it is polled: whoever is evicted then has been refused.
-        Stop::Refused(refusal) => tokio::select! {
-            biased;
-            () = Box::pin(refuse(*client, *refusal)) => {}
-            () = evicted(&mut eviction) => {}
-        },
-        Stop::Left => client.abandon(),
-        Stop::Evicted => client.evict(),
-    }
-}
-
-async fn evicted(eviction: &mut Option<Eviction>) {
-    match eviction {
-        Some(eviction) => eviction.told().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The login, as a specification.
-async fn login(client: &mut Client) -> Result<Admitted<'_>, Stop> {
-    let secured = timeout_at(client.startup_deadline(), async {
-        let accepted = Accepted::accept(client).await?;
-        Secured::secure(accepted).await
-    });
-    let secured = secured.await.map_err(|_elapsed| {
-        let cause = "the startup packet did not come within [limits] startup_timeout";
-        Refusal::new(Reason::LoginTimeout, cause)
-    })??;
-    let started = match Started::start(secured)? {
-        Opened::Session(started) => started,
-        Opened::Cancel(cancelling) => return Ok(Admitted::Cancel(cancelling)),
-    };
-    let identified = Identified::identify(started).await?;
-    let routed = Routed::route(identified)?;
-    let leased = Leased::lease(routed).await?;
-    let attached = Attached::attach(leased).await?;
-    Ok(Admitted::Session(Box::new(Spliced::splice(attached))))
-}
-
-/// Turns a connection away: one metric, one audit event, one message, and the close.
-async fn refuse(mut client: Client, refusal: Refusal) {
-    client.unprove();
-    metrics::counter!("pgsilo_refusals_total", "reason" => refusal.reason().label()).increment(1);
-    audit::refused(&client.trail, &refusal.told());
-    let message = refusal.message(client.trail.session);
-    client.frontend.send_last(&message).await;
-}
+pub(crate) use chain::serve;
+pub(crate) use client::Client;

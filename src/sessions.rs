@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use crate::audit::{SessionId, Trail};
+use crate::metrics;
 use crate::splice::Progress;
 
 /// All sessions.
@@ -113,7 +114,7 @@ impl Sessions {
         let session = Arc::new(Session { trail, progress, changed });
         let mut of_tenant = self.tenants.entry(tenant.clone()).or_default();
         of_tenant.running.insert(session.trail.session, Arc::clone(&session));
-        metrics::gauge!("pgsilo_sessions_active").increment(1);
+        metrics::SESSIONS_ACTIVE.increment();
         Running { sessions: self, tenant: tenant.clone(), session }
     }
 
@@ -183,7 +184,7 @@ impl Deref for Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        metrics::gauge!("pgsilo_sessions_active").decrement(1);
+        metrics::SESSIONS_ACTIVE.decrement();
         if let Some(mut of_tenant) = self.sessions.tenants.get_mut(&self.tenant) {
             of_tenant.running.remove(&self.session.trail.session);
         }

@@ -20,7 +20,6 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -36,6 +35,8 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use crate::backend::Process;
 use crate::ending::Ending;
 use crate::frontend::Frontend;
+use crate::metrics::BYTES;
+use crate::metrics::Direction::{self, ToBackend, ToFrontend};
 use crate::stream::Stream;
 use age::{Age, Standing, Verdict};
 use moment::{Moment, Notice, Quiet};
@@ -53,11 +54,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const BEHIND_AN_ANSWER: Duration = Duration::from_millis(25);
 /// How long a database may take to close after a Terminate.
 const GOODBYE: Duration = Duration::from_secs(5);
-
-static TO_BACKEND: LazyLock<Counter> =
-    LazyLock::new(|| metrics::counter!("pgsilo_bytes_total", "direction" => "to_backend"));
-static TO_FRONTEND: LazyLock<Counter> =
-    LazyLock::new(|| metrics::counter!("pgsilo_bytes_total", "direction" => "to_frontend"));
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BYTES].into());
@@ -206,7 +202,7 @@ impl<'c> Relay<'c> {
         dead_peer_timeout: Duration,
         limits: TimeLimits,
     ) -> Relay<'c> {
-        let pipe = |bytes, withholds| Pipe {
+        let pipe = |direction: Direction, withholds| Pipe {
             counter: FrameCounter::default(),
             left: None,
             unflushed: false,
@@ -215,9 +211,9 @@ impl<'c> Relay<'c> {
             withholds,
             withheld: false,
             caught_up: true,
-            bytes,
+            bytes: BYTES.of(direction),
         };
-        let (up, down) = (pipe(&*TO_BACKEND, withholds), pipe(&*TO_FRONTEND, false));
+        let (up, down) = (pipe(ToBackend, withholds), pipe(ToFrontend, false));
         let last_bytes = Instant::now();
         Relay {
             frontend,

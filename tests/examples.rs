@@ -19,8 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use edits::{MISTAKES, WARNINGS};
-use pgsilo::config::{Config, LogFormat, Opened, Place, TimeLimits};
-use pgsilo::lease::{Auth, Authority};
+use pgsilo::config::{Auth, Authority, Config, LogFormat, Opened, Place, TimeLimits};
 use pgsilo_core::registry::{Host, OwnLimits, PlacementTls, State};
 use pgsilo_core::tenant::{Access, TenantId};
 use rcgen::{

@@ -8,6 +8,7 @@ use tokio::time::sleep;
 
 use super::identity::Identity;
 use super::openbao::{OpenBao, OpenBaoError};
+use crate::metrics;
 
 /// It takes OpenBAO ten minutes to give one up.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -25,7 +26,7 @@ pub(super) async fn watch(identity: Arc<Identity>, openbao: Arc<OpenBao>) {
         let answer = openbao.irrevocable_leases(login.secret()).await;
         // What was so a while ago says nothing of now: not a number, until OpenBAO says it.
         let leases = answer.as_ref().map_or(f64::NAN, |leases| *leases as f64);
-        metrics::gauge!("pgsilo_openbao_irrevocable_leases").set(leases);
+        metrics::OPENBAO_IRREVOCABLE_LEASES.set(leases);
         match answer {
             Ok(_) => {}
             Err(error @ OpenBaoError::Said { .. }) if !told => {

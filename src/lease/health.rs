@@ -11,6 +11,7 @@ use pgsilo_core::backoff::spread;
 use tokio::time::{Instant, sleep};
 
 use super::openbao::{OpenBao, OpenBaoError};
+use crate::metrics;
 
 /// Between two looks, a little less or more.
 const LOOK: Duration = Duration::from_secs(5);
@@ -43,7 +44,7 @@ impl Health {
     pub(super) async fn watch(self, openbao: Arc<OpenBao>) {
         loop {
             let trouble = trouble(&openbao.health().await);
-            metrics::gauge!("pgsilo_openbao_available").set(f64::from(u8::from(trouble.is_none())));
+            metrics::OPENBAO_AVAILABLE.set(f64::from(u8::from(trouble.is_none())));
             self.note(trouble, Instant::now());
             let pause = if trouble.is_some() { LOOK_AGAIN } else { LOOK };
             sleep(pause.mul_f64(0.9 + spread() / 5.0)).await;

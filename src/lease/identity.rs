@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 use super::Auth;
 use super::login::{Login, Standing};
 use super::openbao::{BaoToken, OpenBao, OpenBaoError};
+use crate::metrics::{self, Outcome};
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(10);
@@ -157,8 +158,8 @@ impl Identity {
                 Standing::Ends { .. } | Standing::Dead => Err(OpenBaoError::SameToken),
             };
         }
-        let result = if token.is_ok() { "ok" } else { "error" };
-        metrics::counter!("pgsilo_openbao_logins_total", "result" => result).increment(1);
+        let outcome = if token.is_ok() { Outcome::Ok } else { Outcome::Error };
+        metrics::OPENBAO_LOGINS.of(outcome).increment(1);
         match token {
             Ok(token) => {
                 tracing::info!(ttl_seconds = token.ttl.as_secs(), "logged in to OpenBAO");

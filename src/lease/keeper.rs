@@ -19,6 +19,7 @@ use tokio::time::sleep;
 use super::login::{Login, Standing};
 use super::openbao::{OpenBao, OpenBaoError};
 use super::precedence::WaitingRenewal;
+use crate::metrics;
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(15);
@@ -134,7 +135,7 @@ impl Keeper {
             let renewing = self.openbao.renew(self.login.secret(), &self.lease_id, end.duration);
             let error = match renewing.await {
                 Ok((duration, renewable)) => {
-                    metrics::counter!("pgsilo_renewals_total").increment(1);
+                    metrics::RENEWALS.increment(1);
                     if let Some(waiting) = waiting {
                         waiting.renewed();
                     }
@@ -146,7 +147,7 @@ impl Keeper {
                 }
                 Err(error) => error,
             };
-            metrics::counter!("pgsilo_renewal_failures_total").increment(1);
+            metrics::RENEWAL_FAILURES.increment(1);
             // 400: OpenBAO knows no such lease, or it is past its maximum.
             let hopeless = matches!(error, OpenBaoError::Said { status: 400, .. });
             let left = end.at.remaining();

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 
 use super::openbao::{BaoToken, OpenBao, OpenBaoError};
 use super::precedence::WaitingRenewal;
+use crate::metrics;
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(10);
@@ -163,7 +164,7 @@ async fn keep(
                 return;
             }
             Err(error) => {
-                metrics::counter!("pgsilo_openbao_renew_failures_total").increment(1);
+                metrics::OPENBAO_RENEW_FAILURES.increment(1);
                 tracing::warn!(%error, remaining_seconds = ends.remaining().as_secs(), "cannot renew a token at OpenBAO yet");
                 if ends.remaining() < ttl / 6 {
                     // Its sessions have this long: they are told now, not when it is over.

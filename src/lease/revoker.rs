@@ -18,6 +18,7 @@ use super::keeper::Keeper;
 use super::login::Standing;
 use super::openbao::{OpenBao, OpenBaoError};
 use crate::audit::{self, Asker};
+use crate::metrics;
 
 const AT_ONCE: usize = 16;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -68,10 +69,10 @@ impl Revoker {
     pub(super) fn revoke(&self, revocation: Revocation) {
         let shared = Arc::clone(&self.0);
         shared.pending.fetch_add(1, Ordering::Relaxed);
-        metrics::gauge!("pgsilo_revocations_pending").increment(1);
+        metrics::REVOCATIONS_PENDING.increment();
         self.0.runtime.spawn(async move {
             shared.revoke(&revocation).await;
-            metrics::gauge!("pgsilo_revocations_pending").decrement(1);
+            metrics::REVOCATIONS_PENDING.decrement();
             if shared.pending.fetch_sub(1, Ordering::AcqRel) == 1 {
                 shared.idle.notify_waiters();
             }
@@ -120,12 +121,12 @@ impl Shared {
             };
             let error = match tried {
                 Ok(()) => {
-                    metrics::counter!("pgsilo_revocations_total").increment(1);
+                    metrics::REVOCATIONS.increment(1);
                     break;
                 }
                 Err(error) => error,
             };
-            metrics::counter!("pgsilo_revocation_failures_total").increment(1);
+            metrics::REVOCATION_FAILURES.increment(1);
             let left = revocation.keeper.end().at.remaining();
             if left.is_zero() {
                 return audit::unrevoked(asker, role, lease_id, &error.to_string());

@@ -18,6 +18,7 @@ use super::core::Cores;
 use crate::limits::{Eviction, Slot, Slots};
 use crate::listener::{Listener, Place};
 use crate::log::Failures;
+use crate::metrics;
 use crate::proxy::Proxy;
 use crate::session::Client;
 use crate::stream::{Stream, out_of_resources, tune};
@@ -120,7 +121,10 @@ fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
 }
 
 /// A socket file that nobody listens on any more is replaced; a living one is not.
-#[expect(clippy::disallowed_methods, reason = "a listener's address, and whether somebody listens there")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a listener's address, and whether somebody listens there"
+)]
 fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
     if fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
         match unix::UnixStream::connect(path) {
@@ -188,7 +192,7 @@ impl Bound {
                     continue;
                 }
             };
-            metrics::counter!("pgsilo_connections_total").increment(1);
+            metrics::CONNECTIONS.increment(1);
             let handshake = handshakes.enter().await;
             let refusal = match handshake {
                 Some(_) => None,
@@ -196,7 +200,7 @@ impl Bound {
                 None => match Arc::clone(&refusing).try_acquire_owned() {
                     Ok(permit) => Some(permit),
                     Err(_full) => {
-                        metrics::counter!("pgsilo_dropped_total").increment(1);
+                        metrics::DROPPED.increment(1);
                         continue;
                     }
                 },

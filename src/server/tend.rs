@@ -14,6 +14,7 @@ use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::metrics::{self, File};
 use crate::proxy::Proxy;
 
 const LOOK: Duration = Duration::from_millis(500);
@@ -80,11 +81,11 @@ async fn tend<F: Future<Output = ()>>(
 }
 
 /// What was last said of each file that is not valid: it is not said twice a second.
-type Said = HashMap<(&'static str, usize), String>;
+type Said = HashMap<(File, usize), String>;
 
 fn look_at_denied(proxy: &Proxy, in_any_case: bool, said: &mut Said) {
     if let Some(denied) = &proxy.sources.denied {
-        tell(said, ("denied", 0), denied.reload(in_any_case).into());
+        tell(said, (File::Denied, 0), denied.reload(in_any_case).into());
     }
 }
 
@@ -100,10 +101,10 @@ fn look_at_others(proxy: &Proxy, hangup: bool, said: &mut Said) {
         if matches!(outcome, Outcome::Read) && tls.server.asks_clients() {
             proxy.authorities_changed();
         }
-        tell(said, ("certificate", number), outcome);
+        tell(said, (File::Certificate, number), outcome);
     }
     for (number, outcome) in proxy.verifier().reload_files(hangup).into_iter().enumerate() {
-        tell(said, ("keys", number), outcome.into());
+        tell(said, (File::Keys, number), outcome.into());
     }
     // Last: it can be large. It is read when that is asked for, and not by itself.
     if hangup {
@@ -115,34 +116,34 @@ fn registry(proxy: &Proxy) {
     let result = match proxy.registry().reload() {
         Ok(tenants) => {
             tracing::info!(tenants, "registry reloaded");
-            "ok"
+            metrics::Outcome::Ok
         }
         Err(error) => {
             tracing::error!(%error, "the registry is not valid; the one before stays in force");
-            "error"
+            metrics::Outcome::Error
         }
     };
-    metrics::counter!("pgsilo_registry_reloads_total", "result" => result).increment(1);
+    metrics::REGISTRY_RELOADS.of(result).increment(1);
 }
 
 /// Says and counts what became of a file.
-fn tell(said: &mut Said, which: (&'static str, usize), outcome: Outcome) {
+fn tell(said: &mut Said, which: (File, usize), outcome: Outcome) {
     let file = which.0;
     let result = match outcome {
         Outcome::Same => return,
         Outcome::Read => {
             said.remove(&which);
-            tracing::info!(file, "read again");
-            "ok"
+            tracing::info!(file = file.label(), "read again");
+            metrics::Outcome::Ok
         }
         Outcome::Refused(error) => {
             if said.get(&which) == Some(&error) {
                 return;
             }
-            tracing::error!(file, %error, "not valid; the one before stays in force");
+            tracing::error!(file = file.label(), %error, "not valid; the one before stays in force");
             said.insert(which, error);
-            "error"
+            metrics::Outcome::Error
         }
     };
-    metrics::counter!("pgsilo_file_reloads_total", "file" => file, "result" => result).increment(1);
+    metrics::FILE_RELOADS.of((file, result)).increment(1);
 }

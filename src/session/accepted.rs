@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 /// Proves that every bound on connections was kept.
 #[derive(Debug)]
-pub struct Accepted<'c> {
+pub(super) struct Accepted<'c> {
     client: &'c mut Client,
     address: Option<TallyPermit<IpAddr>>,
 }

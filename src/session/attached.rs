@@ -24,7 +24,7 @@ use crate::stream::Stream;
 
 /// Proves that the database is the tenant's, and that the client knows it is let in.
 #[derive(Debug)]
-pub struct Attached<'c> {
+pub(super) struct Attached<'c> {
     client: &'c mut Client,
     held: Held,
     backend: Stream,

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::accepted::Accepted;
 use super::client::Stop;
 use crate::audit;
+use crate::metrics::{self, Cancelled};
 
 /// How long a client may take to let its socket be closed.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -24,7 +25,7 @@ const EVICTED: &str = "its place was needed before the database had closed it";
 
 /// A cancel request on its way to the session whose key it shows.
 #[derive(Debug)]
-pub struct Cancelling<'c> {
+pub(super) struct Cancelling<'c> {
     accepted: Accepted<'c>,
     request: CancelRequest,
 }
@@ -41,7 +42,7 @@ impl<'c> Cancelling<'c> {
         let client = self.accepted.client();
         let found = client.proxy.cancel_keys.find(&self.request, client.address);
         let (result, counted) = match found {
-            None => ("unknown_key", None),
+            None => (Cancelled::UnknownKey, None),
             Some(found) => {
                 let counted = client.proxy.cancelling.count(&found.whose().tenant);
                 if counted.is_some() {
@@ -58,10 +59,14 @@ impl<'c> Cancelling<'c> {
                 };
                 let (session, failure) = (found.whose().session, cancelled.as_ref().err());
                 audit::cancelled(&client.trail, session, found.pid(), failure.map(String::as_str));
-                (if failure.is_none() { "forwarded" } else { "failed" }, counted)
+                let result = match failure {
+                    None => Cancelled::Forwarded,
+                    Some(_) => Cancelled::Failed,
+                };
+                (result, counted)
             }
         };
-        metrics::counter!("pgsilo_cancel_requests_total", "result" => result).increment(1);
+        metrics::CANCEL_REQUESTS.of(result).increment(1);
         if stays {
             // Over TLS a close_notify, as PostgreSQL sends it: libpq calls a cancel whose connection
             // ends without one failed ("unexpected eof while reading").

@@ -13,13 +13,14 @@ use crate::audit::{Stage, Trail};
 use crate::frontend::{Frontend, FrontendError};
 use crate::limits::{Slot, network};
 use crate::listener::Listener;
+use crate::metrics;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 use crate::stream::Stream;
 
 /// A connection that came in, whatever it may want.
 #[derive(Debug)]
-pub struct Client {
+pub(crate) struct Client {
     pub(crate) frontend: Frontend,
     pub(crate) proxy: &'static Proxy,
     pub(crate) trail: Trail,
@@ -109,8 +110,7 @@ impl Client {
     pub(super) fn reached(&mut self, stage: Stage) {
         let now = Clock::now();
         self.trail.stage = stage;
-        metrics::histogram!("pgsilo_stage_seconds", "stage" => stage.label())
-            .record(now - self.stage_began);
+        metrics::STAGE_TIME.of(stage).record(now - self.stage_began);
         self.stage_began = now;
     }
 
@@ -121,7 +121,7 @@ impl Client {
 
     /// Closed without a word: who has many such connections would have each of them take time.
     pub(super) fn evict(self) {
-        metrics::counter!("pgsilo_evicted_total").increment(1);
+        metrics::EVICTED.increment(1);
         tracing::debug!(
             session = %self.trail.session, address = &*self.trail.address,
             "a connection that had proved nothing made room"
@@ -130,7 +130,7 @@ impl Client {
 
     /// Nobody is left to be told.
     pub(super) fn abandon(self) {
-        metrics::counter!("pgsilo_abandoned_total").increment(1);
+        metrics::ABANDONED.increment(1);
         tracing::debug!(
             session = %self.trail.session, address = &*self.trail.address,
             "the client left during login"

@@ -17,7 +17,7 @@ use crate::listener::Proof;
 
 /// Proves who asks: what an issuer or an authority signed, for this service, for now.
 #[derive(Debug)]
-pub struct Identified<'c> {
+pub(super) struct Identified<'c> {
     started: Started<'c>,
     identity: Box<Identity>,
     /// Kept only where OpenBAO is to be shown it.

@@ -19,7 +19,7 @@ const TRUER: Duration = Duration::from_millis(250);
 
 /// Proves that OpenBAO granted a credential, which is this session's for as long as it lives.
 #[derive(Debug)]
-pub struct Leased<'c> {
+pub(super) struct Leased<'c> {
     routed: Routed<'c>,
     lease: Lease,
     connection: Connected,

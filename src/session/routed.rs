@@ -22,7 +22,7 @@ use crate::sessions::{Full, Place};
 
 /// Proves that this identity may reach this tenant now, and holds its place there.
 #[derive(Debug)]
-pub struct Routed<'c> {
+pub(super) struct Routed<'c> {
     started: Started<'c>,
     route: Arc<Route>,
     identity: Box<Identity>,

@@ -11,12 +11,13 @@ use super::client::{Client, Stop};
 use crate::audit::Stage;
 use crate::frontend::First;
 use crate::listener::ListenerTls;
+use crate::metrics;
 use crate::refusal::{Reason, Refusal};
 
 /// Proves that a token may be asked for: nobody else on the wire can read it. A cancel request
 /// is let through in clear, as drivers send it so; it holds no token.
 #[derive(Debug)]
-pub struct Secured<'c> {
+pub(super) struct Secured<'c> {
     accepted: Accepted<'c>,
     request: Request,
 }
@@ -95,7 +96,7 @@ async fn handshake(
         return Err(Stop::Left);
     };
     let failed = |client: &Client, error: &dyn std::fmt::Display| {
-        metrics::counter!("pgsilo_tls_failures_total").increment(1);
+        metrics::TLS_FAILURES.increment(1);
         tracing::info!(address = &*client.trail.address, %error, "a client's TLS handshake failed");
         Stop::Left
     };

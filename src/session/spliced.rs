@@ -8,6 +8,7 @@ use super::authority::Authority;
 use super::client::Client;
 use crate::audit::{self, Stage};
 use crate::backend::Attachment;
+use crate::metrics;
 use crate::proxy::Proxy;
 use crate::splice::{End, Relay};
 use crate::stream::Stream;
@@ -16,7 +17,7 @@ use tokio::time::Instant;
 
 /// Proves that every stage before it was passed: from here on bytes are opaque.
 #[derive(Debug)]
-pub struct Spliced<'c> {
+pub(super) struct Spliced<'c> {
     client: &'c mut Client,
     held: Held,
     backend: Stream,
@@ -37,7 +38,7 @@ impl<'c> Spliced<'c> {
         audit::started(&client.trail, client.seconds());
         let Client { frontend, proxy, trail, listener, authority: certified_by, .. } = client;
         let proxy: &'static Proxy = proxy;
-        metrics::counter!("pgsilo_sessions_total").increment(1);
+        metrics::SESSIONS.increment(1);
         let session = proxy.sessions.begin(held.tenant.id(), trail.take());
         let process = held.cancel_key.process();
         let dead_peer_timeout = proxy.limits().dead_peer_timeout;
@@ -71,7 +72,7 @@ impl<'c> Spliced<'c> {
         };
         let End { ending, cause } = relay.run(&authority).await;
         Box::pin(relay.end(ending, session.trail.session)).await;
-        metrics::counter!("pgsilo_endings_total", "ending" => ending.label()).increment(1);
+        metrics::ENDINGS.of(ending).increment(1);
         let cause = cause.map(|cause| cause.to_string());
         let seconds = began.elapsed().as_secs_f64();
         audit::ended(&session.trail, ending, cause.as_deref(), seconds, session.progress.bytes());

@@ -12,14 +12,14 @@ use crate::refusal::{Reason, Refusal};
 
 /// Proves that a session was asked for, in a protocol that both sides understand.
 #[derive(Debug)]
-pub struct Started<'c> {
+pub(super) struct Started<'c> {
     accepted: Accepted<'c>,
     startup: Startup,
 }
 
 /// What the first packet opens: a session, or the one fork that needs no token.
 #[derive(Debug)]
-pub enum Opened<'c> {
+pub(super) enum Opened<'c> {
     /// A session, to be identified.
     Session(Started<'c>),
     /// A cancel request, to be forwarded.

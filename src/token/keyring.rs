@@ -21,6 +21,7 @@ use super::IssuerFault;
 use super::fetch::{FetchError, Fetcher, KeysAt, TIME_OUT};
 use super::keys::{self, Algorithm, Key, KeyError, KeySet};
 use super::looks::Looks;
+use crate::metrics::{KEYS_FETCHES, Outcome};
 
 /// Between two fetches that tokens with unknown keys ask for: anybody can make such tokens.
 const FETCHES_APART: Duration = Duration::from_secs(5);
@@ -312,12 +313,8 @@ impl Keyring {
         let Source::Fetched(fetcher, looks) = &self.source else {
             return;
         };
-        let result = |result| {
-            let issuer = issuer.to_owned();
-            metrics::counter!("pgsilo_keys_fetches_total", "issuer" => issuer, "result" => result)
-        };
-        result("ok").absolute(0);
-        result("error").absolute(0);
+        let fetches = |outcome: Outcome| KEYS_FETCHES.of([issuer, outcome.label()]);
+        let (fetches, failures) = (fetches(Outcome::Ok), fetches(Outcome::Error));
         let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY.min(fetcher.refresh));
         let mut failing = None::<BootTime>;
         loop {
@@ -334,13 +331,13 @@ impl Keyring {
                             "an issuer's keys can be fetched again"
                         );
                     }
-                    result("ok").increment(1);
+                    fetches.increment(1);
                     retry.reset();
                     fetcher.refresh.mul_f64(0.8 + spread() / 5.0)
                 }
                 Err(error) => {
                     failing.get_or_insert_with(BootTime::now);
-                    result("error").increment(1);
+                    failures.increment(1);
                     tracing::error!(
                         issuer,
                         error = cut(&error.to_string()),
