@@ -230,7 +230,7 @@ fn the_readmes_configuration_needs_nothing_more() {
     let readme = include_str!("../README.md");
     let (_, block) = readme.split_once("\n```toml\n").unwrap();
     let (block, _) = block.split_once("```").unwrap();
-    folder.write("pgsilo.toml", block.to_owned());
+    folder.write("pgsilo.toml", block);
     assert_eq!(folder.open().unwrap().warnings, Vec::<String>::new());
 }
 
