@@ -12,9 +12,9 @@ mod health;
 mod identity;
 mod keeper;
 mod login;
-mod openbao;
 mod precedence;
 mod revoker;
+mod server;
 mod window;
 
 use std::collections::{BTreeMap, HashMap};
@@ -27,6 +27,7 @@ use pgsilo_core::backoff::spread;
 use pgsilo_core::clock::BootTime;
 use pgsilo_core::secret::Secret;
 use pgsilo_core::tenant::{Access, TenantId};
+use pgsilo_openbao::{Granted, Token};
 use tokio::runtime::Handle;
 use tokio::sync::futures::Notified;
 use tokio::sync::{AcquireError, Semaphore};
@@ -34,50 +35,32 @@ use tokio::time::{Instant as Deadline, sleep, timeout, timeout_at};
 
 pub(crate) use health::Trouble;
 pub(crate) use keeper::LeaseEnd;
-pub(crate) use openbao::{DatabaseFault, Fullness, OpenBaoError};
+pub(crate) use pgsilo_openbao::{DatabaseFault, Error as OpenBaoError, Fullness};
 
 use crate::audit::{self, Asker, SessionId};
 use crate::metrics;
+use fitness::Unfit;
 use health::Health;
 use identity::Identity;
 use keeper::Keeper;
 use login::Login;
-use openbao::{BaoToken, OpenBao};
 use revoker::{Revocation, Revoker};
+use server::{Server, retry_after};
 use window::{Sharers, Windows};
 
 /// How to reach OpenBAO and as whom; made by [`crate::config`].
 #[derive(Debug)]
 pub struct Settings {
-    /// Base URL, without a trailing slash: `https://127.0.0.1:8200`.
-    pub address: String,
-    /// The Unix socket of a local agent, which `address` is then reached through.
-    pub socket: Option<PathBuf>,
-    /// PEM of the authorities that OpenBAO's certificate must chain to; `None`: the system's.
-    pub ca: Option<Vec<u8>>,
-    /// What pgsilo shows of itself in TLS.
-    pub identity: Option<ClientCertificate>,
-    /// Sent with each request.
-    pub namespace: Option<String>,
+    /// Where it is, and how it is asked. A session waits for its timeout.
+    pub server: pgsilo_openbao::Settings,
     /// Whose authority leases are asked for with.
     pub authority: Authority,
     /// How long a lease is shared with sessions that begin after its own; `None`: never.
     pub window: Option<Duration>,
-    /// Of one HTTP request, connect included.
-    pub timeout: Duration,
     /// Leases asked for at once.
     pub max_concurrent_requests: usize,
     /// Leases that may wait to be revoked before no more are asked for.
     pub max_pending_revocations: usize,
-}
-
-/// Files that are read at each login.
-#[derive(Debug)]
-pub struct ClientCertificate {
-    /// PEM, leaf first.
-    pub certificate: PathBuf,
-    /// PEM.
-    pub key: PathBuf,
 }
 
 /// Whose authority leases are asked for with.
@@ -118,7 +101,7 @@ pub enum Auth {
         /// A file that holds the JWT.
         token_file: PathBuf,
     },
-    /// The client certificate that the settings name.
+    /// The client certificate that is shown to OpenBAO.
     Certificate {
         /// Where it is mounted: `cert`.
         mount: String,
@@ -181,6 +164,9 @@ pub(crate) enum LeaseError {
     /// OpenBAO could not make one at the tenant's database.
     #[error("OpenBAO: {error}")]
     Database { fault: DatabaseFault, error: OpenBaoError },
+    /// The session's login breaks promises.
+    #[error("OpenBAO: {0}")]
+    Unfit(Unfit),
     /// pgsilo itself has no OpenBAO token.
     #[error("not logged in to OpenBAO: {0}")]
     NotLoggedIn(String),
@@ -233,6 +219,7 @@ impl LeaseError {
             LeaseError::Unavailable(_)
             | LeaseError::Database { .. }
             | LeaseError::Denied(_)
+            | LeaseError::Unfit(_)
             | LeaseError::NotLoggedIn(_)
             | LeaseError::NoRole(_)
             | LeaseError::Held(_)
@@ -246,7 +233,7 @@ impl LeaseError {
 /// Where leases come from. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Lessor {
-    openbao: Arc<OpenBao>,
+    server: Arc<Server>,
     health: Health,
     source: Source,
     revoker: Revoker,
@@ -282,6 +269,20 @@ pub(crate) struct Request<'r> {
     pub(crate) token: Option<Secret>,
 }
 
+/// A role of the database engine, and where that is mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Role {
+    mount: String,
+    name: String,
+}
+
+impl Role {
+    /// Where its credentials are.
+    fn path(&self) -> String {
+        format!("{}/creds/{}", self.mount, self.name)
+    }
+}
+
 /// Whose a session is: who says so, if that is an issuer, and the name.
 pub(crate) type Subject<'r> = (Option<&'r str>, &'r str);
 
@@ -295,29 +296,28 @@ impl Lessor {
         settings: &'static Settings,
         runtime: Handle,
     ) -> Result<Lessor, OpenBaoError> {
-        let openbao = Arc::new(OpenBao::new(settings)?);
-        let revoker =
-            Revoker::new(Arc::clone(&openbao), settings.max_pending_revocations, &runtime);
+        let server = Arc::new(Server::new(settings)?);
+        let revoker = Revoker::new(Arc::clone(&server), settings.max_pending_revocations, &runtime);
         let source = match &settings.authority {
             Authority::Proxy(auth) => {
-                let identity = Arc::new(Identity::new(Arc::clone(&openbao), auth));
+                let identity = Arc::new(Identity::new(Arc::clone(&server), auth));
                 runtime.spawn(Arc::clone(&identity).keep());
-                runtime.spawn(given_up::watch(Arc::clone(&identity), Arc::clone(&openbao)));
+                runtime.spawn(given_up::watch(Arc::clone(&identity), Arc::clone(&server)));
                 Source::Proxy(identity)
             }
             Authority::Session { mount, roles } => {
-                runtime.spawn(Arc::clone(&openbao).keep_certificate());
+                runtime.spawn(Arc::clone(&server).keep_certificate());
                 Source::Session { mount, roles }
             }
         };
         let slots = Arc::new(Semaphore::new(settings.max_concurrent_requests));
         let windows = settings.window.map(|length| Windows::new(length, runtime.clone()));
-        let (lines, patience) = (Arc::default(), settings.timeout);
+        let (lines, patience) = (Arc::default(), settings.server.timeout);
         let slot_count = settings.max_concurrent_requests;
         let health = Health::default();
-        runtime.spawn(health.clone().watch(Arc::clone(&openbao)));
+        runtime.spawn(health.clone().watch(Arc::clone(&server)));
         Ok(Lessor {
-            openbao,
+            server,
             health,
             source,
             revoker,
@@ -351,19 +351,19 @@ impl Lessor {
     /// A hold on a credential: a fresh one, or where it may be shared that of the window.
     pub(crate) async fn lease(&self, request: Request<'_>) -> Result<Lease, LeaseError> {
         let Request { tenant, mount, role, access, session, subject, token } = request;
-        let path = format!("{mount}/creds/{role}");
+        let role = Role { mount: mount.to_owned(), name: role.to_owned() };
         let asker = Asker { tenant: tenant.clone(), access, session };
         let held = match self.windows.as_ref().zip(subject) {
-            None => self.clone().ask_on(path, asker, token).await.map(Arc::new)?,
+            None => self.clone().ask_on(role, asker, token).await.map(Arc::new)?,
             Some((windows, (issuer, name))) => {
                 let sharers = Sharers {
                     tenant: tenant.clone(),
-                    path: path.clone(),
+                    role: role.clone(),
                     access,
                     subject: (issuer.map(Into::into), name.into()),
                     token: token.as_ref().map(Secret::sha256),
                 };
-                let ask = || self.clone().ask_on(path, asker, token).boxed();
+                let ask = || self.clone().ask_on(role, asker, token).boxed();
                 windows.join(sharers, ask).await.map_err(LeaseError::Shared)?
             }
         };
@@ -374,14 +374,14 @@ impl Lessor {
     /// one bound; once the request is under way it is seen to its end, whoever waits.
     async fn ask_on(
         self,
-        path: String,
+        role: Role,
         asker: Asker,
         token: Option<Secret>,
     ) -> Result<Held, LeaseError> {
         if self.revoker.is_full() {
             return Err(LeaseError::Unrevoked(self.revoker.pending()));
         }
-        let deadline = Deadline::now() + self.patience;
+        let (path, deadline) = (role.path(), Deadline::now() + self.patience);
         self.give_way(&path, deadline).await?;
         let in_line = async {
             let own = self.line_of(&path).acquire_owned().await?;
@@ -393,7 +393,7 @@ impl Lessor {
             Err(_elapsed) => return Err(LeaseError::Crowded),
         };
         let asking = self.runtime.clone().spawn(async move {
-            let held = self.ask(&path, asker, token, deadline).await;
+            let held = self.ask(&role, asker, token, deadline).await;
             // The places come back when somebody owns the lease, or nobody and it is gone.
             held.map(|held| (held, places))
         });
@@ -406,7 +406,7 @@ impl Lessor {
 
     /// Waits until it may be asked for a role's credentials, if that is in time.
     async fn give_way(&self, path: &str, deadline: Deadline) -> Result<(), LeaseError> {
-        while let Some(wait) = self.openbao.precedence().wait(path) {
+        while let Some(wait) = self.server.precedence().wait(path) {
             if Deadline::now() + wait > deadline {
                 return Err(LeaseError::Held(wait));
             }
@@ -430,32 +430,32 @@ impl Lessor {
 
     async fn ask(
         self,
-        path: &str,
+        asked_for: &Role,
         asker: Asker,
         token: Option<Secret>,
         deadline: Deadline,
     ) -> Result<Held, LeaseError> {
         let (began, asked) = (Instant::now(), BootTime::now());
         let result = match &self.source {
-            Source::Proxy(identity) => self.ask_as_proxy(identity, path).await,
+            Source::Proxy(identity) => self.ask_as_proxy(identity, asked_for).await,
             Source::Session { mount, roles } => {
                 let access = asker.access;
                 let role = roles.get(&access).ok_or(LeaseError::NoRole(access))?;
                 let token = token.ok_or(LeaseError::Abandoned)?;
                 let asked = BootTime::now();
-                let login = self.openbao.log_in_jwt(mount, role, &token).await;
+                let login = self.server.log_in_jwt(mount, role, &token).await;
                 drop(token);
                 match login {
-                    Ok(login) => self.ask_as_session(login, asked, path, deadline).await,
+                    Ok(login) => self.ask_as_session(login, asked, asked_for, deadline).await,
                     Err(error) => Err(error.into()),
                 }
             }
         };
         metrics::LEASE_TIME.record(began.elapsed());
         if let Err(LeaseError::Unavailable(error)) = &result
-            && let Some(after) = error.retry_after()
+            && let Some(after) = retry_after(error)
         {
-            self.openbao.precedence().role_waits(path, after);
+            self.server.precedence().role_waits(&asked_for.path(), after);
         }
         let (granted, login) = result?;
         metrics::LEASES.increment(1);
@@ -469,7 +469,7 @@ impl Lessor {
         };
         let lease_id = granted.lease_id.into();
         let with_login = self.needs_token();
-        let keeper = Keeper::new(self.openbao, login, lease_id, self.runtime, end);
+        let keeper = Keeper::new(self.server, login, lease_id, self.runtime, end);
         let credential =
             Credential { username: granted.username.into(), password: granted.password };
         Ok(Held { credential, keeper, asker, with_login, revoker: self.revoker })
@@ -479,47 +479,51 @@ impl Lessor {
     async fn ask_as_proxy(
         &self,
         identity: &Arc<Identity>,
-        path: &str,
+        role: &Role,
     ) -> Result<Grant, LeaseError> {
         let login = identity.login().map_err(LeaseError::NotLoggedIn)?;
-        let error = match self.openbao.creds(login.secret(), path).await {
-            Err(error @ OpenBaoError::Said { status: 403, .. }) => error,
+        let error = match self.creds(&login, role).await {
+            Err(error) if error.is_status(403) => error,
             other => return Ok((other?, login)),
         };
         if !identity.replace_if_dead(&login).await {
             return Err(LeaseError::Denied(error));
         }
         let login = identity.login().map_err(LeaseError::NotLoggedIn)?;
-        Ok((self.openbao.creds(login.secret(), path).await?, login))
+        Ok((self.creds(&login, role).await?, login))
     }
 
     /// The login that the session's own token became is for this lease alone, and goes with it. One
     /// that came when nobody waited any more, or that breaks promises, goes at once.
     async fn ask_as_session(
         &self,
-        login: BaoToken,
+        login: Token,
         asked: BootTime,
-        path: &str,
+        role: &Role,
         deadline: Deadline,
     ) -> Result<Grant, LeaseError> {
         let fit = match Deadline::now() > deadline {
-            true => Err(OpenBaoError::Timeout(String::new())),
-            false => login.nature.check().map_err(OpenBaoError::from),
+            true => Err(OpenBaoError::Timeout(String::new()).into()),
+            false => fitness::check(&login.nature).map_err(LeaseError::Unfit),
         };
         let error = match fit {
             Ok(()) => {
-                let kept = Login::begin(login.clone(), asked, &self.openbao);
-                match self.openbao.creds(kept.secret(), path).await {
+                let kept = Login::begin(login.clone(), asked, &self.server);
+                match self.creds(&kept, role).await {
                     Ok(granted) => return Ok((granted, kept)),
-                    Err(error) => error,
+                    Err(error) => error.into(),
                 }
             }
             Err(error) => error,
         };
         // The session is told meanwhile.
-        let openbao = Arc::clone(&self.openbao);
-        self.runtime.spawn(async move { openbao.give_back(&login).await });
-        Err(error.into())
+        let server = Arc::clone(&self.server);
+        self.runtime.spawn(async move { server.give_back(&login).await });
+        Err(error)
+    }
+
+    async fn creds(&self, login: &Login, role: &Role) -> Result<Granted, OpenBaoError> {
+        self.server.creds(login.secret(), &role.mount, &role.name).await
     }
 
     /// Waits until no request is under way, then gives up pgsilo's own logins: one request that
@@ -546,7 +550,7 @@ impl Lessor {
 }
 
 /// What OpenBAO granted, and the login that it was granted to.
-type Grant = (openbao::Granted, Arc<Login>);
+type Grant = (Granted, Arc<Login>);
 
 impl From<OpenBaoError> for LeaseError {
     fn from(error: OpenBaoError) -> LeaseError {
@@ -558,12 +562,9 @@ impl From<OpenBaoError> for LeaseError {
             | OpenBaoError::NotJson
             | OpenBaoError::Coded(_)
             | OpenBaoError::Busy { .. }
-            | OpenBaoError::TooLong => LeaseError::Unavailable(error),
+            | OpenBaoError::TooLong(_) => LeaseError::Unavailable(error),
             OpenBaoError::Database { fault, .. } => LeaseError::Database { fault, error },
-            OpenBaoError::File { .. }
-            | OpenBaoError::SameToken
-            | OpenBaoError::Unfit(_)
-            | OpenBaoError::Client(_) => LeaseError::Denied(error),
+            OpenBaoError::File { .. } | OpenBaoError::Client(_) => LeaseError::Denied(error),
         }
     }
 }

@@ -187,7 +187,9 @@ impl From<LeaseError> for Refusal {
                 DatabaseFault::Full(_) => Reason::BackendFull,
                 DatabaseFault::Refused => Reason::LeaseDenied,
             },
-            LeaseError::Denied(_) | LeaseError::NoRole(_) => Reason::LeaseDenied,
+            LeaseError::Denied(_) | LeaseError::Unfit(_) | LeaseError::NoRole(_) => {
+                Reason::LeaseDenied
+            }
             LeaseError::Shared(_) => Reason::Internal,
         };
         Refusal::new(reason, error)

@@ -53,6 +53,7 @@ fn each_part_imports_only_what_stands_below_it() {
             ("src/lease.rs", "use crate::Refusal;"),
             ("src/token/keys.rs", "use crate::registry::Registry;"),
             ("src/registry/denied.rs", "use crate::lease::Lessor;"),
+            ("src/lease/server.rs", "use crate::token::Token;"),
             ("src/token/fetch.rs", "use crate::{audit, lease::{OpenBaoError}};"),
             ("src/limits.rs", "use crate::lease::Lessor;"),
             ("src/stream.rs", "fn f() { crate::backend::dial; }"),

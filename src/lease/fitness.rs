@@ -5,18 +5,7 @@
 //! promises is refused at the login, whoever made it, and not when sessions are cut off. Called by
 //! the identity for pgsilo's own tokens, and for each session's under session authority.
 
-/// What OpenBAO says of a token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Nature {
-    /// How many requests it is good for; zero: any number.
-    pub(super) uses: u64,
-    /// `service` or `batch`.
-    pub(super) kind: String,
-    /// It has no parent, with which it would end.
-    pub(super) orphan: bool,
-    /// The names of its policies.
-    pub(super) policies: Vec<String>,
-}
+use pgsilo_openbao::Nature;
 
 /// Why a token is not taken, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,30 +30,28 @@ pub(crate) enum Unfit {
     Root,
 }
 
-impl Nature {
-    /// Whether OpenBAO can end it, and the leases under it with it.
-    pub(super) fn is_revocable(&self) -> bool {
-        self.kind == "service"
-    }
+/// Whether OpenBAO can end it, and the leases under it with it.
+pub(super) fn is_revocable(token: &Nature) -> bool {
+    token.kind == "service"
+}
 
-    /// That a session may hang on it.
-    ///
-    /// # Errors
-    /// When OpenBAO would end it by itself, or could not end it when pgsilo asks for that.
-    pub(super) fn check(&self) -> Result<(), Unfit> {
-        if self.uses > 0 {
-            return Err(Unfit::Uses(self.uses));
-        }
-        if !self.is_revocable() {
-            return Err(Unfit::Kind(self.kind.clone()));
-        }
-        if !self.orphan {
-            return Err(Unfit::Child);
-        }
-        match self.policies.iter().any(|policy| policy == "root") {
-            true => Err(Unfit::Root),
-            false => Ok(()),
-        }
+/// That a session may hang on it.
+///
+/// # Errors
+/// When OpenBAO would end it by itself, or could not end it when pgsilo asks for that.
+pub(super) fn check(token: &Nature) -> Result<(), Unfit> {
+    if token.uses > 0 {
+        return Err(Unfit::Uses(token.uses));
+    }
+    if !is_revocable(token) {
+        return Err(Unfit::Kind(token.kind.clone()));
+    }
+    if !token.orphan {
+        return Err(Unfit::Child);
+    }
+    match token.policies.iter().any(|policy| policy == "root") {
+        true => Err(Unfit::Root),
+        false => Ok(()),
     }
 }
 
@@ -80,14 +67,14 @@ mod tests {
             orphan: true,
             policies: vec!["pgsilo".into()],
         };
-        assert_eq!(fit.check(), Ok(()));
-        let refused = |unfit: Nature, advice: &str| {
-            let said = unfit.check().unwrap_err().to_string();
+        assert_eq!(check(&fit), Ok(()));
+        let refused = |unfit: &Nature, advice: &str| {
+            let said = check(unfit).unwrap_err().to_string();
             assert!(said.contains(advice), "{said}");
         };
-        refused(Nature { uses: 10, ..fit.clone() }, "token_num_uses=0");
-        refused(Nature { kind: "batch".into(), ..fit.clone() }, "token_type=service");
-        refused(Nature { orphan: false, ..fit.clone() }, "-orphan");
-        refused(Nature { policies: vec!["root".into()], ..fit }, "pgsilo.hcl");
+        refused(&Nature { uses: 10, ..fit.clone() }, "token_num_uses=0");
+        refused(&Nature { kind: "batch".into(), ..fit.clone() }, "token_type=service");
+        refused(&Nature { orphan: false, ..fit.clone() }, "-orphan");
+        refused(&Nature { policies: vec!["root".into()], ..fit }, "pgsilo.hcl");
     }
 }

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgsilo_openbao::Error;
 use tokio::time::sleep;
 
 use super::identity::Identity;
-use super::openbao::{OpenBao, OpenBaoError};
+use super::server::Server;
 use crate::metrics;
 
 /// It takes OpenBAO ten minutes to give one up.
@@ -16,20 +17,20 @@ const INTERVAL: Duration = Duration::from_secs(60);
 const FIRST: Duration = Duration::from_secs(1);
 
 /// Asks now and again, for as long as the process runs.
-pub(super) async fn watch(identity: Arc<Identity>, openbao: Arc<OpenBao>) {
+pub(super) async fn watch(identity: Arc<Identity>, server: Arc<Server>) {
     let mut told = false;
     loop {
         let Ok(login) = identity.login() else {
             sleep(FIRST).await;
             continue;
         };
-        let answer = openbao.irrevocable_leases(login.secret()).await;
+        let answer = server.irrevocable_leases(login.secret()).await;
         // What was so a while ago says nothing of now: not a number, until OpenBAO says it.
         let leases = answer.as_ref().map_or(f64::NAN, |leases| *leases as f64);
         metrics::OPENBAO_IRREVOCABLE_LEASES.set(leases);
         match answer {
             Ok(_) => {}
-            Err(error @ OpenBaoError::Said { .. }) if !told => {
+            Err(error @ Error::Said { .. }) if !told => {
                 told = true;
                 tracing::warn!(
                     %error,

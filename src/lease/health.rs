@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pgsilo_core::backoff::spread;
+use pgsilo_openbao::Error;
 use tokio::time::{Instant, sleep};
 
-use super::openbao::{OpenBao, OpenBaoError};
+use super::server::Server;
 use crate::metrics;
 
 /// Between two looks, a little less or more.
@@ -41,9 +42,9 @@ struct Unwell {
 
 impl Health {
     /// Looks now and again, for as long as the process runs.
-    pub(super) async fn watch(self, openbao: Arc<OpenBao>) {
+    pub(super) async fn watch(self, server: Arc<Server>) {
         loop {
-            let trouble = trouble(&openbao.health().await);
+            let trouble = trouble(&server.health(true).await);
             metrics::OPENBAO_AVAILABLE.set(f64::from(u8::from(trouble.is_none())));
             self.note(trouble, Instant::now());
             let pause = if trouble.is_some() { LOOK_AGAIN } else { LOOK };
@@ -71,11 +72,11 @@ impl Health {
 }
 
 /// What an answer says. A gateway may not let the question through: that says nothing.
-fn trouble(answer: &Result<u16, OpenBaoError>) -> Option<Trouble> {
+fn trouble(answer: &Result<u16, Error>) -> Option<Trouble> {
     match answer {
         Ok(501 | 503) => Some(Trouble::Sealed),
         Ok(_) => None,
-        Err(OpenBaoError::Unreachable(_) | OpenBaoError::Timeout(_)) => Some(Trouble::Away),
+        Err(Error::Unreachable(_) | Error::Timeout(_)) => Some(Trouble::Away),
         Err(_) => None,
     }
 }
@@ -112,7 +113,7 @@ mod tests {
         ] {
             assert_eq!(trouble(&Ok(status)), expected, "{status}");
         }
-        let late = Err(OpenBaoError::Timeout(String::new()));
+        let late = Err(Error::Timeout(String::new()));
         assert_eq!(trouble(&late), Some(Trouble::Away));
     }
 }

@@ -13,14 +13,16 @@ use pgsilo_core::clock::BootTime;
 use pgsilo_core::file::{self, MAX_SECRET};
 use pgsilo_core::secret::Secret;
 use pgsilo_core::stamp::Stamp;
+use pgsilo_openbao::{Error, Token};
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
 use super::Auth;
+use super::fitness::check;
 use super::login::{Login, Standing};
-use super::openbao::{BaoToken, OpenBao, OpenBaoError};
+use super::server::{LoginError, Server};
 use crate::metrics::{self, Outcome};
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
@@ -30,7 +32,7 @@ const LOOK: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct Identity {
-    openbao: Arc<OpenBao>,
+    server: Arc<Server>,
     auth: &'static Auth,
     /// The login for new leases, or why there is none.
     current: RwLock<Result<Arc<Login>, String>>,
@@ -54,9 +56,9 @@ struct Unwrapped {
 }
 
 impl Identity {
-    pub(super) fn new(openbao: Arc<OpenBao>, auth: &'static Auth) -> Identity {
+    pub(super) fn new(server: Arc<Server>, auth: &'static Auth) -> Identity {
         Identity {
-            openbao,
+            server,
             auth,
             current: RwLock::new(Err("the first login is under way".to_owned())),
             logging_in: Mutex::new(()),
@@ -129,11 +131,11 @@ impl Identity {
     /// Changes when a file changes that a login reads.
     fn stamp(&self) -> Option<Stamps> {
         let own = self.auth.file().map(Stamp::of);
-        Some((own.unwrap_or_default(), self.openbao.certificate_stamp()))
+        Some((own.unwrap_or_default(), self.server.certificate_stamp()))
     }
 
     /// Logs in, unless somebody else has done so since `needed` was found.
-    async fn log_in(self: &Arc<Self>, needed: &Need) -> Result<(), OpenBaoError> {
+    async fn log_in(self: &Arc<Self>, needed: &Need) -> Result<(), LoginError> {
         let _one_at_a_time = self.logging_in.lock().await;
         if self.is_closing() {
             return Ok(());
@@ -144,9 +146,9 @@ impl Identity {
             _ => {}
         }
         let (asked, stamp) = (BootTime::now(), self.stamp());
-        let token = match self.openbao.present_certificate().await {
+        let token = match self.server.present_certificate().await {
             Ok(()) => self.in_time().await,
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         };
         // Only a file gives the same token twice: it was touched, or nobody renews it.
         if let (Ok(token), Need::After(then)) = (&token, needed)
@@ -155,7 +157,7 @@ impl Identity {
             *self.read.lock().unwrap_or_else(PoisonError::into_inner) = stamp;
             return match then.standing() {
                 Standing::Kept(_) => Ok(()),
-                Standing::Ends { .. } | Standing::Dead => Err(OpenBaoError::SameToken),
+                Standing::Ends { .. } | Standing::Dead => Err(LoginError::SameToken),
             };
         }
         let outcome = if token.is_ok() { Outcome::Ok } else { Outcome::Error };
@@ -171,7 +173,7 @@ impl Identity {
                     );
                 }
                 *self.read.lock().unwrap_or_else(PoisonError::into_inner) = stamp;
-                self.set(Ok(Login::begin(token, asked, &self.openbao)));
+                self.set(Ok(Login::begin(token, asked, &self.server)));
                 Ok(())
             }
             Err(error) => {
@@ -185,7 +187,7 @@ impl Identity {
 
     /// A login, if it comes in time. One that comes too late is given back: OpenBAO would keep it, and
     /// nobody would know of it.
-    async fn in_time(self: &Arc<Self>) -> Result<BaoToken, OpenBaoError> {
+    async fn in_time(self: &Arc<Self>) -> Result<Token, LoginError> {
         let (answer, mut waiting) = oneshot::channel();
         let identity = Arc::clone(self);
         let asking = async move {
@@ -195,7 +197,7 @@ impl Identity {
             };
             // Its time began when it was made, not when it was looked at.
             let unused = match identity.examine(&token).await {
-                Ok(explicit_max) => answer.send(Ok(BaoToken { explicit_max, ..token })),
+                Ok(explicit_max) => answer.send(Ok(Token { explicit_max, ..token })),
                 Err(unfit) => answer.send(Err(unfit)).and(Err(Ok(token))),
             };
             if let Err(Ok(token)) = unused {
@@ -207,73 +209,74 @@ impl Identity {
             while under_way.try_join_next().is_some() {}
             under_way.spawn(asking);
         }
-        if let Ok(Ok(answer)) = timeout(self.openbao.timeout(), &mut waiting).await {
+        if let Ok(Ok(answer)) = timeout(self.server.timeout(), &mut waiting).await {
             return answer;
         }
         waiting.close();
         // It may have come in this very moment.
-        waiting.try_recv().unwrap_or(Err(OpenBaoError::Timeout(String::new())))
+        waiting.try_recv().unwrap_or(Err(Error::Timeout(String::new()).into()))
     }
 
     /// Whether a token can hold what pgsilo promises; the end of its life if it has one.
-    async fn examine(&self, token: &BaoToken) -> Result<Option<Duration>, OpenBaoError> {
-        token.nature.check()?;
+    async fn examine(&self, token: &Token) -> Result<Option<Duration>, LoginError> {
+        check(&token.nature)?;
         if matches!(self.auth, Auth::TokenFile(_)) {
             return Ok(token.explicit_max);
         }
-        let looked_up = self.openbao.look_up_self(token.secret.clone()).await?;
-        looked_up.nature.check()?;
+        let looked_up = self.server.look_up_self(token.secret.clone()).await?;
+        check(&looked_up.nature)?;
         Ok(looked_up.explicit_max)
     }
 
     /// A file's token is its owner's.
-    async fn give_back(&self, token: &BaoToken) {
+    async fn give_back(&self, token: &Token) {
         if !matches!(self.auth, Auth::TokenFile(_)) {
-            self.openbao.give_back(token).await;
+            self.server.give_back(token).await;
         }
     }
 
-    async fn obtain(&self) -> Result<BaoToken, OpenBaoError> {
-        let openbao = &self.openbao;
-        match self.auth {
+    async fn obtain(&self) -> Result<Token, LoginError> {
+        let server = &self.server;
+        let token = match self.auth {
             Auth::AppRole { mount, role_id, secret_id_file, wrapped } => {
                 let secret_id = read_line(secret_id_file).await?;
                 match wrapped {
-                    false => openbao.log_in_approle(mount, role_id, &secret_id).await,
+                    false => server.log_in_approle(mount, role_id, &secret_id).await,
                     true => {
                         let secret_id = self.unwrap(secret_id).await?;
-                        openbao.log_in_approle(mount, role_id, &secret_id).await
+                        server.log_in_approle(mount, role_id, &secret_id).await
                     }
                 }
             }
             Auth::Jwt { mount, role, token_file } => {
-                openbao.log_in_jwt(mount, role, &read_line(token_file).await?).await
+                server.log_in_jwt(mount, role, &read_line(token_file).await?).await
             }
             Auth::Certificate { mount, role } => {
-                openbao.log_in_certificate(mount, role.as_deref()).await
+                server.log_in_certificate(mount, role.as_deref()).await
             }
-            Auth::TokenFile(path) => openbao.look_up_self(read_line(path).await?).await,
-        }
+            Auth::TokenFile(path) => server.look_up_self(read_line(path).await?).await,
+        };
+        token.map_err(LoginError::from)
     }
 
     /// Unwraps a response-wrapped secret id, once, and keeps it for later logins with the same
     /// file.
-    async fn unwrap(&self, wrapping_token: Secret) -> Result<Secret, OpenBaoError> {
+    async fn unwrap(&self, wrapping_token: Secret) -> Result<Secret, LoginError> {
         let mut unwrapped = self.unwrapped.lock().await;
         if let Some(known) = &*unwrapped
             && known.wrapping_token.expose() == wrapping_token.expose()
         {
             return Ok(known.secret_id.clone());
         }
-        let secret_id = self.openbao.unwrap_secret_id(&wrapping_token).await?;
+        let secret_id = self.server.unwrap_secret_id(&wrapping_token).await?;
         *unwrapped = Some(Unwrapped { wrapping_token, secret_id: secret_id.clone() });
         Ok(secret_id)
     }
 
     /// After a 403: whether the login was dead and there is another one now.
     pub(super) async fn replace_if_dead(self: &Arc<Self>, used: &Arc<Login>) -> bool {
-        let looked_up = self.openbao.look_up_self(used.secret().clone()).await;
-        if !matches!(looked_up, Err(OpenBaoError::Said { status: 403, .. })) {
+        let looked_up = self.server.look_up_self(used.secret().clone()).await;
+        if !looked_up.is_err_and(|error| error.is_status(403)) {
             return false;
         }
         used.declare_dead();
@@ -298,7 +301,7 @@ impl Identity {
             all.iter().filter_map(Weak::upgrade).collect()
         };
         for login in all {
-            match self.openbao.revoke_self(login.secret()).await {
+            match self.server.revoke_self(login.secret()).await {
                 Ok(()) => login.declare_dead(),
                 Err(error) => {
                     tracing::warn!(%error, "OpenBAO does not take a token of pgsilo back: its leases end with it");
@@ -337,8 +340,8 @@ impl Auth {
     }
 }
 
-async fn read_line(path: &Path) -> Result<Secret, OpenBaoError> {
-    let failed = |error| OpenBaoError::File { path: path.to_owned(), error };
+async fn read_line(path: &Path) -> Result<Secret, LoginError> {
+    let failed = |error| LoginError::File { path: path.to_owned(), error };
     let from = path.to_owned();
     let read =
         tokio::task::spawn_blocking(move || file::read(&from, MAX_SECRET).map(Zeroizing::new));
@@ -347,23 +350,29 @@ async fn read_line(path: &Path) -> Result<Secret, OpenBaoError> {
 }
 
 /// What an operator can do about it.
-fn advice(error: &OpenBaoError) -> &'static str {
+fn advice(error: &LoginError) -> &'static str {
+    let error = match error {
+        LoginError::Asking(error) => error,
+        LoginError::File { .. } => return "check the file that [openbao] auth names",
+        LoginError::SameToken => {
+            return "have [openbao] auth token_file renewed, or its sessions end";
+        }
+        LoginError::Unfit(_) => return "mend the role, or the token, that [openbao] auth names",
+    };
     match error {
-        OpenBaoError::Said { status: 400 | 403, .. } => {
+        Error::Said { status: 400 | 403, .. } => {
             "check the mount, the role and the secret that [openbao] auth names"
         }
-        OpenBaoError::Said { status: 404, .. } => "is the auth method enabled there?",
-        OpenBaoError::Said { status: 503, .. } => "unseal it",
-        OpenBaoError::Said { .. } | OpenBaoError::Database { .. } => "see its log",
-        OpenBaoError::Busy { .. } => "raise its rate limit quota",
-        OpenBaoError::Unreachable(_) | OpenBaoError::Timeout(_) => {
+        Error::Said { status: 404, .. } => "is the auth method enabled there?",
+        Error::Said { status: 503, .. } => "unseal it",
+        Error::Said { .. } | Error::Database { .. } => "see its log",
+        Error::Busy { .. } => "raise its rate limit quota",
+        Error::Unreachable(_) | Error::Timeout(_) => {
             "check [openbao] address and ca, and that it runs"
         }
-        OpenBaoError::NotJson | OpenBaoError::TooLong => "is [openbao] address an OpenBAO server?",
-        OpenBaoError::Coded(_) => "have the gateway at [openbao] address leave answers as they are",
-        OpenBaoError::File { .. } => "check the file that [openbao] auth names",
-        OpenBaoError::SameToken => "have [openbao] auth token_file renewed, or its sessions end",
-        OpenBaoError::Unfit(_) => "mend the role, or the token, that [openbao] auth names",
-        OpenBaoError::Client(_) => "check [openbao] ca and auth",
+        Error::NotJson | Error::TooLong(_) => "is [openbao] address an OpenBAO server?",
+        Error::Coded(_) => "have the gateway at [openbao] address leave answers as they are",
+        Error::File { .. } => "check the files that [openbao] client_certificate names",
+        Error::Client(_) => "check [openbao] ca and auth",
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use pgsilo_core::backoff::{Backoff, spread};
 use pgsilo_core::clock::BootTime;
+use pgsilo_openbao::Renewed;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -17,8 +18,8 @@ use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
 use super::login::{Login, Standing};
-use super::openbao::{OpenBao, OpenBaoError};
 use super::precedence::WaitingRenewal;
+use super::server::{Server, retry_after};
 use crate::metrics;
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -48,7 +49,7 @@ pub(crate) struct RenewalFailure {
 /// One lease, and what is known of it.
 #[derive(Debug)]
 pub(super) struct Keeper {
-    openbao: Arc<OpenBao>,
+    server: Arc<Server>,
     /// What asked for the lease: the lease ends with it.
     login: Arc<Login>,
     lease_id: Box<str>,
@@ -74,14 +75,14 @@ enum Renewal {
 
 impl Keeper {
     pub(super) fn new(
-        openbao: Arc<OpenBao>,
+        server: Arc<Server>,
         login: Arc<Login>,
         lease_id: Box<str>,
         runtime: Handle,
         end: LeaseEnd,
     ) -> Arc<Keeper> {
         let state = Mutex::new(State { renewal: Renewal::after(&end), end });
-        Arc::new(Keeper { openbao, login, lease_id, runtime, state, changed: Notify::new() })
+        Arc::new(Keeper { server, login, lease_id, runtime, state, changed: Notify::new() })
     }
 
     pub(super) fn lease_id(&self) -> &str {
@@ -132,9 +133,9 @@ impl Keeper {
         let mut waiting: Option<WaitingRenewal<'_>> = None;
         loop {
             let asked = BootTime::now();
-            let renewing = self.openbao.renew(self.login.secret(), &self.lease_id, end.duration);
+            let renewing = self.server.renew(self.login.secret(), &self.lease_id, end.duration);
             let error = match renewing.await {
-                Ok((duration, renewable)) => {
+                Ok(Renewed { duration, renewable }) => {
                     metrics::RENEWALS.increment(1);
                     if let Some(waiting) = waiting {
                         waiting.renewed();
@@ -149,7 +150,7 @@ impl Keeper {
             };
             metrics::RENEWAL_FAILURES.increment(1);
             // 400: OpenBAO knows no such lease, or it is past its maximum.
-            let hopeless = matches!(error, OpenBaoError::Said { status: 400, .. });
+            let hopeless = error.is_status(400);
             let left = end.at.remaining();
             let is_final = hopeless || left.is_zero();
             self.publish(|state| {
@@ -165,10 +166,10 @@ impl Keeper {
                 return;
             }
             let mut pause = retry.pause();
-            if let Some(after) = error.retry_after() {
+            if let Some(after) = retry_after(&error) {
                 // What is left of a lease may be less than OpenBAO asks for.
                 pause = pause.max(after.min(left / 4));
-                waiting = Some(self.openbao.precedence().renewal_waits(waiting, pause.min(left)));
+                waiting = Some(self.server.precedence().renewal_waits(waiting, pause.min(left)));
             }
             sleep(pause.min(left)).await;
         }

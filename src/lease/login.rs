@@ -10,11 +10,12 @@ use std::time::Duration;
 use pgsilo_core::backoff::Backoff;
 use pgsilo_core::clock::BootTime;
 use pgsilo_core::secret::Secret;
+use pgsilo_openbao::{Error, Token};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
-use super::openbao::{BaoToken, OpenBao, OpenBaoError};
 use super::precedence::WaitingRenewal;
+use super::server::{Server, retry_after};
 use crate::metrics;
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
@@ -43,8 +44,8 @@ pub(super) struct Login {
 
 impl Login {
     /// A token that was just obtained. It keeps itself until nobody holds it any more.
-    pub(super) fn begin(token: BaoToken, asked: BootTime, openbao: &Arc<OpenBao>) -> Arc<Login> {
-        let BaoToken { secret, ttl, renewable, .. } = token;
+    pub(super) fn begin(token: Token, asked: BootTime, server: &Arc<Server>) -> Arc<Login> {
+        let Token { secret, ttl, renewable, .. } = token;
         let standing = match (ttl.is_zero(), renewable) {
             (true, _) => Standing::Kept(None),
             (false, true) => Standing::Kept(Some(asked + ttl)),
@@ -56,7 +57,7 @@ impl Login {
         let (standing_now, threatened) = (watch::Sender::new(standing), Notify::new());
         let login = Arc::new(Login { secret, standing: standing_now, threatened });
         if matches!(standing, Standing::Kept(Some(_))) {
-            tokio::spawn(keep(Arc::downgrade(&login), login.watch(), ttl, Arc::clone(openbao)));
+            tokio::spawn(keep(Arc::downgrade(&login), login.watch(), ttl, Arc::clone(server)));
         }
         login
     }
@@ -107,7 +108,7 @@ async fn keep(
     login: Weak<Login>,
     mut standing: watch::Receiver<Standing>,
     mut ttl: Duration,
-    openbao: Arc<OpenBao>,
+    server: Arc<Server>,
 ) {
     let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY.min(ttl / 12));
     let mut pause = Duration::ZERO;
@@ -125,7 +126,7 @@ async fn keep(
         }
         let Some(held) = login.upgrade() else { return };
         let asked = BootTime::now();
-        match openbao.renew_self(&held.secret).await {
+        match server.renew_self(&held.secret).await {
             Ok(renewed) => {
                 retry.reset();
                 pause = Duration::ZERO;
@@ -147,10 +148,10 @@ async fn keep(
                 };
                 held.stands(standing);
             }
-            Err(OpenBaoError::Said { status: 403, words }) => {
+            Err(Error::Said { status: 403, words }) => {
                 // Dead, or not allowed to renew itself: then it lives until its end.
-                let looked_up = openbao.look_up_self(held.secret.clone()).await;
-                if matches!(looked_up, Err(OpenBaoError::Said { status: 403, .. })) {
+                let looked_up = server.look_up_self(held.secret.clone()).await;
+                if looked_up.is_err_and(|error| error.is_status(403)) {
                     tracing::warn!(words, "OpenBAO no longer knows a token of pgsilo");
                     held.declare_dead();
                 } else {
@@ -173,10 +174,10 @@ async fn keep(
                     return;
                 }
                 pause = retry.pause();
-                if let Some(after) = error.retry_after() {
+                if let Some(after) = retry_after(&error) {
                     // A login has less time than OpenBAO may ask for.
                     pause = pause.max(after.min(ttl / 12));
-                    waiting = Some(openbao.precedence().renewal_waits(waiting.take(), pause));
+                    waiting = Some(server.precedence().renewal_waits(waiting.take(), pause));
                 }
             }
         }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pgsilo_core::backoff::Backoff;
+use pgsilo_openbao::Error;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::sleep;
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::keeper::Keeper;
 use super::login::Standing;
-use super::openbao::{OpenBao, OpenBaoError};
+use super::server::{Server, retry_after};
 use crate::audit::{self, Asker};
 use crate::metrics;
 
@@ -41,7 +42,7 @@ pub(super) struct Revoker(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    openbao: Arc<OpenBao>,
+    server: Arc<Server>,
     max_pending: usize,
     slots: Semaphore,
     pending: AtomicUsize,
@@ -52,9 +53,9 @@ struct Shared {
 }
 
 impl Revoker {
-    pub(super) fn new(openbao: Arc<OpenBao>, max_pending: usize, runtime: &Handle) -> Revoker {
+    pub(super) fn new(server: Arc<Server>, max_pending: usize, runtime: &Handle) -> Revoker {
         Revoker(Arc::new(Shared {
-            openbao,
+            server,
             max_pending,
             slots: Semaphore::new(AT_ONCE),
             pending: AtomicUsize::new(0),
@@ -135,7 +136,7 @@ impl Shared {
                 tracing::warn!(%error, lease_id, "cannot revoke a lease yet; trying again");
             }
             failed_before = true;
-            let pause = retry.pause().max(error.retry_after().unwrap_or_default());
+            let pause = retry.pause().max(retry_after(&error).unwrap_or_default());
             let dead = |standing: &Standing| *standing == Standing::Dead;
             tokio::select! {
                 () = sleep(pause.min(left)) => {}
@@ -147,17 +148,17 @@ impl Shared {
         audit::revoked(asker, role, lease_id);
     }
 
-    async fn try_once(&self, revocation: &Revocation) -> Result<(), OpenBaoError> {
+    async fn try_once(&self, revocation: &Revocation) -> Result<(), Error> {
         let (lease_id, login) = (revocation.keeper.lease_id(), revocation.keeper.login());
         let _slot = self.slots.acquire().await;
         let result = match revocation.with_login {
-            true => self.openbao.revoke_self(login.secret()).await,
-            false => self.openbao.revoke(login.secret(), lease_id).await,
+            true => self.server.revoke_self(login.secret()).await,
+            false => self.server.revoke(login.secret(), lease_id).await,
         };
-        if let Err(OpenBaoError::Said { status: 403, .. }) = result {
+        if result.as_ref().is_err_and(|error| error.is_status(403)) {
             // Forbidden, or dead. A lookup tells which, and a dead one holds no leases.
-            let looked_up = self.openbao.look_up_self(login.secret().clone()).await;
-            if matches!(looked_up, Err(OpenBaoError::Said { status: 403, .. })) {
+            let looked_up = self.server.look_up_self(login.secret().clone()).await;
+            if looked_up.is_err_and(|error| error.is_status(403)) {
                 login.declare_dead();
                 return Ok(());
             }

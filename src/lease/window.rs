@@ -13,13 +13,13 @@ use pgsilo_core::tenant::{Access, TenantId};
 use tokio::runtime::Handle;
 use tokio::time::sleep;
 
-use super::{Held, LeaseError};
+use super::{Held, LeaseError, Role};
 
 /// Who may share a lease: sessions that agree in all of this.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Sharers {
     pub(super) tenant: TenantId,
-    pub(super) path: String,
+    pub(super) role: Role,
     pub(super) access: Access,
     /// A session can give its role settings and a password that the next one as the same role has:
     /// nobody is to have another's.

@@ -1,6 +1,6 @@
 //! What OpenBAO meets at a tenant's database when it makes a credential there: what will pass is told
 //! from what an operator must mend, on a real OpenBAO and a real PostgreSQL, with pgsilo's authority and
-//! with the session's. What OpenBAO's words are is in `src/lease/openbao/database.rs`.
+//! with the session's. What OpenBAO's words are is in `crates/openbao/src/fault.rs`.
 
 use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
 use pgsilo_sandbox::testing::world::World;

@@ -27,9 +27,9 @@ use clap::{Args, Subcommand};
 use pgsilo_core::duration;
 use pgsilo_core::registry::{Snapshot, Tenant};
 use pgsilo_core::secret::Secret;
+use pgsilo_openbao::{Client as Bao, Settings};
 use tokio::sync::Mutex;
 
-use crate::bao::Bao;
 use crate::postgres::Identity;
 use crate::say;
 use auditor::{Auditor, Subject};
@@ -223,7 +223,9 @@ impl Audit {
             }
             None => None,
         };
-        let bao = Bao::trusting(&self.bao, ca.as_deref(), self.bao_namespace.as_deref())?;
+        let namespace = self.bao_namespace.clone();
+        let bao = Bao::new(Settings { ca, namespace, ..Settings::for_control(&self.bao) });
+        let bao = bao.context("OpenBAO")?;
         let (provisioner, bao) = (Identity { user, password }, bao.as_token(token));
         Ok(Auditor { provisioner, bao, alone: Mutex::default() })
     }

@@ -3,7 +3,6 @@
 //! It works with the *provisioner* identity (see [`provision`]) and never with a tenant's credential.
 //! What a script would read goes to stdout, progress and errors go to stderr.
 
-pub mod bao;
 pub mod leases;
 mod postgres;
 pub mod provision;

@@ -21,14 +21,15 @@
 //!
 //! The SQL is that of docs/setup.md, from the same files.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use pgsilo_core::names::{Names, Role, SEAL};
 use pgsilo_core::secret::Secret;
-use serde_json::{Value, json};
+use pgsilo_openbao::Client as Bao;
+use pgsilo_openbao::requests::SetRoleRequest;
+use serde_json::json;
 use tokio_postgres::{Client, NoTls};
 
-use crate::bao::Bao;
 use crate::postgres::SETTINGS;
 use crate::revocation;
 
@@ -157,7 +158,6 @@ impl Provisioner {
                 tenant.database(),
             ),
             "username": tenant.role(Role::Broker),
-            "password": broker_password.expose_text()?,
             // The hash is made by OpenBAO: the password itself never stands in an SQL text,
             // so it cannot reach the server's log.
             "password_authentication": "scram-sha-256",
@@ -168,22 +168,23 @@ impl Provisioner {
             "max_connection_lifetime": "5m",
         });
         let mount = self.mount(tenant).await?;
-        let config = format!("{mount}/config/{connection}");
         // It may not be updated, see the policy: what is there goes, its password with it.
-        if self.bao.read(&config).await.is_ok() {
-            self.bao.delete(&config).await?;
+        if self.bao.database_config(&mount, &connection).await?.is_some() {
+            self.bao.delete_database_config(&mount, &connection).await?;
         }
-        self.bao.write(&config, description).await?;
+        let written =
+            self.bao.set_database_config(&mount, &connection, &description, broker_password);
+        written.await?;
         // From here on only OpenBAO knows the broker's password.
-        let rotate = format!("{mount}/rotate-root/{connection}");
-        self.bao.write(&rotate, json!({})).await?;
+        self.bao.rotate_root(&mount, &connection).await?;
         for (kind, role) in kinds.iter().zip(&roles) {
             // Read-write and migrate have the same rights: an application that may not make
             // its own tables would not run unchanged. Two names let an operator count, bound
             // and withdraw migrations apart.
             let works_as = if *kind == "ro" { "ro" } else { "app" };
-            let body = lease_statements(tenant, &connection, works_as);
-            self.bao.write(&format!("{mount}/roles/{role}"), body).await?;
+            let made = lease_statements(tenant, &connection, works_as);
+            let (mount, name) = (mount.clone(), role.clone());
+            self.bao.run(&SetRoleRequest { mount, name, ..made }).await?;
         }
         Ok(())
     }
@@ -191,10 +192,10 @@ impl Provisioner {
     /// Makes the tenant's mount, unless it is there; answers with its path.
     async fn mount(&self, tenant: &Names) -> Result<String> {
         let mount = tenant.mount();
-        let path = format!("sys/mounts/{mount}");
-        // OpenBAO says that there is none with the same status as other failures, which come again.
-        if self.bao.read(&path).await.is_err() {
-            self.bao.write(&path, json!({ "type": "database" })).await?;
+        match self.bao.engine(&mount).await?.as_deref() {
+            None => self.bao.mount_database_engine(&mount).await?,
+            Some("database") => {}
+            Some(other) => bail!("at {mount} OpenBAO has an engine of type {other:?}"),
         }
         Ok(mount)
     }
@@ -207,14 +208,15 @@ impl Provisioner {
 /// broker is a member of it, because only a member may end its sessions, and may become it, because
 /// that tells its logins from all others (see `drop.sql`); without that, a live session would go on
 /// working as that role after its own is gone.
-fn lease_statements(tenant: &Names, connection: &str, kind: &str) -> Value {
-    json!({
-        "db_name": connection,
-        "default_ttl": "1h",
-        "max_ttl": "24h",
-        "creation_statements": fill(CREATE, tenant).replace("KIND", kind),
-        "revocation_statements": revocation::STATEMENTS,
-    })
+fn lease_statements(tenant: &Names, connection: &str, kind: &str) -> SetRoleRequest {
+    SetRoleRequest {
+        db_name: connection.to_owned(),
+        default_ttl: Some("1h".to_owned()),
+        max_ttl: Some("24h".to_owned()),
+        creation_statements: Some(vec![fill(CREATE, tenant).replace("KIND", kind)]),
+        revocation_statements: Some(revocation::STATEMENTS.map(str::to_owned).to_vec()),
+        ..SetRoleRequest::default()
+    }
 }
 
 /// What a cluster must be for tenants to share it.
@@ -301,8 +303,9 @@ mod tests {
     #[test]
     fn lease_statements_name_this_tenant_only_and_never_an_owner() {
         let acme = Names::of(&TenantId::parse("acme").unwrap()).unwrap();
-        let body = lease_statements(&acme, "tenant-acme", "ro").to_string();
-        assert!(body.contains(r#"CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}'"#));
+        let made = lease_statements(&acme, "tenant-acme", "ro").creation_statements.unwrap();
+        let body = made.concat();
+        assert!(body.contains(r#"CREATE ROLE "{{name}}" LOGIN PASSWORD '{{password}}'"#));
         assert!(body.contains(r#"SET role = 'tenant_acme_ro'"#));
         assert!(!body.contains("tenant_acme_app"));
         assert!(!body.contains("TENANT") && !body.contains("KIND"));

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::files;
@@ -21,7 +21,10 @@ use crate::issuer::ISSUER;
 use crate::ports::on_free_port;
 use crate::process::{Part, Plan, Process, Processes};
 use pgsilo_core::secret::Secret;
-use pgsiloctl::bao::{Bao, text};
+use pgsilo_openbao::requests::{
+    CreateOrphanTokenRequest, EnableAuthRequest, SetAppRoleRequest, SetPolicy,
+};
+use pgsilo_openbao::{Client, Settings};
 
 /// The proxy's policy, as a real deployment would use it.
 const PROXY_POLICY: &str = include_str!("../../../docker/openbao/pgsilo.hcl");
@@ -56,9 +59,9 @@ pub(super) struct OpenBao {
     pub(super) unseal_key: Secret,
     pub(super) provisioner_token: Secret,
     /// The server as its root.
-    pub(super) root: Bao,
+    pub(super) root: Client,
     /// The server as the provisioner.
-    pub(super) provisioner: Bao,
+    pub(super) provisioner: Client,
 }
 
 impl OpenBao {
@@ -66,7 +69,7 @@ impl OpenBao {
         let program = find_program(wish.program.as_deref())?;
         let (process, bao, port) = on_free_port(None, async |port| {
             let process = serve(processes, &program, wish, port)?;
-            let bao = Bao::at(&address(port))?;
+            let bao = Client::new(Settings::for_control(&address(port)))?;
             let ready = process.meanwhile(answering(&bao)).await;
             Ok((process, ready.map(|()| bao)))
         })
@@ -82,7 +85,7 @@ impl OpenBao {
     /// not for longer than the token that it was made with.
     pub(super) async fn admit_sessions(&self, issuer_pem: &str) -> Result<()> {
         let root = &self.root;
-        root.write("sys/auth/jwt", json!({ "type": "jwt" })).await?;
+        enable_login(root, "jwt").await?;
         let keys = json!({ "jwt_validation_pubkeys": [issuer_pem], "bound_issuer": ISSUER });
         root.write("auth/jwt/config", keys).await?;
         let methods = root.read("sys/auth").await?;
@@ -90,7 +93,7 @@ impl OpenBao {
         for (kind, access) in [("rw", "read-write"), ("ro", "read-only"), ("migrate", "migrate")] {
             let name = format!("pgsilo-session-{kind}");
             let policy = SESSION_POLICY.replace("ACCESSOR", accessor).replace("KIND", kind);
-            root.write(&format!("sys/policies/acl/{name}"), json!({ "policy": policy })).await?;
+            root.run(&SetPolicy { name: name.clone(), policy, ttl: None }).await?;
             let role = SESSION_ROLE.replace("ACCESS", access).replace("KIND", kind);
             let role = serde_json::from_str(&role.replace("PROXIES", "127.0.0.1/32"))?;
             root.write(&format!("auth/jwt/cel/role/{name}"), role).await?;
@@ -103,8 +106,8 @@ impl OpenBao {
     /// Lets the provisioner describe databases of this server (`HOST:PORT`) and of no other.
     pub(super) async fn admit_databases_of(&self, server: &str) -> Result<()> {
         let policy = PROVISIONER_POLICY.replace("DATABASE", server);
-        let path = "sys/policies/acl/pgsilo-provisioner";
-        self.root.write(path, json!({ "policy": policy })).await.map(drop)
+        let name = "pgsilo-provisioner".to_owned();
+        Ok(self.root.run(&SetPolicy { name, policy, ttl: None }).await?)
     }
 }
 
@@ -136,16 +139,21 @@ fn serve(processes: &Processes, program: &Path, wish: &Wish, port: u16) -> Resul
 }
 
 /// Waits until somebody answers at all.
-async fn answering(bao: &Bao) -> Result<()> {
+async fn answering(bao: &Client) -> Result<()> {
     let poll = async {
-        while bao.health().await.is_err() {
+        while bao.openbao().health(false).await.is_err() {
             tokio::time::sleep(Duration::from_millis(15)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(60), poll).await.context("no answer after 60 s")
 }
 
-async fn set_up(process: Arc<Process>, bao: &Bao, wish: &Wish, address: String) -> Result<OpenBao> {
+async fn set_up(
+    process: Arc<Process>,
+    bao: &Client,
+    wish: &Wish,
+    address: String,
+) -> Result<OpenBao> {
     let shares = json!({ "secret_shares": 1, "secret_threshold": 1 });
     let born = bao.write("sys/init", shares).await?;
     let unseal_key = Secret::new(text(&born, "/keys_base64/0")?.to_owned());
@@ -154,7 +162,7 @@ async fn set_up(process: Arc<Process>, bao: &Bao, wish: &Wish, address: String) 
     ensure!(unsealed["sealed"] == json!(false), "OpenBAO stays sealed");
     let version = text(&unsealed, "/version")?.to_owned();
     let active = async {
-        while bao.health().await? != 200 {
+        while bao.openbao().health(false).await? != 200 {
             tokio::time::sleep(Duration::from_millis(15)).await;
         }
         anyhow::Ok(())
@@ -164,7 +172,8 @@ async fn set_up(process: Arc<Process>, bao: &Bao, wish: &Wish, address: String) 
         .context("not active after 30 s")??;
 
     let root = bao.as_token(root_token.clone());
-    root.write("sys/policies/acl/pgsilo", json!({ "policy": PROXY_POLICY })).await?;
+    let (name, policy) = ("pgsilo".to_owned(), PROXY_POLICY.to_owned());
+    root.run(&SetPolicy { name, policy, ttl: None }).await?;
     admit_proxy(&root, &wish.secret_id_file).await.context("admitting the proxy")?;
     let provisioner_token = admit_provisioner(&root).await.context("admitting the provisioner")?;
     Ok(OpenBao {
@@ -179,31 +188,46 @@ async fn set_up(process: Arc<Process>, bao: &Bao, wish: &Wish, address: String) 
     })
 }
 
-async fn admit_proxy(root: &Bao, secret_id_file: &Path) -> Result<()> {
-    root.write("sys/auth/approle", json!({ "type": "approle" })).await?;
-    let role = json!({
-        "role_id": PROXY_ROLE_ID,
-        "token_policies": ["pgsilo"],
-        "token_no_default_policy": true,
-        "token_type": "service",
+async fn admit_proxy(root: &Client, secret_id_file: &Path) -> Result<()> {
+    enable_login(root, "approle").await?;
+    let role = SetAppRoleRequest {
+        mount: "approle".to_owned(),
+        role_name: "pgsilo".to_owned(),
+        token_policies: Some(vec!["pgsilo".to_owned()]),
+        token_no_default_policy: Some(true),
+        token_type: Some("service".to_owned()),
         // Never at an end while it is renewed, and dead, its leases with it, 60 s after the
         // proxy stops renewing it.
-        "token_period": "60s",
-    });
-    root.write("auth/approle/role/pgsilo", role).await?;
-    let made = root.write("auth/approle/role/pgsilo/secret-id", json!({})).await?;
-    files::write_private(secret_id_file, text(&made, "/data/secret_id")?)
+        token_period: Some("60s".to_owned()),
+        ..SetAppRoleRequest::default()
+    };
+    root.run(&role).await?;
+    root.write("auth/approle/role/pgsilo/role-id", json!({ "role_id": PROXY_ROLE_ID })).await?;
+    let secret_id = root.new_secret_id("approle", "pgsilo").await?;
+    files::write_private(secret_id_file, secret_id.expose_text()?)
 }
 
-async fn admit_provisioner(root: &Bao) -> Result<Secret> {
-    let wish = json!({
-        "display_name": "provisioner",
-        "policies": ["pgsilo-provisioner"],
-        "no_default_policy": true,
-        "period": "768h",
-    });
-    let made = root.write("auth/token/create-orphan", wish).await?;
-    Ok(Secret::new(text(&made, "/auth/client_token")?.to_owned()))
+async fn admit_provisioner(root: &Client) -> Result<Secret> {
+    let wish = CreateOrphanTokenRequest {
+        display_name: Some("provisioner".to_owned()),
+        policies: Some(vec!["pgsilo-provisioner".to_owned()]),
+        no_default_policy: Some(true),
+        period: Some("768h".to_owned()),
+        ..CreateOrphanTokenRequest::default()
+    };
+    Ok(root.new_token(&wish).await?.secret)
+}
+
+/// Mounts a login method where its name says.
+async fn enable_login(root: &Client, method: &str) -> Result<()> {
+    let (path, engine_type) = (method.to_owned(), Some(method.to_owned()));
+    Ok(root.run(&EnableAuthRequest { path, engine_type, ..Default::default() }).await?)
+}
+
+/// A text that an answer must have.
+fn text<'a>(answer: &'a Value, pointer: &str) -> Result<&'a str> {
+    let text = answer.pointer(pointer).and_then(Value::as_str);
+    text.with_context(|| format!("OpenBAO's answer has no {pointer}"))
 }
 
 fn find_program(wish: Option<&Path>) -> Result<PathBuf> {

@@ -6,11 +6,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
 
 use pgsilo_core::names::Names;
-use pgsilo_core::secret::Secret;
-use pgsiloctl::bao::{Bao, text};
+use pgsilo_openbao::Client;
 use pgsiloctl::provision::Login;
 
 /// A tenant of the sandbox and how much is in its database.
@@ -58,22 +56,20 @@ impl Data {
     pub(super) async fn write(
         &self,
         tenant: &Names,
-        bao: &Bao,
+        bao: &Client,
         superuser: &Login,
         admits_leased: &str,
     ) -> Result<()> {
-        let path = format!("{}/creds/{}", tenant.mount(), tenant.lease_role("migrate"));
-        let lease = bao.read(&path).await?;
+        let lease = bao.creds(&tenant.mount(), &tenant.lease_role("migrate")).await?;
         let leased = Login {
-            user: text(&lease, "/data/username")?.to_owned(),
-            password: Secret::new(text(&lease, "/data/password")?.to_owned()),
+            user: lease.username,
+            password: lease.password,
             host: admits_leased.to_owned(),
             ..superuser.clone()
         };
         let session = leased.connect(&tenant.database()).await?;
         session.batch_execute(&self.sql()).await.context("writing the tenant's data")?;
-        let body = json!({ "lease_id": text(&lease, "/lease_id")?, "sync": true });
-        bao.write("sys/leases/revoke", body).await?;
+        bao.revoke_lease(&lease.lease_id).await?;
         let cluster = superuser.connect("postgres").await?;
         let left = cluster
             .query_opt("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = $1", &[&leased.user])

@@ -8,6 +8,7 @@ use pgsilo_core::file::MAX_PEM;
 use pgsilo_core::host::is_loopback;
 use pgsilo_core::tenant::Access;
 use pgsilo_core::tls;
+use pgsilo_openbao::{Bounds, ClientCertificate};
 
 use super::super::raw::{
     RawAppRole, RawAuth, RawAuthority, RawClientCertificate, RawJwtLogin, RawLease, RawOpenbao,
@@ -69,15 +70,20 @@ impl Build<'_> {
         let window = self.window(&lease)?;
         let identity = self.client_certificate(raw.client_certificate)?;
         let shows_certificate = identity.is_some();
-        Ok(lease::Settings {
+        let server = pgsilo_openbao::Settings {
             address,
             socket,
             ca,
             identity,
             namespace: self.namespace(raw.namespace)?,
+            timeout: raw.timeout.0,
+            max_idle_connections: raw.max_concurrent_requests,
+            bounds: Bounds::DATA,
+        };
+        Ok(lease::Settings {
+            server,
             authority: self.authority(raw.auth, lease, shows_certificate)?,
             window,
-            timeout: raw.timeout.0,
             max_concurrent_requests: raw.max_concurrent_requests,
             // All sessions may end at once, and as many come again before theirs are revoked.
             max_pending_revocations: raw
@@ -102,13 +108,13 @@ impl Build<'_> {
     fn client_certificate(
         &mut self,
         raw: Option<RawClientCertificate>,
-    ) -> Result<Option<lease::ClientCertificate>, FileError> {
+    ) -> Result<Option<ClientCertificate>, FileError> {
         let Some(RawClientCertificate { certificate, key }) = raw else { return Ok(None) };
         let certificate = self.file.resolve(&certificate);
         let field = "openbao.client_certificate.certificate";
         self.read(field, &certificate, MAX_PEM)?;
         let key = self.secret_file("openbao.client_certificate.key", &key)?;
-        Ok(Some(lease::ClientCertificate { certificate, key }))
+        Ok(Some(ClientCertificate { certificate, key }))
     }
 
     fn namespace(&self, raw: Option<String>) -> Result<Option<String>, FileError> {

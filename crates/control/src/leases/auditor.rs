@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use futures_util::{StreamExt, stream};
 use pgsilo_core::registry::{Placement, Snapshot, Tenant};
+use pgsilo_openbao::Client as Bao;
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
@@ -15,7 +16,6 @@ use super::mend::Mender;
 use super::report::{Outcome, Report};
 use super::verdict::Finding;
 use super::{brokers, census, cluster, verdict};
-use crate::bao::Bao;
 use crate::postgres::Identity;
 
 /// Subjects looked at at once.

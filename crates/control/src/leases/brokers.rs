@@ -8,11 +8,11 @@ use anyhow::{Context, Result, ensure};
 use pgsilo_core::registry::Tenant;
 use pgsilo_core::secret::Secret;
 use pgsilo_core::tenant::Access;
-use serde_json::{Map, Value, json};
+use pgsilo_openbao::{Client as Bao, DatabaseConfig, Failure};
+use serde_json::{Map, Value};
 use tokio_postgres::Client;
 
 use super::standing::Standing;
-use crate::bao::{Bao, text};
 
 /// What `provisioner.hcl` lets the provisioner write of a configuration, beside the password. Whatever else
 /// is set could not be written again.
@@ -41,51 +41,54 @@ pub(super) async fn renew(tenant: &Tenant, database: &Client, bao: &Bao) -> Resu
     let mount = &tenant.lease().mount;
     let mut configurations = BTreeSet::new();
     for name in Access::ALL.iter().filter_map(|access| tenant.lease().role(*access)) {
-        if let Some(role) = bao.find(&format!("{mount}/roles/{name}")).await? {
-            configurations.insert(text(&role, "/data/db_name")?.to_owned());
+        if let Some(role) = bao.database_role(mount, name).await? {
+            configurations.insert(role.db_name);
         }
     }
     for name in configurations {
-        let path = format!("{mount}/config/{name}");
-        let found = bao.find(&path).await?;
+        let found = bao.database_config(mount, &name).await?;
         let found = found.with_context(|| {
             format!(
-                "OpenBAO has no {path}, which its roles lease from: describe it to OpenBAO again"
+                "OpenBAO has no {mount}/config/{name}, which its roles lease from: describe it to OpenBAO again"
             )
         })?;
-        renew_one(&path, &found["data"], database, bao).await?;
-        bao.write(&format!("{mount}/rotate-root/{name}"), json!({})).await?;
+        renew_one((mount, &name), &found, database, bao).await?;
+        bao.rotate_root(mount, &name).await?;
     }
     Ok(())
 }
 
 /// Makes the configuration anew, with another password. It is not updated: one that is may lead elsewhere
 /// with the old one. So everything is checked before what is there is deleted.
-async fn renew_one(path: &str, old: &Value, database: &Client, bao: &Bao) -> Result<()> {
-    let broker = text(old, "/connection_details/username")?;
+async fn renew_one(
+    (mount, name): (&str, &str),
+    old: &DatabaseConfig,
+    database: &Client,
+    bao: &Bao,
+) -> Result<()> {
+    let path = format!("{mount}/config/{name}");
+    let broker = old.username().context("OpenBAO does not tell whom it logs in as")?;
     let standing = Standing::of(database, broker).await?;
     let standing = standing.with_context(|| format!("there is no role {broker}"))?;
-    let mut new = writable(old).with_context(|| path.to_owned())?;
-    let without_password = Value::Object(new.clone());
+    let new = Value::Object(writable(old).with_context(|| path.clone())?);
     let password = Secret::random()?;
     let verifier = postgres_protocol::password::scram_sha_256(password.expose());
     standing.set_password(database, &verifier).await?;
-    new.insert("password".to_owned(), password.expose_text()?.into());
-    bao.delete(path).await?;
-    let written = write_again(path, &Value::Object(new), bao).await;
+    bao.delete_database_config(mount, name).await?;
+    let written = write_again(|| bao.set_database_config(mount, name, &new, &password)).await;
     written.with_context(|| {
         format!(
             "{path} is deleted and could not be written again. Give {broker} a password, write it with \
-             that (bao write {path} password=... and what follows), and rotate it: {without_password}"
+             that (bao write {path} password=... and what follows), and rotate it: {new}"
         )
     })
 }
 
-async fn write_again(path: &str, configuration: &Value, bao: &Bao) -> Result<()> {
+async fn write_again(write: impl AsyncFn() -> Result<(), Failure>) -> Result<(), Failure> {
     let mut attempt = 1;
     loop {
-        match bao.write(path, configuration.clone()).await {
-            Ok(_) => return Ok(()),
+        match write().await {
+            Ok(()) => return Ok(()),
             Err(error) if attempt == ATTEMPTS => return Err(error),
             Err(_) => tokio::time::sleep(PAUSE).await,
         }
@@ -97,15 +100,9 @@ async fn write_again(path: &str, configuration: &Value, bao: &Bao) -> Result<()>
 ///
 /// # Errors
 /// When something is set that the provisioner may not write.
-fn writable(old: &Value) -> Result<Map<String, Value>> {
+fn writable(old: &DatabaseConfig) -> Result<Map<String, Value>> {
     let mut new = Map::new();
-    let details = old["connection_details"].as_object();
-    let details = details.context("OpenBAO tells no connection_details")?;
-    // Told for all plugins, set by OpenBAO itself.
-    let outer =
-        old.as_object().into_iter().flatten().filter(|(key, _)| *key != "connection_details");
-    for (allowed, settings) in
-        [(&OUTER[..], outer.collect::<Vec<_>>()), (&DETAILS[..], details.iter().collect())]
+    for (allowed, settings) in [(&OUTER[..], &old.others), (&DETAILS[..], &old.connection_details)]
     {
         for (key, value) in settings {
             if is_empty(value) {
@@ -135,6 +132,8 @@ fn is_empty(value: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const POLICY: &str = include_str!("../../../../docker/openbao/provisioner.hcl");
@@ -167,7 +166,8 @@ mod tests {
                 "max_open_connections": 4,
             },
         });
-        let new = writable(&old).expect("all of it may be written");
+        let read = |old: &Value| serde_json::from_value(old.clone()).expect("a configuration");
+        let new = writable(&read(&old)).expect("all of it may be written");
         assert_eq!(new["username"], "tenant_acme_broker");
         assert_eq!(new.len(), 5);
         for (pointer, value) in [
@@ -177,7 +177,7 @@ mod tests {
         ] {
             let mut other = old.clone();
             *other.pointer_mut(pointer).expect("there") = value;
-            writable(&other).expect_err("not to be written again");
+            writable(&read(&other)).expect_err("not to be written again");
         }
     }
 }

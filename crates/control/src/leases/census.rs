@@ -7,13 +7,12 @@ use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use pgsilo_core::registry::Tenant;
 use pgsilo_core::tenant::Access;
-use serde_json::Value;
+use pgsilo_openbao::Client as Bao;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_postgres::Client;
 
 use super::verdict::{Finding, Lease, Role, Stopped};
-use crate::bao::{Bao, text};
 use crate::provision::USERNAME_TEMPLATE;
 
 /// Random characters at the end of a leased role's name, as [`USERNAME_TEMPLATE`] says.
@@ -100,24 +99,23 @@ fn kept(name: &str) -> &str {
 /// belong together by the roles' names and VALID UNTIL: where those are not as they should be, every
 /// lease would look like one whose role is gone.
 async fn how_made(bao: &Bao, mount: &str, name: &str) -> Result<Option<Made>> {
-    let Some(role) = bao.find(&format!("{mount}/roles/{name}")).await? else { return Ok(None) };
-    let statements = |key: &str| {
-        let all = role["data"][key].as_array().into_iter().flatten();
-        all.filter_map(Value::as_str).collect::<Vec<_>>().join(";").to_uppercase()
-    };
-    let (creation, renewal) = (statements("creation_statements"), statements("renew_statements"));
+    let Some(role) = bao.database_role(mount, name).await? else { return Ok(None) };
+    let all = |statements: &[String]| statements.join(";").to_uppercase();
+    let (creation, renewal) = (all(&role.creation_statements), all(&role.renew_statements));
     ensure!(
         creation.contains("VALID UNTIL") && (renewal.is_empty() || renewal.contains("VALID UNTIL")),
         "role {name} of OpenBAO cannot be audited: its statements do not set VALID UNTIL '{{{{expiration}}}}'"
     );
-    let config = bao.read(&format!("{mount}/config/{}", text(&role, "/data/db_name")?)).await?;
-    let template = config.pointer("/data/connection_details/username_template");
+    let config = bao.database_config(mount, &role.db_name).await?;
+    let config = config.with_context(|| {
+        format!("OpenBAO has no {mount}/config/{}, which role {name} leases from", role.db_name)
+    })?;
     ensure!(
-        template.and_then(Value::as_str) == Some(USERNAME_TEMPLATE),
+        config.username_template() == Some(USERNAME_TEMPLATE),
         "role {name} of OpenBAO cannot be audited: the username_template of its database is not {USERNAME_TEMPLATE:?}"
     );
-    let broker = text(&config, "/data/connection_details/username")?.to_owned();
-    Ok(Some(Made { kept: kept(name).to_owned(), broker }))
+    let broker = config.username().context("OpenBAO does not tell whom it logs in as")?;
+    Ok(Some(Made { kept: kept(name).to_owned(), broker: broker.to_owned() }))
 }
 
 /// Those that may log in, and those that were stopped.
@@ -168,7 +166,7 @@ fn is_leased(name: &str, kept: &str) -> bool {
 }
 
 async fn leases(bao: &Bao, path: &str) -> Result<Vec<Lease>> {
-    let keys = bao.list(&format!("sys/leases/lookup/{path}")).await?;
+    let keys = bao.leases(path).await?;
     let listed = keys.len();
     let found = stream::iter(keys)
         .map(|key| look_up(bao, format!("{path}/{key}")))
@@ -186,16 +184,10 @@ async fn leases(bao: &Bao, path: &str) -> Result<Vec<Lease>> {
 
 /// `None` when it went meanwhile.
 async fn look_up(bao: &Bao, id: String) -> Result<Option<Lease>> {
-    let Some(answer) = bao.look_up_lease(&id).await? else {
-        return Ok(None);
-    };
-    let expires = OffsetDateTime::parse(text(&answer, "/data/expire_time")?, &Rfc3339)
-        .context("the end of a lease")?;
-    let left = answer.pointer("/data/ttl").and_then(Value::as_i64).context("no ttl of a lease")?;
-    let expires = expires.unix_timestamp_nanos() as f64 / 1e9;
-    let given_up = answer.pointer("/data/revoke_error").and_then(Value::as_str);
-    let given_up = given_up.map(str::to_owned);
-    Ok(Some(Lease { id, expires, overdue: -left, given_up }))
+    let Some(known) = bao.lease(&id).await? else { return Ok(None) };
+    let expires = OffsetDateTime::parse(&known.expire_time, &Rfc3339);
+    let expires = expires.context("the end of a lease")?.unix_timestamp_nanos() as f64 / 1e9;
+    Ok(Some(Lease { id, expires, overdue: -known.ttl, given_up: known.revoke_error }))
 }
 
 #[cfg(test)]

@@ -3,14 +3,13 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use pgsilo_core::registry::Placement;
-use serde_json::json;
+use pgsilo_openbao::Client as Bao;
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
 use super::grants::Grants;
 use super::standing::Standing;
 use super::verdict::{ClusterFinding, Finding};
-use crate::bao::Bao;
 use crate::postgres::Identity;
 
 /// How often a role is tried whose large objects grow fewer: each time takes two seconds' worth.
@@ -78,12 +77,12 @@ impl Mender<'_> {
 
     /// OpenBAO's word that it is gone, or why it is not. One that is gone already is no failure.
     async fn revoke(&self, lease: &str) -> Result<()> {
-        if self.bao.look_up_lease(lease).await?.is_none() {
+        if self.bao.lease(lease).await?.is_none() {
             return Ok(());
         }
-        let path = format!("sys/leases/revoke/{lease}");
-        if let Err(error) = self.bao.write(&path, json!({ "sync": true })).await {
-            let other_password = error.to_string().contains("SQLSTATE 28P01");
+        if let Err(failure) = self.bao.revoke_lease(lease).await {
+            let other_password = failure.to_string().contains("SQLSTATE 28P01");
+            let error = anyhow::Error::from(failure);
             return Err(match other_password {
                 true => error.context(
                     "OpenBAO and PostgreSQL know different passwords of the broker: \

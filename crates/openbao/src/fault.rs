@@ -1,14 +1,14 @@
 //! What became of a tenant's database, as OpenBAO tells it when it could make no credential there.
 //!
-//! OpenBAO answers 500 to whatever its database plugin reports: a database that is down, one that is full, a
-//! statement with an error. Only the words differ. They are those of OpenBAO 2.7's plugin, and of the client of
-//! PostgreSQL in it, which puts the database's own SQLSTATE last; that is believed, and of the database's words
-//! nothing is. What is not surely one of these is none of them: it stays what OpenBAO did not say why. Called
-//! for each answer of 500.
+//! OpenBAO answers 500 to whatever its database plugin reports: a database that is down, one that
+//! is full, a statement with an error. Only the words differ. They are those of OpenBAO 2.7's
+//! plugin, and of the client of PostgreSQL in it, which puts the database's own SQLSTATE last; that
+//! is believed, and of the database's words nothing is. What is not surely one of these is none of
+//! them: it stays what OpenBAO did not say why. Called for each answer of 500.
 
 /// How a database kept OpenBAO from making a credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DatabaseFault {
+pub enum DatabaseFault {
     /// OpenBAO gets no connection to it, or lost the one that it had. It will pass.
     Away,
     /// It is starting or stopping.
@@ -22,7 +22,7 @@ pub(crate) enum DatabaseFault {
 
 /// Whose connections are used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fullness {
+pub enum Fullness {
     /// All of the server's.
     OfServer,
     /// Those of one database or one role, or it is not known whose.
@@ -35,12 +35,13 @@ const WRAPPED: &str = "1 error occurred: * ";
 const CONNECTING: &str = "unable to start transaction: failed to connect to `";
 /// A connection broke while a statement was under way.
 const BROKEN: &str = "failed to execute query: unexpected EOF";
-/// Of SQLSTATEs, the classes that do not pass by themselves: what cannot be done, who may not do it,
-/// what is not there.
+/// Of SQLSTATEs, the classes that do not pass by themselves: what cannot be done, who may not do
+/// it, what is not there.
 const LASTING: [&str; 10] = ["0A", "0L", "0P", "22", "23", "28", "2B", "3D", "3F", "42"];
 
-/// What an answer of 500 says of the tenant's database, if that is sure. `words` are OpenBAO's, in one line.
-pub(super) fn fault(words: &str) -> Option<DatabaseFault> {
+/// What an answer of 500 says of the tenant's database, if that is sure. `words` are OpenBAO's, in
+/// one line.
+pub(crate) fn fault(words: &str) -> Option<DatabaseFault> {
     let cause = words.strip_prefix(WRAPPED)?.trim_end();
     if is_not_to_be_used(cause) {
         return Some(DatabaseFault::Refused);

@@ -11,7 +11,7 @@ use pgsilo_core::secret::Secret;
 
 /// The clients that are in use.
 #[derive(Debug)]
-pub(super) struct Shown<C> {
+pub(crate) struct Shown<C> {
     newest: ArcSwap<C>,
     bound: Mutex<Vec<Bound<C>>>,
 }
@@ -26,22 +26,22 @@ struct Bound<C> {
 }
 
 impl<C> Shown<C> {
-    pub(super) fn new(client: C) -> Shown<C> {
+    pub(crate) fn new(client: C) -> Shown<C> {
         Shown { newest: ArcSwap::from_pointee(client), bound: Mutex::default() }
     }
 
     /// From here on logins are made with this one.
-    pub(super) fn replace(&self, client: C) {
+    pub(crate) fn replace(&self, client: C) {
         self.newest.store(Arc::new(client));
     }
 
     /// For a login.
-    pub(super) fn newest(&self) -> Arc<C> {
+    pub(crate) fn newest(&self) -> Arc<C> {
         self.newest.load_full()
     }
 
     /// For a request with a token, or without one.
-    pub(super) fn of(&self, token: Option<&Secret>) -> Arc<C> {
+    pub(crate) fn of(&self, token: Option<&Secret>) -> Arc<C> {
         let bound = self.bound();
         let token = token.filter(|_| !bound.is_empty()).map(Secret::sha256);
         let found = token.and_then(|token| bound.iter().find(|one| one.token == token));
@@ -49,14 +49,14 @@ impl<C> Shown<C> {
     }
 
     /// A token was got with a client, and stays with it for as long as it is renewed.
-    pub(super) fn keep_for(&self, token: &Secret, ttl: Duration, client: Arc<C>) {
+    pub(crate) fn keep_for(&self, token: &Secret, ttl: Duration, client: Arc<C>) {
         let mut bound = self.bound();
         bound.retain(|one| one.renewed.elapsed() < one.ttl);
         bound.push(Bound { token: token.sha256(), client, renewed: Instant::now(), ttl });
     }
 
     /// A token was renewed.
-    pub(super) fn prolong(&self, token: &Secret, ttl: Duration) {
+    pub(crate) fn prolong(&self, token: &Secret, ttl: Duration) {
         let token = token.sha256();
         if let Some(one) = self.bound().iter_mut().find(|one| one.token == token) {
             (one.renewed, one.ttl) = (Instant::now(), ttl);

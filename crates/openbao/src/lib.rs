@@ -1,0 +1,51 @@
+//! OpenBAO's HTTP API, as far as pgsilo needs it: the one client of the data plane and of the
+//! control plane. Each request is a type, and each is sent by one function.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`requests`] | what is asked: request types, of vaultrs or ours |
+//! | `transport` | how it is sent, and what of an answer is believed |
+//! | `tokens`, `leases` | the data plane: logins, credentials and their leases |
+//! | [`Client`] | the control plane: OpenBAO as one identity |
+//!
+//! # What is used of vaultrs
+//!
+//! Its requests: structs that say a method, a path, a query and a body (they are
+//! `rustify::Endpoint`s). Those four are read of them, and `transport` sends what they say, over
+//! an HTTP client of our own. The functions that vaultrs and rustify send requests with are never
+//! called: they log what an answer that is an error says, keep copies of whole answers in errors
+//! whose Debug prints them, read bodies without a bound, panic on a token that is no header, drop
+//! lease ids, and hold what they were given as `String`s that print in Debug and are not wiped. So
+//! answers are our own, too, and hold `Secret`s.
+//!
+//! # What always holds
+//!
+//! - No token, secret or password is in an error, in Debug or in a log. Of an answer that is an
+//!   error only OpenBAO's `errors` are kept, in one line and cut.
+//! - An answer is read up to a bound and wiped after it was understood; a request's body is wiped
+//!   when it was sent. What stays is one copy that rustify makes while it writes JSON.
+//! - A token is sent over TLS, or to this machine. One redirect is followed, of a standby to the
+//!   active server, and never from https to http.
+//! - An answer that an agent kept is refused, and one in a coding that was not asked for.
+//! - No request is retried here: that is its caller's decision.
+//! - Nothing is read of the environment, but by the system's certificate store (`SSL_CERT_FILE`).
+
+mod answers;
+mod client;
+mod error;
+mod fault;
+mod leases;
+pub mod requests;
+mod settings;
+mod shown;
+mod tokens;
+mod transport;
+
+pub use answers::{DatabaseConfig, DatabaseRole, LeaseInfo};
+pub use client::{Client, Failure};
+pub use error::Error;
+pub use fault::{DatabaseFault, Fullness};
+pub use leases::{Granted, Renewed};
+pub use settings::{Bounds, ClientCertificate, Settings};
+pub use tokens::{Nature, Token};
+pub use transport::OpenBao;

@@ -1,0 +1,216 @@
+//! What is asked of OpenBAO. vaultrs' own request types where they are right, and these where it
+//! has none, or one that lacks what OpenBAO reads.
+
+use pgsilo_core::secret::Secret;
+use rustify::enums::{RequestMethod, RequestType, ResponseType};
+use rustify::errors::ClientError;
+use rustify_derive::Endpoint;
+use serde::Serialize;
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+pub use rustify::Endpoint;
+pub use vaultrs::api::auth::approle::requests::{GenerateNewSecretIDRequest, SetAppRoleRequest};
+pub use vaultrs::api::database::requests::{
+    DeleteConnectionRequest, GenerateCredentialsRequest, ReadConnectionRequest, ReadRoleRequest,
+    RotateRootRequest, SetRoleRequest,
+};
+pub use vaultrs::api::sys::requests::{
+    EnableAuthRequest, EnableEngineRequest, GetConfigurationOfTheSecretEngineRequest,
+};
+pub use vaultrs::api::token::requests::CreateOrphanTokenRequest;
+
+/// `PUT sys/leases/renew`. vaultrs has nothing of `sys/leases`.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "sys/leases/renew", method = "PUT")]
+pub struct RenewLease {
+    /// Its id.
+    pub lease_id: String,
+    /// How long it is to live from now on, in seconds.
+    pub increment: u64,
+}
+
+/// `PUT sys/leases/revoke`.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "sys/leases/revoke", method = "PUT")]
+pub struct RevokeLease {
+    /// Its id.
+    pub lease_id: String,
+    /// Whether the answer is that of the revocation. If not, OpenBAO retries until it works.
+    pub sync: bool,
+}
+
+/// `POST sys/leases/revoke/{lease_id}`: the same, where a policy allows some leases only.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "sys/leases/revoke/{self.lease_id}", method = "POST")]
+pub struct RevokeLeaseAt {
+    /// Its id.
+    #[endpoint(skip)]
+    pub lease_id: String,
+    /// As in [`RevokeLease`].
+    pub sync: bool,
+}
+
+/// `POST sys/leases/revoke-prefix/{prefix}`: all leases below a path.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "sys/leases/revoke-prefix/{self.prefix}", method = "POST")]
+pub struct RevokeLeases {
+    /// A path: `pgsilo/acme/creds/tenant-acme-rw`.
+    #[endpoint(skip)]
+    pub prefix: String,
+    /// As in [`RevokeLease`].
+    pub sync: bool,
+}
+
+/// `POST sys/leases/lookup`.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "sys/leases/lookup", method = "POST")]
+pub struct LookUpLease {
+    /// Its id.
+    pub lease_id: String,
+}
+
+/// `GET sys/leases/lookup/{prefix}?list=true`: gateways let GET through, and not every one lets
+/// LIST.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "sys/leases/lookup/{self.prefix}")]
+pub struct ListLeases {
+    /// As in [`RevokeLeases`].
+    #[endpoint(skip)]
+    pub prefix: String,
+    /// Always.
+    #[endpoint(query)]
+    list: bool,
+}
+
+impl ListLeases {
+    /// Of the leases below a path.
+    pub fn below(prefix: impl Into<String>) -> ListLeases {
+        ListLeases { prefix: prefix.into(), list: true }
+    }
+}
+
+/// `GET sys/leases/count`.
+#[derive(Debug, Endpoint, Serialize)]
+#[endpoint(path = "sys/leases/count")]
+pub struct CountLeases {
+    /// `irrevocable`, or all.
+    #[endpoint(query)]
+    #[serde(rename = "type")]
+    pub kind: String,
+}
+
+/// `POST auth/{mount}/login` of the certificate method. vaultrs' sends `cert_name`, which is not
+/// read.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "auth/{self.mount}/login", method = "POST")]
+pub struct CertificateLogin {
+    /// Where the method is.
+    #[endpoint(skip)]
+    pub mount: String,
+    /// Its role; `None`: whichever fits.
+    pub name: Option<String>,
+}
+
+/// `POST sys/capabilities-self`: what a token may do.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "sys/capabilities-self", method = "POST")]
+pub struct CapabilitiesSelf {
+    /// Of which paths.
+    pub paths: Vec<String>,
+}
+
+/// `POST sys/policies/acl/{name}`. vaultrs' writes `sys/policy`, which has no `ttl`.
+#[derive(Debug, Default, Endpoint)]
+#[endpoint(path = "sys/policies/acl/{self.name}", method = "POST")]
+pub struct SetPolicy {
+    /// Its name.
+    #[endpoint(skip)]
+    pub name: String,
+    /// In HCL.
+    pub policy: String,
+    /// When it ends by itself: `24h`.
+    pub ttl: Option<String>,
+}
+
+/// `POST {mount}/config/{name}`: a database of the database engine. vaultrs' lacks
+/// `password_authentication` and whatever else a configuration was made with, and its password
+/// prints in Debug.
+#[derive(Debug)]
+pub struct SetDatabaseConfig<'a> {
+    /// Where the engine is.
+    pub mount: &'a str,
+    /// The configuration's name.
+    pub name: &'a str,
+    /// Everything but the password: an object.
+    pub settings: &'a Value,
+    /// What OpenBAO logs in with.
+    pub password: &'a Secret,
+}
+
+impl Endpoint for SetDatabaseConfig<'_> {
+    type Response = ();
+    const REQUEST_BODY_TYPE: RequestType = RequestType::JSON;
+    const RESPONSE_BODY_TYPE: ResponseType = ResponseType::JSON;
+
+    fn path(&self) -> String {
+        format!("{}/config/{}", self.mount, self.name)
+    }
+
+    fn method(&self) -> RequestMethod {
+        RequestMethod::POST
+    }
+
+    fn body(&self) -> Result<Option<Vec<u8>>, ClientError> {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            password: &'a str,
+            #[serde(flatten)]
+            settings: &'a Value,
+        }
+        let invalid = |source| ClientError::DataParseError { source };
+        let password = self.password.expose_text().map_err(|error| invalid(error.into()))?;
+        let body = Body { password, settings: self.settings };
+        // Never grown, which would leave a copy behind.
+        let room = 64 + 6 * password.len() + self.settings.to_string().len();
+        let mut json = Zeroizing::new(Vec::with_capacity(room));
+        serde_json::to_writer(&mut *json, &body).map_err(|error| invalid(error.into()))?;
+        Ok(Some(std::mem::take(&mut *json)))
+    }
+}
+
+/// `GET` of any path, for what has no type.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "{self.path}")]
+pub struct Read {
+    /// Below `/v1/`.
+    #[endpoint(skip)]
+    pub path: String,
+}
+
+/// `POST` to any path, for what has no type. Not for secrets: it prints in Debug.
+#[derive(Debug)]
+pub struct Write<'a> {
+    /// Below `/v1/`.
+    pub path: &'a str,
+    /// JSON.
+    pub body: &'a Value,
+}
+
+impl Endpoint for Write<'_> {
+    type Response = ();
+    const REQUEST_BODY_TYPE: RequestType = RequestType::JSON;
+    const RESPONSE_BODY_TYPE: ResponseType = ResponseType::JSON;
+
+    fn path(&self) -> String {
+        self.path.to_owned()
+    }
+
+    fn method(&self) -> RequestMethod {
+        RequestMethod::POST
+    }
+
+    fn body(&self) -> Result<Option<Vec<u8>>, ClientError> {
+        Ok(Some(self.body.to_string().into_bytes()))
+    }
+}
