@@ -18,6 +18,7 @@ mod authority;
 mod bad_input;
 mod bearer;
 mod certificates;
+mod client;
 mod denied;
 mod deployments;
 mod drivers;

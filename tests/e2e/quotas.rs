@@ -76,6 +76,37 @@ async fn whoever_is_told_when_to_come_again_comes_then() {
     proxy.connect(&globex, "globex").await.expect("served, a second later");
 }
 
+/// The whole life of sessions, at the level at which every test logs: everything.
+#[tokio::test]
+async fn no_secret_is_in_a_log_of_everything() {
+    let world = World::own().await;
+    world.lend_acme("15s").await;
+    let gateway = Gateway::before(world.var("BAO_ADDR")).await;
+    let openbao = settings_of(&world).openbao.replace(world.var("BAO_ADDR"), gateway.address());
+    let lease = "grace = \"300ms\"\n".to_owned();
+    let settings = Settings { openbao, lease, ..Settings::default() };
+    let proxy = Proxy::of(&world, settings).await;
+    let token = mint::token_of(&world, "acme");
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.log_in(&token, "acme").await;
+    gateway.refuse(Busy { path: RENEWALS, times: 1, retry_after: 1 });
+    proxy.metric_reaches("pgsilo_renewal_failures_total", 1.0).await;
+    proxy.metric_reaches("pgsilo_renewals_total", 1.0).await;
+    lives(&mut client).await;
+    gateway.refuse(Busy { path: CREDENTIALS, times: 1, retry_after: 0 });
+    proxy.connect(&token, "acme").await.expect_err("refused");
+    drop(client);
+    proxy.metric_reaches("pgsilo_revocations_total", 1.0).await;
+    let secrets = gateway.secrets();
+    for kind in ["secret id", "token", "password"] {
+        assert!(secrets.iter().any(|(what, _)| *what == kind), "no {kind} was seen");
+    }
+    let log = proxy.lines().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    for (what, secret) in &secrets {
+        assert!(!log.contains(secret.as_str()), "a {what} was logged:\n{log}");
+    }
+}
+
 /// The real one says it where it is asked to.
 #[tokio::test]
 async fn a_quota_of_openbaos_says_when_to_come_again() {

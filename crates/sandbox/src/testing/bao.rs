@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use pgsilo_core::secret::Secret;
+use pgsilo_openbao::{Client, Settings};
 use reqwest::redirect;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
@@ -330,6 +332,18 @@ impl Root {
 
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The root token.
+    pub fn token(&self) -> Secret {
+        Secret::new(self.token.clone())
+    }
+
+    /// The same through the client that pgsilo and pgsiloctl have.
+    pub fn client(&self) -> Client {
+        let namespace = Some(self.namespace.clone()).filter(|name| !name.is_empty());
+        let settings = Settings { namespace, ..Settings::for_control(&self.address) };
+        Client::new(settings).expect("a client").as_token(self.token())
     }
 
     /// Asks; `LIST` is a method there.

@@ -10,12 +10,15 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use tokio::net::TcpListener;
 
 /// What it was asked, and what it is to refuse.
 #[derive(Debug, Default)]
 struct State {
     asked: Vec<(String, u16)>,
+    /// By what they are.
+    secrets: Vec<(&'static str, String)>,
     busy: Option<Busy>,
 }
 
@@ -73,6 +76,12 @@ impl Gateway {
         asked.into_iter().filter(of_them).collect()
     }
 
+    /// Every token, password and secret id so far, each with what it is: those that were shown, and
+    /// those that were given.
+    pub fn secrets(&self) -> Vec<(&'static str, String)> {
+        self.state().secrets.clone()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no panic")
     }
@@ -107,14 +116,34 @@ async fn answer(
                 headers.remove(own);
             }
             let body = body.collect().await.expect("a body").to_bytes();
+            let shown = headers.get("x-vault-token").map(|token| token.to_str().expect("text"));
+            let shown = shown.map(|token| ("token", token.to_owned()));
+            let told = serde_json::from_slice::<Value>(&body).unwrap_or_default();
+            let sent = secrets_in(&told);
             let asked = http.request(head.method, format!("{server}{path}")).headers(headers);
             let said = asked.body(body).send().await.expect("OpenBAO answers");
             let status = said.status();
             let body = said.bytes().await.expect("a body");
+            let told = serde_json::from_slice::<Value>(&body).unwrap_or_default();
+            let mut state = state.lock().expect("no panic");
+            state.secrets.extend(shown.into_iter().chain(sent).chain(secrets_in(&told)));
             Response::builder().status(status).body(Full::new(body))
         }
     };
     let response = response.expect("a response");
     state.lock().expect("no panic").asked.push((path, response.status().as_u16()));
     response
+}
+
+/// What is secret in a request's body, or in an answer's.
+fn secrets_in(body: &Value) -> impl Iterator<Item = (&'static str, String)> {
+    let places = [
+        ("secret id", "/secret_id"),
+        ("secret id", "/data/secret_id"),
+        ("session token", "/jwt"),
+        ("token", "/auth/client_token"),
+        ("password", "/data/password"),
+    ];
+    let found = places.map(|(what, place)| Some((what, body.pointer(place)?.as_str()?.to_owned())));
+    found.into_iter().flatten()
 }

@@ -68,7 +68,7 @@ impl Default for Settings {
             tenants: str::to_owned,
             warm: "max = 0\n".to_owned(),
             backend: String::new(),
-            log_level: "debug",
+            log_level: "trace",
             more: String::new(),
             before: String::new(),
         }
@@ -342,6 +342,7 @@ impl Drop for Proxy {
             return;
         }
         assert!(!holds_token(&log), "a token was logged:\n{log}");
+        assert!(!holds_openbao_token(&log), "a token of OpenBAO's was logged:\n{log}");
         assert!(!log.contains("panicked"), "pgsilo panicked:\n{log}");
         assert!(!log.contains(self.secret_id.trim()), "the secret id was logged");
     }
@@ -358,10 +359,21 @@ fn holds_token(text: &str) -> bool {
     })
 }
 
+/// Whether a token of OpenBAO's stands in a text: `s.` and 24 characters.
+fn holds_openbao_token(text: &str) -> bool {
+    text.match_indices("s.").any(|(at, _)| {
+        let begins = !text[..at].ends_with(|c: char| c.is_ascii_alphanumeric());
+        let random = text[at + 2..].bytes().take_while(u8::is_ascii_alphanumeric).count();
+        begins && random >= 24
+    })
+}
+
 #[test]
 fn a_token_in_a_log_is_noticed() {
     assert!(holds_token("{\"cause\":\"eyJhbGciOiJFUzI1NiIsImtpZCI6IngifQ.eyJpc3MiOiJ4In0.c2ln\"}"));
     assert!(holds_token("eyJhbGciOiJub25lIn0."));
+    assert!(holds_openbao_token("{\"token\":\"s.oLSYR3pp2AYjvZsAi9pOx1y2\"}"));
+    assert!(!holds_openbao_token("its.oLSYR3pp2AYjvZsAi9pOx1y2 s.short"));
     assert!(!holds_token("{\"role\":\"tenant-acme-rw-eyJ4TNgtlvIZKMY0aB1\",\"x\":0.5}"));
 }
 
