@@ -225,3 +225,102 @@ impl Drop for CancelKey {
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && constant_time::verify_slices_are_equal(a, b).is_ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn keys() -> &'static CancelKeys {
+        Box::leak(Box::new(CancelKeys::new()))
+    }
+
+    fn hand_out(keys: &'static CancelKeys, pid: u32, version: Version) -> CancelKey {
+        let tenant = TenantId::parse("acme").expect("an id");
+        let whose = Whose { session: SessionId::new(), tenant };
+        keys.hand_out(Process::of(Some(pid)), version, whose).expect("randomness")
+    }
+
+    fn request(pid: u32, secret: &[u8]) -> CancelRequest {
+        CancelRequest { pid, secret: Bytes::copy_from_slice(secret) }
+    }
+
+    #[test]
+    fn a_key_is_found_by_its_process_and_its_whole_secret_only() {
+        let keys = keys();
+        for (pid, version, length) in [(11, Version::V3_0, 4), (12, Version::V3_2, 32)] {
+            let key = hand_out(keys, pid, version);
+            let secret = key.secret().to_vec();
+            assert_eq!((key.pid(), secret.len()), (Some(pid), length));
+            let found = keys.find(&request(pid, &secret), None).expect("its own");
+            assert_eq!(found.pid(), Some(pid));
+            let mut wrong = secret.clone();
+            wrong[length - 1] ^= 1;
+            for (pid, secret) in [
+                (pid, &wrong[..]),
+                (pid, &secret[..length - 1]),
+                (pid, &[]),
+                (pid, &[&secret[..], &[0]].concat()),
+                (pid + 100, &secret),
+            ] {
+                assert!(keys.find(&request(pid, secret), None).is_none(), "{pid} {secret:?}");
+            }
+        }
+    }
+
+    /// Two databases may call their processes the same.
+    #[test]
+    fn of_two_processes_of_one_number_each_has_its_own_key() {
+        let keys = keys();
+        let (one, other) = (hand_out(keys, 7, Version::V3_2), hand_out(keys, 7, Version::V3_2));
+        for key in [&one, &other] {
+            let found = keys.find(&request(7, key.secret()), None).expect("its own");
+            assert_eq!(found.whose().session, key.key.whose.session);
+        }
+        let secret = one.secret().to_vec();
+        drop(one);
+        assert!(keys.find(&request(7, &secret), None).is_none());
+        assert!(keys.find(&request(7, other.secret()), None).is_some());
+        drop(other);
+        assert!(keys.lock().is_empty());
+    }
+
+    #[test]
+    fn a_process_whose_key_is_being_used_is_nobody_elses() {
+        let keys = keys();
+        let key = hand_out(keys, 7, Version::V3_0);
+        let shown = keys.find(&request(7, key.secret()), None).expect("its own");
+        assert!(key.withdraw().is_none());
+        drop(shown);
+        let key = hand_out(keys, 7, Version::V3_0);
+        let secret = key.secret().to_vec();
+        assert_eq!(key.withdraw().and_then(|process| process.pid()), Some(7));
+        assert!(keys.find(&request(7, &secret), None).is_none());
+    }
+
+    #[test]
+    fn a_database_that_tells_no_process_has_no_key_in_force() {
+        let keys = keys();
+        let tenant = TenantId::parse("acme").expect("an id");
+        let whose = Whose { session: SessionId::new(), tenant };
+        let key = keys.hand_out(Process::of(None), Version::V3_0, whose).expect("randomness");
+        assert_eq!(key.pid(), None);
+        assert!(keys.lock().is_empty());
+    }
+
+    #[test]
+    fn an_address_may_show_so_many_keys_and_takes_none_from_others() {
+        let keys = keys();
+        let key = hand_out(keys, 7, Version::V3_2);
+        let (guesser, other) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
+        let show = |from: Ipv4Addr, secret: &[u8]| {
+            keys.look_up(&request(7, secret), Some(from.into())).map(|found| found.pid())
+        };
+        let all = (0..10 * SHOWN_A_SECOND.get()).map(|_| show(guesser, b"guessed"));
+        assert!(all.filter(|shown| matches!(shown, Err(Cause::TooMany))).count() > 0);
+        assert!(matches!(show(other, key.secret()), Ok(Some(7))));
+    }
+}

@@ -13,7 +13,8 @@ use pgsilo_openbao::{Error, OpenBao, Settings};
 use pgsilo_sandbox::testing::bao::{Folder, Server, Shape};
 use pgsilo_sandbox::testing::{eventually, mint};
 use serde_json::{Value, json};
-use tracing::Level;
+use tracing::{Dispatch, Level};
+use tracing_subscriber::Registry;
 
 const MOUNT: &str = "pgsilo/acme";
 const ROLE: &str = "tenant-acme-rw";
@@ -148,6 +149,9 @@ async fn nothing_that_is_told_at_any_level_holds_a_secret() {
     let secret_id = Secret::new(server.secret_id().await);
     let wrapping = Secret::new(server.wrapped_secret_id().await);
     let (told, session) = (Told::default(), Secret::new(mint::token("acme")));
+    // With a subscriber alone, what other threads' first event of a kind finds there (none) would be
+    // taken for the answer of all threads.
+    let _another = Dispatch::new(Registry::default());
     let sink = told.clone();
     let everything = tracing_subscriber::fmt()
         .with_max_level(Level::TRACE)
