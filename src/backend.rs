@@ -258,15 +258,7 @@ pub(crate) struct Process {
 impl Process {
     /// One that nothing is asked of.
     pub(crate) fn of(pid: Option<u32>) -> Process {
-        static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let text = "[[tenant]]\nid = \"acme\"\n[tenant.placement]\nhost = \"db\"\ndbname = \"acme\"\n\
-                    tls = { mode = \"require\" }\n[tenant.lease]\nroles = { read-only = \"ro\" }\n";
-        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let file = format!("pgsilo-process-{}-{number}.toml", std::process::id());
-        let path = std::env::temp_dir().join(file);
-        std::fs::write(&path, text).expect("written");
-        let registry = pgsilo_core::registry::Snapshot::read(&path, None).expect("a registry");
-        std::fs::remove_file(&path).expect("removed");
+        let registry = crate::registry::tests::read(&crate::registry::tests::entry("acme"));
         let tenant = Arc::clone(registry.tenants().next().expect("a tenant"));
         let redial = Redial { tenant, dead_peer_timeout: Duration::from_secs(60), at: None };
         Process { key: pid.map(|pid| (pid, Bytes::from_static(b"data"))), redial }

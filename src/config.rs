@@ -50,8 +50,6 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// How to log.
     pub log: LogSettings,
-    /// How the audit trail is written.
-    pub audit: AuditSettings,
     /// Event loops, at least one.
     pub cores: usize,
     /// What is allowed but unwise, one line each, with its place in the file.

@@ -79,7 +79,7 @@ fn serve(place: &Place) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(3, &error),
     };
-    let (settings, audit, too_few) = (config.log, config.audit, too_few_descriptors(&config));
+    let (settings, audit, too_few) = (config.log, config.proxy.audit, too_few_descriptors(&config));
     let opened = match config.open() {
         Ok(opened) => opened,
         Err(error) => return fail(3, &error),

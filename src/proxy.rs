@@ -11,7 +11,7 @@ use pgsilo_core::tenant::TenantId;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::audit::OnLoss;
+use crate::audit::{AuditSettings, OnLoss};
 use crate::cancel::CancelKeys;
 use crate::lease::{self, Lessor, OpenBaoError};
 use crate::limits::{Limits, Slots, Tally};
@@ -40,8 +40,8 @@ pub struct ProxySettings {
     pub regions: Option<BTreeSet<String>>,
     /// How long a registry that cannot be reloaded still serves; `None`: for ever.
     pub max_staleness: Option<Duration>,
-    /// What is done when audit events cannot be written.
-    pub on_loss: OnLoss,
+    /// How the audit trail is written.
+    pub audit: AuditSettings,
     /// Idle connections to databases.
     pub pool: PoolSettings,
     /// Where credentials come from.
@@ -112,7 +112,7 @@ impl Proxy {
                 .iter()
                 .map(|_| Slots::new(limits.max_handshakes, HANDSHAKE_GRACE))
                 .collect(),
-            sessions: Sessions::new(limits.max_sessions, limits.max_sessions_per_tenant),
+            sessions: Sessions::new(limits.max_sessions),
             addresses: Tally::new(limits.max_connections_per_address),
             cancelling: Tally::new(Some(CANCELLING)),
             drain: OnceLock::new(),
@@ -141,7 +141,7 @@ impl Proxy {
 
     /// Whether a session may begin, as far as the audit trail goes.
     pub(crate) fn is_audited(&self) -> bool {
-        match self.settings.on_loss {
+        match self.settings.audit.on_loss {
             OnLoss::Count => true,
             OnLoss::Refuse => self.log.audit_keeps_up(),
         }

@@ -26,8 +26,6 @@ pub(crate) struct Sessions {
     /// Places taken, and how many there are.
     places: AtomicUsize,
     max: usize,
-    /// For tenants without a bound of their own; `None`: no bound.
-    max_per_tenant: Option<usize>,
 }
 
 /// The sessions of one tenant. None is kept for a tenant that has neither.
@@ -72,13 +70,8 @@ pub(crate) enum Full {
 }
 
 impl Sessions {
-    pub(crate) fn new(max: usize, max_per_tenant: Option<usize>) -> Sessions {
-        Sessions { tenants: DashMap::new(), places: AtomicUsize::new(0), max, max_per_tenant }
-    }
-
-    /// The bound of tenants that have none of their own.
-    pub(crate) fn max_per_tenant(&self) -> Option<usize> {
-        self.max_per_tenant
+    pub(crate) fn new(max: usize) -> Sessions {
+        Sessions { tenants: DashMap::new(), places: AtomicUsize::new(0), max }
     }
 
     /// A place for a session of a tenant that may have so many; `None`: as many as it likes.
@@ -200,8 +193,8 @@ mod tests {
 
     use super::*;
 
-    fn sessions(max: usize, max_per_tenant: Option<usize>) -> &'static Sessions {
-        Box::leak(Box::new(Sessions::new(max, max_per_tenant)))
+    fn sessions(max: usize) -> &'static Sessions {
+        Box::leak(Box::new(Sessions::new(max)))
     }
 
     fn id(text: &str) -> TenantId {
@@ -210,13 +203,14 @@ mod tests {
 
     #[test]
     fn places_are_bounded_in_all_and_for_each_tenant_and_come_back() {
-        let sessions = sessions(4, Some(2));
+        let sessions = sessions(4);
         let (acme, globex) = (id("acme"), id("globex"));
-        let bound = sessions.max_per_tenant();
+        let bound = Some(2);
         let first = sessions.admit(&acme, bound).expect("a place");
         let _second = sessions.admit(&acme, bound).expect("a place");
         assert_eq!(sessions.admit(&acme, bound).err(), Some(Full::Tenant));
         let _of_its_own = sessions.admit(&acme, Some(3)).expect("a place");
+        assert_eq!(sessions.admit(&acme, Some(3)).err(), Some(Full::Tenant));
         let _other = sessions.admit(&globex, bound).expect("a place");
         assert_eq!(sessions.admit(&globex, None).err(), Some(Full::All));
         drop(first);
@@ -227,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_tenant_that_has_no_session_any_more_takes_no_memory() {
-        let sessions = sessions(10, None);
+        let sessions = sessions(10);
         assert_eq!(sessions.admit(&id("none"), Some(0)).err(), Some(Full::Tenant));
         for number in 0..100 {
             let tenant = id(&format!("t{number}"));
@@ -248,7 +242,7 @@ mod tests {
 
     #[test]
     fn of_ten_thousand_sessions_only_those_of_the_changed_tenant_wake() {
-        let sessions = sessions(10_000, None);
+        let sessions = sessions(10_000);
         let tenants: Vec<_> = (0..1_000).map(|number| id(&format!("t{number}"))).collect();
         let begin = |number: usize| sessions.begin(&tenants[number % 1_000], Trail::new(None));
         let running: Vec<_> = (0..10_000).map(begin).collect();
@@ -264,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_change_behind_the_look_is_not_missed() {
-        let sessions = sessions(1, None);
+        let sessions = sessions(1);
         let running = sessions.begin(&id("acme"), Trail::new(None));
         let mut changed = pin!(running.changed());
         sessions.wake(&id("acme"));

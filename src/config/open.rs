@@ -55,11 +55,7 @@ impl Build<'_> {
         })?;
         if let Some((files, tls)) = files.zip(listener.tls.as_ref()) {
             for complaint in tls.server.complaints(UnixTime::now()) {
-                let field = match files.of_clients(&complaint.file) {
-                    Some(OfClients::RevocationList) => "client_crl",
-                    Some(OfClients::Authorities) => "client_ca",
-                    None => "certificate",
-                };
+                let field = of_clients(&complaint.file, &files).unwrap_or("certificate");
                 self.warn(format!("{at}.tls.{field}"), complaint);
             }
         }
@@ -122,10 +118,14 @@ fn field_of(error: &TlsError, files: &ServerFiles) -> &'static str {
         // The certificate is read first.
         error => error.file() != Some(&files.certificate),
     };
-    match error.file().and_then(|file| files.of_clients(file)) {
-        Some(OfClients::Authorities) => "client_ca",
-        Some(OfClients::RevocationList) => "client_crl",
-        None if of_the_key => "key",
-        None => "certificate",
-    }
+    let own = if of_the_key { "key" } else { "certificate" };
+    error.file().and_then(|file| of_clients(file, files)).unwrap_or(own)
+}
+
+/// The same for a file that is about clients' certificates.
+fn of_clients(file: &Path, files: &ServerFiles) -> Option<&'static str> {
+    Some(match files.of_clients(file)? {
+        OfClients::Authorities => "client_ca",
+        OfClients::RevocationList => "client_crl",
+    })
 }

@@ -1,10 +1,25 @@
 //! What a reload leaves in force, good or bad.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use futures_util::FutureExt;
 
 use super::*;
 
-fn entry(id: &str) -> String {
+/// A registry of that text.
+pub(crate) fn read(text: &str) -> Snapshot {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let file = format!("pgsilo-registry-{}-{number}.toml", std::process::id());
+    let path = std::env::temp_dir().join(file);
+    std::fs::write(&path, text).expect("written");
+    let snapshot = Snapshot::read(&path, None).expect("a registry");
+    std::fs::remove_file(&path).expect("removed");
+    snapshot
+}
+
+/// A tenant's entry.
+pub(crate) fn entry(id: &str) -> String {
     format!(
         "[[tenant]]\nid = \"{id}\"\n[tenant.placement]\nhost = \"db\"\ntls = {{ mode = \"require\" }}\n\
          dbname = \"tenant_{id}\"\n[tenant.lease]\nroles = {{ read-only = \"{id}-ro\" }}\n"

@@ -1,8 +1,6 @@
 //! Every kind of name, and the promise that no answer depends on anybody else's tenants.
 
 use std::fmt::Write;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use pgsilo_core::tls::Holder;
 use pgsilo_wire::startup::Opening;
@@ -11,6 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
+use crate::registry::tests::read;
 use crate::token::Claims;
 
 /// A tenant as a registry has it.
@@ -37,17 +36,6 @@ fn registry(entries: &[Entry]) -> Snapshot {
         .expect("written");
     }
     read(&text)
-}
-
-fn read(text: &str) -> Snapshot {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let file = format!("pgsilo-route-{}-{number}.toml", std::process::id());
-    let path: PathBuf = std::env::temp_dir().join(file);
-    std::fs::write(&path, text).expect("written");
-    let snapshot = Snapshot::read(&path, None).expect("a registry");
-    std::fs::remove_file(&path).expect("removed");
-    snapshot
 }
 
 /// What a client says first; `None` where that is no startup packet.

@@ -130,7 +130,7 @@ fn named_by_host(client: &Client) -> Option<String> {
 
 fn take_place(tenant: &Tenant, proxy: &'static Proxy) -> Result<Place, Refusal> {
     let id = tenant.id();
-    let bound = tenant.limits().max_sessions(proxy.sessions.max_per_tenant());
+    let bound = tenant.limits().max_sessions(proxy.limits().max_sessions_per_tenant);
     proxy.sessions.admit(id, bound).map_err(|full| match full {
         Full::All => Refusal::new(Reason::TooManyConnections, "[limits] max_sessions is reached"),
         Full::Tenant => {
