@@ -206,13 +206,6 @@ impl Trail {
         self.token_id = token_id.unwrap_or_default().into();
     }
 
-    /// All that was learned. What is left behind knows nothing, and has no event of its own.
-    pub(crate) fn take(&mut self) -> Trail {
-        let empty = Trail::new(None);
-        empty.close();
-        std::mem::replace(self, empty)
-    }
-
     fn close(&self) {
         self.is_closed.store(true, Ordering::Relaxed);
     }

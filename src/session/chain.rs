@@ -25,7 +25,7 @@ use crate::refusal::{Reason, Refusal};
 
 /// What a connection turned out to be for.
 enum Admitted<'c> {
-    Session(Box<Spliced<'c>>),
+    Session(Box<Spliced>),
     Cancel(Cancelling<'c>),
 }
 
@@ -38,7 +38,7 @@ pub(crate) async fn serve(mut client: Box<Client>, mut eviction: Option<Eviction
     let stop = tokio::select! {
         biased;
         login = timeout_at(deadline, login) => match login {
-            Ok(Ok(Ok(Admitted::Session(spliced)))) => return spliced.run().await,
+            Ok(Ok(Ok(Admitted::Session(spliced)))) => return spliced.run(client).await,
             Ok(Ok(Ok(Admitted::Cancel(cancelling)))) => {
                 match Box::pin(cancelling.forward(evicted(&mut eviction))).await {
                     Ok(()) => return,

@@ -38,6 +38,15 @@ pub(crate) struct Client {
     startup_deadline: Instant,
 }
 
+/// What a session needs of its client.
+pub(super) struct OfSession {
+    pub(super) frontend: Frontend,
+    pub(super) proxy: &'static Proxy,
+    pub(super) trail: Trail,
+    pub(super) listener: &'static Listener,
+    pub(super) certified_by: Option<AuthorityId>,
+}
+
 /// Why a login stops.
 #[derive(Debug)]
 pub(super) enum Stop {
@@ -117,6 +126,12 @@ impl Client {
     /// Seconds since the connection was accepted.
     pub(super) fn seconds(&self) -> f64 {
         self.accepted.elapsed().as_secs_f64()
+    }
+
+    /// The login is over. Not async: the memory of what is left behind is freed when this returns.
+    pub(super) fn into_session(self) -> OfSession {
+        let Client { frontend, proxy, trail, listener, authority: certified_by, .. } = self;
+        OfSession { frontend, proxy, trail, listener, certified_by }
     }
 
     /// Closed without a word: who has many such connections would have each of them take time.

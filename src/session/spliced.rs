@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use super::attached::{Attached, Held, Kept};
 use super::authority::Authority;
-use super::client::Client;
+use super::client::{Client, OfSession};
 use crate::audit::{self, Stage};
 use crate::backend::Attachment;
 use crate::metrics;
@@ -17,35 +17,35 @@ use tokio::time::Instant;
 
 /// Proves that every stage before it was passed: from here on bytes are opaque.
 #[derive(Debug)]
-pub(super) struct Spliced<'c> {
-    client: &'c mut Client,
+pub(super) struct Spliced {
     held: Held,
     backend: Stream,
 }
 
-impl<'c> Spliced<'c> {
+impl Spliced {
     /// Joins the two connections.
-    pub(super) fn splice(attached: Attached<'c>) -> Spliced<'c> {
+    pub(super) fn splice(attached: Attached<'_>) -> Spliced {
         let (client, held, backend) = attached.into_parts();
-        Spliced { client, held, backend }
-    }
-
-    /// Relays until the session ends, then lets everything go that it held.
-    pub(super) async fn run(mut self: Box<Self>) {
-        let Spliced { client, held, backend } = &mut *self;
-        let began = Instant::now();
         client.trail.stage = Stage::Spliced;
         audit::started(&client.trail, client.seconds());
-        let Client { frontend, proxy, trail, listener, authority: certified_by, .. } = client;
-        let proxy: &'static Proxy = proxy;
         metrics::SESSIONS.increment(1);
-        let session = proxy.sessions.begin(held.tenant.id(), trail.take());
+        Spliced { held, backend }
+    }
+
+    /// Relays until the session ends, then drops what it holds. Of the client, what only its login
+    /// needed is freed first.
+    pub(super) async fn run(mut self: Box<Self>, client: Box<Client>) {
+        let began = Instant::now();
+        let Spliced { held, backend } = &mut *self;
+        let OfSession { mut frontend, proxy, trail, listener, certified_by } =
+            client.into_session();
+        let session = proxy.sessions.begin(held.tenant.id(), trail);
         let process = held.cancel_key.process();
         let dead_peer_timeout = proxy.limits().dead_peer_timeout;
         let times = held.tenant.limits().times(&proxy.limits().times);
         let withholds = held.kept.is_some();
         let mut relay = Relay::new(
-            frontend,
+            &mut frontend,
             backend,
             process,
             &session.progress,
@@ -63,7 +63,7 @@ impl<'c> Spliced<'c> {
             identity: &held.identity,
             access: held.access,
             listener,
-            certified_by: *certified_by,
+            certified_by,
             expires: BootTime::now() + left,
             left,
             aged: times.session.map(|age| (BootTime::now() + age, age)),
@@ -80,17 +80,16 @@ impl<'c> Spliced<'c> {
         let left_whole = relay.left_whole();
         drop(session);
         if left_whole {
-            Box::pin(self.give_back()).await;
+            Box::pin(self.give_back(proxy)).await;
         }
     }
 
     /// Lets the pool have the connection, for another session on an equal route.
-    async fn give_back(self: Box<Self>) {
-        let Spliced { client, held, backend } = *self;
+    async fn give_back(self: Box<Self>, proxy: &'static Proxy) {
+        let Spliced { held, backend } = *self;
         let Held { cancel_key, place, kept, lease, address, .. } = held;
         // A session that comes meanwhile is not refused for this one.
         drop((place, address));
-        let proxy = client.proxy;
         let Some((process, kept)) = cancel_key.withdraw().zip(kept) else { return };
         let Kept { route, greeting, past } = *kept;
         let attachment = Attachment { stream: backend, process, greeting, past };
