@@ -13,6 +13,7 @@ use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use pgsilo::Refusal;
 use pgsilo::registry::Registry;
+use pgsilo_core::registry::Snapshot;
 use pgsilo_core::tenant::TenantId;
 use pgsilo_wire::frame::FrameCounter;
 use pgsilo_wire::startup::{Opening, StartupError};
@@ -58,7 +59,7 @@ fn registry() -> &'static Registry {
         }
         let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("pieces-tenants.toml");
         fs::write(&file, text).expect("written");
-        let registry = Registry::open(&file).expect("a registry");
+        let registry = Registry::new(Snapshot::read(&file, None).expect("a registry"));
         fs::remove_file(file).expect("removed");
         registry
     })

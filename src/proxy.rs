@@ -18,7 +18,7 @@ use crate::limits::{Limits, Slots, Tally};
 use crate::listener::Listener;
 use crate::log::LogQueue;
 use crate::pool::{Pool, PoolSettings};
-use crate::registry::{Denied, Registry};
+use crate::registry::{Denied, Registry, RegistryFile};
 use crate::sessions::Sessions;
 use crate::token::Verifier;
 
@@ -64,6 +64,7 @@ pub struct Sources {
     pub(crate) listeners: Vec<Listener>,
     pub(crate) verifier: Verifier,
     pub(crate) registry: Registry,
+    pub(crate) registry_file: RegistryFile,
     /// Whose tokens and certificates are refused before they expire.
     pub(crate) denied: Option<Denied>,
 }

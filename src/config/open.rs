@@ -15,7 +15,7 @@ use super::build::Build;
 use super::{Config, FileError, ListenerSettings, Opened, Sources, WORDS};
 use crate::lease::Authority;
 use crate::listener::Listener;
-use crate::registry::{Denied, Registry};
+use crate::registry::{Denied, Registry, RegistryFile};
 use crate::token::{Issuer, IssuerFault, KeySource, Verifier};
 
 pub(super) fn open(config: Config) -> Result<Opened, FileError> {
@@ -30,7 +30,7 @@ pub(super) fn open(config: Config) -> Result<Opened, FileError> {
     let verifier = build.verifier(config.issuers)?;
     let denied = config.denied.as_deref().map(|path| build.denied(path, issuers)).transpose()?;
     // Last: it is the file that can be large.
-    let registry = build.registry(&config.registry)?;
+    let (registry_file, registry) = build.registry(&config.registry)?;
     let snapshot = registry.snapshot();
     build.mind_shared_servers(&snapshot, &proxy.limits.times);
     build.mind_names(&snapshot);
@@ -42,7 +42,7 @@ pub(super) fn open(config: Config) -> Result<Opened, FileError> {
     }
     build.mind_listeners(&snapshot, &listeners);
     let warnings = build.warnings;
-    let sources = Sources { listeners, verifier, registry, denied };
+    let sources = Sources { listeners, verifier, registry, registry_file, denied };
     Ok(Opened { sources, settings: proxy, admin, cores, warnings })
 }
 
@@ -97,8 +97,8 @@ impl Build<'_> {
         Denied::open(path, issuers).map_err(|error| self.of_a_file("registry.denied", error))
     }
 
-    fn registry(&self, path: &Path) -> Result<Registry, FileError> {
-        Registry::open(path).map_err(|error| self.of_a_file("registry.file", error))
+    fn registry(&self, path: &Path) -> Result<(RegistryFile, Registry), FileError> {
+        RegistryFile::open(path).map_err(|error| self.of_a_file("registry.file", error))
     }
 
     /// A file that cannot be read is the configuration's error; one with errors is its own.

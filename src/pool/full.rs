@@ -120,7 +120,7 @@ fn server(tenant: &Tenant) -> Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::Registry;
+    use pgsilo_core::registry::Snapshot;
 
     const PAUSE: Duration = Duration::from_secs(10);
 
@@ -137,7 +137,7 @@ mod tests {
         let path = std::env::temp_dir().join(name);
         let text = entry("acme", "db1") + &entry("globex", "DB1") + &entry("initech", "db2");
         std::fs::write(&path, text).expect("written");
-        let snapshot = Registry::open(&path).expect("a registry").snapshot();
+        let snapshot = Snapshot::read(&path, None).expect("a registry");
         std::fs::remove_file(&path).expect("removed");
         ["acme", "globex", "initech"]
             .map(|id| snapshot.tenant(&TenantId::parse(id).expect("an id")).expect("there"))

@@ -34,20 +34,20 @@ fn id(text: &str) -> TenantId {
 fn a_failed_reload_keeps_the_old_snapshot_and_tells_its_age() {
     let file = std::env::temp_dir().join(format!("pgsilo-{}-reload.toml", std::process::id()));
     std::fs::write(&file, entry("acme")).unwrap();
-    let registry = Registry::open(&file).unwrap();
+    let (source, registry) = RegistryFile::open(&file).unwrap();
     let before = registry.snapshot();
     assert_eq!(registry.stale_for(), None);
 
     std::fs::write(&file, "").unwrap();
-    registry.reload().unwrap_err();
+    source.reload(&registry).unwrap_err();
     let first = registry.stale_for().unwrap();
-    registry.reload().unwrap_err();
+    source.reload(&registry).unwrap_err();
     assert!(registry.stale_for().unwrap() >= first, "the first failure counts");
     assert!(Arc::ptr_eq(&before, &registry.snapshot()));
     assert!(registry.changed().now_or_never().is_none());
 
     std::fs::write(&file, entry("acme") + &entry("globex")).unwrap();
-    assert_eq!(registry.reload().unwrap(), 2);
+    assert_eq!(source.reload(&registry).unwrap(), 2);
     assert_eq!(registry.stale_for(), None);
     assert_eq!(registry.changed().now_or_never().unwrap(), HashSet::from([id("globex")]));
     assert!(registry.changed().now_or_never().is_none(), "they are told once");

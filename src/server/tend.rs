@@ -113,7 +113,7 @@ fn look_at_others(proxy: &Proxy, hangup: bool, said: &mut Said) {
 }
 
 fn registry(proxy: &Proxy) {
-    let result = match proxy.registry().reload() {
+    let result = match proxy.sources.registry_file.reload(proxy.registry()) {
         Ok(tenants) => {
             tracing::info!(tenants, "registry reloaded");
             metrics::Outcome::Ok
