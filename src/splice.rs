@@ -661,3 +661,6 @@ fn set<F: Future<Output = ()> + Unpin>(future: &mut Option<F>) -> impl Future<Ou
         None => Poll::Pending,
     })
 }
+
+#[cfg(test)]
+mod tests;
