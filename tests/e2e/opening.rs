@@ -311,7 +311,7 @@ async fn a_setting_that_the_client_may_not_set_is_its_own_mistake() {
             "{said}"
         );
     }
-    let refused = proxy.events("refused");
+    let refused = proxy.events_reach("refused", settings.len()).await;
     assert_eq!(refused.len(), settings.len());
     assert!(refused.iter().all(|event| event["reason"] == "setting_rejected"), "{refused:?}");
 }

@@ -56,8 +56,11 @@ async fn ended(proxy: &Proxy, ending: &str, count: usize) {
     proxy
         .metric_reaches(&format!("pgsilo_endings_total{{ending=\"{ending}\"}}"), count as f64)
         .await;
-    let events = proxy.events("ended");
-    assert!(events.iter().filter(|event| event["ending"] == ending).count() >= count, "{events:?}");
+    eventually("the events of them", async || {
+        let events = proxy.events("ended");
+        (events.iter().filter(|event| event["ending"] == ending).count() >= count).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

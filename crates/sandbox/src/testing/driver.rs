@@ -88,10 +88,10 @@ pub async fn passes(command: &mut Command) {
 /// Waits until the proxy has seen every session to its end; how each ended.
 pub async fn all_ended(proxy: &Proxy) -> Vec<Value> {
     super::eventually("all sessions to have ended", async || {
-        (proxy.events("started").len() == proxy.events("ended").len()).then_some(())
+        let (started, ended) = (proxy.events("started").len(), proxy.events("ended").len());
+        (started > 0 && started == ended).then_some(())
     })
     .await;
-    assert!(!proxy.events("started").is_empty());
     proxy.events("ended")
 }
 

@@ -12,7 +12,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -88,7 +89,9 @@ pub const PLAIN: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\nplaintext = tr
 pub struct Proxy {
     child: Child,
     dir: PathBuf,
-    log: Arc<Mutex<Vec<String>>>,
+    log: Arc<Mutex<Vec<Line>>>,
+    /// Reads the log until its end, which comes with the process's.
+    reader: Option<JoinHandle<()>>,
     /// Held by who wants nobody to read its log.
     reading: Arc<tokio::sync::Mutex<()>>,
     addresses: Vec<SocketAddr>,
@@ -150,16 +153,18 @@ impl Proxy {
         let (sink, lines) = (Arc::clone(&log), BufReader::new(child.stderr.take().expect("piped")));
         let reading = Arc::new(tokio::sync::Mutex::new(()));
         let may_read = Arc::clone(&reading);
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             lines.lines().map_while(Result::ok).for_each(|line| {
-                sink.lock().expect("log").push(line);
+                sink.lock().expect("log").push(Line::read(line));
                 drop(may_read.blocking_lock());
             });
         });
         let none = SocketAddr::from(([127, 0, 0, 1], 0));
         let secret_id = fs::read_to_string(world.dir().join("secret-id")).expect("read");
         let addresses = Vec::new();
-        let mut proxy = Proxy { child, dir, log, reading, addresses, admin: none, secret_id };
+        let reader = Some(reader);
+        let mut proxy =
+            Proxy { child, dir, log, reader, reading, addresses, admin: none, secret_id };
         let serving = proxy.logged(|line| line["message"] == "pgsilo serves").await;
         assert_eq!(serving["level"], "INFO");
         for line in proxy.lines() {
@@ -224,10 +229,12 @@ impl Proxy {
 
     /// Every line of the log so far.
     pub fn lines(&self) -> Vec<Value> {
+        self.lines_that(|_| true)
+    }
+
+    fn lines_that(&self, fits: impl Fn(&Value) -> bool) -> Vec<Value> {
         let log = self.log.lock().expect("log");
-        log.iter()
-            .map(|line| serde_json::from_str(line).unwrap_or(Value::String(line.clone())))
-            .collect()
+        log.iter().map(|line| &line.value).filter(|line| fits(line)).cloned().collect()
     }
 
     /// Reads no more of its log, but for what has been read ahead, until the guard is dropped.
@@ -237,18 +244,33 @@ impl Proxy {
 
     /// The first line that fits, once it is there.
     pub async fn logged(&self, fits: impl Fn(&Value) -> bool) -> Value {
-        let found = eventually("a line of the log", async || self.lines().into_iter().find(&fits));
+        let find = || {
+            let log = self.log.lock().expect("log");
+            log.iter().map(|line| &line.value).find(|line| fits(line)).cloned()
+        };
+        let found = eventually("a line of the log", async || find());
         match tokio::time::timeout(PATIENCE / 2, found).await {
             Ok(line) => line,
-            Err(_late) => panic!("no such line in the log: {:#?}", self.log.lock().expect("log")),
+            Err(_late) => panic!("no such line in the log:\n{}", self.text()),
         }
+    }
+
+    /// The whole log so far.
+    fn text(&self) -> String {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.iter().map(|line| line.text.as_str()).collect::<Vec<_>>().join("\n")
     }
 
     /// The audit events of one kind so far.
     pub fn events(&self, kind: &str) -> Vec<Value> {
-        let mut lines = self.lines();
-        lines.retain(|line| line["target"] == "pgsilo::audit" && line["event"] == kind);
-        lines
+        self.lines_that(|line| line["target"] == "pgsilo::audit" && line["event"] == kind)
+    }
+
+    /// The audit events of one kind, once there are so many: a client may know what has become of it
+    /// before that can be read here.
+    pub async fn events_reach(&self, kind: &str, count: usize) -> Vec<Value> {
+        let events = async || Some(self.events(kind)).filter(|events| events.len() >= count);
+        eventually(kind, events).await
     }
 
     /// The first audit event of a kind that fits, once it is there.
@@ -320,9 +342,16 @@ impl Proxy {
         kill_process(pid, signal).expect("the process lives");
     }
 
-    /// Waits until the process has ended.
+    /// Waits until the process has ended, and its log was read to its end unless that was stopped.
     pub async fn ended(&mut self) -> ExitStatus {
-        eventually("pgsilo to end", async || self.child.try_wait().expect("waited")).await
+        let status = eventually("pgsilo to end", async || self.child.try_wait().expect("waited"));
+        let status = status.await;
+        let is_read = || self.reader.as_ref().is_none_or(JoinHandle::is_finished);
+        eventually("the end of the log", async || {
+            (is_read() || self.reading.try_lock().is_err()).then_some(())
+        })
+        .await;
+        status
     }
 }
 
@@ -335,7 +364,10 @@ impl Drop for Proxy {
             let _gone = kill_process(pid, Signal::TERM);
         }
         let _waited = self.child.wait();
-        let log = self.log.lock().map(|log| log.join("\n")).unwrap_or_default();
+        if let Some(reader) = self.reader.take() {
+            let _read = reader.join();
+        }
+        let log = self.text();
         let _gone = fs::remove_dir_all(&self.dir);
         if std::thread::panicking() {
             eprintln!("pgsilo's log:\n{log}");
@@ -345,6 +377,20 @@ impl Drop for Proxy {
         assert!(!holds_openbao_token(&log), "a token of OpenBAO's was logged:\n{log}");
         assert!(!log.contains("panicked"), "pgsilo panicked:\n{log}");
         assert!(!log.contains(self.secret_id.trim()), "the secret id was logged");
+    }
+}
+
+/// A line of the log, as it was written and as it is read.
+#[derive(Debug)]
+struct Line {
+    text: String,
+    value: Value,
+}
+
+impl Line {
+    fn read(text: String) -> Line {
+        let value = serde_json::from_str(&text).unwrap_or_else(|_| Value::String(text.clone()));
+        Line { text, value }
     }
 }
 
