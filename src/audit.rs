@@ -11,7 +11,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use aws_lc_rs::rand;
@@ -74,11 +74,14 @@ const MAX_NAME: usize = 80;
 pub(crate) struct SessionId(u64);
 
 impl SessionId {
-    /// A new id. Without randomness it is zero: an id is never worth a refusal.
+    /// A new id. Without randomness, which is not worth a refusal, it is a number that is unique as well.
     pub(crate) fn new() -> SessionId {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
         let mut bytes = [0; 8];
-        let _zero_then = rand::fill(&mut bytes);
-        SessionId(u64::from_be_bytes(bytes))
+        SessionId(match rand::fill(&mut bytes) {
+            Ok(()) => u64::from_be_bytes(bytes),
+            Err(_none) => NUMBER.fetch_add(1, Ordering::Relaxed),
+        })
     }
 }
 

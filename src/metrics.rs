@@ -51,6 +51,10 @@ metrics! {
     REFUSALS, Counter(Reason), "pgsilo_refusals_total", "Connections refused, by reason";
     SESSIONS, Counter(), "pgsilo_sessions_total", "Sessions that were spliced";
     SESSIONS_ACTIVE, UpDown(), "pgsilo_sessions_active", "Sessions that run now";
+    SESSION_STATES, Gauge(Activity), "pgsilo_session_states",
+        "Sessions that run now, by state, as pg_stat_activity names them";
+    SESSIONS_ENDING, Gauge(), "pgsilo_sessions_ending",
+        "Sessions that have to end, and wait for a good moment to";
     HANDSHAKES_ACTIVE, Gauge(), "pgsilo_handshakes_active", "Connections that are logging in now";
     ENDINGS, Counter(Ending), "pgsilo_endings_total", "Sessions that ended, by ending";
     BYTES, Counter(Direction), "pgsilo_bytes_total", "Bytes relayed, by direction";
@@ -110,7 +114,7 @@ macro_rules! labels {
             pub(crate) enum $labels { $($value),+ }
 
             impl $labels {
-                const ALL: &[$labels] = &[$($labels::$value),+];
+                pub(crate) const ALL: &[$labels] = &[$($labels::$value),+];
 
                 pub(crate) fn label(self) -> &'static str {
                     match self { $($labels::$value => $label),+ }
@@ -141,6 +145,8 @@ macro_rules! label {
 labels! {
     /// Which way bytes were relayed.
     Direction, "direction": ToBackend "to_backend", ToFrontend "to_frontend";
+    /// What a session does, as `pg_stat_activity` has it.
+    Activity, "state": Idle "idle", IdleInTransaction "idle_in_transaction", Active "active";
     /// What became of a cancel request.
     Cancelled, "result": Forwarded "forwarded", UnknownKey "unknown_key", Failed "failed";
     /// What became of a wish for a connection that is ready, or of the connection.

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use pgsilo_core::clock::{self, BootTime};
+use pgsilo_core::clock::{BootTime, Suspensions};
+use pgsilo_core::registry::Snapshot;
 use pgsilo_core::tenant::TenantId;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -170,21 +171,36 @@ impl Proxy {
         self.sessions.wake_all();
     }
 
-    /// Has sessions look again whenever something changes that may end them: those of the tenants that
-    /// the registry says something else of, and all where it may be anybody's.
+    /// Has sessions look again whenever something changes that may end them.
     async fn tell_of_changes(&'static self) {
-        let mut denied = self.sources.denied.as_ref().map(Denied::subscribe);
-        loop {
-            tokio::select! {
-                tenants = self.registry().changed() => {
-                    self.pool.keep_only(&self.registry().snapshot());
-                    for tenant in &tenants {
-                        self.sessions.wake(tenant);
-                    }
+        let Sources { registry, denied, .. } = &self.sources;
+        let withdrawn = |now: &Snapshot| self.pool.keep_only(now);
+        let suspensions = Suspensions::watch();
+        wake_on_changes(&self.sessions, registry, denied.as_ref(), suspensions, withdrawn).await;
+    }
+}
+
+/// Wakes the sessions of the tenants that the registry says something else of, once `withdrawn` has
+/// been told of it, and all sessions where a change may be anybody's: of the list of those denied, and
+/// of the time, by a suspension of the machine.
+async fn wake_on_changes(
+    sessions: &Sessions,
+    registry: &Registry,
+    denied: Option<&Denied>,
+    mut suspensions: Suspensions<impl Fn() -> Duration>,
+    withdrawn: impl Fn(&Snapshot),
+) {
+    let mut denied = denied.map(Denied::subscribe);
+    loop {
+        tokio::select! {
+            tenants = registry.changed() => {
+                withdrawn(&registry.snapshot());
+                for tenant in &tenants {
+                    sessions.wake(tenant);
                 }
-                () = changed(denied.as_mut()) => self.sessions.wake_all(),
-                () = clock::resumed() => self.sessions.wake_all(),
             }
+            () = changed(denied.as_mut()) => sessions.wake_all(),
+            () = suspensions.next() => sessions.wake_all(),
         }
     }
 }
@@ -193,5 +209,55 @@ async fn changed(list: Option<&mut watch::Receiver<u64>>) {
     match list {
         Some(list) => drop(list.changed().await),
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::pin::pin;
+
+    use futures_util::{FutureExt, poll};
+    use pgsilo_core::registry::State;
+
+    use super::*;
+    use crate::audit::Trail;
+    use crate::registry::tests::entry;
+
+    #[tokio::test]
+    async fn of_ten_thousand_sessions_only_those_of_the_changed_tenant_wake() {
+        let id = |number: usize| TenantId::parse(&format!("t{number}")).expect("an id");
+        let text: String = (0..1_000).map(|number| entry(id(number).as_str())).collect();
+        let name = format!("pgsilo-{}-changes.toml", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, &text).expect("written");
+        let (file, registry) = RegistryFile::open(&path).expect("a registry");
+        let sessions: &'static Sessions = Box::leak(Box::new(Sessions::new(10_000)));
+        let begin = |number: usize| sessions.begin(&id(number % 1_000), Trail::new(None));
+        let running: Vec<_> = (0..10_000).map(begin).collect();
+        let mut waits: Vec<_> = running.iter().map(|one| Box::pin(one.changed())).collect();
+        let mut woken = || waits.iter_mut().filter_map(|wait| wait.as_mut().now_or_never()).count();
+
+        let told = Cell::new(0);
+        let withdrawn = |now: &Snapshot| {
+            let suspended = now.tenants().filter(|tenant| tenant.state() == State::Suspended);
+            told.set(told.get() + suspended.count());
+        };
+        let suspensions = Suspensions::watch();
+        let mut waking = pin!(wake_on_changes(sessions, &registry, None, suspensions, withdrawn));
+        assert!(poll!(&mut waking).is_pending());
+        assert_eq!((woken(), told.get()), (0, 0));
+
+        let seventh = format!("id = \"{}\"\n", id(7));
+        let suspended = text.replace(&seventh, &format!("{seventh}state = \"suspended\"\n"));
+        std::fs::write(&path, suspended).expect("written");
+        assert_eq!(file.reload(&registry).expect("read"), 1_000);
+        assert!(poll!(&mut waking).is_pending());
+        assert_eq!((woken(), told.get()), (10, 1));
+
+        file.reload(&registry).expect("read");
+        assert!(poll!(&mut waking).is_pending());
+        assert_eq!((woken(), told.get()), (0, 1), "it says the same");
+        std::fs::remove_file(&path).expect("removed");
     }
 }

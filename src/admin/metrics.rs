@@ -6,7 +6,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::limits::Slots;
 use crate::log::Kind;
-use crate::metrics;
+use crate::metrics::{self, Activity};
 use crate::proxy::Proxy;
 
 /// Upper bounds of the histograms' buckets, in seconds: a stage takes microseconds to seconds.
@@ -53,6 +53,13 @@ pub(crate) fn observe(proxy: &Proxy) {
             metrics::CERTIFICATE_NOT_AFTER.of([&place]).set(validity.not_after() as f64);
         }
     }
+    let sessions = &proxy.sessions;
+    for activity in Activity::ALL {
+        let number = sessions.count(|session| session.progress.activity() == *activity);
+        metrics::SESSION_STATES.of(*activity).set(number as f64);
+    }
+    let ending = sessions.count(|session| session.progress.order().is_some());
+    metrics::SESSIONS_ENDING.set(ending as f64);
     metrics::WARM_CONNECTIONS.set(proxy.pool.waiting() as f64);
     for kind in Kind::ALL {
         metrics::LOG_LOST.of(*kind).absolute(proxy.log.lost(*kind));

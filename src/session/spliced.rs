@@ -13,7 +13,6 @@ use crate::proxy::Proxy;
 use crate::splice::{End, Relay};
 use crate::stream::Stream;
 use pgsilo_core::clock::BootTime;
-use tokio::time::Instant;
 
 /// Proves that every stage before it was passed: from here on bytes are opaque.
 #[derive(Debug)]
@@ -35,7 +34,6 @@ impl Spliced {
     /// Relays until the session ends, then drops what it holds. Of the client, what only its login
     /// needed is freed first.
     pub(super) async fn run(mut self: Box<Self>, client: Box<Client>) {
-        let began = Instant::now();
         let Spliced { held, backend } = &mut *self;
         let OfSession { mut frontend, proxy, trail, listener, certified_by } =
             client.into_session();
@@ -74,7 +72,7 @@ impl Spliced {
         Box::pin(relay.end(ending, session.trail.session)).await;
         metrics::ENDINGS.of(ending).increment(1);
         let cause = cause.map(|cause| cause.to_string());
-        let seconds = began.elapsed().as_secs_f64();
+        let seconds = session.began.elapsed().as_secs_f64();
         audit::ended(&session.trail, ending, cause.as_deref(), seconds, session.progress.bytes());
         proxy.pool.has_left(&held.tenant);
         let left_whole = relay.left_whole();

@@ -11,11 +11,12 @@ use tokio::task::yield_now;
 
 use super::*;
 
-/// Gives one order, when it is told to.
+/// Gives one order, when it is told to; and how far the session has come.
 #[derive(Default)]
 struct Teller {
     order: Cell<Option<Order>>,
     given: Notify,
+    progress: Progress,
 }
 
 impl Teller {
@@ -40,10 +41,11 @@ impl Orders for Teller {
 const NO_LIMITS: TimeLimits =
     TimeLimits { idle: None, idle_in_transaction: None, transaction: None, session: None };
 
-/// How a session ended, and whether its connection could be used again.
+/// How a session ended, whether its connection could be used again, and what was counted.
 struct Over {
     ending: Ending,
     left_whole: bool,
+    bytes: (u64, u64),
 }
 
 /// Relays until the session has ended, while `peers` is the client and the database.
@@ -57,13 +59,13 @@ async fn relay<T>(
     let teller = Teller::default();
     let mut frontend = Frontend::new(Stream::Unix(frontend));
     let mut backend = Stream::Unix(backend);
-    let (process, progress) = (Process::of(None), Progress::default());
+    let process = Process::of(None);
     let dead_peer_timeout = Duration::from_secs(60);
     let mut relay = Relay::new(
         &mut frontend,
         &mut backend,
         &process,
-        &progress,
+        &teller.progress,
         withholds,
         dead_peer_timeout,
         limits,
@@ -71,7 +73,8 @@ async fn relay<T>(
     let relayed = async {
         let End { ending, .. } = relay.run(&teller).await;
         relay.end(ending, "0").await;
-        Over { ending, left_whole: relay.left_whole() }
+        let bytes = teller.progress.bytes();
+        Over { ending, left_whole: relay.left_whole(), bytes }
     };
     tokio::join!(relayed, peers(client, database, &teller))
 }
@@ -226,6 +229,33 @@ async fn a_session_whose_database_stops_in_a_message_ends_without_words() {
     assert_eq!((over.ending, read), (Ending::Drained, Vec::new()));
 }
 
+#[tokio::test]
+async fn what_a_session_does_and_what_will_end_it_can_be_read() {
+    let (_, ()) = relay(false, NO_LIMITS, async |mut client, mut database, teller| {
+        let progress = &teller.progress;
+        let mut exchange = async |answer: &[u8]| {
+            client.write_all(&query(b"\0")).await.expect("asked");
+            read_message(&mut database).await;
+            assert_eq!(progress.activity(), Activity::Active);
+            database.write_all(answer).await.expect("answered");
+            client.read_exact(&mut vec![0; answer.len()]).await.expect("the answer");
+        };
+        assert_eq!(progress.activity(), Activity::Idle);
+        exchange(&answer(&[1], b'T')).await;
+        assert_eq!(progress.activity(), Activity::IdleInTransaction);
+        assert!(progress.order().is_none());
+        teller.end_within(Duration::from_secs(60));
+        while progress.order().is_none() {
+            yield_now().await;
+        }
+        exchange(&answer(&[], b'I')).await;
+        assert_eq!(progress.activity(), Activity::Idle);
+        assert_eq!(progress.order().map(|order| order.ending), Some(Ending::Drained));
+        assert_eq!(read_to_end(&mut client).await, last_words());
+    })
+    .await;
+}
+
 /// What a client has not taken is bounded: the database is not read on.
 #[tokio::test]
 async fn a_client_that_does_not_read_stops_its_database() {
@@ -342,5 +372,6 @@ proptest! {
         prop_assert!(said.starts_with(passed), "what the database said, unchanged");
         let whole: usize = split(passed).map(|(_, body)| body.len() + 5).sum();
         prop_assert_eq!(whole, passed.len(), "up to a message's end");
+        prop_assert_eq!(over.bytes.1, passed.len() as u64, "all of it is counted");
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! The runtime's timers stand still in a suspended machine. So a sleep until some time is made
 //! of short ones: after a resume it is late by one of these at most. Whoever has many of them
-//! sleeps at a stretch, and is woken by the one task that waits for [`resumed`].
+//! sleeps at a stretch, and is woken by the one task that waits for [`Suspensions`].
 
 use std::ops::Add;
 use std::time::Duration;
@@ -61,11 +61,34 @@ fn suspended() -> Duration {
     BootTime::now().0.saturating_sub(monotonic)
 }
 
-/// Resolves soon after the machine was suspended and goes on.
-pub async fn resumed() {
-    let before = suspended();
-    while suspended() < before + NOTABLE {
-        sleep(NAP).await;
+/// The suspensions of this machine, from now on.
+#[derive(Debug)]
+pub struct Suspensions<C = fn() -> Duration> {
+    /// How long it has been suspended in all.
+    suspended: C,
+    /// What of that has been told.
+    told: Duration,
+}
+
+impl Suspensions {
+    /// Those that begin from now on.
+    pub fn watch() -> Suspensions {
+        Suspensions { suspended, told: suspended() }
+    }
+}
+
+impl<C: Fn() -> Duration> Suspensions<C> {
+    /// Resolves within 5 s of the machine's resuming after one. It may be dropped and asked for again as
+    /// often as one likes: a suspension is told of once, whenever it was.
+    pub async fn next(&mut self) {
+        loop {
+            let suspended = (self.suspended)();
+            if suspended >= self.told + NOTABLE {
+                self.told = suspended;
+                return;
+            }
+            sleep(NAP).await;
+        }
     }
 }
 
@@ -79,8 +102,10 @@ impl Add<Duration> for BootTime {
 
 #[cfg(test)]
 mod tests {
-    use super::BootTime;
+    use std::cell::Cell;
     use std::time::Duration;
+
+    use super::*;
 
     #[tokio::test]
     async fn a_time_that_has_passed_has_arrived() {
@@ -96,6 +121,28 @@ mod tests {
         assert!(then.remaining() > Duration::ZERO);
         then.arrives().await;
         assert!(BootTime::now() >= then);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspension_is_told_once_however_often_one_stops_waiting() {
+        let in_all = Cell::new(Duration::from_secs(100));
+        let mut suspensions = Suspensions { suspended: || in_all.get(), told: in_all.get() };
+        let mut told = async || {
+            tokio::select! {
+                biased;
+                () = suspensions.next() => true,
+                () = sleep(Duration::from_millis(10)) => false,
+            }
+        };
+        assert!(!told().await);
+        // While nobody waits, or while somebody does who will not wait for long.
+        in_all.set(Duration::from_secs(160));
+        assert!(told().await);
+        assert!(!told().await);
+        in_all.set(in_all.get() + NOTABLE / 2);
+        assert!(!told().await, "clocks are not read at the very same time");
+        in_all.set(in_all.get() + NOTABLE);
+        assert!(told().await);
     }
 
     #[test]

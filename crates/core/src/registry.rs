@@ -3,6 +3,7 @@
 //!
 //! A [`Snapshot`] never changes. Nothing is half read and nothing has a default database.
 
+mod entries;
 mod file;
 
 use std::collections::{HashMap, HashSet};
@@ -11,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::ClientConfig;
+
+pub use entries::{Entries, EntryError};
 
 pub use crate::limits::OwnLimits;
 use crate::tenant::{Access, TenantId};
@@ -50,6 +53,19 @@ impl Snapshot {
     /// When the file cannot be read, or one entry is not acceptable: then the whole file is not.
     pub fn read(path: &Path, before: Option<&Snapshot>) -> Result<Snapshot, FileError> {
         file::load(path, before)
+    }
+
+    /// Makes one of what a source says. A tenant of which it says what `before` said is the same one as
+    /// there. `resolve` says where a file is that an entry names; it is read.
+    ///
+    /// # Errors
+    /// When one entry is not acceptable: then none is.
+    pub fn of(
+        entries: Entries,
+        before: Option<&Snapshot>,
+        resolve: &dyn Fn(&Path) -> PathBuf,
+    ) -> Result<Snapshot, EntryError> {
+        entries::snapshot(entries, before, resolve)
     }
 
     /// The tenant of exactly this id.
