@@ -215,10 +215,11 @@ async fn changed(list: Option<&mut watch::Receiver<u64>>) {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::pin::pin;
+    use std::pin::{Pin, pin};
 
     use futures_util::{FutureExt, poll};
     use pgsilo_core::registry::State;
+    use tokio::sync::futures::Notified;
 
     use super::*;
     use crate::audit::Trail;
@@ -235,8 +236,10 @@ mod tests {
         let sessions: &'static Sessions = Box::leak(Box::new(Sessions::new(10_000)));
         let begin = |number: usize| sessions.begin(&id(number % 1_000), Trail::new(None));
         let running: Vec<_> = (0..10_000).map(begin).collect();
-        let mut waits: Vec<_> = running.iter().map(|one| Box::pin(one.changed())).collect();
-        let mut woken = || waits.iter_mut().filter_map(|wait| wait.as_mut().now_or_never()).count();
+        let waits = || running.iter().map(|one| Box::pin(one.changed())).collect::<Vec<_>>();
+        let woken = |waits: &mut [Pin<Box<Notified<'_>>>]| {
+            waits.iter_mut().filter_map(|wait| wait.as_mut().now_or_never()).count()
+        };
 
         let told = Cell::new(0);
         let withdrawn = |now: &Snapshot| {
@@ -246,18 +249,20 @@ mod tests {
         let suspensions = Suspensions::watch();
         let mut waking = pin!(wake_on_changes(sessions, &registry, None, suspensions, withdrawn));
         assert!(poll!(&mut waking).is_pending());
-        assert_eq!((woken(), told.get()), (0, 0));
+        let mut waiting = waits();
+        assert_eq!((woken(&mut waiting), told.get()), (0, 0));
 
         let seventh = format!("id = \"{}\"\n", id(7));
         let suspended = text.replace(&seventh, &format!("{seventh}state = \"suspended\"\n"));
         std::fs::write(&path, suspended).expect("written");
         assert_eq!(file.reload(&registry).expect("read"), 1_000);
         assert!(poll!(&mut waking).is_pending());
-        assert_eq!((woken(), told.get()), (10, 1));
+        assert_eq!((woken(&mut waiting), told.get()), (10, 1));
 
+        let mut waiting = waits();
         file.reload(&registry).expect("read");
         assert!(poll!(&mut waking).is_pending());
-        assert_eq!((woken(), told.get()), (0, 1), "it says the same");
+        assert_eq!((woken(&mut waiting), told.get()), (0, 1), "it says the same");
         std::fs::remove_file(&path).expect("removed");
     }
 }
