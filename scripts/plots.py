@@ -17,7 +17,7 @@ COLOURS = {
     "HAProxy": "#457b9d",
     "PgBouncer": "#e9a03b",
     "pgsilo": "#2a9d8f",
-    "pgsilo warm": "#1b6f65",
+    "pgsilo prewarm": "#1b6f65",
     "pgsilo reuse": "#0f443e",
 }
 

@@ -158,9 +158,9 @@ pub(crate) struct Trail {
     pub(crate) stage: Stage,
     /// Its last event was written.
     is_closed: AtomicBool,
-    /// The connection to the database was ready before the client came.
-    pub(crate) warm: bool,
-    /// Other sessions have had it, and its lease, before.
+    /// The connection to the database came from the pool.
+    pub(crate) pooled: bool,
+    /// Other sessions have used it, and its lease, before.
     pub(crate) reused: bool,
     /// Its login was bound to its TLS channel.
     pub(crate) channel_binding: bool,
@@ -186,7 +186,7 @@ impl Trail {
             backend_pid: 0,
             stage: Stage::Accepted,
             is_closed: AtomicBool::new(false),
-            warm: false,
+            pooled: false,
             reused: false,
             channel_binding: false,
         }
@@ -255,12 +255,12 @@ pub(crate) fn refused(trail: &Trail, told: &Told<'_>) {
 
 /// A session was spliced.
 pub(crate) fn started(trail: &Trail, seconds: f64) {
-    let Trail { warm, reused, channel_binding, .. } = *trail;
+    let Trail { pooled, reused, channel_binding, .. } = *trail;
     event!(
         Level::INFO,
         trail,
         event = "started",
-        warm,
+        pooled,
         reused,
         channel_binding,
         seconds,
@@ -362,18 +362,18 @@ pub(crate) fn cancels_refused(address: Option<IpAddr>, reason: &'static str, cou
 pub(crate) struct Asker {
     pub(crate) tenant: TenantId,
     pub(crate) access: Access,
-    /// The session that asked; `None`: it is made ahead.
+    /// The session that asked; `None`: for a prewarmed connection.
     pub(crate) session: Option<SessionId>,
 }
 
 macro_rules! lease_event {
     ($level:expr, $asker:expr, $($more:tt)+) => {{
         let Asker { tenant, access, session } = $asker;
-        let ahead = session.is_none();
+        let prewarm = session.is_none();
         let session = session.map(|session| session.to_string()).unwrap_or_default();
         at_level!(
             $level, target: AUDIT, session, tenant = tenant.as_str(), access = access.as_str(),
-            ahead, $($more)+
+            prewarm, $($more)+
         )
     }};
 }

@@ -32,7 +32,7 @@ use tokio::time::timeout;
 
 use binding::Channel;
 pub(crate) use error::BackendError;
-pub(crate) use idle::{Attachment, Parked, Past};
+pub(crate) use idle::{Attachment, History, IdleBackend};
 use version::ServerVersion;
 
 use crate::route::Route;

@@ -35,7 +35,7 @@ use tokio::time::{Instant as Deadline, sleep, timeout, timeout_at};
 
 pub(crate) use health::Trouble;
 pub(crate) use keeper::LeaseEnd;
-pub(crate) use pgsilo_openbao::{DatabaseFault, Error as OpenBaoError, Fullness};
+pub(crate) use pgsilo_openbao::{DatabaseFault, Error as OpenBaoError, FullScope};
 
 use crate::audit::{self, Asker, SessionId};
 use crate::metrics;
@@ -199,10 +199,10 @@ impl LeaseError {
         }
     }
 
-    /// Whose connections are used up, where the database said that to OpenBAO.
-    pub(crate) fn fullness(&self) -> Option<Fullness> {
+    /// What has no connection left, where the database said that to OpenBAO.
+    pub(crate) fn full_scope(&self) -> Option<FullScope> {
         match self.at_bottom() {
-            LeaseError::Database { fault: DatabaseFault::Full(whose), .. } => Some(*whose),
+            LeaseError::Database { fault: DatabaseFault::Full(scope), .. } => Some(*scope),
             _ => None,
         }
     }
@@ -261,7 +261,7 @@ pub(crate) struct Request<'r> {
     pub(crate) mount: &'r str,
     pub(crate) role: &'r str,
     pub(crate) access: Access,
-    /// For the audit trail; `None`: it is made ahead.
+    /// For the audit trail; `None`: for a prewarmed connection.
     pub(crate) session: Option<SessionId>,
     /// Whose session it is; `None`: nobody's yet. Only sessions of one subject share a lease.
     pub(crate) subject: Option<Subject<'r>>,

@@ -18,7 +18,7 @@
 //! refusal                       what the parts' errors are to a client
 //! proxy                         what all sessions share
 //! sessions                      who is here, by tenant, and the places that sessions have
-//! splice, cancel, pool          the relay; cancel keys; connections that wait for a session
+//! splice, cancel, pool          the relay; cancel keys; the pool of idle connections
 //! backend, frontend, listener   the one dial and the login; bounded reads; where clients connect
 //! route                         which of its tenants a session is for: a pure decision
 //! identity                      who a session is, however that was proved

@@ -69,10 +69,16 @@ metrics! {
         "Time that each stage of a login took";
     LEASE_TIME, Histogram(), "pgsilo_lease_seconds",
         "Time that OpenBAO took for a credential";
-    WARM_CONNECTIONS, Gauge(), "pgsilo_warm_connections",
-        "Connections to databases that wait for a session";
-    WARM, Counter(PoolEvent), "pgsilo_warm_total",
-        "Sessions that took a waiting connection, or came when none was ready; connections that died waiting, waited in vain, were of a tenant that the registry changed, made room at a full database, could not be made, or could not be reset";
+    POOL_IDLE_CONNECTIONS, Gauge(), "pgsilo_pool_idle_connections",
+        "Idle connections to databases in the pool";
+    POOL_REQUESTS, Counter(PoolRequest), "pgsilo_pool_requests_total",
+        "Logins that asked the pool for an idle connection, by result";
+    POOL_PREWARMS, Counter(Outcome), "pgsilo_pool_prewarms_total",
+        "Connections opened for the pool before a session asked for them, by result";
+    POOL_RESETS, Counter(Outcome), "pgsilo_pool_resets_total",
+        "Connections that sessions left and that were reset for reuse, by result";
+    POOL_CLOSED, Counter(PoolClose), "pgsilo_pool_closed_total",
+        "Connections of the pool closed instead of given to a session, by reason";
     LEASES, Counter(), "pgsilo_leases_total", "Credentials that OpenBAO granted";
     RENEWALS, Counter(), "pgsilo_renewals_total", "Leases renewed";
     RENEWAL_FAILURES, Counter(), "pgsilo_renewal_failures_total",
@@ -149,9 +155,11 @@ labels! {
     Activity, "state": Idle "idle", IdleInTransaction "idle_in_transaction", Active "active";
     /// What became of a cancel request.
     Cancelled, "result": Forwarded "forwarded", UnknownKey "unknown_key", Failed "failed";
-    /// What became of a wish for a connection that is ready, or of the connection.
-    PoolEvent, "result": Used "used", Missed "missed", Lost "lost", Expired "expired",
-        Withdrawn "withdrawn", Yielded "yielded", Failed "failed", Unclean "unclean";
+    /// Whether the pool had an idle connection for a login.
+    PoolRequest, "result": Hit "hit", Miss "miss";
+    /// Why the pool closed a connection.
+    PoolClose, "reason": Expired "expired", Evicted "evicted", BackendFull "backend_full",
+        CheckFailed "check_failed", TenantChanged "tenant_changed", Shutdown "shutdown";
     /// Whether it went well.
     Outcome, "result": Ok "ok", Error "error";
     /// What may be read again while pgsilo runs, but for the registry.

@@ -1,21 +1,21 @@
-//! Connections to databases that are logged in and wait for a session.
+//! The pool of idle backend connections: logged in, and used by no session.
 //!
-//! A login costs a lease, a fork and a SCRAM exchange, and a client that waits for it. So while
-//! nobody waits, the next connection of a route that sessions come for is made: with a lease as a session's
-//! own would be, by the same dial and the same login, its seal checked, never used by anyone. Whoever
-//! comes next on an equal [`Route`] (the same tenant at the same place, the same access, the same
-//! settings byte for byte) takes it, its seal read again if that was long ago, and cannot tell the difference.
+//! A login costs a lease, a process and a SCRAM exchange, and the client waits for them. So the pool opens
+//! the next connection of a route that sessions ask for before the next session arrives (*prewarm*): with a
+//! lease of its own, by the same dial and the same login, its seal checked, never used. The next session on
+//! an equal [`Route`] (the same tenant at the same place, the same access, the same settings byte for byte)
+//! takes it; its seal is read again first if that was long ago.
 //!
-//! Where the operator says so (`backend.reuse`), a connection that a session has left takes the place
-//! of one made ahead: reset, checked, and with the lease that it was made with.
+//! With `reuse = "reset"` the pool keeps connections that sessions have left instead (*reuse*): reset,
+//! checked, and with the lease that they were opened with.
 //!
-//! Nobody's authority is stretched: a session is identified and routed before it may take anything,
-//! and under session authority, where a lease is asked for with the client's own token, nothing is
-//! made ahead and nothing taken that was another subject's. What waits is bounded, in all and for each
-//! tenant, goes after a short while, and with any change of its tenant in the registry; its lease goes with it.
+//! A session is identified and routed before it may take a connection. Under session authority, where a
+//! lease is requested with the client's own token, there is no prewarm, and a connection is only reused by
+//! sessions of the same subject. Idle connections are limited in total and per tenant, expire after a short
+//! time, and are closed when the registry changes their tenant; then their lease is revoked.
 
 mod full;
-mod shelves;
+mod state;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,70 +28,68 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 
-use crate::backend::{self, Attachment, BackendError, DialError, Parked, Past};
-use crate::lease::{Fullness, Lease, LeaseEnd, LeaseError, Lessor};
+use crate::backend::{self, Attachment, BackendError, DialError, History, IdleBackend};
+use crate::lease::{FullScope, Lease, LeaseEnd, LeaseError, Lessor};
 use crate::limits::{Tally, TallyPermit};
-use crate::metrics::{self, PoolEvent};
+use crate::metrics::{self, Outcome, PoolClose, PoolRequest};
 use crate::registry::Registry;
 use crate::route::Route;
 use full::FullDatabases;
-use shelves::{Full, Places, Ready, Shelf, Shelves};
+use state::{IdleConnection, LimitReached, PoolPermits, PoolState, RoutePool};
 
-/// How long a connection that waited may take to answer before a new one is made instead.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long the making of one may take.
-const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a database may take to hear that a connection is not wanted any more.
-const GOODBYE: Duration = Duration::from_secs(1);
-/// How long none is made ahead for a route of which the database has ended one because it was idle, as
-/// `idle_session_timeout` has it: the next one would wait in vain, too.
-const FRUITLESS: Duration = Duration::from_secs(15 * 60);
-/// What has less time left is not kept.
-const SHORTEST_WAIT: Duration = Duration::from_millis(500);
-/// Connections that are made at once.
-const AT_ONCE: usize = 8;
-/// Of them, one tenant's: its database may hang.
-const AT_ONCE_FOR_A_TENANT: usize = 2;
+/// How long the check of an idle connection may take before a new one is opened instead.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a prewarm may take.
+const PREWARM_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a database may take to close its end after a Terminate.
+const TERMINATE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long there is no prewarm for a route after its database has ended an idle connection of it, as
+/// `idle_session_timeout` does: it would end the next one, too.
+const IDLE_ENDED_BACKOFF: Duration = Duration::from_secs(15 * 60);
+/// A connection that would expire sooner is not kept.
+const MIN_IDLE_TIME: Duration = Duration::from_millis(500);
+/// Concurrent prewarms.
+const MAX_PREWARMS: usize = 8;
+/// Concurrent prewarms of one tenant: its database may hang.
+const MAX_PREWARMS_PER_TENANT: usize = 2;
 
-/// How many connections may wait for a session, and how long.
+/// The limits on idle connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolSettings {
-    /// In all; 0: none.
-    pub max: usize,
-    /// Of one tenant.
-    pub max_per_tenant: usize,
-    /// How long one waits. Where sessions come less often than that, none does.
+    /// Idle connections in total; 0: no pool.
+    pub max_idle: usize,
+    /// Idle connections of one tenant.
+    pub max_idle_per_tenant: usize,
+    /// How long a connection may be idle. A route that sessions ask for less often is not prewarmed.
     pub idle_timeout: Duration,
-    /// How old its database's word may be, of whose it is, for a session to take one unasked.
-    pub check_after: Duration,
-    /// How old a connection may be that waits for another session when one has left it; `None`: it
-    /// is closed.
+    /// How long after its seal was last read a connection is taken without reading it again.
+    pub check_delay: Duration,
+    /// How old a connection may become that is kept for reuse; `None`: no reuse.
     pub reuse: Option<Duration>,
 }
 
-/// All connections that wait, and the account of who comes for them.
+/// All idle connections, and the demand for them.
 #[derive(Debug)]
 pub(crate) struct Pool {
     settings: &'static PoolSettings,
     lessor: Lessor,
     dead_peer_timeout: Duration,
     runtime: Handle,
-    all: Arc<Semaphore>,
-    tenants: Tally<TenantId>,
-    slots: Semaphore,
-    making: Tally<TenantId>,
-    shelves: Mutex<Shelves>,
-    /// Databases that had no connection left.
-    full: Mutex<FullDatabases>,
-    /// Something will have waited in vain before the next sweep.
-    due: Notify,
-    /// Connections that are being made or let go.
+    idle_total: Arc<Semaphore>,
+    idle_by_tenant: Tally<TenantId>,
+    prewarms: Semaphore,
+    prewarms_by_tenant: Tally<TenantId>,
+    state: Mutex<PoolState>,
+    full_databases: Mutex<FullDatabases>,
+    /// A connection expires before the sweep that is being waited for.
+    sweep_rescheduled: Notify,
+    /// Connections that are being opened or closed.
     tasks: TaskTracker,
 }
 
-/// Why a connection could not be made ahead. Nobody is refused for it.
+/// Why a prewarm failed. No session is refused for it.
 #[derive(Debug, thiserror::Error)]
-enum NotPrepared {
+enum PrewarmError {
     #[error(transparent)]
     Lease(#[from] LeaseError),
     #[error(transparent)]
@@ -99,29 +97,29 @@ enum NotPrepared {
     #[error(transparent)]
     Login(#[from] BackendError),
     #[error("cannot leave the event loop: {0}")]
-    Park(#[from] io::Error),
-    #[error("not done within {PREPARE_TIMEOUT:?}")]
+    Detach(#[from] io::Error),
+    #[error("not done within {PREWARM_TIMEOUT:?}")]
     Timeout,
 }
 
-/// The place that a connection had at its database, for another. What it was leased with is given back
-/// when this is dropped: that may take a connection as well.
+/// A database's connection slot that an evicted connection has freed. Dropping this revokes the evicted
+/// connection's lease, which may take a slot as well.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct FreedSlot {
     _lease: Lease,
 }
 
-/// A connection that is being made, counted until it is, or is not.
-struct Making {
+/// A prewarm under way. It counts as connecting until this is dropped.
+struct Prewarm {
     pool: &'static Pool,
     route: Arc<Route>,
     _of_tenant: TallyPermit<TenantId>,
 }
 
-impl Drop for Making {
+impl Drop for Prewarm {
     fn drop(&mut self) {
-        if let Some(shelf) = self.pool.lock().get(&self.route) {
-            shelf.preparing = shelf.preparing.saturating_sub(1);
+        if let Some(route_pool) = self.pool.state().get(&self.route) {
+            route_pool.connecting = route_pool.connecting.saturating_sub(1);
         }
     }
 }
@@ -138,381 +136,409 @@ impl Pool {
             dead_peer_timeout,
             lessor,
             runtime,
-            all: Arc::new(Semaphore::new(settings.max)),
-            tenants: Tally::new(Some(settings.max_per_tenant)),
-            slots: Semaphore::new(AT_ONCE),
-            making: Tally::new(Some(AT_ONCE_FOR_A_TENANT)),
-            shelves: Mutex::default(),
-            full: Mutex::default(),
-            due: Notify::new(),
+            idle_total: Arc::new(Semaphore::new(settings.max_idle)),
+            idle_by_tenant: Tally::new(Some(settings.max_idle_per_tenant)),
+            prewarms: Semaphore::new(MAX_PREWARMS),
+            prewarms_by_tenant: Tally::new(Some(MAX_PREWARMS_PER_TENANT)),
+            state: Mutex::default(),
+            full_databases: Mutex::default(),
+            sweep_rescheduled: Notify::new(),
             tasks: TaskTracker::new(),
         }
     }
 
-    /// Whether connections are made before a session is here. Not under session authority, where a
-    /// lease is asked for with the session's token; nor where what sessions leave takes the places.
-    fn makes(&self) -> bool {
-        self.settings.max > 0 && !self.keeps() && !self.lessor.needs_token()
+    /// Whether connections are opened before a session asks for them. Not under session authority, where
+    /// a lease is requested with the session's token; nor where connections are reused.
+    fn prewarms(&self) -> bool {
+        self.settings.max_idle > 0 && !self.reuses() && !self.lessor.needs_token()
     }
 
     /// Whether connections that a session has left are kept for another.
-    pub(crate) fn keeps(&self) -> bool {
-        self.settings.max > 0 && self.settings.reuse.is_some()
+    pub(crate) fn reuses(&self) -> bool {
+        self.settings.max_idle > 0 && self.settings.reuse.is_some()
     }
 
-    /// A connection of an equal route that still lives, if one waits.
+    /// An idle connection of an equal route that passes its check, if there is one.
     pub(crate) async fn take(&'static self, route: &Arc<Route>) -> Option<(Lease, Attachment)> {
-        if !self.makes() && !self.keeps() {
+        if !self.prewarms() && !self.reuses() {
             return None;
         }
-        while let Some(ready) = self.newest(route) {
-            if time_left(&ready.lease.tend().0).is_zero() {
-                count(PoolEvent::Expired);
-                self.let_go(ready);
+        while let Some(connection) = self.take_newest(route) {
+            if remaining_time(&connection.lease.tend().0).is_zero() {
+                self.close_idle(connection, PoolClose::Expired);
                 continue;
             }
-            let Ready { parked, lease, .. } = ready;
-            match timeout(ANSWER_TIMEOUT, parked.resume(route, self.settings.check_after)).await {
+            let IdleConnection { backend, lease, .. } = connection;
+            match timeout(CHECK_TIMEOUT, backend.resume(route, self.settings.check_delay)).await {
                 Ok(Ok(attachment)) => {
-                    count(PoolEvent::Used);
+                    metrics::POOL_REQUESTS.of(PoolRequest::Hit).increment(1);
                     return Some((lease, attachment));
                 }
                 Ok(Err(error)) => {
-                    tracing::debug!(%error, "a connection did not wait for its session");
+                    tracing::debug!(%error, "an idle connection failed its check");
                     if error.ended_for_idling()
-                        && let Some(shelf) = self.lock().get(route)
+                        && let Some(route_pool) = self.state().get(route)
                     {
-                        shelf.fruitless = Some(Instant::now() + FRUITLESS);
+                        route_pool.prewarm_after = Some(Instant::now() + IDLE_ENDED_BACKOFF);
                     }
                 }
                 Err(_elapsed) => {
-                    tracing::debug!("a connection that waited does not answer");
-                    // Nor will the others there: they are not tried one after the other.
-                    let gone = self.lock().clear(route);
-                    for _ in &gone {
-                        count(PoolEvent::Lost);
-                    }
+                    tracing::debug!("an idle connection does not answer");
+                    // Nor would the others of this database: they are not tried one after the other.
+                    let others = self.state().drain_route(route);
+                    others.iter().for_each(|_| count_closed(PoolClose::CheckFailed));
                 }
             }
-            count(PoolEvent::Lost);
+            count_closed(PoolClose::CheckFailed);
         }
-        count(PoolEvent::Missed);
+        metrics::POOL_REQUESTS.of(PoolRequest::Miss).increment(1);
         None
     }
 
-    /// On its own, so that nothing is locked while it is tried.
-    fn newest(&self, route: &Route) -> Option<Ready> {
-        self.lock().newest(route, Instant::now())
+    /// On its own, so that the lock is not held while the connection is checked.
+    fn take_newest(&self, route: &Route) -> Option<IdleConnection> {
+        self.state().take_newest(route, Instant::now())
     }
 
-    /// How many wait.
-    pub(crate) fn waiting(&self) -> usize {
-        self.lock().waiting()
+    /// The number of idle connections.
+    pub(crate) fn idle_count(&self) -> usize {
+        self.state().idle_count()
     }
 
-    /// A session of this route is served: has the next one made, if more are likely to come while it
-    /// would wait.
-    pub(crate) fn expect(&'static self, route: &Arc<Route>, registry: &Registry) {
-        if !self.makes() {
+    /// Records that a session of this route is served, and opens connections for the next ones if more are
+    /// likely to arrive before `idle_timeout`.
+    pub(crate) fn prewarm(&'static self, route: &Arc<Route>, registry: &Registry) {
+        if !self.prewarms() {
             return;
         }
         let now = Instant::now();
-        let idle = self.settings.idle_timeout;
-        let is_full = self.full().is_remembered(route.tenant(), now, idle);
-        let missing = {
-            let mut shelves = self.lock();
-            match is_of(&registry.snapshot(), route) {
-                true => shelves.missing(route, now, idle, is_full),
+        let idle_timeout = self.settings.idle_timeout;
+        let is_full = self.full_databases().was_full_within(route.tenant(), now, idle_timeout);
+        let count = {
+            let mut state = self.state();
+            match is_current(&registry.snapshot(), route) {
+                true => state.prewarm_count(route, now, idle_timeout, is_full),
                 false => 0,
             }
         };
-        for _ in 0..missing {
-            if !self.begin(route, now) {
+        for _ in 0..count {
+            if !self.start_prewarm(route, now) {
                 return;
             }
         }
     }
 
-    /// Begins to make one, if there is a place for it or what is there has waited in vain.
-    fn begin(&'static self, route: &Arc<Route>, now: Instant) -> bool {
+    /// Starts to open one connection, if the limits allow it or a stale connection can be evicted.
+    fn start_prewarm(&'static self, route: &Arc<Route>, now: Instant) -> bool {
         let tenant = route.tenant().id();
-        let Some(of_tenant) = self.making.count(tenant) else { return false };
-        let Some(places) = self.places(tenant, |shelves, full| shelves.overdue(now, full)) else {
-            return false;
-        };
-        let mut shelves = self.lock();
-        let Some(shelf) = shelves.get(route) else { return false };
-        shelf.preparing += 1;
-        drop(shelves);
-        let making = Making { pool: self, route: Arc::clone(route), _of_tenant: of_tenant };
-        self.tasks.spawn_on(self.prepare(making, places), &self.runtime);
+        let Some(of_tenant) = self.prewarms_by_tenant.count(tenant) else { return false };
+        let permits = self.permits_or_evict(tenant, |state, limit| state.evict_stale(now, limit));
+        let Some(permits) = permits else { return false };
+        let mut state = self.state();
+        let Some(route_pool) = state.get(route) else { return false };
+        route_pool.connecting += 1;
+        drop(state);
+        let prewarm = Prewarm { pool: self, route: Arc::clone(route), _of_tenant: of_tenant };
+        self.tasks.spawn_on(self.run_prewarm(prewarm, permits), &self.runtime);
         true
     }
 
-    /// A place for one more, if need be that of another, which goes.
-    fn places(
+    /// Permits for one more idle connection; if a limit is reached, those of a connection that `evict`
+    /// removes.
+    fn permits_or_evict(
         &'static self,
         tenant: &TenantId,
-        other: impl FnOnce(&mut Shelves, Full<'_>) -> Option<Ready>,
-    ) -> Option<Places> {
-        match self.free_places(tenant) {
-            Ok(places) => Some(places),
-            Err(full) => {
-                let other = other(&mut self.lock(), full)?;
-                count(PoolEvent::Expired);
-                self.let_go(other);
-                self.free_places(tenant).ok()
+        evict: impl FnOnce(&mut PoolState, LimitReached<'_>) -> Option<IdleConnection>,
+    ) -> Option<PoolPermits> {
+        match self.permits(tenant) {
+            Ok(permits) => Some(permits),
+            Err(limit) => {
+                let evicted = evict(&mut self.state(), limit)?;
+                self.close_idle(evicted, PoolClose::Evicted);
+                self.permits(tenant).ok()
             }
         }
     }
 
-    fn free_places<'t>(&'static self, tenant: &'t TenantId) -> Result<Places, Full<'t>> {
-        let own = self.tenants.count(tenant).ok_or(Full::Of(tenant))?;
-        let all = Arc::clone(&self.all).try_acquire_owned().map_err(|_full| Full::InAll)?;
-        Ok(Places::new(all, own))
+    fn permits<'t>(&'static self, tenant: &'t TenantId) -> Result<PoolPermits, LimitReached<'t>> {
+        let own = self.idle_by_tenant.count(tenant).ok_or(LimitReached::Tenant(tenant))?;
+        let total = Arc::clone(&self.idle_total).try_acquire_owned();
+        Ok(PoolPermits::new(total.map_err(|_none_left| LimitReached::Total)?, own))
     }
 
-    async fn prepare(&'static self, making: Making, places: Places) {
-        let Ok(_slot) = self.slots.acquire().await else { return };
-        let route = &making.route;
-        if self.lock().get(route).is_none() {
-            // A reload or a stop has cleared its shelf away.
+    async fn run_prewarm(&'static self, prewarm: Prewarm, permits: PoolPermits) {
+        let Ok(_permit) = self.prewarms.acquire().await else { return };
+        let route = &prewarm.route;
+        if self.state().get(route).is_none() {
+            // A reload or a stop has removed it meanwhile.
             return;
         }
-        let began = Instant::now();
-        let made = match timeout(PREPARE_TIMEOUT, self.make(route)).await {
-            Ok(made) => made,
-            Err(_elapsed) => Err(NotPrepared::Timeout),
+        let started = Instant::now();
+        let opened = match timeout(PREWARM_TIMEOUT, self.open(route)).await {
+            Ok(opened) => opened,
+            Err(_elapsed) => Err(PrewarmError::Timeout),
         };
-        let (lease, parked) = match made {
-            Ok(made) => made,
+        let (lease, backend) = match opened {
+            Ok(opened) => opened,
             Err(error) => {
-                count(PoolEvent::Failed);
-                tracing::debug!(%error, tenant = %route.tenant().id(), "no connection was made ahead");
-                let (now, idle) = (Instant::now(), self.settings.idle_timeout);
-                if let Some(whose) = error.fullness() {
-                    self.is_full(route.tenant(), whose);
+                metrics::POOL_PREWARMS.of(Outcome::Error).increment(1);
+                tracing::debug!(%error, tenant = %route.tenant().id(), "prewarm failed");
+                let (now, idle_timeout) = (Instant::now(), self.settings.idle_timeout);
+                if let Some(scope) = error.full_scope() {
+                    self.record_full(route.tenant(), scope);
                 }
-                return self.lock().failed(route.tenant().id(), now + idle);
+                return self.state().record_failure(route.tenant().id(), now + idle_timeout);
             }
         };
-        let (role, pid) = (Arc::clone(lease.credential().name()), parked.pid());
+        metrics::POOL_PREWARMS.of(Outcome::Ok).increment(1);
+        let (role, pid) = (Arc::clone(lease.credential().name()), backend.pid());
         let now = Instant::now();
-        let until = now + self.settings.idle_timeout.min(time_left(&lease.tend().0));
-        let ready = Ready { parked, lease, since: now, until, places };
-        let waits = self.shelve(ready, |shelves| {
-            shelves.took(now - began);
-            shelves.get(route)
+        let expires_at = now + self.settings.idle_timeout.min(remaining_time(&lease.tend().0));
+        let connection = IdleConnection { backend, lease, idle_since: now, expires_at, permits };
+        let is_added = self.add(connection, |state| {
+            state.record_connect_time(now - started);
+            let is_closed = state.is_closed();
+            state.get(route).ok_or(match is_closed {
+                true => PoolClose::Shutdown,
+                false => PoolClose::TenantChanged,
+            })
         });
-        if waits {
-            tracing::debug!(tenant = %route.tenant().id(), role = &*role, pid, "a connection waits for a session");
+        if is_added {
+            tracing::debug!(tenant = %route.tenant().id(), role = &*role, pid, "connection prewarmed");
         }
     }
 
-    /// Puts one on its shelf; if there is none, lets it go.
-    fn shelve(
+    /// Adds an idle connection to the pool of its route; if that cannot have it, closes it.
+    fn add(
         &'static self,
-        ready: Ready,
-        shelf: impl FnOnce(&mut Shelves) -> Option<&mut Shelf>,
+        connection: IdleConnection,
+        route_pool: impl FnOnce(&mut PoolState) -> Result<&mut RoutePool, PoolClose>,
     ) -> bool {
-        let until = ready.until;
-        let mut shelves = self.lock();
-        let Some(shelf) = shelf(&mut shelves) else {
-            drop(shelves);
-            self.let_go(ready);
-            return false;
-        };
-        shelf.ready.push(ready);
-        if shelves.put_forward(until) {
-            self.due.notify_one();
+        let expires_at = connection.expires_at;
+        let mut state = self.state();
+        match route_pool(&mut state) {
+            Ok(route_pool) => route_pool.idle.push(connection),
+            Err(reason) => {
+                drop(state);
+                self.close_idle(connection, reason);
+                return false;
+            }
+        }
+        if state.schedule_sweep(expires_at) {
+            self.sweep_rescheduled.notify_one();
         }
         true
     }
 
-    /// As a session does it: the lease and the dial at once, then the login.
-    async fn make(&self, route: &Arc<Route>) -> Result<(Lease, Parked), NotPrepared> {
-        let lease = async { Ok::<_, NotPrepared>(self.lessor.lease(route.request()).await?) };
+    /// Opens a connection as a session does: the lease and the dial concurrently, then the login.
+    async fn open(&self, route: &Arc<Route>) -> Result<(Lease, IdleBackend), PrewarmError> {
+        let lease = async { Ok::<_, PrewarmError>(self.lessor.lease(route.request()).await?) };
         let dial = async { Ok(backend::dial(route, self.dead_peer_timeout).await?) };
         let (lease, connection) = tokio::try_join!(lease, dial)?;
         let attachment = connection.log_in(lease.credential()).await?;
-        Ok((lease, attachment.park()?))
+        Ok((lease, attachment.detach()?))
     }
 
-    /// Whether a session may try to get a connection: not where its database said a moment ago that it has
-    /// none, nothing here could make room for it, and another one of its tenant's has just tried.
-    pub(crate) fn may_try(&self, tenant: &Tenant) -> bool {
-        let judged = self.full().may_try(tenant, Instant::now());
-        judged.map_or_else(|whose| self.lock().waits_at(tenant, whose), |()| true)
+    /// Whether a session may ask for a connection of its own: not if its database has just reported that
+    /// it has none left, no idle one here could be evicted for it, and another session of its tenant has
+    /// just tried.
+    pub(crate) fn may_connect(&self, tenant: &Tenant) -> bool {
+        let allowed = self.full_databases().may_connect(tenant, Instant::now());
+        allowed.map_or_else(|scope| self.state().has_idle_at_backend(tenant, scope), |()| true)
     }
 
-    /// A session has got a connection of its own, in a place that was free or that was made for it.
-    pub(crate) fn has_got_in(&self, tenant: &Tenant, in_place_of_another: bool) {
-        match in_place_of_another {
-            true => self.full().has_a_place(tenant),
-            false => self.full().is_over(tenant),
+    /// Records that a session was given a connection of its own, in a slot that was free or that an
+    /// eviction had freed.
+    pub(crate) fn record_connect(&self, tenant: &Tenant, after_eviction: bool) {
+        match after_eviction {
+            true => self.full_databases().record_free_slot(tenant),
+            false => self.full_databases().clear(tenant),
         }
     }
 
-    /// A session of the tenant's has ended.
-    pub(crate) fn has_left(&self, tenant: &Tenant) {
-        self.full().has_a_place(tenant);
+    /// Records that a session of the tenant has ended.
+    pub(crate) fn record_session_end(&self, tenant: &Tenant) {
+        self.full_databases().record_free_slot(tenant);
     }
 
-    /// A database said that it has no connection left. For a while none is made ahead there.
-    pub(crate) fn is_full(&self, tenant: &Tenant, whose: Fullness) {
-        self.full().said(tenant, whose, Instant::now(), self.settings.idle_timeout);
+    /// Records that a database has no connection left. There is no prewarm for a while.
+    pub(crate) fn record_full(&self, tenant: &Tenant, scope: FullScope) {
+        let idle_timeout = self.settings.idle_timeout;
+        self.full_databases().record_full(tenant, scope, Instant::now(), idle_timeout);
     }
 
-    /// A database has no connection left for a session. Gives up one that waits there, the tenant's own
-    /// before that of another one on the same server, and returns when its place is free; `None`: there was
-    /// none.
-    pub(crate) async fn make_room(&'static self, tenant: &Tenant, whose: Fullness) -> Option<Room> {
-        let ready = self.lock().oldest_at(tenant, whose)?;
-        count(PoolEvent::Yielded);
-        Some(Room { _lease: part_with(ready).await })
+    /// Evicts an idle connection at a full database, the tenant's own before another tenant's on the same
+    /// server, and returns when the database has closed it; `None`: there was none to evict.
+    pub(crate) async fn free_slot(
+        &'static self,
+        tenant: &Tenant,
+        scope: FullScope,
+    ) -> Option<FreedSlot> {
+        let evicted = self.state().evict_at_backend(tenant, scope)?;
+        count_closed(PoolClose::BackendFull);
+        Some(FreedSlot { _lease: terminate(evicted).await })
     }
 
-    fn full(&self) -> MutexGuard<'_, FullDatabases> {
-        self.full.lock().unwrap_or_else(PoisonError::into_inner)
+    fn full_databases(&self) -> MutexGuard<'_, FullDatabases> {
+        self.full_databases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A session has left a connection whole: resets it and keeps it for another, where there is a
-    /// place for it and time left. Else it is closed and its lease revoked, as if it were not kept.
-    pub(crate) async fn give_back(
+    /// Resets a connection that a session has left and keeps it for reuse, if the limits allow that and
+    /// it has time left. Otherwise closes it and revokes its lease.
+    pub(crate) async fn release(
         &'static self,
         route: &Arc<Route>,
         lease: Lease,
         used: Attachment,
         registry: &Registry,
     ) {
-        let Some(max_age) = self.settings.reuse else { return };
-        let wait = |past: Past| {
-            let left = max_age.saturating_sub(past.made.elapsed());
-            self.settings.idle_timeout.min(left).min(time_left(&lease.tend().0))
+        let Some(max_lifetime) = self.settings.reuse else { return };
+        let max_idle_time = |history: History| {
+            let left = max_lifetime.saturating_sub(history.opened.elapsed());
+            self.settings.idle_timeout.min(left).min(remaining_time(&lease.tend().0))
         };
-        // Before anything is done for it, or goes for it.
-        if self.shelf_for(route, &mut self.lock(), wait(used.past), registry).is_none() {
+        // Before it is reset, and before another is evicted for it.
+        let idle_time = max_idle_time(used.history);
+        if self.reuse_pool(route, &mut self.state(), idle_time, registry).is_err() {
             return;
         }
-        let places =
-            self.places(route.tenant().id(), |shelves, full| shelves.oldest_of_others(route, full));
-        let Some(places) = places else { return };
+        let tenant = route.tenant().id();
+        let permits = self.permits_or_evict(tenant, |state, limit| state.evict_other(route, limit));
+        let Some(permits) = permits else { return };
         let attachment = match used.reset(route).await {
             Ok(attachment) => attachment,
             Err(error) => {
-                count(PoolEvent::Unclean);
-                tracing::debug!(%error, tenant = %route.tenant().id(), "a connection is not kept");
+                metrics::POOL_RESETS.of(Outcome::Error).increment(1);
+                tracing::debug!(%error, %tenant, "a connection cannot be reused");
                 return;
             }
         };
-        let wait = wait(attachment.past);
-        let parked = match attachment.park() {
-            Ok(parked) => parked,
-            Err(error) => return tracing::warn!(%error, "a connection cannot leave its event loop"),
+        let idle_time = max_idle_time(attachment.history);
+        let backend = match attachment.detach() {
+            Ok(backend) => backend,
+            Err(error) => {
+                metrics::POOL_RESETS.of(Outcome::Error).increment(1);
+                return tracing::warn!(%error, "a connection cannot leave its event loop");
+            }
         };
+        metrics::POOL_RESETS.of(Outcome::Ok).increment(1);
         let now = Instant::now();
-        let ready = Ready { parked, lease, since: now, until: now + wait, places };
-        self.shelve(ready, |shelves| self.shelf_for(route, shelves, wait, registry));
+        let expires_at = now + idle_time;
+        let connection = IdleConnection { backend, lease, idle_since: now, expires_at, permits };
+        self.add(connection, |state| self.reuse_pool(route, state, idle_time, registry));
     }
 
-    /// A shelf for what a session leaves, if it may wait there for long enough.
-    fn shelf_for<'s>(
+    /// The pool for a connection that a session has left.
+    ///
+    /// # Errors
+    /// Why it must be closed.
+    fn reuse_pool<'s>(
         &self,
         route: &Arc<Route>,
-        shelves: &'s mut Shelves,
-        wait: Duration,
+        state: &'s mut PoolState,
+        idle_time: Duration,
         registry: &Registry,
-    ) -> Option<&'s mut Shelf> {
-        let fits = wait >= SHORTEST_WAIT && is_of(&registry.snapshot(), route);
-        fits.then(|| shelves.shelf(route, Instant::now(), self.settings.idle_timeout))?
+    ) -> Result<&'s mut RoutePool, PoolClose> {
+        if idle_time < MIN_IDLE_TIME {
+            return Err(PoolClose::Expired);
+        }
+        if !is_current(&registry.snapshot(), route) {
+            return Err(PoolClose::TenantChanged);
+        }
+        let refused = match state.is_closed() {
+            true => PoolClose::Shutdown,
+            false => PoolClose::Evicted,
+        };
+        state.get_or_create(route, Instant::now(), self.settings.idle_timeout).ok_or(refused)
     }
 
-    /// Lets go of what has waited in vain, for as long as the process lives.
-    pub(crate) async fn keep(&'static self) {
+    /// Closes expired connections, for as long as the process runs.
+    pub(crate) async fn run_sweeper(&'static self) {
         loop {
-            let due = self.due.notified();
-            let (gone, next) = self.lock().sweep(Instant::now(), self.settings.idle_timeout);
-            for ready in gone {
-                count(PoolEvent::Expired);
-                self.let_go(ready);
+            let rescheduled = self.sweep_rescheduled.notified();
+            let (expired, next) = self.state().sweep(Instant::now(), self.settings.idle_timeout);
+            for connection in expired {
+                self.close_idle(connection, PoolClose::Expired);
             }
             match next {
-                None => due.await,
+                None => rescheduled.await,
                 Some(next) => {
                     tokio::select! {
                         () = sleep_until(next) => {}
-                        () = due => {}
+                        () = rescheduled => {}
                     }
                 }
             }
         }
     }
 
-    /// Lets go of whatever is not of a tenant as the registry has it now.
-    pub(crate) fn keep_only(&'static self, registry: &Snapshot) {
-        let gone = self.lock().keep_only(|route| is_of(registry, route));
-        for ready in gone {
-            count(PoolEvent::Withdrawn);
-            self.let_go(ready);
+    /// Closes idle connections of tenants whose registry entry changed.
+    pub(crate) fn retain_current(&'static self, registry: &Snapshot) {
+        let outdated = self.state().retain(|route| is_current(registry, route));
+        for connection in outdated {
+            self.close_idle(connection, PoolClose::TenantChanged);
         }
     }
 
-    /// Lets go of everything and keeps nothing more: pgsilo is stopping.
+    /// Closes all idle connections and accepts none from now on: pgsilo is stopping.
     pub(crate) fn close(&'static self) {
-        let gone = self.lock().close();
-        gone.into_iter().for_each(|ready| self.let_go(ready));
+        let all = self.state().close();
+        all.into_iter().for_each(|connection| self.close_idle(connection, PoolClose::Shutdown));
         self.tasks.close();
     }
 
-    /// Waits, once it is [closed](Pool::close), until what was being made or let go is gone.
+    /// Waits, once it is [closed](Pool::close), for connections that are being opened or closed, for
+    /// `patience` at most.
     pub(crate) async fn closed(&self, patience: Duration) {
         let _bounded = timeout(patience, self.tasks.wait()).await;
     }
 
-    /// Frees the place at once, says goodbye to the database, closes, and gives the lease back.
-    fn let_go(&'static self, ready: Ready) {
-        let part = part_with(ready);
-        self.tasks.spawn_on(async move { drop(part.await) }, &self.runtime);
+    /// Returns the permits at once; closes the connection and revokes its lease in the background.
+    fn close_idle(&'static self, connection: IdleConnection, reason: PoolClose) {
+        count_closed(reason);
+        let terminated = terminate(connection);
+        self.tasks.spawn_on(async move { drop(terminated.await) }, &self.runtime);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shelves> {
-        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, PoolState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Says goodbye to a database; the lease is left.
-fn part_with(ready: Ready) -> impl Future<Output = Lease> {
-    let Ready { parked, lease, places, .. } = ready;
-    drop(places);
+/// Returns the permits at once; the future closes the connection and yields its lease.
+fn terminate(connection: IdleConnection) -> impl Future<Output = Lease> {
+    let IdleConnection { backend, lease, permits, .. } = connection;
+    drop(permits);
     async move {
-        let _best_effort = timeout(GOODBYE, parked.say_goodbye()).await;
+        let _best_effort = timeout(TERMINATE_TIMEOUT, backend.terminate()).await;
         lease
     }
 }
 
-impl NotPrepared {
-    fn fullness(&self) -> Option<Fullness> {
+impl PrewarmError {
+    /// What is full, if the database has no connection left.
+    fn full_scope(&self) -> Option<FullScope> {
         match self {
-            NotPrepared::Lease(error) => error.fullness(),
-            NotPrepared::Login(error) => error.fullness(),
-            NotPrepared::Dial(_) | NotPrepared::Park(_) | NotPrepared::Timeout => None,
+            PrewarmError::Lease(error) => error.full_scope(),
+            PrewarmError::Login(error) => error.full_scope(),
+            PrewarmError::Dial(_) | PrewarmError::Detach(_) | PrewarmError::Timeout => None,
         }
     }
 }
 
-/// How long a connection may go on waiting, as far as its lease goes: nobody renews one that waits, and
-/// a session that takes it should not be told at once that it ends.
-fn time_left(end: &LeaseEnd) -> Duration {
-    let least = end.duration / if end.is_final { 2 } else { 3 };
-    end.at.remaining().saturating_sub(least)
+/// How long a connection may still be idle, as far as its lease goes. The lease of an idle connection is
+/// not renewed, and a session that takes it should not be told at once that it ends.
+fn remaining_time(end: &LeaseEnd) -> Duration {
+    let reserve = end.duration / if end.is_final { 2 } else { 3 };
+    end.at.remaining().saturating_sub(reserve)
 }
 
-/// Whether a route's tenant is still as the registry has it.
-fn is_of(registry: &Snapshot, route: &Route) -> bool {
+/// Whether the registry's entry of a route's tenant is unchanged.
+fn is_current(registry: &Snapshot, route: &Route) -> bool {
     let tenant = registry.tenant(route.tenant().id());
     tenant.is_some_and(|tenant| Arc::ptr_eq(&tenant, route.tenant()))
 }
 
-fn count(event: PoolEvent) {
-    metrics::WARM.of(event).increment(1);
+fn count_closed(reason: PoolClose) {
+    metrics::POOL_CLOSED.of(reason).increment(1);
 }

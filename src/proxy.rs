@@ -124,7 +124,7 @@ impl Proxy {
         let proxy: &'static Proxy = Box::leak(Box::new(proxy));
         proxy.verifier().keep_keys(&background);
         background.spawn(proxy.tell_of_changes());
-        background.spawn(proxy.pool.keep());
+        background.spawn(proxy.pool.run_sweeper());
         background.spawn(proxy.cancel_keys.keep_telling());
         Ok(proxy)
     }
@@ -174,7 +174,7 @@ impl Proxy {
     /// Has sessions look again whenever something changes that may end them.
     async fn tell_of_changes(&'static self) {
         let Sources { registry, denied, .. } = &self.sources;
-        let withdrawn = |now: &Snapshot| self.pool.keep_only(now);
+        let withdrawn = |now: &Snapshot| self.pool.retain_current(now);
         let suspensions = Suspensions::watch();
         wake_on_changes(&self.sessions, registry, denied.as_ref(), suspensions, withdrawn).await;
     }

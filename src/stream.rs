@@ -3,7 +3,7 @@
 //! One enum rather than a trait object: the relay polls it for every chunk. It holds no buffer
 //! of its own, so what was not asked for stays with the kernel (or inside rustls). Opening a
 //! connection is not done here: the listener accepts, `backend.rs` dials. A connection to a database
-//! can be parked: taken from one event loop and resumed on another.
+//! can be detached: taken from one event loop and resumed on another.
 
 mod diag;
 mod peer;
@@ -72,14 +72,14 @@ impl Stream {
         }
     }
 
-    /// Leaves its event loop. Only a connection to a database does that.
-    pub(crate) fn park(self) -> io::Result<Parked> {
+    /// Leaves its event loop. Only connections to databases can.
+    pub(crate) fn detach(self) -> io::Result<DetachedStream> {
         match self {
-            Stream::Tcp(tcp) => tcp.into_std().map(Parked::Tcp),
-            Stream::Unix(unix) => unix.into_std().map(Parked::Unix),
+            Stream::Tcp(tcp) => tcp.into_std().map(DetachedStream::Tcp),
+            Stream::Unix(unix) => unix.into_std().map(DetachedStream::Unix),
             Stream::Backend(mut tls) => {
-                tls.get_mut().0.park()?;
-                Ok(Parked::Backend(tls))
+                tls.get_mut().0.detach()?;
+                Ok(DetachedStream::Backend(tls))
             }
             Stream::Frontend(_) | Stream::Gone => Err(io::ErrorKind::NotConnected.into()),
         }
@@ -103,7 +103,7 @@ impl Stream {
             Stream::Frontend(tls) => Some(tls.get_ref().0),
             Stream::Backend(tls) => match tls.get_ref().0 {
                 Socket::Here(tcp) => Some(tcp),
-                Socket::Parked(_) | Socket::Lost => None,
+                Socket::Detached(_) | Socket::Lost => None,
             },
             Stream::Unix(_) | Stream::Gone => None,
         }
@@ -122,21 +122,21 @@ impl Stream {
 
 /// A connection to a database that is on no event loop.
 #[derive(Debug)]
-pub(crate) enum Parked {
+pub(crate) enum DetachedStream {
     Tcp(std::net::TcpStream),
     Unix(unix::UnixStream),
     Backend(Box<client::TlsStream<Socket>>),
 }
 
-impl Parked {
+impl DetachedStream {
     /// Whether it is open and nothing has come on it that nobody has read, as far as this machine knows.
     pub(crate) fn is_silent(&self) -> bool {
         let socket = match self {
-            Parked::Tcp(tcp) => SockRef::from(tcp),
-            Parked::Unix(unix) => SockRef::from(unix),
-            Parked::Backend(tls) => match tls.get_ref() {
+            DetachedStream::Tcp(tcp) => SockRef::from(tcp),
+            DetachedStream::Unix(unix) => SockRef::from(unix),
+            DetachedStream::Backend(tls) => match tls.get_ref() {
                 // With something left inside, or told of an end, TLS wants to read no more.
-                (Socket::Parked(tcp), tls) if tls.wants_read() => SockRef::from(tcp),
+                (Socket::Detached(tcp), tls) if tls.wants_read() => SockRef::from(tcp),
                 _ => return false,
             },
         };
@@ -147,9 +147,9 @@ impl Parked {
     /// Brings it to the event loop that this runs on.
     pub(crate) fn resume(self) -> io::Result<Stream> {
         match self {
-            Parked::Tcp(tcp) => TcpStream::from_std(tcp).map(Stream::Tcp),
-            Parked::Unix(unix) => UnixStream::from_std(unix).map(Stream::Unix),
-            Parked::Backend(mut tls) => {
+            DetachedStream::Tcp(tcp) => TcpStream::from_std(tcp).map(Stream::Tcp),
+            DetachedStream::Unix(unix) => UnixStream::from_std(unix).map(Stream::Unix),
+            DetachedStream::Backend(mut tls) => {
                 tls.get_mut().0.resume()?;
                 Ok(Stream::Backend(tls))
             }

@@ -387,14 +387,14 @@ fn every_mistake_has_its_line() {
 }
 
 #[test]
-fn what_is_used_again_needs_a_place_to_wait_in() {
+fn reuse_needs_a_pool() {
     let folder = Folder::new();
-    folder.edit("max = 100", "max = 0");
+    folder.edit("max_idle = 100", "max_idle = 0");
     assert!(folder.load().is_ok());
     folder.edit("reuse = \"never\"", "reuse = \"reset\"");
     assert_eq!(
         folder.load().map(|_| ()),
-        Err("pgsilo.toml:139: backend.reuse: \"reset\", but warm.max is 0; give the connections a place to wait in".to_owned())
+        Err("pgsilo.toml:137: pool.reuse: \"reset\", but pool.max_idle is 0; no connection could be kept".to_owned())
     );
 }
 

@@ -19,9 +19,9 @@ const RATE: u32 = 20;
 const STAGES: [&str; 5] = ["secured", "identified", "routed", "leased", "attached"];
 
 pub(crate) async fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: &mut Report) {
-    let Contenders { warm, warm_tls, reuse, reuse_tls, .. } = *contenders;
-    let clear: Vec<_> = contenders.plain().into_iter().chain([warm, reuse]).collect();
-    let tls: Vec<_> = contenders.tls().into_iter().chain([warm_tls, reuse_tls]).collect();
+    let Contenders { prewarm, prewarm_tls, reuse, reuse_tls, .. } = *contenders;
+    let clear: Vec<_> = contenders.plain().into_iter().chain([prewarm, reuse]).collect();
+    let tls: Vec<_> = contenders.tls().into_iter().chain([prewarm_tls, reuse_tls]).collect();
     for (how, all) in [("clear", clear), ("tls", tls)] {
         logins(plan, ground, &all, how, contenders.proxy(), report).await;
         churn(plan, ground, &all, how, report);
@@ -56,8 +56,8 @@ async fn logins(
             "pgsilo" => {
                 report.goal(&format!("login_cold_{how}_vs_direct"), ratio, Goal::AtMost(2.0));
             }
-            "pgsilo warm" => {
-                report.goal(&format!("login_warm_{how}_vs_direct"), ratio, Goal::AtMost(0.5));
+            "pgsilo prewarm" => {
+                report.goal(&format!("login_prewarm_{how}_vs_direct"), ratio, Goal::AtMost(0.5));
             }
             "pgsilo reuse" if !contender.tls => {
                 report.goal("login_reuse_clear_ms", at(own, 0.5), Goal::AtMost(1.0));

@@ -92,14 +92,14 @@ pub(crate) struct Contenders {
     pub(crate) pgsilo: Contender,
     pub(crate) pgsilo_tls: Contender,
     /// With connections that are ready, as by default; the others make each when it is asked for.
-    pub(crate) warm: Contender,
-    pub(crate) warm_tls: Contender,
-    /// With connections that serve one session after the other (`backend.reuse = "reset"`).
+    pub(crate) prewarm: Contender,
+    pub(crate) prewarm_tls: Contender,
+    /// With connections that serve one session after the other (`pool.reuse = "reset"`).
     pub(crate) reuse: Contender,
     pub(crate) reuse_tls: Contender,
     pub(crate) versions: Vec<String>,
     proxy: Proxy,
-    _warm_proxy: Proxy,
+    _prewarm_proxy: Proxy,
     _reuse_proxy: Proxy,
     _peers: [Peer; 2],
 }
@@ -151,12 +151,13 @@ impl Contenders {
         let pgbouncer = pgbouncer(ground).await;
         let proxy = Proxy::of(&ground.world, settings(ground.connections)).await;
         let [plain, tls] = proxy.addresses()[..] else { panic!("two listeners") };
-        let by_default = Settings { warm: String::new(), ..settings(ground.connections) };
-        let warm_proxy = Proxy::of(&ground.world, by_default).await;
-        let [warm_plain, warm_tls] = warm_proxy.addresses()[..] else { panic!("two listeners") };
+        let by_default = Settings { pool: String::new(), ..settings(ground.connections) };
+        let prewarm_proxy = Proxy::of(&ground.world, by_default).await;
+        let [prewarm_plain, prewarm_tls] = prewarm_proxy.addresses()[..] else {
+            panic!("two listeners")
+        };
         let reusing = Settings {
-            warm: "max_per_tenant = 16\n".to_owned(),
-            backend: "reuse = \"reset\"\n".to_owned(),
+            pool: "max_idle_per_tenant = 16\nreuse = \"reset\"\n".to_owned(),
             ..settings(ground.connections)
         };
         let reuse_proxy = Proxy::of(&ground.world, reusing).await;
@@ -170,8 +171,8 @@ impl Contenders {
             pgbouncer_tls: pgbouncer.contender("PgBouncer", true),
             pgsilo: pgsilo_at("pgsilo", plain, false, &proxy),
             pgsilo_tls: pgsilo_at("pgsilo", tls, true, &proxy),
-            warm: pgsilo_at("pgsilo warm", warm_plain, false, &warm_proxy),
-            warm_tls: pgsilo_at("pgsilo warm", warm_tls, true, &warm_proxy),
+            prewarm: pgsilo_at("pgsilo prewarm", prewarm_plain, false, &prewarm_proxy),
+            prewarm_tls: pgsilo_at("pgsilo prewarm", prewarm_tls, true, &prewarm_proxy),
             reuse: pgsilo_at("pgsilo reuse", reuse_plain, false, &reuse_proxy),
             reuse_tls: pgsilo_at("pgsilo reuse", reuse_tls, true, &reuse_proxy),
             versions: vec![
@@ -181,7 +182,7 @@ impl Contenders {
                 format!("pgsilo {}", env!("CARGO_PKG_VERSION")),
             ],
             proxy,
-            _warm_proxy: warm_proxy,
+            _prewarm_proxy: prewarm_proxy,
             _reuse_proxy: reuse_proxy,
             _peers: [haproxy, pgbouncer],
         }

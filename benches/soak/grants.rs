@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_secs(120);
 const NEIGHBOURS: &str = "^tenant-globex-.*-[A-Za-z0-9]{20}$";
 
 pub(crate) async fn soak(minutes: usize, at_once: usize) -> String {
-    // Nothing is made ahead: each login is a lease, and takes what that takes.
+    // There is no pool: each login makes a lease.
     let proxy = Arc::new(Proxy::with(Settings::default()).await);
     let over = Arc::new(AtomicBool::new(false));
     let logins = Arc::new(Mutex::new(Vec::new()));

@@ -60,7 +60,7 @@ pub(crate) fn observe(proxy: &Proxy) {
     }
     let ending = sessions.count(|session| session.progress.order().is_some());
     metrics::SESSIONS_ENDING.set(ending as f64);
-    metrics::WARM_CONNECTIONS.set(proxy.pool.waiting() as f64);
+    metrics::POOL_IDLE_CONNECTIONS.set(proxy.pool.idle_count() as f64);
     for kind in Kind::ALL {
         metrics::LOG_LOST.of(*kind).absolute(proxy.log.lost(*kind));
     }

@@ -8,7 +8,7 @@ use pgsilo_wire::startup::StartupError;
 
 use super::hashing::HashError;
 use super::version::ServerVersion;
-use crate::lease::Fullness;
+use crate::lease::FullScope;
 
 /// Why a login to a database failed.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +39,7 @@ pub(crate) enum BackendError {
     #[error("the database said {sqlstate}: {text}")]
     Said { sqlstate: String, text: String },
     #[error("the database said 53300: {text}")]
-    Full { whose: Fullness, text: String },
+    Full { scope: FullScope, text: String },
     #[error("the database refused a startup setting: {sqlstate}: {text}")]
     Setting { sqlstate: String, text: String },
     #[error(
@@ -55,7 +55,7 @@ pub(crate) enum BackendError {
 impl From<ErrorFields> for BackendError {
     fn from(ErrorFields { sqlstate, text, routine }: ErrorFields) -> BackendError {
         match sqlstate.as_str() {
-            "53300" => BackendError::Full { whose: fullness(&routine), text },
+            "53300" => BackendError::Full { scope: full_scope(&routine), text },
             _ => BackendError::Said { sqlstate, text },
         }
     }
@@ -64,17 +64,17 @@ impl From<ErrorFields> for BackendError {
 /// A server with no connection left says so before it looks at the database (`InitProcess` in `proc.c`,
 /// `ProcessStartupPacket` where even the processes are used up) or keeps the last ones back
 /// (`InitPostgres` in `postinit.c`); limits of a database or a role are looked at elsewhere.
-fn fullness(routine: &str) -> Fullness {
+fn full_scope(routine: &str) -> FullScope {
     match routine {
         "InitProcess" | "InitPostgres" | "ProcessStartupPacket" | "BackendInitialize" => {
-            Fullness::OfServer
+            FullScope::Server
         }
-        _ => Fullness::OfOne,
+        _ => FullScope::Tenant,
     }
 }
 
 impl BackendError {
-    /// Whether the database ended the session because nobody asked anything.
+    /// Whether the database ended the session because it was idle.
     pub(crate) fn ended_for_idling(&self) -> bool {
         match self {
             BackendError::Said { sqlstate, .. } | BackendError::Setting { sqlstate, .. } => {
@@ -84,10 +84,10 @@ impl BackendError {
         }
     }
 
-    /// Whose connections are used up, if that is why.
-    pub(crate) fn fullness(&self) -> Option<Fullness> {
+    /// What has no connection left, if that is why.
+    pub(crate) fn full_scope(&self) -> Option<FullScope> {
         match self {
-            BackendError::Full { whose, .. } => Some(*whose),
+            BackendError::Full { scope, .. } => Some(*scope),
             _ => None,
         }
     }

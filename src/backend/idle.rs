@@ -1,4 +1,4 @@
-//! A connection that is logged in: on its way to a session, or idle until one comes for it.
+//! A connection that is logged in: on its way to a session, or idle in the pool.
 
 use std::io;
 use std::sync::Arc;
@@ -22,16 +22,16 @@ pub(crate) struct Attachment {
     pub(crate) process: Process,
     /// ParameterStatus and notices as they came, for the client.
     pub(crate) greeting: Vec<u8>,
-    pub(crate) past: Past,
+    pub(crate) history: History,
 }
 
-/// What has become of a connection since it was logged in on.
+/// What has happened on a connection since its login.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Past {
-    pub(crate) made: BootTime,
-    /// When its database was last asked whose it is, and said so.
+pub(crate) struct History {
+    pub(crate) opened: BootTime,
+    /// When its seal was last read and was the tenant's.
     pub(crate) sealed: BootTime,
-    /// How many sessions have had it before.
+    /// How many sessions have used it before.
     pub(crate) sessions: u32,
     /// Whether its login was bound to its TLS channel.
     pub(crate) is_bound: bool,
@@ -39,27 +39,27 @@ pub(crate) struct Past {
     pub(super) version: Option<ServerVersion>,
 }
 
-/// An [`Attachment`] that waits for its session, on no event loop.
+/// An idle [`Attachment`], on no event loop.
 #[derive(Debug)]
-pub(crate) struct Parked {
-    stream: stream::Parked,
+pub(crate) struct IdleBackend {
+    stream: stream::DetachedStream,
     process: Process,
     greeting: Vec<u8>,
-    past: Past,
+    history: History,
 }
 
 impl Attachment {
     /// Leaves the event loop. Nothing is read until it is resumed.
-    pub(crate) fn park(self) -> io::Result<Parked> {
-        let Attachment { stream, process, greeting, past } = self;
-        Ok(Parked { stream: stream.park()?, process, greeting, past })
+    pub(crate) fn detach(self) -> io::Result<IdleBackend> {
+        let Attachment { stream, process, greeting, history } = self;
+        Ok(IdleBackend { stream: stream.detach()?, process, greeting, history })
     }
 }
 
-impl Parked {
-    /// Tells the database that nobody will use it, and waits until its place there is free: its process
-    /// gives that back before its end closes the connection.
-    pub(crate) async fn say_goodbye(self) -> io::Result<()> {
+impl IdleBackend {
+    /// Sends a Terminate, and waits until the database has closed the connection: its process has freed
+    /// the connection slot by then.
+    pub(crate) async fn terminate(self) -> io::Result<()> {
         let mut stream = self.stream.resume()?;
         stream.write_all(&message::TERMINATE).await?;
         stream.shutdown().await?;
@@ -71,24 +71,24 @@ impl Parked {
         self.process.pid()
     }
 
-    /// Comes to the event loop that this runs on, if the connection still lives and its database is
-    /// sealed for the tenant of the route, which must be the one that it was dialled for. What the
-    /// database said of that lately counts, if it has said nothing since then.
+    /// Moves to the event loop that this runs on, if the connection is alive and its database is sealed
+    /// for the tenant of the route, which must be the one that it was dialled for. The seal is not read
+    /// again within `check_delay`, if nothing has arrived since.
     pub(crate) async fn resume(
         self,
         route: &Arc<Route>,
-        lately: Duration,
+        check_delay: Duration,
     ) -> Result<Attachment, BackendError> {
-        let Parked { stream, process, mut greeting, mut past } = self;
-        if past.sealed.elapsed() < lately && stream.is_silent() {
-            return Ok(Attachment { stream: stream.resume()?, process, greeting, past });
+        let IdleBackend { stream, process, mut greeting, mut history } = self;
+        if history.sealed.elapsed() < check_delay && stream.is_silent() {
+            return Ok(Attachment { stream: stream.resume()?, process, greeting, history });
         }
         let stream = stream.resume()?;
         let mut connection = Connection::new(stream, route, process.redial.clone());
-        connection.version = past.version;
-        // What a reload has changed meanwhile is told here as well, and becomes part of the greeting.
-        past.sealed = BootTime::now();
+        connection.version = history.version;
+        // Settings that a reload has changed meanwhile are reported here, and become part of the greeting.
+        history.sealed = BootTime::now();
         connection.check_seal(route.tenant().id(), &mut greeting).await?;
-        Ok(Attachment { stream: connection.into_stream()?, process, greeting, past })
+        Ok(Attachment { stream: connection.into_stream()?, process, greeting, history })
     }
 }

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::binding::Exchange;
 use super::error::BackendError;
 use super::hashing::hash;
-use super::idle::{Attachment, Past};
+use super::idle::{Attachment, History};
 use super::messages::closed;
 use super::version::ServerVersion;
 use super::{Connection, Process};
@@ -37,11 +37,11 @@ impl Connection {
         credential: &Credential,
     ) -> Result<Attachment, BackendError> {
         match self.begin(credential).await {
-            Ok((process, greeting, past)) => {
-                Ok(Attachment { stream: self.into_stream()?, process, greeting, past })
+            Ok((process, greeting, history)) => {
+                Ok(Attachment { stream: self.into_stream()?, process, greeting, history })
             }
             Err(error) => {
-                if error.fullness().is_some() {
+                if error.full_scope().is_some() {
                     let _best_effort = timeout(GONE, closed(&mut self.stream)).await;
                 }
                 Err(error)
@@ -52,7 +52,7 @@ impl Connection {
     async fn begin(
         &mut self,
         credential: &Credential,
-    ) -> Result<(Process, Vec<u8>, Past), BackendError> {
+    ) -> Result<(Process, Vec<u8>, History), BackendError> {
         let tenant = Arc::clone(self.route.tenant());
         let dbname = &tenant.placement().dbname;
         let packet = startup::encode(credential.username(), dbname, self.route.settings())?;
@@ -63,8 +63,8 @@ impl Connection {
         let now = BootTime::now();
         self.check_seal(tenant.id(), &mut greeting).await?;
         let version = self.version;
-        let past = Past { made: now, sealed: now, sessions: 0, is_bound, version };
-        Ok((process, greeting, past))
+        let history = History { opened: now, sealed: now, sessions: 0, is_bound, version };
+        Ok((process, greeting, history))
     }
 
     /// Whether the login is bound to its TLS channel.

@@ -9,7 +9,7 @@ use pgsilo_wire::message;
 use tokio::time::timeout;
 
 use super::seal::{is_sealed_for, seal_query};
-use super::{Attachment, BackendError, Connection, Past, Route};
+use super::{Attachment, BackendError, Connection, History, Route};
 
 /// How long a reset may take before the connection is closed instead: it was idle.
 const RESET_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,11 +27,11 @@ impl Attachment {
     /// # Errors
     /// It is lost, the database refused, or something is not as it was: it may not be used again.
     pub(crate) async fn reset(self, route: &Arc<Route>) -> Result<Attachment, BackendError> {
-        let Attachment { stream, process, greeting, past } = self;
+        let Attachment { stream, process, greeting, history } = self;
         let told = told(&greeting)
             .ok_or(BackendError::Protocol("a setting that cannot be asked for by its name"))?;
         let mut connection = Connection::new(stream, route, process.redial.clone());
-        connection.version = past.version;
+        connection.version = history.version;
         let names: Vec<&str> = told.keys().copied().collect();
         let question = |nonce: &str| {
             format!(
@@ -63,8 +63,8 @@ impl Attachment {
             return Err(changed);
         }
         is_sealed_for(route.tenant().id(), seals)?;
-        let past = Past { sealed: asked, sessions: past.sessions + 1, ..past };
-        Ok(Attachment { stream: connection.into_stream()?, process, greeting, past })
+        let history = History { sealed: asked, sessions: history.sessions + 1, ..history };
+        Ok(Attachment { stream: connection.into_stream()?, process, greeting, history })
     }
 }
 

@@ -21,8 +21,8 @@ use zeroize::Zeroizing;
 
 use self::proofs::Known;
 use super::raw::{
-    Raw, RawAudit, RawAuthority, RawBackend, RawFormat, RawLevel, RawLimits, RawLog, RawOnLoss,
-    RawReuse, RawRuntime, RawWarm,
+    Raw, RawAudit, RawAuthority, RawFormat, RawLevel, RawLimits, RawLog, RawOnLoss, RawPool,
+    RawReuse, RawRuntime,
 };
 use super::{
     AuditSettings, Config, EndingRules, FileError, Limits, ListenerSettings, LogFormat,
@@ -42,10 +42,10 @@ const MIN_DEAD_PEER: Duration = Duration::from_secs(5);
 /// No network outage that a session survives is longer.
 const MAX_DEAD_PEER: Duration = Duration::from_secs(1800);
 
-/// A connection that waits for less is never there when it is wanted.
-const MIN_WARM: Duration = Duration::from_secs(1);
-/// One that waits for longer was logged in before too much has changed.
-const MAX_WARM: Duration = Duration::from_secs(600);
+/// With less, idle connections are closed before the next session arrives.
+const MIN_POOL_IDLE: Duration = Duration::from_secs(1);
+/// With more, too much may have changed since an idle connection's login.
+const MAX_POOL_IDLE: Duration = Duration::from_secs(600);
 
 pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let file = TomlFile::read(path, MAX_CONFIGURATION)?;
@@ -64,7 +64,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let end_at_expiry = raw.lease.end_at_expiry;
     let openbao = build.openbao(raw.openbao, raw.lease, raw.limits.max_sessions)?;
     let limits = build.limits(&raw.limits)?;
-    let pool = build.pool(&raw.warm, &raw.backend)?;
+    let pool = build.pool(&raw.pool)?;
     let regions = build.regions(raw.registry.regions)?;
     let cores = build.cores(&raw.runtime)?;
     let log = build.log(&raw.log)?;
@@ -230,40 +230,44 @@ impl Build<'_> {
         }
     }
 
-    fn pool(&self, raw: &RawWarm, backend: &RawBackend) -> Result<PoolSettings, FileError> {
-        for (key, bound) in [("max", raw.max), ("max_per_tenant", raw.max_per_tenant)] {
-            self.check_bound(format!("warm.{key}"), bound)?;
+    fn pool(&self, raw: &RawPool) -> Result<PoolSettings, FileError> {
+        let limits = [("max_idle", raw.max_idle), ("max_idle_per_tenant", raw.max_idle_per_tenant)];
+        for (key, bound) in limits {
+            self.check_bound(format!("pool.{key}"), bound)?;
         }
-        if raw.max_per_tenant == 0 {
-            return self.wrong("warm.max_per_tenant", "zero; for none at all, set warm.max to 0");
-        }
-        if !(MIN_WARM..=MAX_WARM).contains(&raw.idle_timeout.0) {
+        if raw.max_idle_per_tenant == 0 {
             return self.wrong(
-                "warm.idle_timeout",
+                "pool.max_idle_per_tenant",
+                "zero; for no pool at all, set pool.max_idle to 0",
+            );
+        }
+        if !(MIN_POOL_IDLE..=MAX_POOL_IDLE).contains(&raw.idle_timeout.0) {
+            return self.wrong(
+                "pool.idle_timeout",
                 format_args!("{:?} is out of range; use 1s to 10m", raw.idle_timeout.0),
             );
         }
-        let reuse = (backend.reuse == RawReuse::Reset).then_some(backend.max_age.0);
-        if reuse.is_some() && raw.max == 0 {
+        let reuse = (raw.reuse == RawReuse::Reset).then_some(raw.max_lifetime.0);
+        if reuse.is_some() && raw.max_idle == 0 {
             return self.wrong(
-                "backend.reuse",
-                "\"reset\", but warm.max is 0; give the connections a place to wait in",
+                "pool.reuse",
+                "\"reset\", but pool.max_idle is 0; no connection could be kept",
             );
         }
-        if reuse.is_some_and(|max_age| max_age.is_zero()) {
-            return self.wrong("backend.max_age", "zero; nothing could be used again");
+        if reuse.is_some_and(|max_lifetime| max_lifetime.is_zero()) {
+            return self.wrong("pool.max_lifetime", "zero; no connection could be reused");
         }
-        if raw.check_after.0 > raw.idle_timeout.0 {
+        if raw.check_delay.0 > raw.idle_timeout.0 {
             return self.wrong(
-                "warm.check_after",
-                format_args!("{:?} is longer than idle_timeout", raw.check_after.0),
+                "pool.check_delay",
+                format_args!("{:?} is longer than idle_timeout", raw.check_delay.0),
             );
         }
         Ok(PoolSettings {
-            check_after: raw.check_after.0,
-            max: raw.max,
-            max_per_tenant: raw.max_per_tenant,
+            max_idle: raw.max_idle,
+            max_idle_per_tenant: raw.max_idle_per_tenant,
             idle_timeout: raw.idle_timeout.0,
+            check_delay: raw.check_delay.0,
             reuse,
         })
     }

@@ -24,9 +24,7 @@ pub(super) struct Raw {
     #[serde(default)]
     pub(super) limits: RawLimits,
     #[serde(default)]
-    pub(super) warm: RawWarm,
-    #[serde(default)]
-    pub(super) backend: RawBackend,
+    pub(super) pool: RawPool,
     pub(super) admin: Option<RawAdmin>,
     #[serde(default)]
     pub(super) log: RawLog,
@@ -344,34 +342,25 @@ impl Default for RawLimits {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct RawWarm {
-    pub(super) max: usize,
-    pub(super) max_per_tenant: usize,
+pub(super) struct RawPool {
+    pub(super) max_idle: usize,
+    pub(super) max_idle_per_tenant: usize,
     pub(super) idle_timeout: Text<Duration>,
-    pub(super) check_after: Text<Duration>,
-}
-
-impl Default for RawWarm {
-    fn default() -> RawWarm {
-        RawWarm {
-            max: 100,
-            max_per_tenant: 4,
-            idle_timeout: Text(Duration::from_secs(10)),
-            check_after: Text(Duration::from_millis(250)),
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawBackend {
+    pub(super) check_delay: Text<Duration>,
     pub(super) reuse: RawReuse,
-    pub(super) max_age: Text<Duration>,
+    pub(super) max_lifetime: Text<Duration>,
 }
 
-impl Default for RawBackend {
-    fn default() -> RawBackend {
-        RawBackend { reuse: RawReuse::Never, max_age: Text(Duration::from_secs(300)) }
+impl Default for RawPool {
+    fn default() -> RawPool {
+        RawPool {
+            max_idle: 100,
+            max_idle_per_tenant: 4,
+            idle_timeout: Text(Duration::from_secs(10)),
+            check_delay: Text(Duration::from_millis(250)),
+            reuse: RawReuse::Never,
+            max_lifetime: Text(Duration::from_secs(300)),
+        }
     }
 }
 

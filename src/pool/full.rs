@@ -1,9 +1,8 @@
-//! Which databases have lately had no connection left, as they said themselves (53300).
+//! Databases that have lately reported that they have no connection left (53300).
 //!
-//! Nobody can know that beforehand: PostgreSQL says it to whoever has shown a name and a password, so after
-//! a credential was made. But what was said a moment ago is still known when the next session comes. So for
-//! a moment only some try, and a crowd that is turned away costs neither OpenBAO nor the full server a role each.
-//! And for a while nothing is made ahead there.
+//! PostgreSQL reports this only after the startup packet, for some limits only after the password, so after
+//! a credential was made. For a moment after such a report a tenant's sessions try one at a time: those that
+//! are refused cost neither OpenBAO nor the full server a role each. For a longer while there is no prewarm.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,109 +11,117 @@ use pgsilo_core::registry::{Host, Tenant};
 use pgsilo_core::tenant::TenantId;
 use tokio::time::Instant;
 
-use crate::lease::Fullness;
+use crate::lease::FullScope;
 
-/// How long a database that said so counts as full, if no session of the tenant's ends meanwhile.
+/// How long a report limits sessions, unless a session of the tenant ends meanwhile.
 const FRESH: Duration = Duration::from_millis(500);
-/// Between two sessions of a tenant that try, as long as it does.
-const BETWEEN: Duration = Duration::from_millis(100);
+/// How often one session of a tenant may try meanwhile.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What is full: a tenant's share, or a server for all its tenants.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Place {
-    Of(TenantId),
+enum Backend {
+    Tenant(TenantId),
     Server(Host),
 }
 
 #[derive(Debug)]
-struct Said {
+struct Report {
     at: Instant,
-    /// A place may be free since then.
+    /// A slot may have become free since then.
     is_outdated: bool,
-    /// When a session of a tenant last tried: no tenant's tries are another's.
-    tried: HashMap<TenantId, Instant>,
+    /// When a session of each tenant last tried: tenants do not limit each other.
+    attempts: HashMap<TenantId, Instant>,
 }
 
-/// What was said, and when.
+/// The reports, by what they are about.
 #[derive(Debug, Default)]
-pub(super) struct FullDatabases(HashMap<Place, Said>);
+pub(super) struct FullDatabases(HashMap<Backend, Report>);
 
 impl FullDatabases {
-    /// A tenant's database has said so. It is remembered for `pause`.
-    pub(super) fn said(&mut self, tenant: &Tenant, whose: Fullness, now: Instant, pause: Duration) {
-        let pause = pause.max(FRESH);
-        self.0.retain(|_, said| now - said.at < pause);
-        let place = match whose {
-            Fullness::OfServer => server(tenant),
-            Fullness::OfOne => of(tenant),
+    /// A tenant's database has reported that it is full. The report is kept for `retention`.
+    pub(super) fn record_full(
+        &mut self,
+        tenant: &Tenant,
+        scope: FullScope,
+        now: Instant,
+        retention: Duration,
+    ) {
+        let retention = retention.max(FRESH);
+        self.0.retain(|_, report| now - report.at < retention);
+        let backend = match scope {
+            FullScope::Server => server_of(tenant),
+            FullScope::Tenant => share_of(tenant),
         };
-        let said = self.0.entry(place).or_insert_with(|| Said {
+        let report = self.0.entry(backend).or_insert_with(|| Report {
             at: now,
             is_outdated: false,
-            tried: HashMap::new(),
+            attempts: HashMap::new(),
         });
-        (said.at, said.is_outdated) = (now, false);
-        said.tried.retain(|_, at| now - *at < BETWEEN);
-        said.tried.insert(tenant.id().clone(), now);
+        (report.at, report.is_outdated) = (now, false);
+        report.attempts.retain(|_, at| now - *at < RETRY_INTERVAL);
+        report.attempts.insert(tenant.id().clone(), now);
     }
 
-    /// Whether it was said within `pause`.
-    pub(super) fn is_remembered(&self, tenant: &Tenant, now: Instant, pause: Duration) -> bool {
-        let lately = |place| self.0.get(&place).is_some_and(|said| now - said.at < pause);
-        !self.0.is_empty() && (lately(of(tenant)) || lately(server(tenant)))
+    /// Whether it was reported full within `period`.
+    pub(super) fn was_full_within(&self, tenant: &Tenant, now: Instant, period: Duration) -> bool {
+        let is_recent =
+            |backend| self.0.get(&backend).is_some_and(|report| now - report.at < period);
+        !self.0.is_empty() && (is_recent(share_of(tenant)) || is_recent(server_of(tenant)))
     }
 
-    /// Whether a session may try: of each tenant now and then one while it is fresh, and all of them then.
+    /// Whether a session may try: one of each tenant per interval while a report is fresh, else all.
     ///
     /// # Errors
-    /// Not now: whose connections are used up.
-    pub(super) fn may_try(&mut self, tenant: &Tenant, now: Instant) -> Result<(), Fullness> {
+    /// Not now: what is full.
+    pub(super) fn may_connect(&mut self, tenant: &Tenant, now: Instant) -> Result<(), FullScope> {
         if self.0.is_empty() {
             return Ok(());
         }
-        let places = [(of(tenant), Fullness::OfOne), (server(tenant), Fullness::OfServer)];
-        for (place, whose) in &places {
-            let known = self.0.get(place);
-            let known = known.filter(|said| !said.is_outdated && now - said.at < FRESH);
-            let tried = known.and_then(|said| said.tried.get(tenant.id()));
-            if tried.is_some_and(|at| now - *at < BETWEEN) {
-                return Err(*whose);
+        let backends =
+            [(share_of(tenant), FullScope::Tenant), (server_of(tenant), FullScope::Server)];
+        for (backend, scope) in &backends {
+            let report = self.0.get(backend);
+            let fresh = report.filter(|report| !report.is_outdated && now - report.at < FRESH);
+            let last = fresh.and_then(|report| report.attempts.get(tenant.id()));
+            if last.is_some_and(|at| now - *at < RETRY_INTERVAL) {
+                return Err(*scope);
             }
         }
-        for (place, _) in &places {
-            if let Some(said) = self.0.get_mut(place) {
-                said.tried.insert(tenant.id().clone(), now);
+        for (backend, _) in &backends {
+            if let Some(report) = self.0.get_mut(backend) {
+                report.attempts.insert(tenant.id().clone(), now);
             }
         }
         Ok(())
     }
 
-    /// A place may be free: whoever comes may try. It may be the only one.
-    pub(super) fn has_a_place(&mut self, tenant: &Tenant) {
+    /// A slot may have become free, perhaps only one: all sessions may try, prewarm does not.
+    pub(super) fn record_free_slot(&mut self, tenant: &Tenant) {
         if !self.0.is_empty() {
-            for place in [of(tenant), server(tenant)] {
-                if let Some(said) = self.0.get_mut(&place) {
-                    said.is_outdated = true;
+            for backend in [share_of(tenant), server_of(tenant)] {
+                if let Some(report) = self.0.get_mut(&backend) {
+                    report.is_outdated = true;
                 }
             }
         }
     }
 
-    /// A session got in where nobody made room for it.
-    pub(super) fn is_over(&mut self, tenant: &Tenant) {
+    /// A session was given a connection without an eviction: the database is not full.
+    pub(super) fn clear(&mut self, tenant: &Tenant) {
         if !self.0.is_empty() {
-            self.0.remove(&of(tenant));
-            self.0.remove(&server(tenant));
+            self.0.remove(&share_of(tenant));
+            self.0.remove(&server_of(tenant));
         }
     }
 }
 
-fn of(tenant: &Tenant) -> Place {
-    Place::Of(tenant.id().clone())
+fn share_of(tenant: &Tenant) -> Backend {
+    Backend::Tenant(tenant.id().clone())
 }
 
-fn server(tenant: &Tenant) -> Place {
-    Place::Server(tenant.placement().host.comparable())
+fn server_of(tenant: &Tenant) -> Backend {
+    Backend::Server(tenant.placement().host.comparable())
 }
 
 #[cfg(test)]
@@ -122,7 +129,7 @@ mod tests {
     use super::*;
     use pgsilo_core::registry::Snapshot;
 
-    const PAUSE: Duration = Duration::from_secs(10);
+    const RETENTION: Duration = Duration::from_secs(10);
 
     /// Two tenants of one server and one of another.
     fn tenants(test: &str) -> [std::sync::Arc<Tenant>; 3] {
@@ -144,50 +151,52 @@ mod tests {
     }
 
     #[test]
-    fn some_try_while_it_is_fresh_and_all_when_one_got_in_or_it_is_old() {
+    fn sessions_are_limited_until_the_report_is_old_or_one_connects() {
         let ([acme, _, _], mut full, start) =
             (tenants("fresh"), FullDatabases::default(), Instant::now());
-        assert_eq!(full.may_try(&acme, start), Ok(()));
-        full.said(&acme, Fullness::OfOne, start, PAUSE);
+        assert_eq!(full.may_connect(&acme, start), Ok(()));
+        full.record_full(&acme, FullScope::Tenant, start, RETENTION);
         let mut tried = 0;
         for millisecond in 0..500 {
             let now = start + Duration::from_millis(millisecond);
-            tried += u32::from(full.may_try(&acme, now).is_ok());
+            tried += u32::from(full.may_connect(&acme, now).is_ok());
         }
         assert_eq!(tried, 4);
         let old = start + FRESH;
-        assert!((0..10).all(|_| full.may_try(&acme, old).is_ok()));
-        assert!(full.is_remembered(&acme, old, PAUSE));
-        assert!(!full.is_remembered(&acme, start + PAUSE, PAUSE));
-        full.said(&acme, Fullness::OfOne, old, PAUSE);
-        assert_eq!(full.may_try(&acme, old), Err(Fullness::OfOne));
-        full.is_over(&acme);
-        assert!(full.may_try(&acme, old).is_ok() && !full.is_remembered(&acme, old, PAUSE));
+        assert!((0..10).all(|_| full.may_connect(&acme, old).is_ok()));
+        assert!(full.was_full_within(&acme, old, RETENTION));
+        assert!(!full.was_full_within(&acme, start + RETENTION, RETENTION));
+        full.record_full(&acme, FullScope::Tenant, old, RETENTION);
+        assert_eq!(full.may_connect(&acme, old), Err(FullScope::Tenant));
+        full.clear(&acme);
+        assert!(
+            full.may_connect(&acme, old).is_ok() && !full.was_full_within(&acme, old, RETENTION)
+        );
     }
 
     #[test]
-    fn a_session_that_ends_lets_others_try_and_nothing_be_made_ahead() {
+    fn a_session_that_ends_allows_sessions_but_no_prewarm() {
         let ([acme, _, _], mut full, now) =
             (tenants("ends"), FullDatabases::default(), Instant::now());
-        full.said(&acme, Fullness::OfServer, now, PAUSE);
-        assert_eq!(full.may_try(&acme, now), Err(Fullness::OfServer));
-        full.has_a_place(&acme);
-        assert!((0..10).all(|_| full.may_try(&acme, now).is_ok()));
-        assert!(full.is_remembered(&acme, now, PAUSE));
+        full.record_full(&acme, FullScope::Server, now, RETENTION);
+        assert_eq!(full.may_connect(&acme, now), Err(FullScope::Server));
+        full.record_free_slot(&acme);
+        assert!((0..10).all(|_| full.may_connect(&acme, now).is_ok()));
+        assert!(full.was_full_within(&acme, now, RETENTION));
     }
 
     #[test]
-    fn one_tenants_share_is_no_neighbours_and_a_server_is_all_of_its_tenants() {
+    fn a_full_share_limits_one_tenant_and_a_full_server_all_of_its_tenants() {
         let ([acme, globex, initech], mut full, now) =
             (tenants("share"), FullDatabases::default(), Instant::now());
-        full.said(&acme, Fullness::OfOne, now, PAUSE);
-        assert!(full.may_try(&acme, now).is_err() && full.may_try(&globex, now).is_ok());
-        assert!(!full.is_remembered(&globex, now, PAUSE));
-        full.said(&acme, Fullness::OfServer, now, PAUSE);
-        assert!(full.is_remembered(&globex, now, PAUSE));
-        // A busy neighbour takes nobody's tries.
-        assert!(full.may_try(&acme, now).is_err() && full.may_try(&globex, now).is_ok());
-        assert_eq!(full.may_try(&globex, now), Err(Fullness::OfServer));
-        assert!(full.may_try(&initech, now).is_ok());
+        full.record_full(&acme, FullScope::Tenant, now, RETENTION);
+        assert!(full.may_connect(&acme, now).is_err() && full.may_connect(&globex, now).is_ok());
+        assert!(!full.was_full_within(&globex, now, RETENTION));
+        full.record_full(&acme, FullScope::Server, now, RETENTION);
+        assert!(full.was_full_within(&globex, now, RETENTION));
+        // The attempts of one tenant do not limit another.
+        assert!(full.may_connect(&acme, now).is_err() && full.may_connect(&globex, now).is_ok());
+        assert_eq!(full.may_connect(&globex, now), Err(FullScope::Server));
+        assert!(full.may_connect(&initech, now).is_ok());
     }
 }

@@ -11,7 +11,7 @@ use super::client::{Client, Stop};
 use super::leased::{Connected, Leased, dial};
 use super::routed::Admission;
 use crate::audit::Stage;
-use crate::backend::{Attachment, Connection, Past};
+use crate::backend::{Attachment, Connection, History};
 use crate::cancel::{CancelKey, Whose};
 use crate::identity::Identity;
 use crate::lease::Lease;
@@ -26,31 +26,31 @@ use crate::stream::Stream;
 #[derive(Debug)]
 pub(super) struct Attached<'c> {
     client: &'c mut Client,
-    held: Held,
+    resources: SessionResources,
     backend: Stream,
 }
 
-/// What a session holds until it ends, in the order in which it lets go: the lease last, when
+/// What a session owns until it ends, in the order in which it is dropped: the lease last, when
 /// nothing uses its credential any more.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct SessionResources {
     pub(super) cancel_key: CancelKey,
     pub(super) tenant: Arc<Tenant>,
     pub(super) identity: Box<Identity>,
     pub(super) access: Access,
     pub(super) place: Place,
     pub(super) address: Option<TallyPermit<IpAddr>>,
-    /// What makes the connection another session's, if it may become that.
-    pub(super) kept: Option<Box<Kept>>,
+    /// For reuse of the connection by another session, if that is configured.
+    pub(super) reusable: Option<Box<Reusable>>,
     pub(super) lease: Lease,
 }
 
-/// What a connection needs to be given back to the pool.
+/// What the pool needs to know of a connection that a session returns.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct Reusable {
     pub(super) route: Arc<Route>,
     pub(super) greeting: Vec<u8>,
-    pub(super) past: Past,
+    pub(super) history: History,
 }
 
 impl<'c> Attached<'c> {
@@ -69,12 +69,12 @@ impl<'c> Attached<'c> {
         let version = started.version();
         let (accepted, _startup) = started.into_parts();
         let (client, address) = accepted.into_parts();
-        let Attachment { stream, process, greeting, past } = attachment;
+        let Attachment { stream, process, greeting, history } = attachment;
         let whose = Whose { session: client.trail.session, tenant: route.tenant().id().clone() };
         let key = client.proxy.cancel_keys.hand_out(process, version, whose);
         let cancel_key = key.ok_or_else(|| Refusal::new(Reason::Internal, "no randomness"))?;
         client.trail.backend_pid = cancel_key.pid().unwrap_or_default();
-        client.trail.channel_binding = past.is_bound;
+        client.trail.channel_binding = history.is_bound;
 
         let mut welcome = Vec::with_capacity(greeting.len() + 64);
         message::authentication_ok(&mut welcome);
@@ -86,50 +86,49 @@ impl<'c> Attached<'c> {
         client.frontend.send(&welcome).await.map_err(|_lost| Stop::Left)?;
         client.handshake = None;
         client.reached(Stage::Attached);
-        // The next one like it, prepared while nobody waits.
         let proxy = client.proxy;
-        proxy.pool.expect(&route, proxy.registry());
-        let held = Held {
+        proxy.pool.prewarm(&route, proxy.registry());
+        let resources = SessionResources {
             cancel_key,
             tenant: Arc::clone(route.tenant()),
             identity,
             access: route.access(),
             place,
             address,
-            kept: proxy.pool.keeps().then(|| Box::new(Kept { route, greeting, past })),
+            reusable: proxy.pool.reuses().then(|| Box::new(Reusable { route, greeting, history })),
             lease,
         };
-        Ok(Attached { client, held, backend: stream })
+        Ok(Attached { client, resources, backend: stream })
     }
 
-    pub(super) fn into_parts(self) -> (&'c mut Client, Held, Stream) {
-        (self.client, self.held, self.backend)
+    pub(super) fn into_parts(self) -> (&'c mut Client, SessionResources, Stream) {
+        (self.client, self.resources, self.backend)
     }
 }
 
-/// A login with the leased credential. Where the database has no connection left, one that waits here
-/// makes room, and it is tried once more.
+/// A login with the leased credential. If the database has no connection left, an idle one of the pool is
+/// evicted, and the login tried once more.
 async fn log_in(
     mut connection: Connection,
     lease: &Lease,
     route: &Arc<Route>,
     proxy: &'static Proxy,
 ) -> Result<Attachment, Refusal> {
-    let mut room = None;
+    let mut freed = None;
     loop {
         let error = match connection.log_in(lease.credential()).await {
             Ok(attachment) => {
-                proxy.pool.has_got_in(route.tenant(), room.is_some());
+                proxy.pool.record_connect(route.tenant(), freed.is_some());
                 return Ok(attachment);
             }
             Err(error) => error,
         };
-        let Some(whose) = error.fullness().filter(|_| room.is_none()) else {
+        let Some(scope) = error.full_scope().filter(|_| freed.is_none()) else {
             return Err(error.into());
         };
-        proxy.pool.is_full(route.tenant(), whose);
-        room = proxy.pool.make_room(route.tenant(), whose).await;
-        if room.is_none() {
+        proxy.pool.record_full(route.tenant(), scope);
+        freed = proxy.pool.free_slot(route.tenant(), scope).await;
+        if freed.is_none() {
             return Err(error.into());
         }
         connection = dial(route, proxy.limits().dead_peer_timeout).await?;

@@ -28,27 +28,27 @@ pub(super) struct Leased<'c> {
 /// How far the connection to the database has come.
 #[derive(Debug)]
 pub(super) enum Connected {
-    /// To be logged in on, with the lease.
+    /// The login, with the lease, is to come.
     Dialled(Connection),
-    /// It was logged in on with the lease before anybody came for it.
+    /// From the pool: logged in with the lease.
     LoggedIn(Attachment),
 }
 
 impl<'c> Leased<'c> {
-    /// Takes what the pool has made ready for such a session; else asks for a credential, and dials
-    /// the database meanwhile.
+    /// Takes an idle connection of the pool; if there is none, requests a credential, and dials the
+    /// database meanwhile.
     pub(super) async fn lease(mut routed: Routed<'c>) -> Result<Leased<'c>, Stop> {
         let proxy = routed.client().proxy;
         let (lease, connection) = match proxy.pool.take(routed.resolved()).await {
             Some((lease, attachment)) => {
                 let trail = &mut routed.client().trail;
-                (trail.warm, trail.reused) = (true, attachment.past.sessions > 0);
+                (trail.pooled, trail.reused) = (true, attachment.history.sessions > 0);
                 (lease, Connected::LoggedIn(attachment))
             }
             None => {
                 let route = Arc::clone(routed.resolved());
                 let patience = proxy.limits().dead_peer_timeout;
-                if !proxy.pool.may_try(route.tenant()) {
+                if !proxy.pool.may_connect(route.tenant()) {
                     let cause = "the database said 53300 a moment ago, and others try";
                     return Err(Refusal::new(Reason::BackendFull, cause).into());
                 }
@@ -67,24 +67,24 @@ impl<'c> Leased<'c> {
     }
 }
 
-/// A credential. Where OpenBAO finds no connection left, one that waits here makes room, and it is asked
-/// once more; under session authority the token has been used up.
+/// A credential. If the database has no connection left for OpenBAO, an idle one of the pool is evicted, and
+/// the request made once more; not under session authority, where the token has been used up.
 async fn credential(routed: &mut Routed<'_>) -> Result<Lease, LeaseError> {
     let proxy = routed.client().proxy;
-    let mut room = None;
+    let mut freed = None;
     loop {
         let error = match proxy.lessor.lease(routed.request()).await {
             Ok(lease) => return Ok(lease),
             Err(error) => error,
         };
-        let Some(whose) = error.fullness().filter(|_| room.is_none()) else { return Err(error) };
+        let Some(scope) = error.full_scope().filter(|_| freed.is_none()) else { return Err(error) };
         let tenant = routed.resolved().tenant();
-        proxy.pool.is_full(tenant, whose);
+        proxy.pool.record_full(tenant, scope);
         if proxy.lessor.needs_token() {
             return Err(error);
         }
-        room = proxy.pool.make_room(tenant, whose).await;
-        if room.is_none() {
+        freed = proxy.pool.free_slot(tenant, scope).await;
+        if freed.is_none() {
             return Err(error);
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicU32;
 use std::time::SystemTime;
 
-use super::attached::{Attached, Held, Kept};
+use super::attached::{Attached, Reusable, SessionResources};
 use super::authority::Authority;
 use super::client::{Client, OfSession};
 use crate::audit::{self, Stage};
@@ -17,31 +17,31 @@ use pgsilo_core::clock::BootTime;
 /// Proves that every stage before it was passed: from here on bytes are opaque.
 #[derive(Debug)]
 pub(super) struct Spliced {
-    held: Held,
+    resources: SessionResources,
     backend: Stream,
 }
 
 impl Spliced {
     /// Joins the two connections.
     pub(super) fn splice(attached: Attached<'_>) -> Spliced {
-        let (client, held, backend) = attached.into_parts();
+        let (client, resources, backend) = attached.into_parts();
         client.trail.stage = Stage::Spliced;
         audit::started(&client.trail, client.seconds());
         metrics::SESSIONS.increment(1);
-        Spliced { held, backend }
+        Spliced { resources, backend }
     }
 
     /// Relays until the session ends, then drops what it holds. Of the client, what only its login
     /// needed is freed first.
     pub(super) async fn run(mut self: Box<Self>, client: Box<Client>) {
-        let Spliced { held, backend } = &mut *self;
+        let Spliced { resources, backend } = &mut *self;
         let OfSession { mut frontend, proxy, trail, listener, certified_by } =
             client.into_session();
-        let session = proxy.sessions.begin(held.tenant.id(), trail);
-        let process = held.cancel_key.process();
+        let session = proxy.sessions.begin(resources.tenant.id(), trail);
+        let process = resources.cancel_key.process();
         let dead_peer_timeout = proxy.limits().dead_peer_timeout;
-        let times = held.tenant.limits().times(&proxy.limits().times);
-        let withholds = held.kept.is_some();
+        let times = resources.tenant.limits().times(&proxy.limits().times);
+        let withholds = resources.reusable.is_some();
         let mut relay = Relay::new(
             &mut frontend,
             backend,
@@ -53,13 +53,14 @@ impl Spliced {
         );
         // On the clock that authority is measured in: one that is set later neither lengthens nor
         // shortens the session.
-        let left = held.identity.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
+        let left =
+            resources.identity.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
         let authority = Authority {
             proxy,
-            tenant: &held.tenant,
-            lease: &held.lease,
-            identity: &held.identity,
-            access: held.access,
+            tenant: &resources.tenant,
+            lease: &resources.lease,
+            identity: &resources.identity,
+            access: resources.access,
             listener,
             certified_by,
             expires: BootTime::now() + left,
@@ -74,23 +75,23 @@ impl Spliced {
         let cause = cause.map(|cause| cause.to_string());
         let seconds = session.began.elapsed().as_secs_f64();
         audit::ended(&session.trail, ending, cause.as_deref(), seconds, session.progress.bytes());
-        proxy.pool.has_left(&held.tenant);
+        proxy.pool.record_session_end(&resources.tenant);
         let left_whole = relay.left_whole();
         drop(session);
         if left_whole {
-            Box::pin(self.give_back(proxy)).await;
+            Box::pin(self.release(proxy)).await;
         }
     }
 
-    /// Lets the pool have the connection, for another session on an equal route.
-    async fn give_back(self: Box<Self>, proxy: &'static Proxy) {
-        let Spliced { held, backend } = *self;
-        let Held { cancel_key, place, kept, lease, address, .. } = held;
-        // A session that comes meanwhile is not refused for this one.
+    /// Returns the connection to the pool, for another session on an equal route.
+    async fn release(self: Box<Self>, proxy: &'static Proxy) {
+        let Spliced { resources, backend } = *self;
+        let SessionResources { cancel_key, place, reusable, lease, address, .. } = resources;
+        // They do not count against a session that begins meanwhile.
         drop((place, address));
-        let Some((process, kept)) = cancel_key.withdraw().zip(kept) else { return };
-        let Kept { route, greeting, past } = *kept;
-        let attachment = Attachment { stream: backend, process, greeting, past };
-        proxy.pool.give_back(&route, lease, attachment, proxy.registry()).await;
+        let Some((process, reusable)) = cancel_key.withdraw().zip(reusable) else { return };
+        let Reusable { route, greeting, history } = *reusable;
+        let attachment = Attachment { stream: backend, process, greeting, history };
+        proxy.pool.release(&route, lease, attachment, proxy.registry()).await;
     }
 }

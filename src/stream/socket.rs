@@ -14,17 +14,17 @@ pub(crate) enum Socket {
     /// On an event loop.
     Here(TcpStream),
     /// On none: nothing can be read or written.
-    Parked(std::net::TcpStream),
+    Detached(std::net::TcpStream),
     /// It could not be brought to an event loop, or away from one.
     Lost,
 }
 
 impl Socket {
     /// Leaves the event loop.
-    pub(super) fn park(&mut self) -> io::Result<()> {
+    pub(super) fn detach(&mut self) -> io::Result<()> {
         match std::mem::replace(self, Socket::Lost) {
-            Socket::Here(tcp) => *self = Socket::Parked(tcp.into_std()?),
-            Socket::Parked(tcp) => *self = Socket::Parked(tcp),
+            Socket::Here(tcp) => *self = Socket::Detached(tcp.into_std()?),
+            Socket::Detached(tcp) => *self = Socket::Detached(tcp),
             Socket::Lost => return Err(io::ErrorKind::NotConnected.into()),
         }
         Ok(())
@@ -33,7 +33,7 @@ impl Socket {
     /// Comes to the event loop that this runs on.
     pub(super) fn resume(&mut self) -> io::Result<()> {
         match std::mem::replace(self, Socket::Lost) {
-            Socket::Parked(tcp) => *self = Socket::Here(TcpStream::from_std(tcp)?),
+            Socket::Detached(tcp) => *self = Socket::Here(TcpStream::from_std(tcp)?),
             Socket::Here(tcp) => *self = Socket::Here(tcp),
             Socket::Lost => return Err(io::ErrorKind::NotConnected.into()),
         }
@@ -43,7 +43,7 @@ impl Socket {
     fn here(self: Pin<&mut Self>) -> io::Result<Pin<&mut TcpStream>> {
         match self.get_mut() {
             Socket::Here(tcp) => Ok(Pin::new(tcp)),
-            Socket::Parked(_) | Socket::Lost => Err(io::ErrorKind::NotConnected.into()),
+            Socket::Detached(_) | Socket::Lost => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 }

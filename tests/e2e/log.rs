@@ -188,7 +188,7 @@ async fn audit_events_do_not_depend_on_how_much_is_logged() {
 async fn leased_and_revoked(proxy: &Proxy, role: &str) -> (Value, Value) {
     let leased = proxy.event("leased", |event| event["role"] == role).await;
     let revoked = proxy.event("revoked", |event| event["role"] == role).await;
-    for field in ["lease", "tenant", "access", "session", "ahead"] {
+    for field in ["lease", "tenant", "access", "session", "prewarm"] {
         assert_eq!(leased[field], revoked[field], "{field}");
     }
     let tenant = leased["tenant"].as_str().expect("a tenant");
@@ -216,7 +216,7 @@ async fn a_good_token_and_a_close_leave_events() {
         assert_eq!(event["stage"], "leased");
         let (leased, _revoked) =
             leased_and_revoked(&proxy, event["role"].as_str().expect("a role")).await;
-        assert_eq!((&leased["session"], &leased["ahead"]), (&event["session"], &false.into()));
+        assert_eq!((&leased["session"], &leased["prewarm"]), (&event["session"], &false.into()));
     }
     assert_eq!(proxy.metric("pgsilo_leases_total").await, TIMES as f64);
 }
@@ -247,15 +247,15 @@ async fn a_credential_is_followed_from_its_lease_to_its_end() {
 }
 
 #[tokio::test]
-async fn a_credential_that_was_made_ahead_is_followed_as_well() {
-    let warm = "max_per_tenant = 1\nidle_timeout = \"60s\"\n".to_owned();
-    let mut proxy = Proxy::with(Settings { warm, ..Settings::default() }).await;
+async fn a_credential_of_a_prewarmed_connection_is_followed_as_well() {
+    let pool = "max_idle_per_tenant = 1\nidle_timeout = \"60s\"\n".to_owned();
+    let mut proxy = Proxy::with(Settings { pool, ..Settings::default() }).await;
     for _ in 0..2 {
         Raw::unix(&proxy.socket()).await.log_in(&mint::token("acme"), "acme").await;
     }
-    let leased = proxy.event("leased", |event| event["ahead"] == true).await;
+    let leased = proxy.event("leased", |event| event["prewarm"] == true).await;
     assert_eq!((&leased["session"], &leased["tenant"]), (&"".into(), &"acme".into()));
-    proxy.metric_reaches("pgsilo_warm_connections", 1.0).await;
+    proxy.metric_reaches("pgsilo_pool_idle_connections", 1.0).await;
     proxy.signal(Signal::TERM);
     assert_eq!(proxy.ended().await.code(), Some(0));
     leased_and_revoked(&proxy, leased["role"].as_str().expect("a role")).await;

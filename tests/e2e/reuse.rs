@@ -1,5 +1,5 @@
-//! Connections that serve one session after the other (`backend.reuse = "reset"`): nothing of a
-//! session reaches the next, and what was not left clean is closed.
+//! Reuse of connections (`pool.reuse = "reset"`): no state of a session reaches the next one, and a
+//! connection that was not left clean is closed.
 
 use pgsilo_sandbox::testing::mint;
 use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
@@ -10,24 +10,23 @@ use serde_json::json;
 
 use crate::leases::role_is_of_no_use;
 use crate::openbao::{own_token, session_authority};
-use crate::warm;
+use crate::pool;
 
 const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
 
-fn settings(warm: &str, backend: &str) -> Settings {
+fn settings(keys: &str) -> Settings {
     Settings {
-        warm: format!("idle_timeout = \"60s\"\n{warm}"),
-        backend: format!("reuse = \"reset\"\n{backend}"),
+        pool: format!("idle_timeout = \"60s\"\nreuse = \"reset\"\n{keys}"),
         ..Settings::default()
     }
 }
 
 async fn proxy() -> Proxy {
-    Proxy::with(settings("", "")).await
+    Proxy::with(settings("")).await
 }
 
-/// Whether a connection is asked whose it is before it is taken: always, and not within a minute.
-const ASKED: [&str; 2] = ["check_after = \"0s\"\n", "check_after = \"60s\"\n"];
+/// Whether the seal is read again when a connection is taken: always, and not within a minute.
+const CHECKS: [&str; 2] = ["check_delay = \"0s\"\n", "check_delay = \"60s\"\n"];
 
 async fn log_in(proxy: &Proxy) -> Raw {
     let mut client = Raw::unix(&proxy.socket()).await;
@@ -35,11 +34,11 @@ async fn log_in(proxy: &Proxy) -> Raw {
     client
 }
 
-/// Says goodbye as every driver does, and waits until the connection waits for another.
+/// Sends a Terminate as drivers do, and waits until the connection is idle in the pool.
 async fn leave(proxy: &Proxy, mut client: Raw) {
     client.send(&TERMINATE).await;
     assert_eq!(client.next().await, None, "the session is over");
-    proxy.metric_reaches("pgsilo_warm_connections", 1.0).await;
+    proxy.metric_reaches("pgsilo_pool_idle_connections", 1.0).await;
 }
 
 async fn pid(client: &mut Raw) -> String {
@@ -55,7 +54,7 @@ async fn run(client: &mut Raw, sql: &str) -> Vec<Message> {
 }
 
 #[tokio::test]
-async fn the_next_session_has_the_same_connection_and_lease() {
+async fn the_next_session_reuses_the_connection_and_its_lease() {
     let proxy = proxy().await;
     let mut first = log_in(&proxy).await;
     let had = pid(&mut first).await;
@@ -64,18 +63,18 @@ async fn the_next_session_has_the_same_connection_and_lease() {
     assert_eq!(pid(&mut second).await, had);
     let (one, two) = (proxy.served(0).await, proxy.served(1).await);
     assert_eq!(one["role"], two["role"]);
-    assert_eq!((&one["warm"], &one["reused"]), (&json!(false), &json!(false)));
-    assert_eq!((&two["warm"], &two["reused"]), (&json!(true), &json!(true)));
+    assert_eq!((&one["pooled"], &one["reused"]), (&json!(false), &json!(false)));
+    assert_eq!((&two["pooled"], &two["reused"]), (&json!(true), &json!(true)));
     assert_ne!(one["session"], two["session"]);
-    assert_eq!(proxy.metric("pgsilo_leases_total").await, 1.0, "and nothing is made ahead");
+    assert_eq!(proxy.metric("pgsilo_leases_total").await, 1.0, "and there is no prewarm");
     let ended = proxy.event("ended", |_| true).await;
     assert_eq!(ended["ending"], "client_left");
 }
 
 #[tokio::test]
-async fn a_database_that_is_another_tenants_when_a_session_leaves_serves_nobody() {
+async fn a_connection_whose_seal_changed_is_not_reused() {
     let world = World::own().await;
-    let proxy = Proxy::of(&world, settings("", "")).await;
+    let proxy = Proxy::of(&world, settings("")).await;
     let token = mint::token_of(&world, "acme");
     let mut client = Raw::unix(&proxy.socket()).await;
     client.log_in(&token, "acme").await;
@@ -83,12 +82,12 @@ async fn a_database_that_is_another_tenants_when_a_session_leaves_serves_nobody(
     world.superuser("postgres").await.batch_execute(sql).await.expect("sealed for another");
     client.send(&TERMINATE).await;
     assert_eq!(client.next().await, None, "the session is over");
-    proxy.metric_reaches("pgsilo_warm_total{result=\"unclean\"}", 1.0).await;
-    assert_eq!(proxy.metric("pgsilo_warm_connections").await, 0.0);
+    proxy.metric_reaches("pgsilo_pool_resets_total{result=\"error\"}", 1.0).await;
+    assert_eq!(proxy.metric("pgsilo_pool_idle_connections").await, 0.0);
     proxy.metric_reaches("pgsilo_revocations_total", 1.0).await;
 }
 
-/// RESET ROLE asks nobody whether the role is still there.
+/// RESET ROLE does not check whether the role still exists.
 #[tokio::test]
 async fn a_connection_whose_role_has_lost_its_rights_is_closed() {
     let proxy = proxy().await;
@@ -104,18 +103,18 @@ async fn a_connection_whose_role_has_lost_its_rights_is_closed() {
         client.send(&TERMINATE).await;
         assert_eq!(client.next().await, None, "the session is over");
         let unclean = (number + 1) as f64;
-        proxy.metric_reaches("pgsilo_warm_total{result=\"unclean\"}", unclean).await;
+        proxy.metric_reaches("pgsilo_pool_resets_total{result=\"error\"}", unclean).await;
     }
-    assert_eq!(proxy.metric("pgsilo_warm_connections").await, 0.0);
+    assert_eq!(proxy.metric("pgsilo_pool_idle_connections").await, 0.0);
 }
 
-/// Whoever names other settings each time takes up the room for accounts, but not for good.
+/// A client that sends other settings each time uses up the routes that are tracked, but not for good.
 #[tokio::test]
-async fn the_next_route_finds_room_however_many_there_were() {
-    let proxy = Proxy::with(settings("max_per_tenant = 2\n", "")).await;
+async fn a_new_route_is_pooled_however_many_came_before() {
+    let proxy = Proxy::with(settings("max_idle_per_tenant = 2\n")).await;
     let session = async |application: &str| {
         let parameters = [("user", "app"), ("database", "acme"), ("application_name", application)];
-        let (mut client, _) = warm::log_in(&proxy, &mint::token("acme"), &parameters).await;
+        let (mut client, _) = pool::log_in(&proxy, &mint::token("acme"), &parameters).await;
         client.send(&TERMINATE).await;
         assert_eq!(client.next().await, None, "the session is over");
         proxy.metric_reaches("pgsilo_sessions_active", 0.0).await;
@@ -123,15 +122,15 @@ async fn the_next_route_finds_room_however_many_there_were() {
     for number in 0..20 {
         session(&number.to_string()).await;
     }
-    // All but the first two had another go for them.
-    proxy.metric_reaches("pgsilo_warm_total{result=\"expired\"}", 18.0).await;
-    proxy.metric_reaches("pgsilo_warm_connections", 2.0).await;
+    // For all but the first two another one was evicted.
+    proxy.metric_reaches("pgsilo_pool_closed_total{reason=\"evicted\"}", 18.0).await;
+    proxy.metric_reaches("pgsilo_pool_idle_connections", 2.0).await;
     session("19").await;
     assert_eq!(proxy.served(20).await["reused"], true, "the newest is kept, whatever came before");
 }
 
-/// What one session does, and what the next one must not see of it: a question whose answer is the
-/// same as in a session that nobody was before.
+/// What one session does, and a query whose answer in the next one must be the same as on a new
+/// connection.
 const STATE: [(&str, &str); 13] = [
     (
         "CREATE TEMP TABLE secrets AS SELECT 1",
@@ -162,9 +161,9 @@ const STATE: [(&str, &str); 13] = [
 ];
 
 #[tokio::test]
-async fn nothing_of_a_session_reaches_the_next() {
-    for asked in ASKED {
-        nothing_crosses(&Proxy::with(settings(asked, "")).await).await;
+async fn session_state_does_not_reach_the_next_session() {
+    for keys in CHECKS {
+        nothing_crosses(&Proxy::with(settings(keys)).await).await;
     }
 }
 
@@ -201,9 +200,9 @@ async fn nothing_crosses(proxy: &Proxy) {
 }
 
 #[tokio::test]
-async fn a_greeting_tells_what_is_so() {
-    for asked in ASKED {
-        let proxy = Proxy::with(settings(asked, "")).await;
+async fn a_reused_connection_greets_with_the_settings_in_force() {
+    for keys in CHECKS {
+        let proxy = Proxy::with(settings(keys)).await;
         let mut client = Raw::unix(&proxy.socket()).await;
         let first = client.log_in(&mint::token("acme"), "acme").await;
         for sql in ["SET TimeZone = 'Asia/Tokyo'", "SET application_name = 'somebody'"] {
@@ -223,11 +222,11 @@ fn but_the_key(greeting: &[Message]) -> Vec<Message> {
     greeting.iter().filter(|message| message.tag != b'K').cloned().collect()
 }
 
-/// A client may have the database say much about every question, pgsilo's included.
+/// A client may have the database send notices about every query, pgsilo's included.
 #[tokio::test]
-async fn what_a_database_says_of_our_questions_is_told_to_nobody() {
-    for asked in ASKED {
-        let proxy = Proxy::with(settings(asked, "")).await;
+async fn notices_of_reset_and_check_queries_are_not_forwarded() {
+    for keys in CHECKS {
+        let proxy = Proxy::with(settings(keys)).await;
         let parameters = [
             ("user", "app"),
             ("database", "acme"),
@@ -236,7 +235,7 @@ async fn what_a_database_says_of_our_questions_is_told_to_nobody() {
         let mut greetings = Vec::new();
         for _ in 0..4 {
             let (mut client, greeting) =
-                warm::log_in(&proxy, &mint::token("acme"), &parameters).await;
+                pool::log_in(&proxy, &mint::token("acme"), &parameters).await;
             client.send(&query("SELECT 1")).await;
             let answer = client.until(b'Z').await;
             assert!(
@@ -252,13 +251,13 @@ async fn what_a_database_says_of_our_questions_is_told_to_nobody() {
     }
 }
 
-/// How a session may end so that its connection is nobody's any more.
+/// Ways to end a session after which its connection is not reused.
 #[tokio::test]
-async fn what_was_not_left_clean_is_closed() {
+async fn a_connection_not_left_clean_is_closed() {
     let proxy = proxy().await;
     let flush = tagged(b'H', b"");
     let parse = tagged(b'P', b"\0SELECT 1\0\0\0");
-    // Whoever believes these has nothing left to answer, and the next session reads the answers.
+    // A relay that believed these would owe no answer, and the next session would read the answers.
     let stray = tagged(b'c', b"");
     let slow = query("SELECT pg_sleep(0.3)");
     let forged = [
@@ -271,15 +270,15 @@ async fn what_was_not_left_clean_is_closed() {
         &TERMINATE,
     ];
     let unclean: [(&str, Vec<Vec<u8>>); 10] = [
-        ("a goodbye behind CopyDones that end nothing", vec![forged.concat()]),
-        ("no goodbye", vec![]),
+        ("a Terminate behind CopyDones that end nothing", vec![forged.concat()]),
+        ("no Terminate", vec![]),
         ("an open transaction", vec![query("BEGIN"), TERMINATE.to_vec()]),
         ("a failed one", vec![query("BEGIN"), query("SELECT 1/0"), TERMINATE.to_vec()]),
         ("COPY in progress", vec![query("COPY customers FROM STDIN"), TERMINATE.to_vec()]),
         ("an unfinished extended query", vec![[parse, flush].concat(), TERMINATE.to_vec()]),
-        ("a goodbye behind a query", vec![[query("SELECT 1"), TERMINATE.to_vec()].concat()]),
-        ("bytes behind the goodbye", vec![[&TERMINATE[..], &query("SELECT 1")].concat()]),
-        ("a goodbye in two pieces", vec![TERMINATE[..2].to_vec(), TERMINATE[2..].to_vec()]),
+        ("a Terminate behind a query", vec![[query("SELECT 1"), TERMINATE.to_vec()].concat()]),
+        ("bytes behind the Terminate", vec![[&TERMINATE[..], &query("SELECT 1")].concat()]),
+        ("a Terminate in two pieces", vec![TERMINATE[..2].to_vec(), TERMINATE[2..].to_vec()]),
         ("half a message", vec![query("SELECT 1")[..7].to_vec()]),
     ];
     let count = unclean.len();
@@ -302,11 +301,11 @@ async fn what_was_not_left_clean_is_closed() {
         assert_eq!(proxy.served(number).await["reused"], false, "{how}");
     }
     assert_eq!(proxy.metric("pgsilo_leases_total").await, count as f64);
-    assert_eq!(proxy.metric("pgsilo_warm_total{result=\"used\"}").await, 0.0);
+    assert_eq!(proxy.metric("pgsilo_pool_requests_total{result=\"hit\"}").await, 0.0);
 }
 
 #[tokio::test]
-async fn what_a_reset_cannot_bring_back_is_closed() {
+async fn a_connection_that_cannot_be_reset_is_closed() {
     let proxy = proxy().await;
     // A reset is refused: its time is up before it began.
     let mut client = log_in(&proxy).await;
@@ -327,7 +326,7 @@ async fn what_a_reset_cannot_bring_back_is_closed() {
     superuser.batch_execute(&lock).await.expect("locked");
     client.send(&TERMINATE).await;
     assert_eq!(client.next().await, None);
-    proxy.metric_reaches("pgsilo_warm_total{result=\"unclean\"}", 1.0).await;
+    proxy.metric_reaches("pgsilo_pool_resets_total{result=\"error\"}", 1.0).await;
     superuser.batch_execute("ROLLBACK").await.expect("unlocked");
     let mut next = log_in(&proxy).await;
     assert_ne!(pid(&mut next).await, had);
@@ -335,21 +334,21 @@ async fn what_a_reset_cannot_bring_back_is_closed() {
 }
 
 #[tokio::test]
-async fn a_connection_is_closed_when_it_is_old() {
-    let proxy = Proxy::with(settings("", "max_age = \"1s\"\n")).await;
+async fn a_connection_older_than_max_lifetime_is_closed() {
+    let proxy = Proxy::with(settings("max_lifetime = \"1s\"\n")).await;
     let client = log_in(&proxy).await;
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     let mut client = client;
     client.send(&TERMINATE).await;
     assert_eq!(client.next().await, None);
     proxy.metric_reaches("pgsilo_revocations_total", 1.0).await;
-    assert_eq!(proxy.metric("pgsilo_warm_connections").await, 0.0);
+    assert_eq!(proxy.metric("pgsilo_pool_idle_connections").await, 0.0);
 }
 
 #[tokio::test]
-async fn under_session_authority_nobody_takes_it_but_who_shows_the_same_token() {
-    let Settings { warm, backend, .. } = settings("", "");
-    let proxy = Proxy::with(Settings { warm, backend, ..session_authority() }).await;
+async fn under_session_authority_a_connection_is_reused_for_the_same_token_only() {
+    let Settings { pool, .. } = settings("");
+    let proxy = Proxy::with(Settings { pool, ..session_authority() }).await;
     let (own, other) = (own_token("acme", "read-write"), own_token("acme", "read-write"));
     assert_ne!(own, other, "two tokens of one subject");
     let mut first = Raw::unix(&proxy.socket()).await;
@@ -365,7 +364,7 @@ async fn under_session_authority_nobody_takes_it_but_who_shows_the_same_token() 
 }
 
 #[tokio::test]
-async fn another_subject_takes_it_under_the_proxys_authority() {
+async fn under_proxy_authority_a_connection_is_reused_by_another_subject() {
     let proxy = proxy().await;
     let mut first = log_in(&proxy).await;
     let had = pid(&mut first).await;
@@ -380,7 +379,7 @@ async fn another_subject_takes_it_under_the_proxys_authority() {
 }
 
 #[tokio::test]
-async fn a_cancel_key_dies_with_its_session_not_with_the_connection() {
+async fn a_cancel_key_ends_with_its_session_when_the_connection_is_reused() {
     let proxy = proxy().await;
     let mut first = Raw::unix(&proxy.socket()).await;
     let greeting = first.log_in(&mint::token("acme"), "acme").await;
@@ -397,7 +396,7 @@ async fn a_cancel_key_dies_with_its_session_not_with_the_connection() {
 }
 
 #[tokio::test]
-async fn a_stop_lets_go_of_what_waits() {
+async fn a_stop_closes_connections_kept_for_reuse() {
     let mut proxy = proxy().await;
     let client = log_in(&proxy).await;
     leave(&proxy, client).await;

@@ -9,7 +9,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 
 use crate::orphans::settings_of;
-use crate::warm::{Parameters, log_in};
+use crate::pool::{Parameters, log_in};
 
 /// Functions that a session may call, of those that nobody may who was not given them.
 async fn callable(client: &Client) -> Vec<String> {
@@ -125,15 +125,15 @@ const OTHERWISE: Parameters<'_> =
     &[("user", "app"), ("database", "acme"), ("application_name", "another")];
 const OF_GLOBEX: Parameters<'_> = &[("user", "app"), ("database", "globex")];
 
-/// One connection waits for acme's next session; the process of it.
-async fn waits_for_acme(world: &World, proxy: &Proxy) -> i64 {
+/// Prewarms one connection for acme's next session; its process.
+async fn prewarmed_for_acme(world: &World, proxy: &Proxy) -> i64 {
     for _ in 0..2 {
         let _client = log_in(proxy, &mint::token_of(world, "acme"), OF_ACME).await;
     }
-    proxy.metric_reaches("pgsilo_warm_connections", 1.0).await;
+    proxy.metric_reaches("pgsilo_pool_idle_connections", 1.0).await;
     proxy.metric_reaches("pgsilo_sessions_active", 0.0).await;
-    let waits = |line: &serde_json::Value| line["message"] == "a connection waits for a session";
-    proxy.logged(waits).await["pid"].as_i64().expect("a process")
+    let is_prewarmed = |line: &serde_json::Value| line["message"] == "connection prewarmed";
+    proxy.logged(is_prewarmed).await["pid"].as_i64().expect("a process")
 }
 
 async fn connections(superuser: &Client, filter: &str) -> i64 {
@@ -141,25 +141,25 @@ async fn connections(superuser: &Client, filter: &str) -> i64 {
     superuser.query_one(&sql, &[]).await.expect("counted").get(0)
 }
 
-fn one_ready() -> Settings {
-    let warm = "max_per_tenant = 1\nidle_timeout = \"60s\"\n".to_owned();
-    Settings { warm, ..Settings::default() }
+fn one_idle() -> Settings {
+    let pool = "max_idle_per_tenant = 1\nidle_timeout = \"60s\"\n".to_owned();
+    Settings { pool, ..Settings::default() }
 }
 
-/// Whoever comes next is served whatever is idle, and what is idle is not made anew at once.
-async fn makes_room(proxy: &Proxy, token: &str, parameters: Parameters<'_>) {
+/// The next session is served, for which the idle connection is evicted, and no other is prewarmed at once.
+async fn served_after_eviction(proxy: &Proxy, token: &str, parameters: Parameters<'_>) {
     let (mut client, _) = log_in(proxy, token, parameters).await;
     assert_eq!(client.ask("SELECT 'served'").await, "served");
-    assert_eq!(proxy.metric("pgsilo_warm_total{result=\"yielded\"}").await, 1.0);
+    assert_eq!(proxy.metric("pgsilo_pool_closed_total{reason=\"backend_full\"}").await, 1.0);
     assert_eq!(proxy.events("refused").len(), 0);
 }
 
 #[tokio::test]
-async fn what_waits_makes_room_for_a_session_that_its_database_has_no_place_for() {
+async fn an_idle_connection_is_evicted_for_a_session_that_finds_its_database_full() {
     let world = World::own().await;
-    let proxy = Proxy::of(&world, Settings { openbao: settings_of(&world).openbao, ..one_ready() });
+    let proxy = Proxy::of(&world, Settings { openbao: settings_of(&world).openbao, ..one_idle() });
     let proxy = proxy.await;
-    waits_for_acme(&world, &proxy).await;
+    prewarmed_for_acme(&world, &proxy).await;
     let superuser = world.superuser("postgres").await;
     let of_acme = "datname = 'tenant_acme'";
     // Those of the sessions before are gone, the broker's and the one that waits are there.
@@ -172,7 +172,7 @@ async fn what_waits_makes_room_for_a_session_that_its_database_has_no_place_for(
     let limit = format!("ALTER DATABASE tenant_acme CONNECTION LIMIT {places}");
     superuser.batch_execute(&limit).await.expect("limited");
     let token = mint::token_of(&world, "acme");
-    makes_room(&proxy, &token, OTHERWISE).await;
+    served_after_eviction(&proxy, &token, OTHERWISE).await;
 
     // With nothing more to give up it is said, and a crowd asks OpenBAO for a few credentials only.
     let full = format!("ALTER DATABASE tenant_acme CONNECTION LIMIT {}", places - 1);
@@ -215,9 +215,9 @@ async fn what_waits_for_a_neighbour_makes_room_where_their_server_is_full() {
     let arguments = ["--without-proxy", "--max-connections", "40", "--leased-over-tcp"];
     let world = tokio::task::spawn_blocking(move || World::start("room", &arguments));
     let world = world.await.expect("started");
-    let proxy = Proxy::of(&world, Settings { openbao: settings_of(&world).openbao, ..one_ready() });
+    let proxy = Proxy::of(&world, Settings { openbao: settings_of(&world).openbao, ..one_idle() });
     let proxy = proxy.await;
-    let waiting = waits_for_acme(&world, &proxy).await;
+    let waiting = prewarmed_for_acme(&world, &proxy).await;
     let superuser = world.superuser("postgres").await;
     // Of a tenant at its own limit nobody else's goes.
     let limit = "ALTER DATABASE tenant_globex CONNECTION LIMIT 0";
@@ -234,6 +234,6 @@ async fn what_waits_for_a_neighbour_makes_room_where_their_server_is_full() {
     assert!(said.contains("reserved for roles with privileges"), "{said}");
     let (mut client, _) = log_in(&proxy, &globex, OF_GLOBEX).await;
     assert_eq!(client.ask("SELECT 'served'").await, "served");
-    assert_eq!(proxy.metric("pgsilo_warm_total{result=\"yielded\"}").await, 1.0);
+    assert_eq!(proxy.metric("pgsilo_pool_closed_total{reason=\"backend_full\"}").await, 1.0);
     assert_eq!(connections(&superuser, &format!("pid = {waiting}")).await, 0);
 }

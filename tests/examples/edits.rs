@@ -6,7 +6,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "[limits]",
         "[limit]",
-        "pgsilo.toml:107: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, warm, backend, admin, log, audit, runtime",
+        "pgsilo.toml:107: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, pool, admin, log, audit, runtime",
     ),
     (
         "transaction_timeout = \"10m\"",
@@ -86,17 +86,17 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "on_loss = \"count\"",
         "on_loss = \"wait\"",
-        "pgsilo.toml:153: audit.on_loss: \"wait\" is not known here; use one of: count, refuse",
+        "pgsilo.toml:151: audit.on_loss: \"wait\" is not known here; use one of: count, refuse",
     ),
     (
         "queue_bytes = 8388608",
         "queue_bytes = 1000",
-        "pgsilo.toml:154: audit.queue_bytes: 1000 is out of range; use 65536 to 1073741824",
+        "pgsilo.toml:152: audit.queue_bytes: 1000 is out of range; use 65536 to 1073741824",
     ),
     (
         "queue_bytes = 1048576",
         "queue_bytes = 2000000000",
-        "pgsilo.toml:150: log.queue_bytes: 2000000000 is out of range; use 65536 to 1073741824",
+        "pgsilo.toml:148: log.queue_bytes: 2000000000 is out of range; use 65536 to 1073741824",
     ),
     (
         "login_timeout = \"10s\"",
@@ -116,12 +116,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "format = \"json\"",
         "format = \"jsn\"",
-        "pgsilo.toml:148: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
+        "pgsilo.toml:146: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
     ),
     (
         "level = \"info\"",
         "level = \"loud\"",
-        "pgsilo.toml:149: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
+        "pgsilo.toml:147: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
     ),
     (
         "mode = \"0660\"",
@@ -584,39 +584,44 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "pgsilo.toml:113: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
     ),
     (
-        "max = 100",
-        "max = 10000001",
-        "pgsilo.toml:128: warm.max: 10000001 is out of range; at most 10000000",
+        "[pool]",
+        "[warm]",
+        "pgsilo.toml:127: warm: unknown key; allowed here: listener, issuer, registry, openbao, lease, limits, pool, admin, log, audit, runtime",
     ),
     (
-        "max_per_tenant = 4",
-        "max_per_tenant = 0",
-        "pgsilo.toml:129: warm.max_per_tenant: zero; for none at all, set warm.max to 0",
+        "max_idle = 100",
+        "max_idle = 10000001",
+        "pgsilo.toml:128: pool.max_idle: 10000001 is out of range; at most 10000000",
+    ),
+    (
+        "max_idle_per_tenant = 4",
+        "max_idle_per_tenant = 0",
+        "pgsilo.toml:129: pool.max_idle_per_tenant: zero; for no pool at all, set pool.max_idle to 0",
     ),
     (
         "idle_timeout = \"10s\"",
         "idle_timeout = \"11m\"",
-        "pgsilo.toml:130: warm.idle_timeout: 660s is out of range; use 1s to 10m",
+        "pgsilo.toml:130: pool.idle_timeout: 660s is out of range; use 1s to 10m",
     ),
     (
-        "check_after = \"250ms\"",
-        "check_after = \"11s\"",
-        "pgsilo.toml:131: warm.check_after: 11s is longer than idle_timeout",
+        "check_delay = \"250ms\"",
+        "check_delay = \"11s\"",
+        "pgsilo.toml:131: pool.check_delay: 11s is longer than idle_timeout",
     ),
     (
         "reuse = \"never\"",
         "reuse = \"always\"",
-        "pgsilo.toml:139: backend.reuse: \"always\" is not known here; use one of: never, reset",
+        "pgsilo.toml:137: pool.reuse: \"always\" is not known here; use one of: never, reset",
     ),
     (
         "cores = 0",
         "cores = 5000",
-        "pgsilo.toml:157: runtime.cores: 5000 is out of range; use 0 to 1024",
+        "pgsilo.toml:155: runtime.cores: 5000 is out of range; use 0 to 1024",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"9432\"",
-        "pgsilo.toml:145: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
+        "pgsilo.toml:143: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
     ),
     (
         "id = \"globex\"",
@@ -787,12 +792,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"127.0.0.1:6432\"",
-        "pgsilo.toml:145: admin.address: a listener has it; choose another port",
+        "pgsilo.toml:143: admin.address: a listener has it; choose another port",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"[::]:6432\"",
-        "pgsilo.toml:145: admin.address: a listener has it; choose another port",
+        "pgsilo.toml:143: admin.address: a listener has it; choose another port",
     ),
     (
         "auth = \"password\" ",
@@ -913,7 +918,7 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"0.0.0.0:9432\"",
-        "pgsilo.toml:145: admin.address: not a loopback address: anybody who reaches it can read the metrics",
+        "pgsilo.toml:143: admin.address: not a loopback address: anybody who reaches it can read the metrics",
     ),
     (
         "socket = \"/run/postgresql/.s.PGSQL.5432\"\ndbname",

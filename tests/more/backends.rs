@@ -86,41 +86,41 @@ async fn every_mode_reaches_a_server_that_it_should_believe() {
     }
 }
 
-/// Under TLS and on a Unix socket as well, a connection is made on one event loop and used on
+/// Under TLS and on a Unix socket as well, a connection is opened on one event loop and used on
 /// another.
 #[tokio::test]
-async fn a_connection_that_is_ready_is_taken_wherever_its_database_is() {
+async fn a_prewarmed_connection_is_taken_over_tls_and_unix_sockets() {
     let cluster = cluster().await;
     let tls = tcp("localhost", cluster.port, &format!("ca = \"{}\"", cluster.ca().display()));
     let unix = format!("socket = \"{}\"\n", cluster.socket().display());
-    for (placement, check_after) in [(&tls, "0s"), (&tls, "60s"), (&unix, "0s"), (&unix, "60s")] {
-        let warm = format!(
-            "max_per_tenant = 1\nidle_timeout = \"60s\"\ncheck_after = \"{check_after}\"\n"
+    for (placement, check_delay) in [(&tls, "0s"), (&tls, "60s"), (&unix, "0s"), (&unix, "60s")] {
+        let pool = format!(
+            "max_idle_per_tenant = 1\nidle_timeout = \"60s\"\ncheck_delay = \"{check_delay}\"\n"
         );
-        let settings = Settings { warm, ..Settings::default() };
+        let settings = Settings { pool, ..Settings::default() };
         let proxy = cluster.proxy_with("scram", placement, settings).await;
         drop((accepted(&proxy).await, accepted(&proxy).await));
         // Each core gets every other session.
         for number in 2..6 {
-            proxy.metric_reaches("pgsilo_warm_connections", 1.0).await;
+            proxy.metric_reaches("pgsilo_pool_idle_connections", 1.0).await;
             let client = accepted(&proxy).await;
-            assert_eq!(proxy.served(number).await["warm"], true, "{placement}");
+            assert_eq!(proxy.served(number).await["pooled"], true, "{placement}");
             let sql = "SELECT repeat('x', 100000), pg_backend_pid()";
             let row = client.query_one(sql, &[]).await.expect("a row");
             assert_eq!(row.get::<_, &str>(0).len(), 100_000);
             cancels(cluster, &client).await;
         }
-        assert_eq!(proxy.metric("pgsilo_warm_total{result=\"lost\"}").await, 0.0);
-        // One that died meanwhile is noticed, asked or not.
-        proxy.metric_reaches("pgsilo_warm_connections", 1.0).await;
-        let waits = |line: &Value| line["message"] == "a connection waits for a session";
-        let waiting = proxy.lines().into_iter().rfind(waits).expect("logged");
+        assert_eq!(proxy.metric("pgsilo_pool_closed_total{reason=\"check_failed\"}").await, 0.0);
+        // One that was closed meanwhile is detected, whether or not its seal is read.
+        proxy.metric_reaches("pgsilo_pool_idle_connections", 1.0).await;
+        let is_prewarmed = |line: &Value| line["message"] == "connection prewarmed";
+        let waiting = proxy.lines().into_iter().rfind(is_prewarmed).expect("logged");
         let sql = format!("SELECT pg_terminate_backend({}, 10000)", waiting["pid"]);
         let row = cluster.superuser().await.query_one(&sql, &[]).await.expect("terminated");
         assert!(row.get::<_, bool>(0));
         accepted(&proxy).await.query_one("SELECT 1", &[]).await.expect("a row");
-        assert_eq!(proxy.served(6).await["warm"], false, "{placement}");
-        assert_eq!(proxy.metric("pgsilo_warm_total{result=\"lost\"}").await, 1.0);
+        assert_eq!(proxy.served(6).await["pooled"], false, "{placement}");
+        assert_eq!(proxy.metric("pgsilo_pool_closed_total{reason=\"check_failed\"}").await, 1.0);
     }
 }
 

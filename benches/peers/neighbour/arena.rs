@@ -68,7 +68,7 @@ impl Ground {
             listeners: PLAIN.to_owned() + ASKING,
             limits: LIMITS.to_owned(),
             files: vec![("clients.crt", self.authority.pem())],
-            warm: String::new(),
+            pool: String::new(),
             log_level: "info",
             before,
             ..Settings::default()

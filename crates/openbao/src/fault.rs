@@ -14,19 +14,19 @@ pub enum DatabaseFault {
     /// It is starting or stopping.
     NotReady,
     /// It has no connection left for OpenBAO.
-    Full(Fullness),
+    Full(FullScope),
     /// It does not take OpenBAO's login or the role's statements, or OpenBAO is not to use it: an
     /// operator must act.
     Refused,
 }
 
-/// Whose connections are used up.
+/// What has no connection left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fullness {
-    /// All of the server's.
-    OfServer,
-    /// Those of one database or one role, or it is not known whose.
-    OfOne,
+pub enum FullScope {
+    /// The server.
+    Server,
+    /// One database or one role, or it is not known which.
+    Tenant,
 }
 
 /// What a plugin's error is wrapped in.
@@ -54,7 +54,7 @@ pub(crate) fn fault(words: &str) -> Option<DatabaseFault> {
         }
         (None, false) => (cause == BROKEN).then_some(DatabaseFault::Away),
         (Some("57P03"), true) => Some(DatabaseFault::NotReady),
-        (Some("53300"), true) => Some(DatabaseFault::Full(fullness(cause))),
+        (Some("53300"), true) => Some(DatabaseFault::Full(full_scope(cause))),
         // The database does not take connections, as an operator has it.
         (Some("55000"), true) => Some(DatabaseFault::Refused),
         (Some("57P01" | "57P02"), _) => Some(DatabaseFault::Away),
@@ -78,14 +78,14 @@ fn sqlstate(cause: &str) -> Option<&str> {
 }
 
 /// PostgreSQL says it in its language; what is not understood is taken for the smaller thing.
-fn fullness(cause: &str) -> Fullness {
+fn full_scope(cause: &str) -> FullScope {
     const SERVER: [&str; 2] = [
         "FATAL: sorry, too many clients already",
         "FATAL: remaining connection slots are reserved",
     ];
     match SERVER.iter().any(|words| cause.contains(words)) {
-        true => Fullness::OfServer,
-        false => Fullness::OfOne,
+        true => FullScope::Server,
+        false => FullScope::Tenant,
     }
 }
 
@@ -130,7 +130,7 @@ mod tests {
         let full =
             |text: &str| at_login(&format!("h: server error: FATAL: {text} (SQLSTATE 53300)"));
         let [of_server, of_one] =
-            [Fullness::OfServer, Fullness::OfOne].map(|whose| Some(DatabaseFault::Full(whose)));
+            [FullScope::Server, FullScope::Tenant].map(|scope| Some(DatabaseFault::Full(scope)));
         assert_eq!(full("sorry, too many clients already"), of_server);
         let reserved =
             "remaining connection slots are reserved for roles with the SUPERUSER attribute";

@@ -44,7 +44,7 @@ mod transport;
 pub use answers::{DatabaseConfig, DatabaseRole, LeaseInfo};
 pub use client::{Client, Failure};
 pub use error::Error;
-pub use fault::{DatabaseFault, Fullness};
+pub use fault::{DatabaseFault, FullScope};
 pub use leases::{Granted, Renewed};
 pub use settings::{Bounds, ClientCertificate, Settings};
 pub use tokens::{Nature, Token};

@@ -43,10 +43,8 @@ pub struct Settings {
     pub issuers: String,
     /// The tenants' file, as a change to the sandbox's.
     pub tenants: fn(&str) -> String,
-    /// Keys of `[warm]`. As in the tests that count leases, nothing is made ahead.
-    pub warm: String,
-    /// Keys of `[backend]`.
-    pub backend: String,
+    /// Keys of `[pool]`. By default there is none, so that tests can count leases.
+    pub pool: String,
     /// How much is logged; tests look for secrets in all of it.
     pub log_level: &'static str,
     /// More tables: `[audit]`.
@@ -67,8 +65,7 @@ impl Default for Settings {
             files: Vec::new(),
             issuers: String::new(),
             tenants: str::to_owned,
-            warm: "max = 0\n".to_owned(),
-            backend: String::new(),
+            pool: "max_idle = 0\n".to_owned(),
             log_level: "trace",
             more: String::new(),
             before: String::new(),
@@ -467,10 +464,10 @@ fn write_files_of(world: &World, dir: &Path, settings: &Settings) {
     let mut config = settings.listeners.replace("{dir}", &dir.display().to_string());
     write!(
         config,
-        "{issuers}[registry]\nfile = \"tenants.toml\"\n{}\n[openbao]\n{openbao}\n[lease]\n{}\n[limits]\n{}\n[warm]\n{}\n[backend]\n{}\n\
+        "{issuers}[registry]\nfile = \"tenants.toml\"\n{}\n[openbao]\n{openbao}\n[lease]\n{}\n[limits]\n{}\n[pool]\n{}\n\
          [admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"{}\"\n{}",
-        settings.registry, settings.lease, settings.limits, settings.warm,
-        settings.backend, settings.log_level, settings.more
+        settings.registry, settings.lease, settings.limits, settings.pool,
+        settings.log_level, settings.more
     )
     .expect("formatted");
     fs::write(dir.join("pgsilo.toml"), config).expect("written");

@@ -1,5 +1,5 @@
-//! Connections that are ready: whoever takes one cannot tell, and nobody gets one that was made for
-//! something else, that has died, or that outlived what it was made from.
+//! The pool of idle connections: a session cannot tell that its connection came from the pool, and is not
+//! given one of another route, one that is dead, or one that is out of date.
 
 use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
 use pgsilo_sandbox::testing::raw::{Message, Raw, query, startup};
@@ -11,17 +11,17 @@ use tokio_postgres::SimpleQueryMessage;
 
 use crate::leases::role_is_of_no_use;
 
-fn warm(keys: &str) -> Settings {
-    Settings { warm: keys.to_owned(), ..Settings::default() }
+fn pool(keys: &str) -> Settings {
+    Settings { pool: keys.to_owned(), ..Settings::default() }
 }
 
-/// One waits at most, so that it is known which, and is asked whose it is before it is taken.
-const ONE: &str = "max_per_tenant = 1\nidle_timeout = \"60s\"\ncheck_after = \"0s\"\n";
-/// The same, but for one that has said so within the last minute.
-const UNASKED: &str = "max_per_tenant = 1\nidle_timeout = \"60s\"\ncheck_after = \"60s\"\n";
+/// At most one idle connection, so that it is known which is taken; its seal is always read again.
+const ONE: &str = "max_idle_per_tenant = 1\nidle_timeout = \"60s\"\ncheck_delay = \"0s\"\n";
+/// The same, but its seal is not read again within a minute.
+const UNCHECKED: &str = "max_idle_per_tenant = 1\nidle_timeout = \"60s\"\ncheck_delay = \"60s\"\n";
 
 async fn proxy() -> Proxy {
-    Proxy::with(warm(ONE)).await
+    Proxy::with(pool(ONE)).await
 }
 
 /// What a client may send at the start.
@@ -42,16 +42,16 @@ pub(crate) async fn log_in(
     (client, greeting)
 }
 
-/// Two sessions, so that a third is expected; what waits for it.
-async fn made_ready(proxy: &Proxy, token: &str, parameters: Parameters<'_>) -> Value {
+/// Two sessions, so that a connection is prewarmed for a third; the log line about it.
+async fn prewarmed(proxy: &Proxy, token: &str, parameters: Parameters<'_>) -> Value {
     for _ in 0..2 {
         let (client, _) = log_in(proxy, token, parameters).await;
         drop(client);
     }
-    proxy.metric_reaches("pgsilo_warm_connections", 1.0).await;
-    let waits = |line: &Value| line["message"] == "a connection waits for a session";
-    proxy.logged(waits).await;
-    proxy.lines().into_iter().rfind(waits).expect("logged")
+    proxy.metric_reaches("pgsilo_pool_idle_connections", 1.0).await;
+    let is_prewarmed = |line: &Value| line["message"] == "connection prewarmed";
+    proxy.logged(is_prewarmed).await;
+    proxy.lines().into_iter().rfind(is_prewarmed).expect("logged")
 }
 
 fn pid(waiting: &Value) -> Pid {
@@ -59,7 +59,7 @@ fn pid(waiting: &Value) -> Pid {
     pid.and_then(Pid::from_raw).expect("a pid")
 }
 
-/// What a client can find out of its session, but for what is each session's own.
+/// What a client can find out about its session, except what differs between any two sessions.
 const FOUND_OUT: &str = "SELECT name, setting, source, reset_val FROM pg_settings ORDER BY 1;
     SELECT session_user = current_user, current_user, current_database(), pg_is_in_recovery();
     SELECT count(*) FROM pg_prepared_statements; SELECT count(*) FROM pg_cursors;
@@ -73,7 +73,7 @@ async fn found_out(client: &mut Raw) -> Vec<Message> {
 }
 
 #[tokio::test]
-async fn a_session_cannot_tell_that_its_connection_was_ready() {
+async fn a_pooled_connection_looks_like_a_new_one_to_its_session() {
     let proxy = proxy().await;
     let parameters: Parameters<'_> = &[
         ("user", "app"),
@@ -86,15 +86,15 @@ async fn a_session_cannot_tell_that_its_connection_was_ready() {
     let token = mint::token("acme");
     let (mut cold, cold_greeting) = log_in(&proxy, &token, parameters).await;
     let cold_found = found_out(&mut cold).await;
-    let waiting = made_ready(&proxy, &token, parameters).await;
+    let waiting = prewarmed(&proxy, &token, parameters).await;
     let (mut ready, greeting) = log_in(&proxy, &token, parameters).await;
 
-    assert_eq!(proxy.served(0).await["warm"], false);
+    assert_eq!(proxy.served(0).await["pooled"], false);
     let event = proxy.served(3).await;
-    assert_eq!((&event["warm"], &event["role"]), (&json!(true), &waiting["role"]));
+    assert_eq!((&event["pooled"], &event["role"]), (&json!(true), &waiting["role"]));
     assert_eq!(event["backend_pid"], waiting["pid"]);
     assert_ne!(proxy.served(0).await["role"], event["role"], "a lease of its own");
-    // Its key and its role are its own.
+    // The cancel key and the role differ.
     let but_its_own = |greeting: &[Message]| -> Vec<Message> {
         let own = |message: &&Message| {
             message.tag == b'K' || message.body.starts_with(b"session_authorization\0")
@@ -103,14 +103,14 @@ async fn a_session_cannot_tell_that_its_connection_was_ready() {
     };
     assert_eq!(but_its_own(&greeting), but_its_own(&cold_greeting));
     assert_eq!(found_out(&mut ready).await, cold_found);
-    assert_eq!(proxy.metric("pgsilo_warm_total{result=\"used\"}").await, 1.0);
+    assert_eq!(proxy.metric("pgsilo_pool_requests_total{result=\"hit\"}").await, 1.0);
 }
 
 #[tokio::test]
-async fn only_an_equal_session_takes_it() {
+async fn an_idle_connection_is_taken_by_a_session_of_an_equal_route_only() {
     let proxy = proxy().await;
     let token = mint::token("acme");
-    made_ready(&proxy, &token, PLAIN).await;
+    prewarmed(&proxy, &token, PLAIN).await;
     let reader = mint::token_with("acme", json!({ "access": "read-only" }));
     let other_tenant = mint::token("globex");
     let others: [(&str, Parameters<'_>); 6] = [
@@ -124,90 +124,89 @@ async fn only_an_equal_session_takes_it() {
     for (number, (token, parameters)) in others.into_iter().enumerate() {
         let (_client, _) = log_in(&proxy, token, parameters).await;
         let event = proxy.served(2 + number).await;
-        assert_eq!(event["warm"], false, "{parameters:?}");
+        assert_eq!(event["pooled"], false, "{parameters:?}");
     }
-    // Names that are only logged make no difference; another subject of the tenant makes none.
+    // Neither names that are only logged nor the subject are part of the route.
     let colleague = mint::token_with("acme", json!({ "sub": "colleague" }));
     let (_client, _) =
         log_in(&proxy, &colleague, &[("database", "tenant_acme"), ("user", "somebody")]).await;
     let event = proxy.served(8).await;
-    assert_eq!((&event["warm"], &event["subject"]), (&json!(true), &json!("colleague")));
+    assert_eq!((&event["pooled"], &event["subject"]), (&json!(true), &json!("colleague")));
 }
 
 #[tokio::test]
-async fn what_waits_in_vain_makes_room_for_what_is_wanted() {
+async fn stale_idle_connection_is_evicted_for_a_requested_route() {
     let proxy = proxy().await;
     let token = mint::token("acme");
-    let first = made_ready(&proxy, &token, PLAIN).await;
+    let first = prewarmed(&proxy, &token, PLAIN).await;
     let other: Parameters<'_> =
         &[("user", "app"), ("database", "acme"), ("application_name", "other")];
-    let other_waits = |line: &Value| {
-        line["message"] == "a connection waits for a session" && line["pid"] != first["pid"]
-    };
-    eventually("a connection of the other kind", async || {
+    let other_is_prewarmed =
+        |line: &Value| line["message"] == "connection prewarmed" && line["pid"] != first["pid"];
+    eventually("a connection of the other route", async || {
         drop(log_in(&proxy, &token, other).await);
-        proxy.lines().into_iter().find(other_waits)
+        proxy.lines().into_iter().find(other_is_prewarmed)
     })
     .await;
-    proxy.metric_reaches("pgsilo_warm_connections", 1.0).await;
+    proxy.metric_reaches("pgsilo_pool_idle_connections", 1.0).await;
     let served_before = proxy.events("started").len();
     let (_client, _) = log_in(&proxy, &token, other).await;
-    assert_eq!(proxy.served(served_before).await["warm"], true);
-    proxy.metric_reaches("pgsilo_warm_total{result=\"expired\"}", 1.0).await;
+    assert_eq!(proxy.served(served_before).await["pooled"], true);
+    proxy.metric_reaches("pgsilo_pool_closed_total{reason=\"evicted\"}", 1.0).await;
 }
 
 #[tokio::test]
-async fn nobody_waits_for_one_session_alone_and_nothing_waits_for_long() {
-    let proxy = Proxy::with(warm("max_per_tenant = 1\nidle_timeout = \"1s\"\n")).await;
+async fn a_single_session_causes_no_prewarm_and_idle_connections_expire() {
+    let proxy = Proxy::with(pool("max_idle_per_tenant = 1\nidle_timeout = \"1s\"\n")).await;
     let token = mint::token("acme");
     let (client, _) = log_in(&proxy, &token, PLAIN).await;
     drop(client);
     proxy.metric_reaches("pgsilo_revocations_total", 1.0).await;
-    assert_eq!(proxy.metric("pgsilo_leases_total").await, 1.0, "nothing was made ahead");
+    assert_eq!(proxy.metric("pgsilo_leases_total").await, 1.0, "there was no prewarm");
 
-    made_ready(&proxy, &token, PLAIN).await;
-    proxy.metric_reaches("pgsilo_warm_total{result=\"expired\"}", 1.0).await;
-    proxy.metric_reaches("pgsilo_warm_connections", 0.0).await;
+    prewarmed(&proxy, &token, PLAIN).await;
+    proxy.metric_reaches("pgsilo_pool_closed_total{reason=\"expired\"}", 1.0).await;
+    proxy.metric_reaches("pgsilo_pool_idle_connections", 0.0).await;
     let leases = proxy.metric("pgsilo_leases_total").await;
     proxy.metric_reaches("pgsilo_revocations_total", leases).await;
-    assert_eq!(proxy.metric("pgsilo_leases_total").await, leases, "and none is made instead");
+    assert_eq!(proxy.metric("pgsilo_leases_total").await, leases, "and no other prewarm");
 }
 
 #[tokio::test]
-async fn nothing_waits_until_its_lease_is_nearly_over() {
-    let proxy = Proxy::with_role("tenant-acme-warm", "6s", "6s", warm(ONE)).await;
+async fn an_idle_connection_is_closed_before_its_lease_ends() {
+    let proxy = Proxy::with_role("tenant-acme-pool", "6s", "6s", pool(ONE)).await;
     let token = mint::token("acme");
-    made_ready(&proxy, &token, PLAIN).await;
-    // Of six seconds, the last two are not for a session to begin in.
-    proxy.metric_reaches("pgsilo_warm_total{result=\"expired\"}", 1.0).await;
+    prewarmed(&proxy, &token, PLAIN).await;
+    // No session begins in the last two of its six seconds.
+    proxy.metric_reaches("pgsilo_pool_closed_total{reason=\"expired\"}", 1.0).await;
     let ended = proxy.events("ended");
     assert!(ended.iter().all(|event| event["ending"] == "client_left"), "{ended:?}");
 }
 
 #[tokio::test]
-async fn a_connection_that_died_waiting_is_noticed() {
-    for keys in [ONE, UNASKED] {
-        let proxy = Proxy::with(warm(keys)).await;
+async fn a_dead_idle_connection_is_replaced_by_a_new_one() {
+    for keys in [ONE, UNCHECKED] {
+        let proxy = Proxy::with(pool(keys)).await;
         let token = mint::token("acme");
-        let pid = pid(&made_ready(&proxy, &token, PLAIN).await).as_raw_nonzero().get();
+        let pid = pid(&prewarmed(&proxy, &token, PLAIN).await).as_raw_nonzero().get();
         let superuser = world().superuser("postgres").await;
         let sql = "SELECT pg_terminate_backend($1, 10000)";
         assert!(superuser.query_one(sql, &[&pid]).await.expect("terminated").get::<_, bool>(0));
         let (mut client, _) = log_in(&proxy, &token, PLAIN).await;
         assert_eq!(client.ask("SELECT 'alive'").await, "alive");
-        assert_eq!(proxy.served(2).await["warm"], false);
-        proxy.metric_reaches("pgsilo_warm_total{result=\"lost\"}", 1.0).await;
+        assert_eq!(proxy.served(2).await["pooled"], false);
+        proxy.metric_reaches("pgsilo_pool_closed_total{reason=\"check_failed\"}", 1.0).await;
     }
 }
 
-/// The server's `idle_session_timeout`, or the client's: what is made ahead dies waiting, each time.
+/// `idle_session_timeout` of the server or of the client would end each prewarmed connection.
 #[tokio::test]
-async fn where_the_database_ends_idle_sessions_none_is_made_ahead_again() {
-    let mut proxy = Proxy::with(warm(ONE)).await;
+async fn a_route_whose_database_ends_idle_sessions_is_not_prewarmed_again() {
+    let mut proxy = Proxy::with(pool(ONE)).await;
     let token = mint::token("acme");
     let idle: Parameters<'_> =
         &[("user", "app"), ("database", "acme"), ("options", "-c idle_session_timeout=500")];
-    let ready = made_ready(&proxy, &token, idle).await;
+    let ready = prewarmed(&proxy, &token, idle).await;
     let superuser = world().superuser("postgres").await;
     eventually("it to be ended", async || {
         let sql = "SELECT 1 FROM pg_stat_activity WHERE pid = $1";
@@ -218,71 +217,70 @@ async fn where_the_database_ends_idle_sessions_none_is_made_ahead_again() {
     for _ in 0..4 {
         drop(log_in(&proxy, &token, idle).await);
     }
-    proxy.metric_reaches("pgsilo_warm_total{result=\"lost\"}", 1.0).await;
+    proxy.metric_reaches("pgsilo_pool_closed_total{reason=\"check_failed\"}", 1.0).await;
     proxy.signal(rustix::process::Signal::TERM);
     proxy.ended().await;
-    let ahead = proxy.events("leased").iter().filter(|event| event["ahead"] == true).count();
-    assert_eq!(ahead, 1);
+    let prewarmed = proxy.events("leased").iter().filter(|event| event["prewarm"] == true).count();
+    assert_eq!(prewarmed, 1);
 }
 
-/// When a database's process began with its newest query.
-async fn last_asked(superuser: &tokio_postgres::Client, pid: Pid) -> String {
+/// When a database's process began its latest query.
+async fn last_query_start(superuser: &tokio_postgres::Client, pid: Pid) -> String {
     let sql = "SELECT query_start::text FROM pg_stat_activity WHERE pid = $1";
     superuser.query_one(sql, &[&pid.as_raw_nonzero().get()]).await.expect("it lives").get(0)
 }
 
 #[tokio::test]
-async fn one_that_has_lately_said_whose_it_is_is_not_asked_again() {
+async fn seal_is_not_rechecked_within_check_delay() {
     let world = World::own().await;
     let superuser = world.superuser("postgres").await;
-    for (keys, asked) in [(ONE, true), (UNASKED, false)] {
-        let proxy = Proxy::of(&world, warm(keys)).await;
+    for (keys, is_checked) in [(ONE, true), (UNCHECKED, false)] {
+        let proxy = Proxy::of(&world, pool(keys)).await;
         let token = mint::token_of(&world, "acme");
-        let pid = pid(&made_ready(&proxy, &token, PLAIN).await);
-        let before = last_asked(&superuser, pid).await;
+        let pid = pid(&prewarmed(&proxy, &token, PLAIN).await);
+        let before = last_query_start(&superuser, pid).await;
         let (_client, _) = log_in(&proxy, &token, PLAIN).await;
         assert_eq!(proxy.served(2).await["backend_pid"], pid.as_raw_nonzero().get());
-        assert_eq!(before != last_asked(&superuser, pid).await, asked, "{keys}");
+        assert_eq!(before != last_query_start(&superuser, pid).await, is_checked, "{keys}");
     }
 }
 
 #[tokio::test]
-async fn a_connection_that_does_not_answer_is_not_waited_for() {
+async fn an_idle_connection_that_does_not_answer_is_replaced_by_a_new_one() {
     let proxy = proxy().await;
     let token = mint::token("acme");
-    let hung = pid(&made_ready(&proxy, &token, PLAIN).await);
+    let hung = pid(&prewarmed(&proxy, &token, PLAIN).await);
     kill_process(hung, Signal::STOP).expect("it lives");
     let (mut client, _) = log_in(&proxy, &token, PLAIN).await;
     assert_eq!(client.ask("SELECT 'alive'").await, "alive");
-    assert_eq!(proxy.served(2).await["warm"], false);
+    assert_eq!(proxy.served(2).await["pooled"], false);
     kill_process(hung, Signal::CONT).expect("it lives");
-    assert_eq!(proxy.metric("pgsilo_warm_total{result=\"lost\"}").await, 1.0);
+    assert_eq!(proxy.metric("pgsilo_pool_closed_total{reason=\"check_failed\"}").await, 1.0);
 }
 
 #[tokio::test]
-async fn a_reload_that_changes_its_tenant_lets_go_of_it() {
+async fn a_reload_that_changes_a_tenant_closes_its_idle_connections() {
     let proxy = proxy().await;
     let token = mint::token("acme");
-    made_ready(&proxy, &token, PLAIN).await;
+    prewarmed(&proxy, &token, PLAIN).await;
     let tenants = proxy.tenants();
     let changed =
         tenants.replacen("id = \"acme\"", "id = \"acme\"\ndatabase_names = [\"legacy\"]", 1);
     assert_ne!(tenants, changed);
     proxy.reload(&changed);
-    proxy.metric_reaches("pgsilo_warm_total{result=\"withdrawn\"}", 1.0).await;
-    proxy.metric_reaches("pgsilo_warm_connections", 0.0).await;
+    proxy.metric_reaches("pgsilo_pool_closed_total{reason=\"tenant_changed\"}", 1.0).await;
+    proxy.metric_reaches("pgsilo_pool_idle_connections", 0.0).await;
     let leases = proxy.metric("pgsilo_leases_total").await;
     proxy.metric_reaches("pgsilo_revocations_total", leases).await;
     let (_client, _) = log_in(&proxy, &token, PLAIN).await;
-    assert_eq!(proxy.served(2).await["warm"], false);
+    assert_eq!(proxy.served(2).await["pooled"], false);
 }
 
-/// A reload is no event for a tenant of which it says nothing new: what waits for it goes on waiting.
 #[tokio::test]
-async fn a_reload_that_says_the_same_of_its_tenant_leaves_it_waiting() {
+async fn a_reload_that_does_not_change_a_tenant_keeps_its_idle_connections() {
     let proxy = proxy().await;
     let token = mint::token("acme");
-    let waiting = made_ready(&proxy, &token, PLAIN).await;
+    let waiting = prewarmed(&proxy, &token, PLAIN).await;
     let tenants = proxy.tenants();
     let other = tenants.replacen("id = \"globex\"", "id = \"globex\"\nstate = \"paused\"", 1);
     assert_ne!(tenants, other);
@@ -290,21 +288,21 @@ async fn a_reload_that_says_the_same_of_its_tenant_leaves_it_waiting() {
         proxy.reload(registry);
         proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", count).await;
     }
-    // Globex's new state has reached sessions, and with it whatever the reload does.
+    // Globex's new state is in force, so the reload has had all its effects.
     let refused = proxy.connect(&mint::token("globex"), "globex").await.expect_err("paused");
     assert_eq!(refused.code().map(|code| code.code()), Some("57P03"));
     let (_client, _) = log_in(&proxy, &token, PLAIN).await;
     let served = proxy.served(2).await;
-    assert_eq!((&served["warm"], &served["backend_pid"]), (&json!(true), &waiting["pid"]));
-    assert_eq!(proxy.metric("pgsilo_warm_total{result=\"withdrawn\"}").await, 0.0);
+    assert_eq!((&served["pooled"], &served["backend_pid"]), (&json!(true), &waiting["pid"]));
+    assert_eq!(proxy.metric("pgsilo_pool_closed_total{reason=\"tenant_changed\"}").await, 0.0);
 }
 
 #[tokio::test]
-async fn a_seal_that_changed_while_it_waited_is_noticed() {
+async fn a_seal_that_changed_while_a_connection_was_idle_is_detected() {
     let world = World::own().await;
-    let proxy = Proxy::of(&world, warm(ONE)).await;
+    let proxy = Proxy::of(&world, pool(ONE)).await;
     let token = mint::token_of(&world, "acme");
-    made_ready(&proxy, &token, PLAIN).await;
+    prewarmed(&proxy, &token, PLAIN).await;
     let superuser = world.superuser("postgres").await;
     let sql = "ALTER DATABASE tenant_acme SET pgsilo.tenant = 'globex'";
     superuser.batch_execute(sql).await.expect("sealed for another");
@@ -313,29 +311,29 @@ async fn a_seal_that_changed_while_it_waited_is_noticed() {
     client.send_password(&token).await;
     assert_eq!(client.fatal().await.sqlstate(), "XX000");
     assert_eq!(proxy.event("refused", |_| true).await["reason"], "seal_broken");
-    assert_eq!(proxy.metric("pgsilo_warm_total{result=\"lost\"}").await, 1.0);
+    assert_eq!(proxy.metric("pgsilo_pool_closed_total{reason=\"check_failed\"}").await, 1.0);
 }
 
 #[tokio::test]
-async fn a_setting_that_a_client_cannot_read_in_its_encoding_is_not_in_its_way() {
+async fn a_setting_that_the_client_encoding_cannot_represent_does_not_fail_the_login() {
     let world = World::own().await;
-    let proxy = Proxy::of(&world, warm(ONE)).await;
+    let proxy = Proxy::of(&world, pool(ONE)).await;
     let token = mint::token_of(&world, "acme");
     let superuser = world.superuser("postgres").await;
     let sql = "ALTER DATABASE tenant_acme SET shop.currency = '\u{20ac}'";
     superuser.batch_execute(sql).await.expect("set");
     let parameters: Parameters<'_> =
         &[("user", "app"), ("database", "acme"), ("client_encoding", "LATIN1")];
-    made_ready(&proxy, &token, parameters).await;
+    prewarmed(&proxy, &token, parameters).await;
     let (mut client, _) = log_in(&proxy, &token, parameters).await;
     assert_eq!(client.ask("SHOW client_encoding").await, "LATIN1");
-    assert_eq!(proxy.served(2).await["warm"], true);
+    assert_eq!(proxy.served(2).await["pooled"], true);
 }
 
 #[tokio::test]
-async fn a_setting_that_is_reloaded_while_it_waits_is_told_to_its_session() {
+async fn a_setting_reloaded_while_a_connection_was_idle_is_reported_to_its_session() {
     let world = World::own().await;
-    let proxy = Proxy::of(&world, warm(ONE)).await;
+    let proxy = Proxy::of(&world, pool(ONE)).await;
     let token = mint::token_of(&world, "acme");
     let told = |greeting: &[Message]| {
         let last = greeting.iter().rev().find_map(|message| {
@@ -343,12 +341,12 @@ async fn a_setting_that_is_reloaded_while_it_waits_is_told_to_its_session() {
         });
         String::from_utf8(last.expect("told").to_vec()).expect("text")
     };
-    let waiting = made_ready(&proxy, &token, PLAIN).await;
+    let waiting = prewarmed(&proxy, &token, PLAIN).await;
     let superuser = world.superuser("postgres").await;
     for sql in ["ALTER SYSTEM SET timezone = 'Asia/Tokyo'", "SELECT pg_reload_conf()"] {
         superuser.batch_execute(sql).await.expect("set");
     }
-    // The postmaster signals each process; this one heard of it when a later one has.
+    // The postmaster signals each process; a later one having the setting shows that this one has.
     eventually("the setting", async || {
         let rows = world.superuser("postgres").await.simple_query("SHOW timezone").await;
         rows.expect("told").iter().any(|row| {
@@ -359,48 +357,49 @@ async fn a_setting_that_is_reloaded_while_it_waits_is_told_to_its_session() {
     .await;
     let (mut client, greeting) = log_in(&proxy, &token, PLAIN).await;
     let event = proxy.served(2).await;
-    assert_eq!((&event["warm"], &event["backend_pid"]), (&json!(true), &waiting["pid"]));
+    assert_eq!((&event["pooled"], &event["backend_pid"]), (&json!(true), &waiting["pid"]));
     assert_eq!(told(&greeting), "Asia/Tokyo\0");
     assert_eq!(client.ask("SHOW timezone").await, "Asia/Tokyo");
 }
 
 #[tokio::test]
-async fn no_more_wait_than_may() {
-    let proxy = Proxy::with(warm("max = 3\nmax_per_tenant = 2\nidle_timeout = \"60s\"\n")).await;
+async fn idle_connections_stay_within_their_limits() {
+    let proxy =
+        Proxy::with(pool("max_idle = 3\nmax_idle_per_tenant = 2\nidle_timeout = \"60s\"\n")).await;
     for _ in 0..12 {
         for tenant in ["acme", "globex"] {
             let parameters: Parameters<'_> = &[("user", "app"), ("database", tenant)];
             let _client = log_in(&proxy, &mint::token(tenant), parameters).await;
-            assert!(proxy.metric("pgsilo_warm_connections").await <= 3.0);
+            assert!(proxy.metric("pgsilo_pool_idle_connections").await <= 3.0);
         }
     }
-    let waits = |line: &Value| line["message"] == "a connection waits for a session";
-    let made = proxy.lines().into_iter().filter(waits).count() as f64;
-    let used = proxy.metric("pgsilo_warm_total{result=\"used\"}").await;
+    let is_prewarmed = |line: &Value| line["message"] == "connection prewarmed";
+    let opened = proxy.lines().into_iter().filter(is_prewarmed).count() as f64;
+    let used = proxy.metric("pgsilo_pool_requests_total{result=\"hit\"}").await;
     let mut gone = used;
-    for result in ["lost", "expired"] {
-        gone += proxy.metric(&format!("pgsilo_warm_total{{result=\"{result}\"}}")).await;
+    for reason in ["check_failed", "expired", "evicted"] {
+        gone += proxy.metric(&format!("pgsilo_pool_closed_total{{reason=\"{reason}\"}}")).await;
     }
-    assert!(made > 0.0 && used > 0.0 && made - gone <= 3.0, "{made} made, {gone} gone");
+    assert!(opened > 0.0 && used > 0.0 && opened - gone <= 3.0, "{opened} opened, {gone} gone");
 }
 
 #[tokio::test]
-async fn a_stop_lets_go_of_all_of_them() {
+async fn a_stop_closes_idle_connections_and_revokes_their_leases() {
     let mut proxy = proxy().await;
-    let waiting = made_ready(&proxy, &mint::token("acme"), PLAIN).await;
+    let waiting = prewarmed(&proxy, &mint::token("acme"), PLAIN).await;
     proxy.signal(Signal::TERM);
     assert!(proxy.ended().await.success());
     role_is_of_no_use(waiting["role"].as_str().expect("a role")).await;
 }
 
 #[tokio::test]
-async fn what_cannot_be_made_is_not_tried_again_at_once_and_harms_nobody() {
+async fn a_failed_prewarm_is_not_retried_at_once_and_fails_no_session() {
     let proxy = proxy().await;
     let token = mint::token("acme");
-    // The lease is for a role that OpenBAO does not know, but for the sessions before the reload.
-    made_ready(&proxy, &token, PLAIN).await;
+    // After the reload the lease is for a role that OpenBAO does not know.
+    prewarmed(&proxy, &token, PLAIN).await;
     let (_first, _) = log_in(&proxy, &token, PLAIN).await;
-    assert_eq!(proxy.served(2).await["warm"], true);
+    assert_eq!(proxy.served(2).await["pooled"], true);
     proxy.reload(&proxy.tenants().replacen("tenant-acme-rw", "tenant-acme-none", 1));
     proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
     let mut client = Raw::unix(&proxy.socket()).await;
@@ -408,15 +407,15 @@ async fn what_cannot_be_made_is_not_tried_again_at_once_and_harms_nobody() {
     client.send_password(&token).await;
     client.fatal().await;
     assert_eq!(proxy.event("refused", |_| true).await["reason"], "lease_denied");
-    assert_eq!(proxy.metric("pgsilo_warm_connections").await, 0.0);
+    assert_eq!(proxy.metric("pgsilo_pool_idle_connections").await, 0.0);
 }
 
 #[tokio::test]
-async fn without_any_wished_for_none_is_made() {
+async fn max_idle_zero_disables_the_pool() {
     let proxy = Proxy::start().await;
     for _ in 0..4 {
         let _client = log_in(&proxy, &mint::token("acme"), PLAIN).await;
     }
     assert_eq!(proxy.metric("pgsilo_leases_total").await, 4.0);
-    assert_eq!(proxy.metric("pgsilo_warm_total{result=\"missed\"}").await, 0.0);
+    assert_eq!(proxy.metric("pgsilo_pool_requests_total{result=\"miss\"}").await, 0.0);
 }
