@@ -32,7 +32,7 @@ enum Key {
 
 /// What a client shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shown {
+enum Presented {
     /// No certificate.
     Nothing,
     /// One that the authority signed.
@@ -43,27 +43,27 @@ enum Shown {
     SelfMade(Chain),
 }
 
-impl fmt::Display for Shown {
+impl fmt::Display for Presented {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Shown::Nothing => f.write_str("nothing"),
-            Shown::Signed => f.write_str("signed"),
-            Shown::Below(count) => write!(f, "below, shown {count} times"),
-            Shown::SelfMade(Chain::Keys(count)) => write!(f, "self-made + {count:02} keys"),
-            Shown::SelfMade(Chain::Pairs) => f.write_str("self-made + 2 pairs"),
+            Presented::Nothing => f.write_str("nothing"),
+            Presented::Signed => f.write_str("signed"),
+            Presented::Below(count) => write!(f, "below, shown {count} times"),
+            Presented::SelfMade(Chain::Keys(count)) => write!(f, "self-made + {count:02} keys"),
+            Presented::SelfMade(Chain::Pairs) => f.write_str("self-made + 2 pairs"),
         }
     }
 }
 
-const SHOWN: [Shown; 8] = [
-    Shown::Nothing,
-    Shown::Signed,
-    Shown::Below(1),
-    Shown::Below(4),
-    Shown::SelfMade(Chain::Keys(0)),
-    Shown::SelfMade(Chain::Pairs),
-    Shown::SelfMade(Chain::Keys(4)),
-    Shown::SelfMade(Chain::Keys(10)),
+const PRESENTED: [Presented; 8] = [
+    Presented::Nothing,
+    Presented::Signed,
+    Presented::Below(1),
+    Presented::Below(4),
+    Presented::SelfMade(Chain::Keys(0)),
+    Presented::SelfMade(Chain::Pairs),
+    Presented::SelfMade(Chain::Keys(4)),
+    Presented::SelfMade(Chain::Keys(10)),
 ];
 
 fn pair(key: Key) -> KeyPair {
@@ -156,24 +156,24 @@ impl Listener {
     }
 
     /// A client that believes whatever it is shown.
-    fn client(&self, shown: Shown) -> Arc<ClientConfig> {
+    fn client(&self, presented: Presented) -> Arc<ClientConfig> {
         let signed = |by: &CertifiedIssuer<'static, KeyPair>| {
             let own = pair(Key::P256);
             let leaf = CertificateParams::new(vec!["client".to_owned()]).expect("a name");
             let leaf = leaf.signed_by(&own, by).expect("signed").der().clone();
             (vec![leaf], PrivateKeyDer::try_from(own.serialize_der()).expect("a key"))
         };
-        let shown = match shown {
-            Shown::Nothing => None,
-            Shown::Signed => Some(signed(&self.authority)),
-            Shown::Below(count) => {
+        let presented = match presented {
+            Presented::Nothing => None,
+            Presented::Signed => Some(signed(&self.authority)),
+            Presented::Below(count) => {
                 let (mut chain, key) = signed(&self.below);
                 chain.extend(vec![self.below.der().clone(); count]);
                 Some((chain, key))
             }
-            Shown::SelfMade(chain) => Some(strangers::made(chain)),
+            Presented::SelfMade(chain) => Some(strangers::made(chain)),
         };
-        Arc::new(strangers::client(shown))
+        Arc::new(strangers::client(presented))
     }
 
     /// A handshake up to the client's last flight: the connection, and that flight.
@@ -203,8 +203,8 @@ impl Listener {
 }
 
 /// The listener's half, from a client's last flight on.
-fn verdict(bencher: divan::Bencher<'_, '_>, listener: &Listener, shown: Shown) {
-    let client = listener.client(shown);
+fn verdict(bencher: divan::Bencher<'_, '_>, listener: &Listener, presented: Presented) {
+    let client = listener.client(presented);
     bencher.with_inputs(|| listener.begun(&client)).bench_values(|(mut server, last)| {
         let mut unread = &last[..];
         while !unread.is_empty() {
@@ -217,32 +217,32 @@ fn verdict(bencher: divan::Bencher<'_, '_>, listener: &Listener, shown: Shown) {
     });
 }
 
-#[divan::bench(args = SHOWN)]
-fn authority_p256(bencher: divan::Bencher<'_, '_>, shown: Shown) {
-    verdict(bencher, listener(Key::P256, None), shown);
+#[divan::bench(args = PRESENTED)]
+fn authority_p256(bencher: divan::Bencher<'_, '_>, presented: Presented) {
+    verdict(bencher, listener(Key::P256, None), presented);
 }
 
-#[divan::bench(args = SHOWN)]
-fn authority_p384(bencher: divan::Bencher<'_, '_>, shown: Shown) {
-    verdict(bencher, listener(Key::P384, None), shown);
+#[divan::bench(args = PRESENTED)]
+fn authority_p384(bencher: divan::Bencher<'_, '_>, presented: Presented) {
+    verdict(bencher, listener(Key::P384, None), presented);
 }
 
-#[divan::bench(args = SHOWN)]
-fn authority_rsa4096(bencher: divan::Bencher<'_, '_>, shown: Shown) {
-    verdict(bencher, listener(Key::Rsa4096, None), shown);
+#[divan::bench(args = PRESENTED)]
+fn authority_rsa4096(bencher: divan::Bencher<'_, '_>, presented: Presented) {
+    verdict(bencher, listener(Key::Rsa4096, None), presented);
 }
 
 /// With two revocation lists of 5 MB.
-#[divan::bench(args = SHOWN)]
-fn with_long_lists(bencher: divan::Bencher<'_, '_>, shown: Shown) {
-    verdict(bencher, listener(Key::P256, Some(MANY)), shown);
+#[divan::bench(args = PRESENTED)]
+fn with_long_lists(bencher: divan::Bencher<'_, '_>, presented: Presented) {
+    verdict(bencher, listener(Key::P256, Some(MANY)), presented);
 }
 
 /// The listener's half of a handshake up to its answer to a hello.
 #[divan::bench]
 fn answer_to_a_hello(bencher: divan::Bencher<'_, '_>) {
     let listener = listener(Key::P256, None);
-    let client = listener.client(Shown::Nothing);
+    let client = listener.client(Presented::Nothing);
     let hello = || {
         let name = ServerName::try_from("localhost").expect("a name");
         let mut client = ClientConnection::new(Arc::clone(&client), name).expect("a client");

@@ -16,7 +16,7 @@ use pgsilo::registry::Registry;
 use pgsilo_core::registry::Snapshot;
 use pgsilo_core::tenant::TenantId;
 use pgsilo_wire::frame::FrameCounter;
-use pgsilo_wire::startup::{Opening, StartupError};
+use pgsilo_wire::startup::{InitialPacket, StartupError};
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 
 const TENANTS: usize = 100_000;
@@ -40,7 +40,7 @@ fn parse_startup(bencher: Bencher<'_, '_>) {
         packet.push(0);
     }
     let packet = Bytes::from(packet);
-    bencher.bench(|| Opening::parse(black_box(&packet)).expect("a startup packet"));
+    bencher.bench(|| InitialPacket::parse(black_box(&packet)).expect("a startup packet"));
 }
 
 /// A registry of 100,000 tenants, read from a file as pgsilo does it.

@@ -13,7 +13,7 @@ use pgsilo_core::tenant::Access;
 use pgsilo_wire::frame::{FrameCounter, Status};
 use pgsilo_wire::message::{self, Authentication, ErrorFields};
 use pgsilo_wire::sasl::{self, InitialResponse};
-use pgsilo_wire::startup::{self, CancelRequest, MAX_BODY, Opening, Startup, Version};
+use pgsilo_wire::startup::{self, CancelRequest, InitialPacket, MAX_BODY, Startup, Version};
 
 /// The issuer's public keys; `fuzz/seeds.py` makes them, and tokens that they verify.
 const JWKS: &[u8] = include_bytes!("issuer.jwks.json");
@@ -22,10 +22,10 @@ const NOW: Duration = Duration::from_secs(1_800_000_000);
 
 /// The body of a client's first packet, behind its length.
 pub(crate) fn startup(data: &[u8]) {
-    match Opening::parse(&Bytes::copy_from_slice(data)) {
-        Ok(Opening::Startup(startup)) => forwarded(&startup),
-        Ok(Opening::Cancel(request)) => cancelled(&request, data),
-        Ok(Opening::Ssl | Opening::Gss) => assert_eq!(data.len(), 4),
+    match InitialPacket::parse(&Bytes::copy_from_slice(data)) {
+        Ok(InitialPacket::Startup(startup)) => forwarded(&startup),
+        Ok(InitialPacket::Cancel(request)) => cancelled(&request, data),
+        Ok(InitialPacket::Ssl | InitialPacket::Gss) => assert_eq!(data.len(), 4),
         Err(_refused) => {}
     }
 }
@@ -47,8 +47,8 @@ fn forwarded(startup: &Startup) {
     if packet.len() - 4 > MAX_BODY {
         return;
     }
-    let again = Opening::parse(&Bytes::copy_from_slice(&packet[4..]));
-    let Ok(Opening::Startup(again)) = again else {
+    let again = InitialPacket::parse(&Bytes::copy_from_slice(&packet[4..]));
+    let Ok(InitialPacket::Startup(again)) = again else {
         unreachable!("our own packet is read as {again:?}");
     };
     assert_eq!(again.user(), b"leased");

@@ -119,7 +119,9 @@ impl Redial {
         };
         match timeout(DIAL_TIMEOUT, connect).await {
             Ok(result) => result,
-            Err(_elapsed) => Err(DialError::Timeout(format!("{} ({attempts})", self.place()))),
+            Err(_elapsed) => {
+                Err(DialError::Timeout(format!("{} ({attempts})", self.placement_text())))
+            }
         }
     }
 
@@ -160,7 +162,7 @@ impl Redial {
     fn unconnected(&self, is_ours: bool, error: io::Error) -> DialError {
         match is_ours {
             true => DialError::Local(error),
-            false => DialError::Connect { to: self.place(), error },
+            false => DialError::Connect { to: self.placement_text(), error },
         }
     }
 
@@ -172,16 +174,16 @@ impl Redial {
         config: Arc<rustls::ClientConfig>,
         server_name: Option<&str>,
     ) -> Result<Stream, DialError> {
-        let lost = |error| DialError::Connect { to: self.place(), error };
+        let lost = |error| DialError::Connect { to: self.placement_text(), error };
         stream.write_all(&SSL_REQUEST).await.map_err(lost)?;
         match stream.read_u8().await.map_err(lost)? {
             b'S' => {}
-            b'N' => return Err(DialError::NoTls(self.place())),
+            b'N' => return Err(DialError::NoTls(self.placement_text())),
             byte => {
-                return Err(DialError::NotPostgres { to: self.place(), byte });
+                return Err(DialError::NotPostgres { to: self.placement_text(), byte });
             }
         }
-        let failed = |error| DialError::Tls { to: self.place(), error };
+        let failed = |error| DialError::Tls { to: self.placement_text(), error };
         let name = match (&self.tenant.placement().host, server_name) {
             (_, Some(name)) => name,
             (Host::Tcp { host, .. }, None) => host,
@@ -199,19 +201,19 @@ impl Redial {
     /// When the database could not be reached.
     pub(crate) async fn cancel(&self, request: &CancelRequest) -> Result<(), DialError> {
         let mut stream = self.connect().await?;
-        let lost = |error| DialError::Connect { to: self.place(), error };
+        let lost = |error| DialError::Connect { to: self.placement_text(), error };
         stream.write_all(&request.encode()).await.map_err(lost)?;
         stream.flush().await.map_err(lost)?;
         let mut sink = [0; 64];
         let closed = async { while let Ok(1..) = stream.read(&mut sink).await {} };
         match timeout(CANCEL_TIMEOUT, closed).await {
             Ok(()) => Ok(()),
-            Err(_elapsed) => Err(DialError::Timeout(self.place())),
+            Err(_elapsed) => Err(DialError::Timeout(self.placement_text())),
         }
     }
 
     /// For logs and errors.
-    fn place(&self) -> String {
+    fn placement_text(&self) -> String {
         self.tenant.placement().to_string()
     }
 }

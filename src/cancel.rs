@@ -128,8 +128,8 @@ impl CancelKeys {
     }
 
     /// Tells of the requests that led nowhere, now and then, for as long as the process lives.
-    pub(crate) async fn keep_telling(&self) {
-        self.refused.keep_telling().await;
+    pub(crate) async fn report_periodically(&self) {
+        self.refused.report_periodically().await;
     }
 
     /// Tells of those that nothing has told of yet.

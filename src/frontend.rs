@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pgsilo_wire::startup::{MAX_BODY, MIN_BODY, Opening, StartupError};
+use pgsilo_wire::startup::{InitialPacket, MAX_BODY, MIN_BODY, StartupError};
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
@@ -31,10 +31,10 @@ pub(crate) struct Frontend {
     pub(crate) stream: Stream,
 }
 
-/// What came first, or next, on a connection that has not started yet.
+/// What a client sends on a connection that has not started yet.
 #[derive(Debug)]
-pub(crate) enum First {
-    Packet(Opening),
+pub(crate) enum InitialBytes {
+    Packet(InitialPacket),
     /// A TLS record: the client negotiates directly (`sslnegotiation=direct`).
     TlsRecord,
     /// Nothing but a close: a probe of a load balancer, or a client that changed its mind.
@@ -89,16 +89,16 @@ impl Frontend {
     }
 
     /// Reads one untagged packet. `tls` says whether a TLS record may come instead of one.
-    pub(crate) async fn read_opening(&mut self, tls: bool) -> Result<First, FrontendError> {
+    pub(crate) async fn read_initial(&mut self, tls: bool) -> Result<InitialBytes, FrontendError> {
         if let (true, Stream::Tcp(tcp)) = (tls, &self.stream) {
             let mut byte = [0; 1];
             if tcp.peek(&mut byte).await? == 1 && byte[0] == 0x16 {
-                return Ok(First::TlsRecord);
+                return Ok(InitialBytes::TlsRecord);
             }
         }
         let mut length = [0; 4];
         if self.stream.read(&mut length[..1]).await? == 0 {
-            return Ok(First::Closed);
+            return Ok(InitialBytes::Closed);
         }
         self.stream.read_exact(&mut length[1..]).await?;
         let body = (u32::from_be_bytes(length) as usize).wrapping_sub(4);
@@ -107,7 +107,7 @@ impl Frontend {
         }
         let mut packet = vec![0; body];
         self.stream.read_exact(&mut packet).await?;
-        Ok(First::Packet(Opening::parse(&Bytes::from(packet))?))
+        Ok(InitialBytes::Packet(InitialPacket::parse(&Bytes::from(packet))?))
     }
 
     /// Answers a request for encryption with one byte. Bytes that were sent behind the request

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use pgsilo_core::tls::Holder;
 
 use crate::ending::Ending;
-use crate::registry::{Denied, Shown};
+use crate::registry::{Denied, PresentedCredential};
 use crate::token::Claims;
 
 /// Who a session is.
@@ -48,7 +48,7 @@ impl Identity {
     /// Whether it is on the list of those withdrawn, where there is one.
     pub(crate) fn is_denied(&self, denied: Option<&Denied>) -> bool {
         let shown = match self {
-            Identity::Token(claims) => Shown {
+            Identity::Token(claims) => PresentedCredential {
                 issuer: Some(claims.issuer()),
                 subject: claims.subject(),
                 token_id: claims.token_id(),
@@ -56,7 +56,12 @@ impl Identity {
             },
             Identity::Certificate(holder) => {
                 let issued_at = Some(holder.issued_at());
-                Shown { issuer: None, subject: holder.name(), token_id: None, issued_at }
+                PresentedCredential {
+                    issuer: None,
+                    subject: holder.name(),
+                    token_id: None,
+                    issued_at,
+                }
             }
         };
         denied.is_some_and(|denied| denied.denies(shown))

@@ -1,6 +1,6 @@
 //! Leases: a fresh database credential from OpenBAO for one session, revoked when it ends.
 //!
-//! Invariant: a credential that OpenBAO gave out is owned by exactly one `Held`, which sessions
+//! Invariant: a credential that OpenBAO gave out is owned by exactly one `LeaseInner`, which sessions
 //! have through a `Lease`, and dropping that hands its id to the revoker, whatever became of the
 //! session in between: the request runs on a task of its own, so a session that ends while it is
 //! under way leaves no lease behind. Only the session's `Leased` stage asks for one, and the pool for the next
@@ -10,9 +10,9 @@ mod fitness;
 mod given_up;
 mod health;
 mod identity;
-mod keeper;
 mod login;
 mod precedence;
+mod renewer;
 mod revoker;
 mod server;
 mod window;
@@ -34,16 +34,16 @@ use tokio::sync::{AcquireError, Semaphore};
 use tokio::time::{Instant as Deadline, sleep, timeout, timeout_at};
 
 pub(crate) use health::Trouble;
-pub(crate) use keeper::LeaseEnd;
 pub(crate) use pgsilo_openbao::{DatabaseFault, Error as OpenBaoError, FullScope};
+pub(crate) use renewer::LeaseEnd;
 
 use crate::audit::{self, Asker, SessionId};
 use crate::metrics;
 use fitness::Unfit;
 use health::Health;
 use identity::Identity;
-use keeper::Keeper;
 use login::Login;
+use renewer::Renewer;
 use revoker::{Revocation, Revoker};
 use server::{Server, retry_after};
 use window::{Sharers, Windows};
@@ -139,13 +139,13 @@ impl Credential {
 /// A session's hold on a credential. The credential is in force until the last hold is dropped;
 /// there is only one, unless `lease.scope` says otherwise.
 #[derive(Debug)]
-pub(crate) struct Lease(Arc<Held>);
+pub(crate) struct Lease(Arc<LeaseInner>);
 
 /// A credential that is in force until this is dropped.
 #[derive(Debug)]
-struct Held {
+struct LeaseInner {
     credential: Credential,
-    keeper: Arc<Keeper>,
+    renewer: Arc<Renewer>,
     asker: Asker,
     /// The login was made for this lease alone, and goes with it.
     with_login: bool,
@@ -301,12 +301,12 @@ impl Lessor {
         let source = match &settings.authority {
             Authority::Proxy(auth) => {
                 let identity = Arc::new(Identity::new(Arc::clone(&server), auth));
-                runtime.spawn(Arc::clone(&identity).keep());
+                runtime.spawn(Arc::clone(&identity).maintain_login());
                 runtime.spawn(given_up::watch(Arc::clone(&identity), Arc::clone(&server)));
                 Source::Proxy(identity)
             }
             Authority::Session { mount, roles } => {
-                runtime.spawn(Arc::clone(&server).keep_certificate());
+                runtime.spawn(Arc::clone(&server).watch_certificate());
                 Source::Session { mount, roles }
             }
         };
@@ -377,7 +377,7 @@ impl Lessor {
         role: Role,
         asker: Asker,
         token: Option<Secret>,
-    ) -> Result<Held, LeaseError> {
+    ) -> Result<LeaseInner, LeaseError> {
         if self.revoker.is_full() {
             return Err(LeaseError::Unrevoked(self.revoker.pending()));
         }
@@ -434,7 +434,7 @@ impl Lessor {
         asker: Asker,
         token: Option<Secret>,
         deadline: Deadline,
-    ) -> Result<Held, LeaseError> {
+    ) -> Result<LeaseInner, LeaseError> {
         let (began, asked) = (Instant::now(), BootTime::now());
         let result = match &self.source {
             Source::Proxy(identity) => self.ask_as_proxy(identity, asked_for).await,
@@ -469,10 +469,10 @@ impl Lessor {
         };
         let lease_id = granted.lease_id.into();
         let with_login = self.needs_token();
-        let keeper = Keeper::new(self.server, login, lease_id, self.runtime, end);
+        let renewer = Renewer::new(self.server, login, lease_id, self.runtime, end);
         let credential =
             Credential { username: granted.username.into(), password: granted.password };
-        Ok(Held { credential, keeper, asker, with_login, revoker: self.revoker })
+        Ok(LeaseInner { credential, renewer, asker, with_login, revoker: self.revoker })
     }
 
     /// A 403 means a dead token or a forbidden path. Only the former is worth a second try.
@@ -575,24 +575,24 @@ impl Lease {
         &self.0.credential
     }
 
-    /// Has it renewed if it is time to. Returns when it ends, and when to do this again if
-    /// nothing [has changed](Lease::changed) sooner. Whoever holds it has to.
-    pub(crate) fn tend(&self) -> (LeaseEnd, Option<BootTime>) {
-        self.0.keeper.tend()
+    /// Renews it in the background if it is time to. Returns when it ends, and when to call this again if
+    /// nothing [has changed](Lease::changed) sooner. Its holder must.
+    pub(crate) fn poll_renewal(&self) -> (LeaseEnd, Option<BootTime>) {
+        self.0.renewer.poll_renewal()
     }
 
-    /// Resolve when [`Lease::tend`] has something new to say; made before that is asked, they miss
-    /// nothing. Two, not one future of both: a session holds them for as long as it is idle.
+    /// Resolve when [`Lease::poll_renewal`] has something new to return; created before that call, they
+    /// miss nothing. Two, not one future of both: a session holds them for as long as it is idle.
     pub(crate) fn changed(&self) -> (Notified<'_>, Notified<'_>) {
-        self.0.keeper.changed()
+        self.0.renewer.changed()
     }
 }
 
-impl Drop for Held {
+impl Drop for LeaseInner {
     fn drop(&mut self) {
-        self.keeper.stop();
-        let keeper = Arc::clone(&self.keeper);
+        self.renewer.stop();
+        let renewer = Arc::clone(&self.renewer);
         let (asker, role) = (self.asker.clone(), Arc::clone(self.credential.name()));
-        self.revoker.revoke(Revocation { keeper, asker, role, with_login: self.with_login });
+        self.revoker.revoke(Revocation { renewer, asker, role, with_login: self.with_login });
     }
 }

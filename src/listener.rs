@@ -18,7 +18,7 @@ use crate::token::{Source, SourceSettings};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerSettings {
     /// What to bind.
-    pub place: Place,
+    pub place: ListenAddress,
     /// `None`: a Unix socket, or the file says `plaintext = true`.
     pub tls: Option<ListenerTls<ServerFiles>>,
     /// How clients prove who they are.
@@ -51,7 +51,7 @@ pub enum Proof<S> {
 
 /// What a listener binds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum ListenAddress {
     /// A TCP address; port 0 lets the system choose.
     Tcp(SocketAddr),
     /// A Unix socket.
@@ -63,11 +63,11 @@ pub enum Place {
     },
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Tcp(address) => address.fmt(f),
-            Place::Unix { path, .. } => path.display().fmt(f),
+            ListenAddress::Tcp(address) => address.fmt(f),
+            ListenAddress::Unix { path, .. } => path.display().fmt(f),
         }
     }
 }
@@ -84,7 +84,7 @@ pub struct ListenerTls<S> {
 /// A listener with the files that it was made of.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    pub(crate) place: Place,
+    pub(crate) place: ListenAddress,
     pub(crate) tls: Option<ListenerTls<tls::Server>>,
     pub(crate) proof: Proof<Source>,
     pub(crate) uids: Option<BTreeSet<u32>>,

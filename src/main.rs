@@ -43,14 +43,14 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Serve until SIGTERM or SIGINT; SIGHUP reads the registry, certificates and keys again.
-    Serve(Place),
+    Serve(ConfigFile),
     /// Read the configuration and every file it names, say what is wrong, start nothing. URLs are
     /// read, and nothing is fetched.
-    Check(Place),
+    Check(ConfigFile),
 }
 
 #[derive(clap::Args)]
-struct Place {
+struct ConfigFile {
     /// The configuration file.
     #[arg(
         long,
@@ -64,18 +64,18 @@ struct Place {
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Serve(place) => serve(&place),
-        Command::Check(place) => check(&place),
+        Command::Serve(file) => serve(&file),
+        Command::Check(file) => check(&file),
     }
 }
 
-fn serve(place: &Place) -> ExitCode {
+fn serve(file: &ConfigFile) -> ExitCode {
     keep_memory_private();
     let control = match Control::start() {
         Ok(control) => control,
         Err(error) => return fail(1, &error),
     };
-    let config = match Config::load(&place.config) {
+    let config = match Config::load(&file.config) {
         Ok(config) => config,
         Err(error) => return fail(3, &error),
     };
@@ -104,8 +104,8 @@ fn serve(place: &Place) -> ExitCode {
 }
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the answer of a command")]
-fn check(place: &Place) -> ExitCode {
-    let read = Config::load(&place.config).and_then(|config| {
+fn check(file: &ConfigFile) -> ExitCode {
+    let read = Config::load(&file.config).and_then(|config| {
         let (too_few, listeners) = (too_few_descriptors(&config), config.listeners.len());
         Ok((config.open()?, too_few, listeners))
     });
@@ -115,7 +115,7 @@ fn check(place: &Place) -> ExitCode {
                 eprintln!("warning: {warning}");
             }
             let tenants = opened.registry().snapshot().len();
-            println!("{}: ok, listeners: {listeners}, tenants: {tenants}", place.config.display());
+            println!("{}: ok, listeners: {listeners}, tenants: {tenants}", file.config.display());
             ExitCode::SUCCESS
         }
         Err(error) => fail(3, &error),

@@ -164,7 +164,7 @@ impl Pool {
             return None;
         }
         while let Some(connection) = self.take_newest(route) {
-            if remaining_time(&connection.lease.tend().0).is_zero() {
+            if remaining_time(&connection.lease.poll_renewal().0).is_zero() {
                 self.close_idle(connection, PoolClose::Expired);
                 continue;
             }
@@ -293,7 +293,8 @@ impl Pool {
         metrics::POOL_PREWARMS.of(Outcome::Ok).increment(1);
         let (role, pid) = (Arc::clone(lease.credential().name()), backend.pid());
         let now = Instant::now();
-        let expires_at = now + self.settings.idle_timeout.min(remaining_time(&lease.tend().0));
+        let expires_at =
+            now + self.settings.idle_timeout.min(remaining_time(&lease.poll_renewal().0));
         let connection = IdleConnection { backend, lease, idle_since: now, expires_at, permits };
         let is_added = self.add(connection, |state| {
             state.record_connect_time(now - started);
@@ -395,7 +396,7 @@ impl Pool {
         let Some(max_lifetime) = self.settings.reuse else { return };
         let max_idle_time = |history: History| {
             let left = max_lifetime.saturating_sub(history.opened.elapsed());
-            self.settings.idle_timeout.min(left).min(remaining_time(&lease.tend().0))
+            self.settings.idle_timeout.min(left).min(remaining_time(&lease.poll_renewal().0))
         };
         // Before it is reset, and before another is evicted for it.
         let idle_time = max_idle_time(used.history);

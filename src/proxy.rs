@@ -122,10 +122,10 @@ impl Proxy {
             sources,
         };
         let proxy: &'static Proxy = Box::leak(Box::new(proxy));
-        proxy.verifier().keep_keys(&background);
+        proxy.verifier().spawn_key_refresh(&background);
         background.spawn(proxy.tell_of_changes());
         background.spawn(proxy.pool.run_sweeper());
-        background.spawn(proxy.cancel_keys.keep_telling());
+        background.spawn(proxy.cancel_keys.report_periodically());
         Ok(proxy)
     }
 

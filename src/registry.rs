@@ -19,7 +19,7 @@ use pgsilo_core::tenant::TenantId;
 use tokio::sync::Notify;
 
 pub use denied::Denied;
-pub(crate) use denied::Shown;
+pub(crate) use denied::PresentedCredential;
 pub use file::RegistryFile;
 
 /// The current snapshot and its freshness.

@@ -6,7 +6,7 @@
 
 mod core;
 mod listen;
-mod tend;
+mod watched_files;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,7 +99,7 @@ async fn run(opened: Opened, log: LogQueue, mut signals: Signals) -> Result<(), 
     let proxy = Proxy::start(settings, sources, runtime, log)
         .map_err(|error| ServeError::Start(error.to_string()))?;
     let (hangups, hung_up) = watch::channel(0);
-    tend::files(proxy, &hung_up);
+    watched_files::watch(proxy, &hung_up);
     let tasks = TaskTracker::new();
     let loops = Arc::new(Cores::start(cores).map_err(failed)?);
     if let Some(admin) = admin {

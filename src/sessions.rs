@@ -47,9 +47,9 @@ pub(crate) struct Session {
     changed: Notify,
 }
 
-/// A session's place among all of them and among its tenant's, given back when it is dropped.
+/// A session's share of the limits on all sessions and on its tenant's, released when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct SessionPermit {
     sessions: &'static Sessions,
     tenant: TenantId,
 }
@@ -84,7 +84,7 @@ impl Sessions {
         &'static self,
         tenant: &TenantId,
         bound: Option<usize>,
-    ) -> Result<Place, Full> {
+    ) -> Result<SessionPermit, Full> {
         let one_more = |taken: usize| (taken < self.max).then_some(taken + 1);
         self.places
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
@@ -100,7 +100,7 @@ impl Sessions {
             self.forget_if_empty(tenant);
             return Err(Full::Tenant);
         }
-        Ok(Place { sessions: self, tenant: tenant.clone() })
+        Ok(SessionPermit { sessions: self, tenant: tenant.clone() })
     }
 
     /// Puts a session in the directory.
@@ -168,7 +168,7 @@ impl Session {
     }
 }
 
-impl Drop for Place {
+impl Drop for SessionPermit {
     fn drop(&mut self) {
         self.sessions.places.fetch_sub(1, Ordering::Relaxed);
         if let Some(mut of_tenant) = self.sessions.tenants.get_mut(&self.tenant) {

@@ -1,5 +1,5 @@
-//! The relay: bytes both ways between a client and its database, until one of them, or an
-//! order, ends it.
+//! The relay: bytes both ways between a client and its database, until one of them, or a
+//! termination, ends it.
 //!
 //! It copies, and looks at frame headers while it does and at nothing else of a session's bytes, so
 //! that an ending can be told at a message boundary and a vanished client's query cancelled.
@@ -12,8 +12,8 @@
 //! has done something holds it for as long as the shorter of the two bounds, with the defaults an hour.
 
 mod age;
+mod conversation;
 mod moment;
-mod talk;
 mod watch;
 
 use std::cell::RefCell;
@@ -39,22 +39,22 @@ use crate::frontend::Frontend;
 use crate::metrics::Direction::{self, ToBackend, ToFrontend};
 use crate::metrics::{Activity, BYTES};
 use crate::stream::Stream;
-use age::{Age, Standing, Verdict};
+use age::{Age, Phase, Verdict};
+use conversation::{Action, Conversation};
 use moment::{Moment, Notice, Quiet};
-use talk::{Seen, Talk};
 use watch::{Gone, Watch};
 
 /// Bytes that are read at once: TLS records have 16 KiB, a COPY fills all of it.
 const SCRATCH_BYTES: usize = 64 * 1024;
-/// Chunks moved in one turn: far below the runtime's budget, so that orders, timers and the other
-/// direction of a busy session get theirs.
-const TURN: usize = 8;
+/// Chunks moved in one turn: far below the runtime's budget, so that terminations, timers and
+/// the other direction of a busy session get their turn.
+const MAX_CHUNKS_PER_TURN: usize = 8;
 /// How long a cancelled query may take to reach a message boundary.
-const PATIENCE: Duration = Duration::from_secs(2);
+const INTERRUPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between an answer and a last message, so that a client reads them one after the other.
-const BEHIND_AN_ANSWER: Duration = Duration::from_millis(25);
+const LAST_MESSAGE_DELAY: Duration = Duration::from_millis(25);
 /// How long a database may take to close after a Terminate.
-const GOODBYE: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BYTES].into());
@@ -62,15 +62,15 @@ thread_local! {
 
 /// A session is to end: why, and how long a transaction may still run.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Order {
+pub(crate) struct Termination {
     pub(crate) ending: Ending,
-    pub(crate) by: BootTime,
+    pub(crate) deadline: BootTime,
 }
 
-/// Where orders come from.
-pub(crate) trait Orders {
-    /// Resolves when the session must end, sooner than the order that it has already.
-    fn sooner(&self, than: Option<Order>) -> impl Future<Output = Order>;
+/// What a session is terminated by.
+pub(crate) trait Terminator {
+    /// Resolves when the session must end sooner than its current termination says.
+    fn next_before(&self, current: Option<Termination>) -> impl Future<Output = Termination>;
 }
 
 /// A client and its database, spliced.
@@ -81,15 +81,15 @@ pub(crate) struct Relay<'c> {
     progress: &'c Progress,
     up: Pipe,
     down: Pipe,
-    talk: Talk,
-    /// The client has said goodbye and closed its half; answers still on their way are for it.
+    conversation: Conversation,
+    /// The client has sent a Terminate and closed its half; it still gets the answers on their way.
     half_closed: bool,
-    /// The database has been told so.
+    /// The same half is closed towards the database.
     shut: bool,
-    /// The client has said goodbye and the database does not know: it can be used again.
-    left_whole: bool,
+    /// The client has terminated and the database was not told: its connection can be reused.
+    is_reusable: bool,
     /// Why the database could not be written to any more.
-    unwritten: Option<io::Error>,
+    write_error: Option<io::Error>,
     last_bytes: Instant,
     limits: TimeLimits,
     age: Age,
@@ -99,22 +99,22 @@ pub(crate) struct Relay<'c> {
 /// One direction.
 struct Pipe {
     counter: FrameCounter,
-    /// What the sink would not take.
-    left: Option<Box<Left>>,
+    /// What the sink has not taken yet.
+    pending_write: Option<Box<PendingWrite>>,
     unflushed: bool,
     source: Source,
     /// The sink is gone: what the source still says is dropped.
     discards: bool,
-    /// A client's goodbye is not for the database, which may serve another session.
-    withholds: bool,
-    withheld: bool,
+    /// A client's Terminate is not forwarded: the connection may be reused by another session.
+    intercepts_terminate: bool,
+    terminate_intercepted: bool,
     /// Everything that the source had said has been read.
     caught_up: bool,
     bytes: &'static Counter,
 }
 
-/// A chunk that was written in part: what comes from `sent` on is left.
-struct Left {
+/// A chunk that was written up to `sent`.
+struct PendingWrite {
     chunk: Box<[u8]>,
     sent: usize,
 }
@@ -122,12 +122,12 @@ struct Left {
 enum Event {
     FrontendEnded(Option<io::Error>),
     BackendEnded(Option<io::Error>),
-    /// The client's goodbye was withheld.
-    Parted,
+    /// The client's Terminate was intercepted.
+    ClientTerminated,
     /// Idle outside a transaction, nothing in flight: it may be a moment to end.
     Quiet,
     Late,
-    Order(Order),
+    Terminate(Termination),
     /// The silence may have become long enough.
     Look,
     IdleCheck,
@@ -156,7 +156,7 @@ pub(crate) struct Progress {
     to_frontend: AtomicU64,
     /// An index of [`Activity::ALL`].
     activity: AtomicUsize,
-    order: Mutex<Option<Order>>,
+    termination: Mutex<Option<Termination>>,
 }
 
 impl Progress {
@@ -170,12 +170,12 @@ impl Progress {
     }
 
     /// Why it will end, and by when, if it must.
-    pub(crate) fn order(&self) -> Option<Order> {
-        *self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn termination(&self) -> Option<Termination> {
+        *self.termination.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_order(&self, order: Order) {
-        *self.order.lock().unwrap_or_else(PoisonError::into_inner) = Some(order);
+    fn set_termination(&self, termination: Termination) {
+        *self.termination.lock().unwrap_or_else(PoisonError::into_inner) = Some(termination);
     }
 }
 
@@ -202,30 +202,30 @@ impl From<Ending> for End {
 }
 
 impl<'c> Relay<'c> {
-    /// With `withholds`, the database is not told that a client has left that has nothing more to ask.
-    /// Of the limits all count but the session's age, which is its authority's to look after.
-    /// A side that has answered nothing for `dead_peer_timeout` has ended.
+    /// With `intercepts_terminate`, a Terminate is not forwarded if the database owes no answer. The
+    /// session's age is its authority's to limit; all other limits are checked here. A side that has
+    /// answered nothing for `dead_peer_timeout` has ended.
     pub(crate) fn new(
         frontend: &'c mut Frontend,
         backend: &'c mut Stream,
         process: &'c Process,
         progress: &'c Progress,
-        withholds: bool,
+        intercepts_terminate: bool,
         dead_peer_timeout: Duration,
         limits: TimeLimits,
     ) -> Relay<'c> {
-        let pipe = |direction: Direction, withholds| Pipe {
+        let pipe = |direction: Direction, intercepts_terminate| Pipe {
             counter: FrameCounter::default(),
-            left: None,
+            pending_write: None,
             unflushed: false,
             source: Source::Open,
             discards: false,
-            withholds,
-            withheld: false,
+            intercepts_terminate,
+            terminate_intercepted: false,
             caught_up: true,
             bytes: BYTES.of(direction),
         };
-        let (up, down) = (pipe(ToBackend, withholds), pipe(ToFrontend, false));
+        let (up, down) = (pipe(ToBackend, intercepts_terminate), pipe(ToFrontend, false));
         let last_bytes = Instant::now();
         Relay {
             frontend,
@@ -234,11 +234,11 @@ impl<'c> Relay<'c> {
             progress,
             up,
             down,
-            talk: Talk::begin(),
+            conversation: Conversation::begin(),
             half_closed: false,
             shut: false,
-            left_whole: false,
-            unwritten: None,
+            is_reusable: false,
+            write_error: None,
             last_bytes,
             limits,
             age: Age::begin(last_bytes),
@@ -246,34 +246,35 @@ impl<'c> Relay<'c> {
         }
     }
 
-    /// Tells the client how it ended, and lets the database go. What comes once in a session is boxed,
+    /// Tells the client how it ended, and closes the database's connection. What comes once in a session is boxed,
     /// here and below: what an idle one holds is as large as the largest that it may become.
     pub(crate) async fn end(&mut self, ending: Ending, session: impl std::fmt::Display) {
         let message = ending.message(session).filter(|_| self.can_tell()).unwrap_or_default();
-        let Relay { frontend, backend, up, talk, left_whole, .. } = self;
+        let Relay { frontend, backend, up, conversation, is_reusable, .. } = self;
         let tell = async {
-            if *left_whole {
-                // It has said goodbye and reads no more: the next session need not wait for it.
-                let _best_effort = timeout(GOODBYE, frontend.stream.shutdown()).await;
+            if *is_reusable {
+                // It has terminated and reads no more: the next session need not wait for it.
+                let _best_effort = timeout(CLOSE_TIMEOUT, frontend.stream.shutdown()).await;
             } else {
                 frontend.send_last(&message).await;
             }
         };
         let gone = matches!(ending, Ending::BackendLeft | Ending::BackendLost);
-        let let_go = async {
-            if !gone && !*left_whole {
-                let _best_effort = timeout(GOODBYE, say_goodbye(backend, up, talk)).await;
+        let close_backend = async {
+            if !gone && !*is_reusable {
+                let _best_effort =
+                    timeout(CLOSE_TIMEOUT, terminate_backend(backend, up, conversation)).await;
             }
         };
-        tokio::join!(tell, let_go);
+        tokio::join!(tell, close_backend);
     }
 
-    /// Relays until either side has ended, an order came, or a limit was reached.
+    /// Relays until either side has ended, a termination is due, or a limit was reached.
     #[expect(clippy::manual_async_fn, reason = "an async fn holds its arguments twice")]
-    pub(crate) fn run(&mut self, orders: &impl Orders) -> impl Future<Output = End> {
+    pub(crate) fn run(&mut self, terminator: &impl Terminator) -> impl Future<Output = End> {
         async move {
-            let mut order = pin!(orders.sooner(None));
-            let mut ordered: Option<Box<Notice>> = None;
+            let mut termination = pin!(terminator.next_before(None));
+            let mut notice: Option<Box<Notice>> = None;
             let mut late: Option<Pin<Box<_>>> = None;
             // When to look again whether the silence is long enough, and since when it was so looked at.
             let mut look: Option<Pin<Box<Sleep>>> = None;
@@ -284,34 +285,34 @@ impl<'c> Relay<'c> {
                 let is_set = due.is_some();
                 let event = tokio::select! {
                     biased;
-                    event = poll_fn(|cx| self.poll(cx, ordered.is_some(), judged, is_set)) => event,
-                    order = &mut order => Event::Order(order),
+                    event = poll_fn(|cx| self.poll(cx, notice.is_some(), judged, is_set)) => event,
+                    termination = &mut termination => Event::Terminate(termination),
                     () = set(&mut late) => Event::Late,
                     () = set(&mut look) => Event::Look,
                     () = set(&mut idle) => Event::IdleCheck,
                     () = set(&mut due) => Event::AgeCheck,
                 };
-                match (event, ordered.as_deref()) {
-                    (Event::Order(newer), _) => {
-                        self.progress.set_order(newer);
-                        ordered = Some(Box::new(Notice::begin(newer)));
-                        late = Some(Box::pin(newer.by.arrives()));
+                match (event, notice.as_deref()) {
+                    (Event::Terminate(newer), _) => {
+                        self.progress.set_termination(newer);
+                        notice = Some(Box::new(Notice::begin(newer)));
+                        late = Some(Box::pin(newer.deadline.arrives()));
                         judged = None;
-                        order.set(orders.sooner(Some(newer)));
+                        termination.set(terminator.next_before(Some(newer)));
                     }
                     (Event::FrontendEnded(None), _) if self.may_half_close() => self.half_close(),
                     (Event::FrontendEnded(broken), _) => {
                         return Box::pin(self.frontend_ended(broken)).await;
                     }
                     (Event::BackendEnded(broken), _) => return self.backend_ended(broken),
-                    (Event::Parted, _) => {
-                        self.left_whole = self.can_tell() && self.up.is_empty();
+                    (Event::ClientTerminated, _) => {
+                        self.is_reusable = self.can_tell() && self.up.is_empty();
                         return Ending::ClientLeft.into();
                     }
                     (Event::Quiet, Some(notice)) => match notice.judge(self.quiet()) {
                         Moment::Now => {
-                            let ending = notice.order().ending;
-                            Box::pin(self.pause_behind_an_answer()).await;
+                            let ending = notice.termination().ending;
+                            Box::pin(self.delay_last_message()).await;
                             return ending.into();
                         }
                         Moment::In(time) => {
@@ -321,9 +322,9 @@ impl<'c> Relay<'c> {
                     },
                     (Event::Look, _) => (look, judged) = (None, None),
                     (Event::Late, Some(notice)) => {
-                        let ending = notice.order().ending;
+                        let ending = notice.termination().ending;
                         Box::pin(self.interrupt()).await;
-                        Box::pin(self.pause_behind_an_answer()).await;
+                        Box::pin(self.delay_last_message()).await;
                         return ending.into();
                     }
                     (Event::IdleCheck, _) => match self.idle_until() {
@@ -335,7 +336,7 @@ impl<'c> Relay<'c> {
                         Verdict::LookAt(at) => due = Some(Box::pin(sleep_until(at))),
                         Verdict::Over(ending) => {
                             Box::pin(self.interrupt()).await;
-                            Box::pin(self.pause_behind_an_answer()).await;
+                            Box::pin(self.delay_last_message()).await;
                             return ending.into();
                         }
                     },
@@ -349,7 +350,7 @@ impl<'c> Relay<'c> {
     fn idle_until(&self) -> Option<Instant> {
         let now = Instant::now();
         let timeout = self.limits.idle.unwrap_or_default();
-        let waits = !self.talk.is_busy() && self.can_tell();
+        let waits = !self.conversation.is_busy() && self.can_tell();
         let until = if waits { self.last_bytes } else { now } + timeout;
         (until > now).then_some(until)
     }
@@ -357,13 +358,14 @@ impl<'c> Relay<'c> {
     /// Whether the session has been in the middle of something for too long.
     fn judge(&self) -> Verdict {
         // Outside a transaction nobody waits in one, whatever else is not certain.
-        let waits = !self.talk.is_busy() && !self.talk.is_outside() && self.can_tell();
-        let standing = match (self.is_idle(), waits) {
-            (true, _) => Standing::Idle,
-            (false, true) => Standing::WaitsSince(self.last_bytes),
-            (false, false) => Standing::Works,
+        let waits =
+            !self.conversation.is_busy() && !self.conversation.is_outside() && self.can_tell();
+        let phase = match (self.is_idle(), waits) {
+            (true, _) => Phase::Idle,
+            (false, true) => Phase::WaitingSince(self.last_bytes),
+            (false, false) => Phase::Working,
         };
-        self.age.judge(&self.limits, standing, Instant::now())
+        self.age.judge(&self.limits, phase, Instant::now())
     }
 
     /// Moves what can be moved, answers first. With `wants_quiet` a silence is told of, but not the one
@@ -376,11 +378,14 @@ impl<'c> Relay<'c> {
         is_set: bool,
     ) -> Poll<Event> {
         let was_idle = self.is_idle();
-        let Relay { frontend, backend, up, down, talk, half_closed, shut, unwritten, .. } = self;
+        let Relay {
+            frontend, backend, up, down, conversation, half_closed, shut, write_error, ..
+        } = self;
         let before = (up.counter.passed(), down.counter.passed());
         let event = SCRATCH.with_borrow_mut(|scratch| {
             let client = &mut frontend.stream;
-            let answered = down.poll(cx, backend, client, scratch, |header| talk.answer(header));
+            let answered =
+                down.poll(cx, backend, client, scratch, |header| conversation.answer(header));
             match answered {
                 Poll::Ready(Moved::SourceEnded(broken)) => {
                     return Poll::Ready(Event::BackendEnded(broken));
@@ -395,19 +400,19 @@ impl<'c> Relay<'c> {
                 *shut = *shut || Pin::new(&mut *backend).poll_shutdown(cx).is_ready();
                 return Poll::Pending;
             }
-            match up.poll(cx, client, backend, scratch, |header| talk.ask(header)) {
+            match up.poll(cx, client, backend, scratch, |header| conversation.ask(header)) {
                 Poll::Ready(Moved::SourceEnded(broken)) => {
                     return Poll::Ready(Event::FrontendEnded(broken));
                 }
                 Poll::Ready(Moved::SinkBroken(error)) => {
                     // The database may still have said why; its own end will come.
-                    *unwritten = Some(error);
+                    *write_error = Some(error);
                     up.discards = true;
                     cx.waker().wake_by_ref();
                 }
                 // It may still have answers to read.
-                Poll::Pending if up.withheld && up.is_empty() && down.is_empty() => {
-                    return Poll::Ready(Event::Parted);
+                Poll::Pending if up.terminate_intercepted && up.is_empty() && down.is_empty() => {
+                    return Poll::Ready(Event::ClientTerminated);
                 }
                 Poll::Pending => {}
             }
@@ -416,7 +421,7 @@ impl<'c> Relay<'c> {
         if before != (self.up.counter.passed(), self.down.counter.passed()) {
             self.last_bytes = Instant::now();
             self.tell_progress();
-            self.age.moved(self.last_bytes, was_idle, self.talk.take_crossed());
+            self.age.moved(self.last_bytes, was_idle, self.conversation.take_crossed());
             self.watch.begin(self.last_bytes);
         }
         self.age.read(self.last_bytes, self.down.is_empty(), self.down.caught_up);
@@ -443,18 +448,18 @@ impl<'c> Relay<'c> {
 
     /// Whether the database's connection is free for another session: between two messages, outside
     /// a transaction, and not told that this one is over.
-    pub(crate) fn left_whole(&self) -> bool {
-        self.left_whole
+    pub(crate) fn is_reusable(&self) -> bool {
+        self.is_reusable
     }
 
     fn is_quiet(&self) -> bool {
-        !self.talk.is_busy() && self.talk.is_outside() && self.can_tell()
+        !self.conversation.is_busy() && self.conversation.is_outside() && self.can_tell()
     }
 
     fn quiet(&self) -> Quiet {
         Quiet {
             silent: self.last_bytes.elapsed(),
-            behind_transaction: self.talk.is_behind_transaction(),
+            behind_transaction: self.conversation.is_behind_transaction(),
         }
     }
 
@@ -462,14 +467,14 @@ impl<'c> Relay<'c> {
     /// as a session does. What the client has not taken yet holds the database up, too: an answer, or a
     /// notification, that stands for all later ones of the cluster.
     fn is_idle(&self) -> bool {
-        !self.talk.may_be_busy() && self.talk.is_outside() && self.can_tell()
+        !self.conversation.may_be_busy() && self.conversation.is_outside() && self.can_tell()
     }
 
     fn tell_progress(&self) {
         let Progress { to_backend, to_frontend, activity, .. } = self.progress;
         to_backend.store(self.up.counter.passed(), Ordering::Relaxed);
         to_frontend.store(self.down.counter.passed(), Ordering::Relaxed);
-        let now = match (self.talk.may_be_busy(), self.talk.is_outside()) {
+        let now = match (self.conversation.may_be_busy(), self.conversation.is_outside()) {
             (true, _) => Activity::Active,
             (false, true) => Activity::Idle,
             (false, false) => Activity::IdleInTransaction,
@@ -483,7 +488,9 @@ impl<'c> Relay<'c> {
     }
 
     fn may_half_close(&self) -> bool {
-        matches!(self.up.source, Source::Ended(_)) && self.talk.terminated && !self.half_closed
+        matches!(self.up.source, Source::Ended(_))
+            && self.conversation.terminated
+            && !self.half_closed
     }
 
     /// Passes the client's close on. The database answers what it was asked, then closes.
@@ -491,28 +498,28 @@ impl<'c> Relay<'c> {
         self.half_closed = true;
     }
 
-    /// The client has closed without a goodbye, or its connection has broken.
+    /// The client has closed without a Terminate, or its connection has broken.
     async fn frontend_ended(&mut self, broken: Option<io::Error>) -> End {
-        if self.talk.may_be_busy()
-            && !self.talk.terminated
+        if self.conversation.may_be_busy()
+            && !self.conversation.terminated
             && let Err(error) = self.process.cancel().await
         {
             tracing::warn!(%error, "cannot cancel the query of a client that vanished");
         }
-        // Whoever has said goodbye may break what is left of its connection.
-        match broken.filter(|_| !self.talk.terminated) {
+        // A client that has terminated may reset its connection.
+        match broken.filter(|_| !self.conversation.terminated) {
             Some(error) => End { ending: Ending::ClientLost, cause: Some(Cause::Io(error)) },
             None => Ending::ClientLeft.into(),
         }
     }
 
     fn backend_ended(&mut self, broken: Option<io::Error>) -> End {
-        if self.talk.terminated {
+        if self.conversation.terminated {
             Ending::ClientLeft.into()
-        } else if self.talk.complained && self.down.counter.at_boundary() {
+        } else if self.conversation.last_was_error && self.down.counter.at_boundary() {
             Ending::BackendLeft.into()
         } else {
-            let broken = broken.or(self.unwritten.take());
+            let broken = broken.or(self.write_error.take());
             let cause = broken.map_or(Cause::Closed, Cause::Io);
             End { ending: Ending::BackendLost, cause: Some(cause) }
         }
@@ -522,39 +529,43 @@ impl<'c> Relay<'c> {
     /// that the connection is gone. So the last message comes a little behind an answer: what the
     /// client asks meanwhile is not read any more, and the message is what it gets for it. Source:
     /// `pqParseInput3` in `fe-protocol3.c`.
-    async fn pause_behind_an_answer(&self) {
-        sleep_until(self.last_bytes + BEHIND_AN_ANSWER).await;
+    async fn delay_last_message(&self) {
+        sleep_until(self.last_bytes + LAST_MESSAGE_DELAY).await;
     }
 
     /// Time is up: cancels what runs and relays answers, with bounded patience, up to a place
     /// where the client can be told.
     async fn interrupt(&mut self) {
         let process = self.process;
-        let busy = self.talk.may_be_busy();
+        let busy = self.conversation.may_be_busy();
         let cancel = async {
             if busy && process.cancel().await.is_err() {
                 tracing::warn!("cannot cancel the query of a session that has to end");
             }
         };
-        let quieten = poll_fn(|cx| {
-            let Relay { frontend, backend, down, talk, .. } = &mut *self;
+        let drain = poll_fn(|cx| {
+            let Relay { frontend, backend, down, conversation, .. } = &mut *self;
             let moved = SCRATCH.with_borrow_mut(|scratch| {
                 let client = &mut frontend.stream;
-                down.poll(cx, backend, client, scratch, |header| talk.answer(header))
+                down.poll(cx, backend, client, scratch, |header| conversation.answer(header))
             });
             self.last_bytes = Instant::now();
             self.tell_progress();
-            let told = self.can_tell() && self.talk.owed == 0;
+            let told = self.can_tell() && self.conversation.owed == 0;
             if moved.is_ready() || told { Poll::Ready(()) } else { Poll::Pending }
         });
-        let _bounded = timeout(PATIENCE, async { tokio::join!(cancel, quieten) }).await;
+        let _bounded = timeout(INTERRUPT_TIMEOUT, async { tokio::join!(cancel, drain) }).await;
     }
 }
 
-/// Lets the database go: what the client sent last, a Terminate, and a close.
-async fn say_goodbye(backend: &mut Stream, up: &mut Pipe, talk: &Talk) -> io::Result<()> {
-    poll_fn(|cx| up.poll_left(cx, backend)).await?;
-    if up.counter.at_boundary() && (up.withheld || !talk.terminated) {
+/// Closes the database's connection: what the client sent last, a Terminate, and a close.
+async fn terminate_backend(
+    backend: &mut Stream,
+    up: &mut Pipe,
+    conversation: &Conversation,
+) -> io::Result<()> {
+    poll_fn(|cx| up.poll_pending_write(cx, backend)).await?;
+    if up.counter.at_boundary() && (up.terminate_intercepted || !conversation.terminated) {
         backend.write_all(&TERMINATE).await?;
     }
     backend.shutdown().await
@@ -569,14 +580,14 @@ impl Pipe {
         source: &mut Stream,
         sink: &mut Stream,
         scratch: &mut [u8],
-        mut seen: impl FnMut(Header) -> Seen,
+        mut seen: impl FnMut(Header) -> Action,
     ) -> Poll<Moved> {
-        for _ in 0..TURN {
-            if let Err(error) = ready!(self.poll_left(cx, sink)) {
+        for _ in 0..MAX_CHUNKS_PER_TURN {
+            if let Err(error) = ready!(self.poll_pending_write(cx, sink)) {
                 return Poll::Ready(Moved::SinkBroken(error));
             }
-            if self.withheld {
-                // Behind its goodbye a client has nothing to say.
+            if self.terminate_intercepted {
+                // Nothing follows a Terminate.
                 return self.poll_flush(cx, sink);
             }
             if let Source::Ended(broken) = &mut self.source {
@@ -595,12 +606,15 @@ impl Pipe {
                 }
             }
             let mut chunk = read.filled();
-            let mut newest = Seen::Passes;
+            let mut newest = Action::Forward;
             self.counter.count(chunk, |header| newest = seen(header));
             self.bytes.increment(chunk.len() as u64);
-            if self.withholds && newest == Seen::Parts && self.counter.just_ended(TERMINATE) {
+            if self.intercepts_terminate
+                && newest == Action::Intercept
+                && self.counter.just_ended(TERMINATE)
+            {
                 // All of it is in this chunk, or its beginning has gone already.
-                self.withheld = chunk.len() >= TERMINATE.len();
+                self.terminate_intercepted = chunk.len() >= TERMINATE.len();
                 chunk = chunk.strip_suffix(&TERMINATE).unwrap_or(chunk);
             }
             if let Err(error) = self.poll_chunk(cx, sink, chunk) {
@@ -627,7 +641,8 @@ impl Pipe {
                 }
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => {
-                    self.left = Some(Box::new(Left { chunk: chunk.into(), sent: 0 }));
+                    self.pending_write =
+                        Some(Box::new(PendingWrite { chunk: chunk.into(), sent: 0 }));
                     self.caught_up = false;
                     break;
                 }
@@ -636,9 +651,13 @@ impl Pipe {
         Ok(())
     }
 
-    /// Writes what was left of earlier chunks, and lets go of the memory it was kept in.
-    fn poll_left(&mut self, cx: &mut Context<'_>, sink: &mut Stream) -> Poll<io::Result<()>> {
-        while let Some(Left { chunk, sent }) = self.left.as_deref_mut()
+    /// Writes the rest of an earlier chunk, and frees its memory.
+    fn poll_pending_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut Stream,
+    ) -> Poll<io::Result<()>> {
+        while let Some(PendingWrite { chunk, sent }) = self.pending_write.as_deref_mut()
             && *sent < chunk.len()
             && !self.discards
         {
@@ -648,7 +667,7 @@ impl Pipe {
             }
             self.unflushed = true;
         }
-        self.left = None;
+        self.pending_write = None;
         Poll::Ready(Ok(()))
     }
 
@@ -664,7 +683,7 @@ impl Pipe {
     }
 
     fn is_empty(&self) -> bool {
-        self.left.is_none()
+        self.pending_write.is_none()
     }
 }
 
@@ -673,7 +692,7 @@ fn is_close(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::UnexpectedEof
 }
 
-/// Waits for that, for ever if there is none.
+/// Waits for a future; for ever if there is none.
 fn set<F: Future<Output = ()> + Unpin>(future: &mut Option<F>) -> impl Future<Output = ()> {
     poll_fn(|cx| match future {
         Some(future) => Pin::new(future).poll(cx),

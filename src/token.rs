@@ -12,7 +12,7 @@ mod fetch;
 mod issuer;
 mod keyring;
 mod keys;
-mod looks;
+mod refresh_gate;
 mod rules;
 mod source;
 mod strict;
@@ -346,23 +346,23 @@ impl Verifier {
         Ok(Verifier { issuers: known })
     }
 
-    /// Whether nobody is believed.
+    /// Whether there is no issuer.
     pub fn is_empty(&self) -> bool {
         self.issuers.is_empty()
     }
 
     /// Verifies a token now. If it names a key that its issuer does not have, the issuer's source
     /// is looked at once more, as soon as it may be, and the token verified again: so a new key works
-    /// from its first token on. Strangers can ask for that; see `looks.rs`.
+    /// from its first token on. Strangers can ask for that; see `refresh_gate.rs`.
     pub async fn identify(&self, token: &Token) -> Result<Claims, Rejected> {
         let verdict = self.verify(token, SystemTime::now());
         if !verdict.as_ref().is_err_and(Rejected::names_an_unknown_key) {
             return verdict;
         }
-        let Some(looks) = self.named_keyring(token).and_then(Keyring::looks) else {
+        let Some(gate) = self.named_keyring(token).and_then(Keyring::refresh_gate) else {
             return verdict;
         };
-        let seen = looks.again().await;
+        let seen = gate.request_refresh().await;
         match self.verify(token, SystemTime::now()) {
             Err(rejected) if !seen && rejected.names_an_unknown_key() => {
                 Err(Rejected { error: TokenError::KeyUnchecked, ..rejected })
@@ -379,10 +379,10 @@ impl Verifier {
         self.issuers.get(issuer).map(|issuer| &issuer.keys)
     }
 
-    /// Has keys that are fetched be fetched, from now on and in the background.
-    pub(crate) fn keep_keys(&'static self, runtime: &Handle) {
+    /// Fetches keys in the background, from now on.
+    pub(crate) fn spawn_key_refresh(&'static self, runtime: &Handle) {
         for issuer in self.issuers.values() {
-            runtime.spawn(issuer.keys.keep(&issuer.issuer));
+            runtime.spawn(issuer.keys.refresh_periodically(&issuer.issuer));
         }
     }
 
@@ -393,8 +393,9 @@ impl Verifier {
     }
 
     /// Resolves when a token names a key that its issuer's file did not have.
-    pub(crate) async fn files_asked(&self) {
-        let asked = self.issuers.values().map(|issuer| Box::pin(issuer.keys.file_asked()));
+    pub(crate) async fn file_refresh_requested(&self) {
+        let asked =
+            self.issuers.values().map(|issuer| Box::pin(issuer.keys.file_refresh_requested()));
         let never = Box::pin(std::future::pending()) as Pin<Box<dyn Future<Output = ()> + Send>>;
         select_all(asked.map(|asked| asked as _).chain([never])).await;
     }

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use edits::{MISTAKES, WARNINGS};
-use pgsilo::config::{Auth, Authority, Config, LogFormat, Opened, Place, TimeLimits};
+use pgsilo::config::{Auth, Authority, Config, ListenAddress, LogFormat, Opened, TimeLimits};
 use pgsilo_core::registry::{Host, OwnLimits, PlacementTls, State};
 use pgsilo_core::tenant::{Access, TenantId};
 use rcgen::{
@@ -177,7 +177,9 @@ fn the_examples_load_and_mean_what_they_say() {
     let config = folder.load().unwrap();
     let [tcp, unix] = config.listeners.as_slice() else { panic!("{:?}", config.listeners) };
     assert!(tcp.tls.as_ref().unwrap().required && unix.tls.is_none());
-    let (Place::Tcp(address), Place::Unix { path, mode }) = (&tcp.place, &unix.place) else {
+    let (ListenAddress::Tcp(address), ListenAddress::Unix { path, mode }) =
+        (&tcp.place, &unix.place)
+    else {
         panic!("{:?}", config.listeners);
     };
     assert_eq!(address.to_string(), "127.0.0.1:6432");

@@ -77,7 +77,7 @@ fn a_stage_imports_only_earlier_ones() {
             ("src/session/client.rs", "use super::accepted::Accepted;"),
             ("src/session/cancelling.rs", "use super::routed::Routed;"),
             ("src/session/routed.rs", "use super::cancelling::Cancelling;"),
-            ("src/session/authority.rs", "use super::attached::Held;"),
+            ("src/session/authority.rs", "use super::attached::SessionResources;"),
             ("src/session/leased.rs", "use super::authority::Authority;"),
             ("src/session/identified/proofs.rs", "use super::super::routed::Routed;"),
             ("src/session/new.rs", "use std::fmt;"),
@@ -92,7 +92,7 @@ fn a_stage_has_one_constructor_that_takes_its_predecessor_by_value() {
         &[
             ("src/session/routed.rs", "fn again<'c>() -> Routed<'c> { panic!() }"),
             ("src/session/leased.rs", "fn other() -> Result<Leased<'static>, Stop> { panic!() }"),
-            ("src/session/started.rs", "impl Opened<'_> { fn other() -> Self { panic!() } }"),
+            ("src/session/started.rs", "impl StartOutcome<'_> { fn other() -> Self { panic!() } }"),
             ("src/session/attached.rs", "impl Default for Attached<'_> {}"),
             ("src/session/attached.rs", "impl<'c> From<Leased<'c>> for Attached<'c> {}"),
             ("src/session/spliced.rs", "#[derive(Clone)] pub struct Spliced<'c> {}"),

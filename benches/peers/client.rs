@@ -5,12 +5,12 @@ use pgsilo_sandbox::testing::raw::{Raw, password, query, startup, tagged};
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 
 use crate::contenders::Contender;
-use crate::ground::Ground;
+use crate::testbed::Testbed;
 
 /// A session with a contender; the password is asked for by whoever opens many.
-pub(crate) async fn enter(contender: &Contender, ground: &Ground, secret: &str) -> Raw {
+pub(crate) async fn enter(contender: &Contender, testbed: &Testbed, secret: &str) -> Raw {
     let mut client = match contender.tls {
-        true => Raw::tls_of(&ground.world, contender.address).await,
+        true => Raw::tls_of(&testbed.world, contender.address).await,
         false => Raw::tcp(contender.address).await,
     };
     client.send(&startup(&[("user", contender.user()), ("database", contender.dbname())])).await;
@@ -45,12 +45,12 @@ pub(crate) async fn enter(contender: &Contender, ground: &Ground, secret: &str) 
 /// Sessions of one contender, so many logins at once.
 pub(crate) async fn open(
     contender: &Contender,
-    ground: &Ground,
+    testbed: &Testbed,
     count: usize,
     at_once: usize,
 ) -> Vec<Raw> {
-    let secret = contender.password(ground);
-    let logins = (0..count).map(|_| enter(contender, ground, &secret));
+    let secret = contender.password(testbed);
+    let logins = (0..count).map(|_| enter(contender, testbed, &secret));
     stream::iter(logins).buffer_unordered(at_once).collect().await
 }
 

@@ -8,29 +8,34 @@ use pgsilo_sandbox::testing::proxy::Proxy;
 
 use crate::Plan;
 use crate::contenders::{Contender, Contenders};
-use crate::ground::{Ground, variable};
 use crate::queries::pgbench;
 use crate::report::{Goal, Report};
 use crate::rounds::{median, play, quantile};
+use crate::testbed::{Testbed, variable};
 
 /// Logins a second at each contender.
 const RATE: u32 = 20;
 /// The stages of a login, as pgsilo's metric names them.
 const STAGES: [&str; 5] = ["secured", "identified", "routed", "leased", "attached"];
 
-pub(crate) async fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: &mut Report) {
+pub(crate) async fn run(
+    plan: Plan,
+    testbed: &Testbed,
+    contenders: &Contenders,
+    report: &mut Report,
+) {
     let Contenders { prewarm, prewarm_tls, reuse, reuse_tls, .. } = *contenders;
     let clear: Vec<_> = contenders.plain().into_iter().chain([prewarm, reuse]).collect();
     let tls: Vec<_> = contenders.tls().into_iter().chain([prewarm_tls, reuse_tls]).collect();
     for (how, all) in [("clear", clear), ("tls", tls)] {
-        logins(plan, ground, &all, how, contenders.proxy(), report).await;
-        churn(plan, ground, &all, how, report);
+        logins(plan, testbed, &all, how, contenders.proxy(), report).await;
+        churn(plan, testbed, &all, how, report);
     }
 }
 
 async fn logins(
     plan: Plan,
-    ground: &Ground,
+    testbed: &Testbed,
     all: &[Contender],
     how: &str,
     proxy: &Proxy,
@@ -38,7 +43,7 @@ async fn logins(
 ) {
     report.heading(&format!("A login by libpq, {RATE} a second at each, {how}: milliseconds"));
     let before = stages(proxy).await;
-    let times = time(plan, ground, all);
+    let times = time(plan, testbed, all);
     let after = stages(proxy).await;
     report.line(&format!("{:12} {:>8} {:>8} {:>8} {:>8}", "", "p50", "p90", "p99", "/ direct"));
     let at = |times: &[f64], share| quantile(times.iter().copied(), share) * 1e3;
@@ -73,7 +78,7 @@ async fn logins(
 }
 
 /// What each login took, in seconds.
-fn time(plan: Plan, ground: &Ground, all: &[Contender]) -> Vec<Vec<f64>> {
+fn time(plan: Plan, testbed: &Testbed, all: &[Contender]) -> Vec<Vec<f64>> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/connects.py");
     let mut command = Command::new(variable("PGSILO_PYTHON"));
     command.arg(script).arg(plan.connects.to_string()).arg(RATE.to_string());
@@ -81,7 +86,7 @@ fn time(plan: Plan, ground: &Ground, all: &[Contender]) -> Vec<Vec<f64>> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("Python starts");
     let mut targets = child.stdin.take().expect("piped");
     for contender in all {
-        writeln!(targets, "{}", contender.conninfo(ground)).expect("told");
+        writeln!(targets, "{}", contender.conninfo(testbed)).expect("told");
     }
     drop(targets);
     let output = child.wait_with_output().expect("waited");
@@ -105,10 +110,10 @@ async fn stages(proxy: &Proxy) -> Vec<(f64, f64)> {
 }
 
 /// Applications that connect for each query.
-fn churn(plan: Plan, ground: &Ground, all: &[Contender], how: &str, report: &mut Report) {
+fn churn(plan: Plan, testbed: &Testbed, all: &[Contender], how: &str, report: &mut Report) {
     report.heading(&format!("pgbench -S -C, 4 clients, {how}: a login for each query"));
     let args = ["--connect", "--client", "4", "--jobs", "2"];
-    let scores = play(plan.rounds, all, |contender| pgbench(plan, ground, contender, &args));
+    let scores = play(plan.rounds, all, |contender| pgbench(plan, testbed, contender, &args));
     report.table(&scores, "logins/s", (1000.0, "CPU s / 1000"));
     let [direct, .., reuse] = &scores[..] else { panic!("several") };
     if !direct.contender.tls {

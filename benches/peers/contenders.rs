@@ -11,8 +11,8 @@ use pgsilo_sandbox::testing::eventually;
 use pgsilo_sandbox::testing::mint;
 use pgsilo_sandbox::testing::proxy::{PLAIN, Proxy, Settings, TLS, folder};
 
-use crate::ground::{DATABASE, Ground, PASSWORD, ROLE, version};
 use crate::stand_in;
+use crate::testbed::{DATABASE, PASSWORD, ROLE, Testbed, version};
 
 /// Threads of HAProxy and event loops of pgsilo: one for each processor. PgBouncer has one.
 pub(crate) fn processors() -> usize {
@@ -44,24 +44,24 @@ impl Contender {
     }
 
     /// A token is good for ten minutes: asked for anew whenever it is used.
-    pub(crate) fn password(&self, ground: &Ground) -> String {
+    pub(crate) fn password(&self, testbed: &Testbed) -> String {
         match self.takes_token {
-            true => mint::token_of(&ground.world, "acme"),
+            true => mint::token_of(&testbed.world, "acme"),
             false => PASSWORD.to_owned(),
         }
     }
 
     /// The same as a connection string of libpq.
-    pub(crate) fn conninfo(&self, ground: &Ground) -> String {
+    pub(crate) fn conninfo(&self, testbed: &Testbed) -> String {
         format!(
             "host={} port={} user={} dbname={} password={} sslmode={} sslrootcert={}",
             self.address.ip(),
             self.address.port(),
             self.user(),
             self.dbname(),
-            self.password(ground),
+            self.password(testbed),
             self.sslmode(),
-            ground.ca().display()
+            testbed.ca().display()
         )
     }
 
@@ -70,13 +70,13 @@ impl Contender {
     }
 
     /// Tells a libpq program whom to connect to.
-    pub(crate) fn told(&self, command: &mut Command, ground: &Ground) {
+    pub(crate) fn told(&self, command: &mut Command, testbed: &Testbed) {
         command
             .env("PGHOST", self.address.ip().to_string())
             .env("PGPORT", self.address.port().to_string())
             .env("PGUSER", self.user())
             .env("PGDATABASE", self.dbname())
-            .env("PGPASSWORD", self.password(ground))
+            .env("PGPASSWORD", self.password(testbed))
             .env("PGSSLMODE", self.sslmode());
     }
 }
@@ -146,23 +146,23 @@ impl Peer {
 }
 
 impl Contenders {
-    pub(crate) async fn start(ground: &Ground) -> Contenders {
-        let haproxy = haproxy(ground.port(), ground.connections).await;
-        let pgbouncer = pgbouncer(ground).await;
-        let proxy = Proxy::of(&ground.world, settings(ground.connections)).await;
+    pub(crate) async fn start(testbed: &Testbed) -> Contenders {
+        let haproxy = haproxy(testbed.port(), testbed.connections).await;
+        let pgbouncer = pgbouncer(testbed).await;
+        let proxy = Proxy::of(&testbed.world, settings(testbed.connections)).await;
         let [plain, tls] = proxy.addresses()[..] else { panic!("two listeners") };
-        let by_default = Settings { pool: String::new(), ..settings(ground.connections) };
-        let prewarm_proxy = Proxy::of(&ground.world, by_default).await;
+        let by_default = Settings { pool: String::new(), ..settings(testbed.connections) };
+        let prewarm_proxy = Proxy::of(&testbed.world, by_default).await;
         let [prewarm_plain, prewarm_tls] = prewarm_proxy.addresses()[..] else {
             panic!("two listeners")
         };
         let reusing = Settings {
             pool: "max_idle_per_tenant = 16\nreuse = \"reset\"\n".to_owned(),
-            ..settings(ground.connections)
+            ..settings(testbed.connections)
         };
-        let reuse_proxy = Proxy::of(&ground.world, reusing).await;
+        let reuse_proxy = Proxy::of(&testbed.world, reusing).await;
         let [reuse_plain, reuse_tls] = reuse_proxy.addresses()[..] else { panic!("two listeners") };
-        let database = local(ground.port());
+        let database = local(testbed.port());
         Contenders {
             direct: direct_at(database, false),
             direct_tls: direct_at(database, true),
@@ -176,7 +176,7 @@ impl Contenders {
             reuse: pgsilo_at("pgsilo reuse", reuse_plain, false, &reuse_proxy),
             reuse_tls: pgsilo_at("pgsilo reuse", reuse_tls, true, &reuse_proxy),
             versions: vec![
-                ground.server.clone(),
+                testbed.server.clone(),
                 version(Path::new("haproxy"), "-v"),
                 version(Path::new("pgbouncer"), "--version"),
                 format!("pgsilo {}", env!("CARGO_PKG_VERSION")),
@@ -217,7 +217,7 @@ pub(crate) struct Many {
 
 impl Many {
     /// Starts them, for so many connections.
-    pub(crate) async fn start(ground: &Ground, connections: usize) -> Many {
+    pub(crate) async fn start(testbed: &Testbed, connections: usize) -> Many {
         let (database, openbao) = (stand_in::database().await, stand_in::openbao().await);
         let peer = haproxy(database.port(), connections).await;
         let openbao = format!(
@@ -225,7 +225,7 @@ impl Many {
              auth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"secret-id\" }} }}\n"
         );
         let settings = Settings { openbao, ..settings(connections) };
-        let proxy = Proxy::of(&ground.world, settings).await;
+        let proxy = Proxy::of(&testbed.world, settings).await;
         proxy.place_acme_at(database.port(), "auth = [\"password\"]\n").await;
         Many {
             direct: direct_at(database, false),
@@ -255,10 +255,10 @@ fn settings(connections: usize) -> Settings {
 }
 
 /// In session mode, as pgsilo is: a client has its server to itself.
-async fn pgbouncer(ground: &Ground) -> Peer {
+async fn pgbouncer(testbed: &Testbed) -> Peer {
     let (dir, port) = (folder(), free_port());
     for name in ["server.crt", "server.key"] {
-        fs::copy(ground.world.dir().join(name), dir.join(name)).expect("copied");
+        fs::copy(testbed.world.dir().join(name), dir.join(name)).expect("copied");
     }
     fs::write(dir.join("users"), format!("\"{ROLE}\" \"{PASSWORD}\"\n")).expect("written");
     let config = format!(
@@ -267,9 +267,9 @@ async fn pgbouncer(ground: &Ground) -> Peer {
          pool_mode = session\nserver_idle_timeout = 2\nmax_client_conn = {connections}\ndefault_pool_size = {connections}\n\
          client_tls_sslmode = allow\nclient_tls_cert_file = {dir}/server.crt\n\
          client_tls_key_file = {dir}/server.key\nlog_connections = 0\nlog_disconnections = 0\n",
-        ground.port(),
+        testbed.port(),
         dir = dir.display(),
-        connections = ground.connections,
+        connections = testbed.connections,
     );
     fs::write(dir.join("pgbouncer.ini"), config).expect("written");
     let mut command = Command::new("pgbouncer");

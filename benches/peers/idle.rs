@@ -7,9 +7,9 @@ use pgsilo_sandbox::testing::eventually;
 use crate::Plan;
 use crate::client::{open, take};
 use crate::contenders::{Contender, Contenders};
-use crate::ground::Ground;
 use crate::machine::memory_kib;
 use crate::report::{Goal, Report};
+use crate::testbed::Testbed;
 
 /// Sessions before the first look: what a contender makes once is not a session's.
 const WARM_UP: usize = 50;
@@ -20,24 +20,29 @@ struct Held {
     used: f64,
 }
 
-pub(crate) async fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: &mut Report) {
+pub(crate) async fn run(
+    plan: Plan,
+    testbed: &Testbed,
+    contenders: &Contenders,
+    report: &mut Report,
+) {
     report.heading(&format!(
         "KiB of memory (PSS) for each of {} idle sessions: fresh, and after {} MB",
         plan.idle,
         THROUGH / 1_000_000
     ));
     for contender in [contenders.haproxy, contenders.pgbouncer, contenders.pgsilo] {
-        tell(plan, ground, &contender, report).await;
+        tell(plan, testbed, &contender, report).await;
     }
     // Processes of their own: memory that sessions in clear have left would serve these.
-    let fresh = Contenders::start(ground).await;
+    let fresh = Contenders::start(testbed).await;
     for contender in [fresh.pgbouncer_tls, fresh.pgsilo_tls] {
-        tell(plan, ground, &contender, report).await;
+        tell(plan, testbed, &contender, report).await;
     }
 }
 
-async fn tell(plan: Plan, ground: &Ground, contender: &Contender, report: &mut Report) {
-    let Held { fresh, used } = measure(plan, ground, contender).await;
+async fn tell(plan: Plan, testbed: &Testbed, contender: &Contender, report: &mut Report) {
+    let Held { fresh, used } = measure(plan, testbed, contender).await;
     let how = if contender.tls { "tls" } else { "clear" };
     report.line(&format!("{:12} {how:>6} {fresh:>8.2} {used:>8.2}", contender.name));
     if contender.is_pgsilo() {
@@ -47,13 +52,13 @@ async fn tell(plan: Plan, ground: &Ground, contender: &Contender, report: &mut R
     }
 }
 
-async fn measure(plan: Plan, ground: &Ground, contender: &Contender) -> Held {
-    ground.quiet().await;
+async fn measure(plan: Plan, testbed: &Testbed, contender: &Contender) -> Held {
+    testbed.quiet().await;
     let pid = contender.pid.expect("a process of its own");
-    let _first = open(contender, ground, WARM_UP, 1).await;
+    let _first = open(contender, testbed, WARM_UP, 1).await;
     let before = settled(pid).await;
     // One after the other: what many logins at once need is another question.
-    let mut sessions = open(contender, ground, plan.idle, 1).await;
+    let mut sessions = open(contender, testbed, plan.idle, 1).await;
     let fresh = settled(pid).await;
     for session in &mut sessions {
         take(session, THROUGH).await;

@@ -19,7 +19,6 @@ mod connects;
 mod contenders;
 mod copies;
 mod endings;
-mod ground;
 mod idle;
 mod machine;
 mod neighbour;
@@ -31,12 +30,13 @@ mod scale;
 mod stand_in;
 #[path = "../strangers/mod.rs"]
 mod strangers;
+mod testbed;
 
 use std::path::{Path, PathBuf};
 
 use contenders::Contenders;
-use ground::Ground;
 use report::Report;
+use testbed::Testbed;
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
@@ -81,27 +81,27 @@ fn main() {
         return;
     }
     runtime.block_on(async {
-        let ground = Ground::start(plan.idle.max(plan.real)).await;
-        let contenders = Contenders::start(&ground).await;
-        let mut report = Report::new(plan, &ground, &contenders);
+        let testbed = Testbed::start(plan.idle.max(plan.real)).await;
+        let contenders = Contenders::start(&testbed).await;
+        let mut report = Report::new(plan, &testbed, &contenders);
         if wants("queries") {
-            queries::run(plan, &ground, &contenders, &mut report);
+            queries::run(plan, &testbed, &contenders, &mut report);
         }
         if wants("copies") {
-            copies::run(plan, &ground, &contenders, &mut report);
+            copies::run(plan, &testbed, &contenders, &mut report);
         }
         if wants("connects") {
-            connects::run(plan, &ground, &contenders, &mut report).await;
+            connects::run(plan, &testbed, &contenders, &mut report).await;
         }
         if wants("idle") {
-            idle::run(plan, &ground, &contenders, &mut report).await;
+            idle::run(plan, &testbed, &contenders, &mut report).await;
         }
         if wants("scale") {
-            scale::run(plan, &ground, &mut report).await;
+            scale::run(plan, &testbed, &mut report).await;
         }
         // For whoever works on the relay.
         if !only.is_empty() && wants("relays") {
-            relays::run(plan, &ground, &contenders, &mut report).await;
+            relays::run(plan, &testbed, &contenders, &mut report).await;
         }
         report.goals_in_lines();
         // A part of the benchmark is for whoever works on that part.

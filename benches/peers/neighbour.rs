@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use crate::Plan;
 use crate::report::Report;
-use arena::{Arena, Ground};
+use arena::{Arena, Fixture};
 use measure::{Measured, Neighbour};
 
 /// How long an attack is waited for to be in force. It goes on whether it is or not.
@@ -89,11 +89,11 @@ const ATTACKS: [Attack; 9] = [
 /// Prints the table, and a line for each attack of what it was.
 pub(crate) async fn run(plan: Plan, report: &mut Report) {
     let window = Duration::from_secs(u64::from(plan.seconds) * 5);
-    let ground = Ground::start().await;
+    let fixture = Fixture::start().await;
     report.line(&format!(
         "{}; OpenBAO {}; pgsilo {}",
-        ground.server(),
-        ground.openbao().await,
+        fixture.server(),
+        fixture.openbao().await,
         env!("CARGO_PKG_VERSION")
     ));
     report.heading(&format!(
@@ -103,7 +103,7 @@ pub(crate) async fn run(plan: Plan, report: &mut Report) {
     ));
     report.line(&format!("{:20} {}", "", Measured::TITLE));
     for attack in &ATTACKS {
-        let measured = under(attack, &ground, window).await;
+        let measured = under(attack, &fixture, window).await;
         report.line(&format!("{:20} {measured}", attack.name));
     }
     report.line("");
@@ -114,8 +114,8 @@ pub(crate) async fn run(plan: Plan, report: &mut Report) {
     }
 }
 
-async fn under(attack: &Attack, ground: &Ground, window: Duration) -> Measured {
-    let arena = Arc::new(ground.arena().await);
+async fn under(attack: &Attack, fixture: &Fixture, window: Duration) -> Measured {
+    let arena = Arc::new(fixture.arena().await);
     let all = WARM_UP + RUN_UP + window + TAIL;
     let neighbour = Neighbour::start(&arena, all).await;
     tokio::time::sleep(WARM_UP).await;

@@ -2,16 +2,16 @@
 
 use crate::Plan;
 use crate::contenders::{Contender, Contenders};
-use crate::ground::{Ground, said};
 use crate::report::{Goal, Report};
 use crate::rounds::{Score, play};
+use crate::testbed::{Testbed, said};
 
 /// What the goals count processor time for.
 const QUERIES: f64 = 100_000.0;
 
-pub(crate) fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: &mut Report) {
+pub(crate) fn run(plan: Plan, testbed: &Testbed, contenders: &Contenders, report: &mut Report) {
     for clients in [1, 8, 32] {
-        let scores = tell(plan, ground, &contenders.plain(), clients, report);
+        let scores = tell(plan, testbed, &contenders.plain(), clients, report);
         let [direct, haproxy, _pgbouncer, pgsilo] = &scores[..] else { panic!("four") };
         let (ratio, haproxys) = (pgsilo.ratio(direct), haproxy.ratio(direct));
         match clients {
@@ -37,7 +37,7 @@ pub(crate) fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: 
         }
     }
     report.heading("pgbench -S -M prepared, 8 clients, TLS up to the proxy");
-    let scores = measure(plan, ground, &contenders.tls(), 8);
+    let scores = measure(plan, testbed, &contenders.tls(), 8);
     report.table(&scores, "queries/s", (QUERIES, "CPU s / 100k"));
     let [direct, _pgbouncer, pgsilo] = &scores[..] else { panic!("three") };
     report.goal("tls_c8_vs_direct_tls", pgsilo.ratio(direct), Goal::AtLeast(0.60));
@@ -46,32 +46,32 @@ pub(crate) fn run(plan: Plan, ground: &Ground, contenders: &Contenders, report: 
 /// In clear.
 pub(crate) fn tell(
     plan: Plan,
-    ground: &Ground,
+    testbed: &Testbed,
     contenders: &[Contender],
     clients: usize,
     report: &mut Report,
 ) -> Vec<Score> {
     report.heading(&format!("pgbench -S -M prepared, {clients} clients, in clear"));
-    let scores = measure(plan, ground, contenders, clients);
+    let scores = measure(plan, testbed, contenders, clients);
     report.table(&scores, "queries/s", (QUERIES, "CPU s / 100k"));
     scores
 }
 
-fn measure(plan: Plan, ground: &Ground, contenders: &[Contender], clients: usize) -> Vec<Score> {
+fn measure(plan: Plan, testbed: &Testbed, contenders: &[Contender], clients: usize) -> Vec<Score> {
     let (clients, jobs) = (clients.to_string(), clients.min(2).to_string());
     let args = ["--protocol", "prepared", "--client", &clients, "--jobs", &jobs];
-    play(plan.rounds, contenders, |contender| pgbench(plan, ground, contender, &args))
+    play(plan.rounds, contenders, |contender| pgbench(plan, testbed, contender, &args))
 }
 
 /// Selects for as long as a turn is: transactions a second, and transactions.
 pub(crate) fn pgbench(
     plan: Plan,
-    ground: &Ground,
+    testbed: &Testbed,
     contender: &Contender,
     args: &[&str],
 ) -> (f64, f64) {
-    let mut pgbench = ground.program("pgbench");
-    contender.told(&mut pgbench, ground);
+    let mut pgbench = testbed.program("pgbench");
+    contender.told(&mut pgbench, testbed);
     pgbench.args(["--no-vacuum", "--select-only", "--time", &plan.seconds.to_string()]);
     let text = said(pgbench.args(args));
     (figure(&text, "tps = "), figure(&text, "number of transactions actually processed: "))

@@ -8,8 +8,8 @@ use time::OffsetDateTime;
 
 use crate::Plan;
 use crate::contenders::{Contenders, processors};
-use crate::ground::Ground;
 use crate::rounds::Score;
+use crate::testbed::Testbed;
 
 /// What is wished of a figure.
 #[derive(Debug, Clone, Copy)]
@@ -26,14 +26,14 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(plan: Plan, ground: &Ground, contenders: &Contenders) -> Report {
+    pub(crate) fn new(plan: Plan, testbed: &Testbed, contenders: &Contenders) -> Report {
         let mut text = String::new();
         let date = OffsetDateTime::now_utc().date();
         let _ = writeln!(text, "{date}, {} processors; {}", processors(), processor());
         let _ = writeln!(text, "{}", contenders.versions.join("; "));
         let Plan { rounds, seconds, .. } = plan;
         let _ = writeln!(text, "{rounds} rounds, {seconds} s a turn, medians");
-        let _ = writeln!(text, "PostgreSQL on port {} of loopback", ground.port());
+        let _ = writeln!(text, "PostgreSQL on port {} of loopback", testbed.port());
         print!("{text}");
         Report { text, goals: Vec::new() }
     }

@@ -8,11 +8,11 @@ use rustix::process::{Resource, getrlimit};
 use crate::Plan;
 use crate::client::{enter, open};
 use crate::contenders::{Contender, Contenders, Many};
-use crate::ground::Ground;
 use crate::idle::settled;
 use crate::machine::{Use, cpu_seconds};
 use crate::report::{Goal, Report};
 use crate::rounds::{NOISE, TRIES, quantile};
+use crate::testbed::Testbed;
 
 /// Clients that log in at once.
 const AT_ONCE: usize = 16;
@@ -34,7 +34,7 @@ struct Look {
     p99: f64,
 }
 
-pub(crate) async fn run(plan: Plan, ground: &Ground, report: &mut Report) {
+pub(crate) async fn run(plan: Plan, testbed: &Testbed, report: &mut Report) {
     // This process has both ends of it.
     let limit = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
     let many = plan.many.min(limit.saturating_sub(SPARE) / 2);
@@ -42,11 +42,11 @@ pub(crate) async fn run(plan: Plan, ground: &Ground, report: &mut Report) {
         report
             .line(&format!("{limit} descriptors are allowed: {many} sessions, not {}", plan.many));
     }
-    let to_stand_in = Many::start(ground, many + 2 * WARM_UP).await;
+    let to_stand_in = Many::start(testbed, many + 2 * WARM_UP).await;
     title(report, many, "a stand-in for a database");
-    tell_direct(plan, ground, &to_stand_in.direct, report).await;
+    tell_direct(plan, testbed, &to_stand_in.direct, report).await;
     for contender in [to_stand_in.haproxy, to_stand_in.pgsilo] {
-        let looks = fill(plan, ground, &contender, many, report).await;
+        let looks = fill(plan, testbed, &contender, many, report).await;
         if contender.is_pgsilo() {
             goals("scale", &looks, report);
         }
@@ -54,12 +54,12 @@ pub(crate) async fn run(plan: Plan, ground: &Ground, report: &mut Report) {
     drop(to_stand_in);
 
     // Processes of their own: memory that other sessions have left would serve these.
-    let fresh = Contenders::start(ground).await;
+    let fresh = Contenders::start(testbed).await;
     title(report, plan.real, "PostgreSQL");
-    tell_direct(plan, ground, &fresh.direct, report).await;
+    tell_direct(plan, testbed, &fresh.direct, report).await;
     for contender in [fresh.haproxy, fresh.pgbouncer, fresh.pgsilo] {
-        ground.quiet().await;
-        let looks = fill(plan, ground, &contender, plan.real, report).await;
+        testbed.quiet().await;
+        let looks = fill(plan, testbed, &contender, plan.real, report).await;
         if contender.is_pgsilo() {
             goals("scale_real", &looks, report);
         }
@@ -74,8 +74,8 @@ fn title(report: &mut Report, sessions: usize, of: &str) {
     ));
 }
 
-async fn tell_direct(plan: Plan, ground: &Ground, direct: &Contender, report: &mut Report) {
-    let (p50, p99) = work(plan, ground, direct).await;
+async fn tell_direct(plan: Plan, testbed: &Testbed, direct: &Contender, report: &mut Report) {
+    let (p50, p99) = work(plan, testbed, direct).await;
     report.line(&format!("direct: {p50:.1} us, 99 of 100 within {p99:.1} us"));
 }
 
@@ -92,14 +92,14 @@ fn goals(name: &str, looks: &[Look], report: &mut Report) {
 /// Opens the sessions, and looks on the way. They are closed when the last look is over.
 async fn fill(
     plan: Plan,
-    ground: &Ground,
+    testbed: &Testbed,
     contender: &Contender,
     all: usize,
     report: &mut Report,
 ) -> Vec<Look> {
     let pid = contender.pid.expect("a process of its own");
-    let (p50, p99) = work(plan, ground, contender).await;
-    let mut sessions = open(contender, ground, WARM_UP, AT_ONCE).await;
+    let (p50, p99) = work(plan, testbed, contender).await;
+    let mut sessions = open(contender, testbed, WARM_UP, AT_ONCE).await;
     let kib = settled(pid).await;
     let alone = Look { sessions: 0, kib, login_ms: 0.0, p99 };
     report.line(&format!(
@@ -111,11 +111,11 @@ async fn fill(
         let wanted = all * step / plan.rounds;
         let new = WARM_UP + wanted - sessions.len();
         let (began, used) = (Instant::now(), cpu_seconds(pid));
-        sessions.extend(open(contender, ground, new, AT_ONCE).await);
+        sessions.extend(open(contender, testbed, new, AT_ONCE).await);
         let logins = new as f64 / began.elapsed().as_secs_f64();
         let login_ms = (cpu_seconds(pid) - used) / new as f64 * 1e3;
         let kib = settled(pid).await;
-        let (p50, p99) = work(plan, ground, contender).await;
+        let (p50, p99) = work(plan, testbed, contender).await;
         let look = Look { sessions: wanted, kib, login_ms, p99 };
         report.line(&format!(
             "{:12} {:>8} {:>10.2} {logins:>10.0} {login_ms:>10.2} {p50:>10.1} {p99:>10.1}",
@@ -130,8 +130,8 @@ async fn fill(
 
 /// A session that asks one small question after the other: the middle and the slowest hundredth of
 /// its times, in microseconds. Asked again when others had the processors.
-async fn work(plan: Plan, ground: &Ground, contender: &Contender) -> (f64, f64) {
-    let mut client = enter(contender, ground, &contender.password(ground)).await;
+async fn work(plan: Plan, testbed: &Testbed, contender: &Contender) -> (f64, f64) {
+    let mut client = enter(contender, testbed, &contender.password(testbed)).await;
     let (mut quietest, mut best) = (f64::INFINITY, (f64::NAN, f64::NAN));
     for _ in 0..TRIES {
         let (turn, mut times) = (Use::now(), Vec::new());

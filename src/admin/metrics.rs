@@ -58,7 +58,7 @@ pub(crate) fn observe(proxy: &Proxy) {
         let number = sessions.count(|session| session.progress.activity() == *activity);
         metrics::SESSION_STATES.of(*activity).set(number as f64);
     }
-    let ending = sessions.count(|session| session.progress.order().is_some());
+    let ending = sessions.count(|session| session.progress.termination().is_some());
     metrics::SESSIONS_ENDING.set(ending as f64);
     metrics::POOL_IDLE_CONNECTIONS.set(proxy.pool.idle_count() as f64);
     for kind in Kind::ALL {

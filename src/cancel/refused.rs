@@ -54,7 +54,7 @@ impl Refused {
         *untold.entry((from, cause)).or_default() += 1;
     }
 
-    pub(super) async fn keep_telling(&self) {
+    pub(super) async fn report_periodically(&self) {
         let mut ticks = interval(PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

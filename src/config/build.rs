@@ -25,8 +25,8 @@ use super::raw::{
     RawReuse, RawRuntime,
 };
 use super::{
-    AuditSettings, Config, EndingRules, FileError, Limits, ListenerSettings, LogFormat,
-    LogSettings, OnLoss, Place, PoolSettings, ProxySettings, TimeLimits,
+    AuditSettings, Config, EndingRules, FileError, Limits, ListenAddress, ListenerSettings,
+    LogFormat, LogSettings, OnLoss, PoolSettings, ProxySettings, TimeLimits,
 };
 use crate::token::MAX_TOKEN_BYTES;
 
@@ -214,8 +214,8 @@ impl Build<'_> {
         listeners: &[ListenerSettings],
     ) -> Result<(), FileError> {
         let taken = |listener: &&ListenerSettings| match (&listener.place, admin) {
-            (Place::Tcp(address), Some(admin)) => collide(*address, admin),
-            (Place::Tcp(_) | Place::Unix { .. }, _) => false,
+            (ListenAddress::Tcp(address), Some(admin)) => collide(*address, admin),
+            (ListenAddress::Tcp(_) | ListenAddress::Unix { .. }, _) => false,
         };
         match listeners.iter().find(taken) {
             Some(_) => self.wrong("admin.address", "a listener has it; choose another port"),

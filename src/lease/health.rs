@@ -15,9 +15,9 @@ use super::server::Server;
 use crate::metrics;
 
 /// Between two looks, a little less or more.
-const LOOK: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// The same while it is not well.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const TROUBLE_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How long it must have been so before it is told.
 const LASTING: Duration = Duration::from_secs(10);
 
@@ -47,7 +47,7 @@ impl Health {
             let trouble = trouble(&server.health(true).await);
             metrics::OPENBAO_AVAILABLE.set(f64::from(u8::from(trouble.is_none())));
             self.note(trouble, Instant::now());
-            let pause = if trouble.is_some() { LOOK_AGAIN } else { LOOK };
+            let pause = if trouble.is_some() { TROUBLE_POLL_INTERVAL } else { POLL_INTERVAL };
             sleep(pause.mul_f64(0.9 + spread() / 5.0)).await;
         }
     }

@@ -21,14 +21,14 @@ use zeroize::Zeroizing;
 
 use super::Auth;
 use super::fitness::check;
-use super::login::{Login, Standing};
+use super::login::{Login, TokenState};
 use super::server::{LoginError, Server};
 use crate::metrics::{self, Outcome};
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 /// How often the files of a login method are looked at for a change.
-const LOOK: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct Identity {
@@ -73,12 +73,12 @@ impl Identity {
     /// The login to ask with, or why there is none.
     pub(super) fn login(&self) -> Result<Arc<Login>, String> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone()?;
-        match current.standing() {
-            Standing::Dead => Err("OpenBAO no longer knows pgsilo's token".to_owned()),
-            Standing::Ends { at, .. } if at.remaining().is_zero() => {
+        match current.state() {
+            TokenState::Invalid => Err("OpenBAO no longer knows pgsilo's token".to_owned()),
+            TokenState::Expiring { at, .. } if at.remaining().is_zero() => {
                 Err("pgsilo's token has ended".to_owned())
             }
-            Standing::Kept(_) | Standing::Ends { .. } => Ok(current),
+            TokenState::Valid(_) | TokenState::Expiring { .. } => Ok(current),
         }
     }
 
@@ -91,13 +91,13 @@ impl Identity {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = login;
     }
 
-    /// Keeps a login at hand for as long as the process runs.
-    pub(super) async fn keep(self: Arc<Self>) {
+    /// Keeps a login in force for as long as the process runs.
+    pub(super) async fn maintain_login(self: Arc<Self>) {
         let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
         while !self.is_closing() {
             let needed = match self.login() {
-                Ok(login) => self.successor_is_due(&login).await,
-                Err(_none) => Need::Another,
+                Ok(login) => self.replacement_needed(&login).await,
+                Err(_none) => LoginNeed::Initial,
             };
             match self.log_in(&needed).await {
                 Ok(()) => retry.reset(),
@@ -111,18 +111,20 @@ impl Identity {
 
     /// Waits until a login should be followed: it nears its end, it is dead, or the file it
     /// came from has changed.
-    async fn successor_is_due(&self, login: &Arc<Login>) -> Need {
-        let mut standing = login.watch();
+    async fn replacement_needed(&self, login: &Arc<Login>) -> LoginNeed {
+        let mut state = login.watch();
         loop {
-            if login.successor_due().is_some_and(|due| due.remaining().is_zero()) {
-                return Need::After(Arc::clone(login));
+            if login.replacement_due().is_some_and(|due| due.remaining().is_zero()) {
+                return LoginNeed::Replace(Arc::clone(login));
             }
             if self.stamp() != *self.read.lock().unwrap_or_else(PoisonError::into_inner) {
-                return Need::After(Arc::clone(login));
+                return LoginNeed::Replace(Arc::clone(login));
             }
-            let wait = login.successor_due().map_or(LOOK, |due| due.remaining().min(LOOK));
+            let wait = login
+                .replacement_due()
+                .map_or(POLL_INTERVAL, |due| due.remaining().min(POLL_INTERVAL));
             tokio::select! {
-                _ = standing.changed() => {}
+                _ = state.changed() => {}
                 () = sleep(wait) => {}
             }
         }
@@ -135,14 +137,14 @@ impl Identity {
     }
 
     /// Logs in, unless somebody else has done so since `needed` was found.
-    async fn log_in(self: &Arc<Self>, needed: &Need) -> Result<(), LoginError> {
+    async fn log_in(self: &Arc<Self>, needed: &LoginNeed) -> Result<(), LoginError> {
         let _one_at_a_time = self.logging_in.lock().await;
         if self.is_closing() {
             return Ok(());
         }
         match (self.login(), needed) {
-            (Ok(_), Need::Another) => return Ok(()),
-            (Ok(now), Need::After(then)) if !Arc::ptr_eq(&now, then) => return Ok(()),
+            (Ok(_), LoginNeed::Initial) => return Ok(()),
+            (Ok(now), LoginNeed::Replace(then)) if !Arc::ptr_eq(&now, then) => return Ok(()),
             _ => {}
         }
         let (asked, stamp) = (BootTime::now(), self.stamp());
@@ -151,13 +153,13 @@ impl Identity {
             Err(error) => Err(error.into()),
         };
         // Only a file gives the same token twice: it was touched, or nobody renews it.
-        if let (Ok(token), Need::After(then)) = (&token, needed)
+        if let (Ok(token), LoginNeed::Replace(then)) = (&token, needed)
             && token.secret.expose() == then.secret().expose()
         {
             *self.read.lock().unwrap_or_else(PoisonError::into_inner) = stamp;
-            return match then.standing() {
-                Standing::Kept(_) => Ok(()),
-                Standing::Ends { .. } | Standing::Dead => Err(LoginError::SameToken),
+            return match then.state() {
+                TokenState::Valid(_) => Ok(()),
+                TokenState::Expiring { .. } | TokenState::Invalid => Err(LoginError::SameToken),
             };
         }
         let outcome = if token.is_ok() { Outcome::Ok } else { Outcome::Error };
@@ -279,8 +281,8 @@ impl Identity {
         if !looked_up.is_err_and(|error| error.is_status(403)) {
             return false;
         }
-        used.declare_dead();
-        self.log_in(&Need::Another).await.is_ok()
+        used.mark_invalid();
+        self.log_in(&LoginNeed::Initial).await.is_ok()
     }
 
     fn is_closing(&self) -> bool {
@@ -302,7 +304,7 @@ impl Identity {
         };
         for login in all {
             match self.server.revoke_self(login.secret()).await {
-                Ok(()) => login.declare_dead(),
+                Ok(()) => login.mark_invalid(),
                 Err(error) => {
                     tracing::warn!(%error, "OpenBAO does not take a token of pgsilo back: its leases end with it");
                 }
@@ -321,11 +323,11 @@ impl Identity {
 type Stamps = (Stamp, Vec<Stamp>);
 
 /// Which login is needed.
-enum Need {
+enum LoginNeed {
     /// There is none in force.
-    Another,
+    Initial,
     /// This one is to be followed.
-    After(Arc<Login>),
+    Replace(Arc<Login>),
 }
 
 impl Auth {

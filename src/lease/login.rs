@@ -2,7 +2,7 @@
 //!
 //! Leases die with the token that asked for them. So each lease holds its login, a login is
 //! renewed for as long as anything holds it, and its end, once it is final, is the end of
-//! every session under it: announced ahead, never a surprise.
+//! every session under it, which is announced to them.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -21,43 +21,48 @@ use crate::metrics;
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 
-/// How a login stands.
+/// The state of a login's token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum TokenState {
     /// It is renewed, or needs no renewal. Without a renewal it would end then, if ever.
-    Kept(Option<BootTime>),
+    Valid(Option<BootTime>),
     /// It ends then, whatever is done: its maximum, or it cannot be renewed. From
-    /// `successor_due` on another login should be at hand.
-    Ends { at: BootTime, successor_due: BootTime },
+    /// `replacement_due` on another login should be at hand.
+    Expiring { at: BootTime, replacement_due: BootTime },
     /// OpenBAO does not know it any more, nor any lease that it asked for.
-    Dead,
+    Invalid,
 }
 
 /// A token in force.
 #[derive(Debug)]
 pub(super) struct Login {
     secret: Secret,
-    standing: watch::Sender<Standing>,
-    /// For those who need to know only that it ends.
-    threatened: Notify,
+    state: watch::Sender<TokenState>,
+    /// For those who only need to know that it expires.
+    expiring: Notify,
 }
 
 impl Login {
-    /// A token that was just obtained. It keeps itself until nobody holds it any more.
+    /// A token that was just obtained. It is renewed until it is dropped.
     pub(super) fn begin(token: Token, asked: BootTime, server: &Arc<Server>) -> Arc<Login> {
         let Token { secret, ttl, renewable, .. } = token;
-        let standing = match (ttl.is_zero(), renewable) {
-            (true, _) => Standing::Kept(None),
-            (false, true) => Standing::Kept(Some(asked + ttl)),
+        let state = match (ttl.is_zero(), renewable) {
+            (true, _) => TokenState::Valid(None),
+            (false, true) => TokenState::Valid(Some(asked + ttl)),
             (false, false) => {
                 let at = asked + ttl;
-                Standing::Ends { at, successor_due: at.earlier(ttl / 3) }
+                TokenState::Expiring { at, replacement_due: at.earlier(ttl / 3) }
             }
         };
-        let (standing_now, threatened) = (watch::Sender::new(standing), Notify::new());
-        let login = Arc::new(Login { secret, standing: standing_now, threatened });
-        if matches!(standing, Standing::Kept(Some(_))) {
-            tokio::spawn(keep(Arc::downgrade(&login), login.watch(), ttl, Arc::clone(server)));
+        let (standing_now, expiring) = (watch::Sender::new(state), Notify::new());
+        let login = Arc::new(Login { secret, state: standing_now, expiring });
+        if matches!(state, TokenState::Valid(Some(_))) {
+            tokio::spawn(renew_while_held(
+                Arc::downgrade(&login),
+                login.watch(),
+                ttl,
+                Arc::clone(server),
+            ));
         }
         login
     }
@@ -67,46 +72,46 @@ impl Login {
         &self.secret
     }
 
-    pub(super) fn standing(&self) -> Standing {
-        *self.standing.borrow()
+    pub(super) fn state(&self) -> TokenState {
+        *self.state.borrow()
     }
 
-    pub(super) fn watch(&self) -> watch::Receiver<Standing> {
-        self.standing.subscribe()
+    pub(super) fn watch(&self) -> watch::Receiver<TokenState> {
+        self.state.subscribe()
     }
 
     /// Resolves when it is known to end sooner than was thought.
-    pub(super) fn threatened(&self) -> Notified<'_> {
-        self.threatened.notified()
+    pub(super) fn expiring(&self) -> Notified<'_> {
+        self.expiring.notified()
     }
 
     /// OpenBAO has said that it does not know this token.
-    pub(super) fn declare_dead(&self) {
-        self.stands(Standing::Dead);
+    pub(super) fn mark_invalid(&self) {
+        self.set_state(TokenState::Invalid);
     }
 
-    fn stands(&self, standing: Standing) {
-        self.standing.send_replace(standing);
-        if !matches!(standing, Standing::Kept(_)) {
-            self.threatened.notify_waiters();
+    fn set_state(&self, state: TokenState) {
+        self.state.send_replace(state);
+        if !matches!(state, TokenState::Valid(_)) {
+            self.expiring.notify_waiters();
         }
     }
 
     /// When to have another login at hand, if that is known.
-    pub(super) fn successor_due(&self) -> Option<BootTime> {
-        match self.standing() {
-            Standing::Kept(_) => None,
-            Standing::Ends { successor_due, .. } => Some(successor_due),
-            Standing::Dead => Some(BootTime::now()),
+    pub(super) fn replacement_due(&self) -> Option<BootTime> {
+        match self.state() {
+            TokenState::Valid(_) => None,
+            TokenState::Expiring { replacement_due, .. } => Some(replacement_due),
+            TokenState::Invalid => Some(BootTime::now()),
         }
     }
 }
 
 /// Renews a token until it is not held, not renewable or dead: from a quarter of its time on, so
 /// that an OpenBAO that is silent for half of it costs no session.
-async fn keep(
+async fn renew_while_held(
     login: Weak<Login>,
-    mut standing: watch::Receiver<Standing>,
+    mut state: watch::Receiver<TokenState>,
     mut ttl: Duration,
     server: Arc<Server>,
 ) {
@@ -115,11 +120,11 @@ async fn keep(
     // Of attempts that OpenBAO was asked too often for.
     let mut waiting: Option<WaitingRenewal<'_>> = None;
     loop {
-        let Standing::Kept(Some(ends)) = *standing.borrow_and_update() else { return };
+        let TokenState::Valid(Some(ends)) = *state.borrow_and_update() else { return };
         let due = ends.earlier(ttl * 3 / 4).max(BootTime::now() + pause);
         tokio::select! {
             () = due.arrives() => {}
-            changed = standing.changed() => match changed {
+            changed = state.changed() => match changed {
                 Ok(()) => continue,
                 Err(_nobody_holds_it) => return,
             },
@@ -142,25 +147,25 @@ async fn keep(
                     ttl = renewed.ttl;
                     retry = Backoff::new(FIRST_RETRY, LAST_RETRY.min(ttl / 12));
                 }
-                let standing = match capped {
-                    true => Standing::Ends { at, successor_due: BootTime::now() },
-                    false => Standing::Kept(Some(at)),
+                let state = match capped {
+                    true => TokenState::Expiring { at, replacement_due: BootTime::now() },
+                    false => TokenState::Valid(Some(at)),
                 };
-                held.stands(standing);
+                held.set_state(state);
             }
             Err(Error::Said { status: 403, words }) => {
                 // Dead, or not allowed to renew itself: then it lives until its end.
                 let looked_up = server.look_up_self(held.secret.clone()).await;
                 if looked_up.is_err_and(|error| error.is_status(403)) {
                     tracing::warn!(words, "OpenBAO no longer knows a token of pgsilo");
-                    held.declare_dead();
+                    held.mark_invalid();
                 } else {
                     tracing::error!(
                         words,
                         "OpenBAO does not let a token of pgsilo renew itself: allow auth/token/renew-self"
                     );
-                    let successor_due = BootTime::now();
-                    held.stands(Standing::Ends { at: ends, successor_due });
+                    let replacement_due = BootTime::now();
+                    held.set_state(TokenState::Expiring { at: ends, replacement_due });
                 }
                 return;
             }
@@ -169,8 +174,8 @@ async fn keep(
                 tracing::warn!(%error, remaining_seconds = ends.remaining().as_secs(), "cannot renew a token at OpenBAO yet");
                 if ends.remaining() < ttl / 6 {
                     // Its sessions have this long: they are told now, not when it is over.
-                    let successor_due = BootTime::now();
-                    held.stands(Standing::Ends { at: ends, successor_due });
+                    let replacement_due = BootTime::now();
+                    held.set_state(TokenState::Expiring { at: ends, replacement_due });
                     return;
                 }
                 pause = retry.pause();

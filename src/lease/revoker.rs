@@ -15,8 +15,8 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::keeper::Keeper;
-use super::login::Standing;
+use super::login::TokenState;
+use super::renewer::Renewer;
 use super::server::{Server, retry_after};
 use crate::audit::{self, Asker};
 use crate::metrics;
@@ -28,7 +28,7 @@ const LAST_RETRY: Duration = Duration::from_secs(10);
 /// A lease to be revoked, and when there will be nothing left to revoke.
 #[derive(Debug)]
 pub(super) struct Revocation {
-    pub(super) keeper: Arc<Keeper>,
+    pub(super) renewer: Arc<Renewer>,
     pub(super) asker: Asker,
     /// The database role's name.
     pub(super) role: Arc<str>,
@@ -110,12 +110,12 @@ impl Revoker {
 
 impl Shared {
     async fn revoke(&self, revocation: &Revocation) {
-        let Revocation { keeper, asker, role, .. } = revocation;
-        let (lease_id, login) = (keeper.lease_id(), keeper.login());
+        let Revocation { renewer, asker, role, .. } = revocation;
+        let (lease_id, login) = (renewer.lease_id(), renewer.login());
         let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
-        let mut standing = login.watch();
+        let mut state = login.watch();
         let mut failed_before = false;
-        while login.standing() != Standing::Dead {
+        while login.state() != TokenState::Invalid {
             let tried = self.stopped.run_until_cancelled(self.try_once(revocation)).await;
             let Some(tried) = tried else {
                 return audit::unrevoked(asker, role, lease_id, "pgsilo has stopped");
@@ -128,7 +128,7 @@ impl Shared {
                 Err(error) => error,
             };
             metrics::REVOCATION_FAILURES.increment(1);
-            let left = revocation.keeper.end().at.remaining();
+            let left = revocation.renewer.end().at.remaining();
             if left.is_zero() {
                 return audit::unrevoked(asker, role, lease_id, &error.to_string());
             }
@@ -137,10 +137,10 @@ impl Shared {
             }
             failed_before = true;
             let pause = retry.pause().max(retry_after(&error).unwrap_or_default());
-            let dead = |standing: &Standing| *standing == Standing::Dead;
+            let dead = |state: &TokenState| *state == TokenState::Invalid;
             tokio::select! {
                 () = sleep(pause.min(left)) => {}
-                _ = standing.wait_for(dead) => {}
+                _ = state.wait_for(dead) => {}
                 () = self.stopped.cancelled() => {}
             }
         }
@@ -149,7 +149,7 @@ impl Shared {
     }
 
     async fn try_once(&self, revocation: &Revocation) -> Result<(), Error> {
-        let (lease_id, login) = (revocation.keeper.lease_id(), revocation.keeper.login());
+        let (lease_id, login) = (revocation.renewer.lease_id(), revocation.renewer.login());
         let _slot = self.slots.acquire().await;
         let result = match revocation.with_login {
             true => self.server.revoke_self(login.secret()).await,
@@ -159,7 +159,7 @@ impl Shared {
             // Forbidden, or dead. A lookup tells which, and a dead one holds no leases.
             let looked_up = self.server.look_up_self(login.secret().clone()).await;
             if looked_up.is_err_and(|error| error.is_status(403)) {
-                login.declare_dead();
+                login.mark_invalid();
                 return Ok(());
             }
         }

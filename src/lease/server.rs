@@ -20,7 +20,7 @@ const LAST_RETRY: Duration = Duration::from_secs(2);
 /// How often that is tried.
 const GIVING_BACK: u32 = 5;
 /// How often the client certificate is looked at under session authority.
-const LOOK: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Why there is no login.
 #[derive(Debug, thiserror::Error)]
@@ -80,12 +80,12 @@ impl Server {
         &self.precedence
     }
 
-    /// Under session authority nobody logs in for pgsilo itself, so its certificate is looked
-    /// after here.
-    pub(super) async fn keep_certificate(self: Arc<Self>) {
+    /// Presents the certificate again when it changes. Under session authority pgsilo itself does not log
+    /// in, which does this otherwise.
+    pub(super) async fn watch_certificate(self: Arc<Self>) {
         let mut read = self.certificate_stamp();
         loop {
-            sleep(LOOK).await;
+            sleep(POLL_INTERVAL).await;
             let now = self.certificate_stamp();
             if now != read {
                 match self.present_certificate().await {

@@ -13,7 +13,7 @@ use pgsilo_core::tenant::{Access, TenantId};
 use tokio::runtime::Handle;
 use tokio::time::sleep;
 
-use super::{Held, LeaseError, Role};
+use super::{LeaseError, LeaseInner, Role};
 
 /// Who may share a lease: sessions that agree in all of this.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -30,7 +30,7 @@ pub(super) struct Sharers {
 }
 
 /// A lease that was asked for once, on its way or here.
-type Joint = Shared<BoxFuture<'static, Result<Arc<Held>, Arc<LeaseError>>>>;
+type Joint = Shared<BoxFuture<'static, Result<Arc<LeaseInner>, Arc<LeaseError>>>>;
 
 /// The windows that are open now.
 #[derive(Clone, Debug)]
@@ -50,8 +50,8 @@ impl Windows {
     pub(super) async fn join(
         &self,
         sharers: Sharers,
-        ask: impl FnOnce() -> BoxFuture<'static, Result<Held, LeaseError>>,
-    ) -> Result<Arc<Held>, Arc<LeaseError>> {
+        ask: impl FnOnce() -> BoxFuture<'static, Result<LeaseInner, LeaseError>>,
+    ) -> Result<Arc<LeaseInner>, Arc<LeaseError>> {
         let joint = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             match open.entry(sharers.clone()) {
@@ -89,7 +89,7 @@ impl Windows {
 }
 
 /// Asks on a task of its own, so that it goes on whoever waits or gives up.
-fn joint(runtime: &Handle, asking: BoxFuture<'static, Result<Held, LeaseError>>) -> Joint {
+fn joint(runtime: &Handle, asking: BoxFuture<'static, Result<LeaseInner, LeaseError>>) -> Joint {
     let asking = runtime.spawn(asking).map(|end| end.unwrap_or(Err(LeaseError::Abandoned)));
     asking.map(|result| result.map(Arc::new).map_err(Arc::new)).boxed().shared()
 }
@@ -100,7 +100,7 @@ fn is_fit(joint: &Joint) -> bool {
     match joint.peek() {
         None => true,
         Some(Ok(held)) => {
-            let (end, _) = held.keeper.tend();
+            let (end, _) = held.renewer.poll_renewal();
             !end.is_final && end.at.remaining() > end.duration / 4
         }
         Some(Err(_)) => false,

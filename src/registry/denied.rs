@@ -34,9 +34,9 @@ struct RawEntry {
     issued_before: Option<toml::value::Datetime>,
 }
 
-/// What was shown, as far as it can be withdrawn.
+/// A token or certificate, as far as it can be denied.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Shown<'a> {
+pub(crate) struct PresentedCredential<'a> {
     /// `None`: a certificate.
     pub(crate) issuer: Option<&'a str>,
     pub(crate) subject: &'a str,
@@ -98,12 +98,13 @@ impl Denied {
     }
 
     /// Whether this was withdrawn.
-    pub(crate) fn denies(&self, shown: Shown<'_>) -> bool {
+    pub(crate) fn denies(&self, credential: PresentedCredential<'_>) -> bool {
         let list = self.current.load();
         let hit = |entries: &HashMap<String, Vec<Entry>>, key: &str| {
-            entries.get(key).is_some_and(|all| all.iter().any(|entry| entry.covers(shown)))
+            entries.get(key).is_some_and(|all| all.iter().any(|entry| entry.covers(credential)))
         };
-        hit(&list.subjects, shown.subject) || shown.token_id.is_some_and(|id| hit(&list.tokens, id))
+        hit(&list.subjects, credential.subject)
+            || credential.token_id.is_some_and(|id| hit(&list.tokens, id))
     }
 
     /// Changes with each successful reload, after the new list is in place.
@@ -113,12 +114,12 @@ impl Denied {
 }
 
 impl Entry {
-    fn covers(&self, shown: Shown<'_>) -> bool {
-        let issuer = self.issuer.as_deref().is_none_or(|issuer| shown.issuer == Some(issuer));
+    fn covers(&self, credential: PresentedCredential<'_>) -> bool {
+        let issuer = self.issuer.as_deref().is_none_or(|issuer| credential.issuer == Some(issuer));
         // What does not say when it was issued cannot be of a later day.
         let early = self
             .issued_before
-            .is_none_or(|before| shown.issued_at.is_none_or(|issued_at| issued_at < before));
+            .is_none_or(|before| credential.issued_at.is_none_or(|issued_at| issued_at < before));
         issuer && early
     }
 }
@@ -190,8 +191,8 @@ mod tests {
         Denied::open(&file.0, issuers.into())
     }
 
-    fn shown<'a>(subject: &'a str, token_id: &'a str, second: u64) -> Shown<'a> {
-        Shown {
+    fn credential<'a>(subject: &'a str, token_id: &'a str, second: u64) -> PresentedCredential<'a> {
+        PresentedCredential {
             issuer: Some("https://a"),
             subject,
             token_id: Some(token_id),
@@ -208,17 +209,22 @@ mod tests {
              [[denied]]\nsubject = \"bob\"\nissuer = \"https://b\"\n",
         );
         let denied = open(&file).expect("a good list");
-        assert!(denied.denies(shown("x", "t1", 0)));
-        assert!(!denied.denies(shown("x", "t2", 0)));
-        assert!(denied.denies(shown("mallory", "t2", 0)));
+        assert!(denied.denies(credential("x", "t1", 0)));
+        assert!(!denied.denies(credential("x", "t2", 0)));
+        assert!(denied.denies(credential("mallory", "t2", 0)));
         // Her new tokens are good.
-        assert!(denied.denies(shown("alice", "t2", 99)));
-        assert!(!denied.denies(shown("alice", "t2", 100)));
-        assert!(denied.denies(Shown { issued_at: None, ..shown("alice", "t2", 0) }));
+        assert!(denied.denies(credential("alice", "t2", 99)));
+        assert!(!denied.denies(credential("alice", "t2", 100)));
+        assert!(
+            denied.denies(PresentedCredential { issued_at: None, ..credential("alice", "t2", 0) })
+        );
         // Another issuer's bob.
-        assert!(!denied.denies(shown("bob", "t2", 0)));
-        assert!(denied.denies(Shown { issuer: Some("https://b"), ..shown("bob", "t2", 0) }));
-        assert!(!denied.denies(Shown { issuer: None, ..shown("bob", "t2", 0) }));
+        assert!(!denied.denies(credential("bob", "t2", 0)));
+        assert!(denied.denies(PresentedCredential {
+            issuer: Some("https://b"),
+            ..credential("bob", "t2", 0)
+        }));
+        assert!(!denied.denies(PresentedCredential { issuer: None, ..credential("bob", "t2", 0) }));
     }
 
     #[test]
@@ -226,21 +232,21 @@ mod tests {
         let file = File::new("denied = []\n");
         let denied = open(&file).expect("an empty list denies nobody");
         let generation = denied.subscribe();
-        assert!(!denied.denies(shown("mallory", "t", 0)));
+        assert!(!denied.denies(credential("mallory", "t", 0)));
         assert!(!denied.reload(false).expect("unchanged"));
         std::fs::write(&file.0, "[[denied]]\nsubject = \"mallory\"\n").expect("written");
         assert!(denied.reload(false).expect("read"));
-        assert!(denied.denies(shown("mallory", "t", 0)));
+        assert!(denied.denies(credential("mallory", "t", 0)));
         assert_eq!(*generation.borrow(), 1);
         std::fs::write(&file.0, "[[denied]]\nsubjekt = \"x\"\n").expect("written");
         denied.reload(false).expect_err("a typing error");
-        assert!(denied.denies(shown("mallory", "t", 0)), "still");
+        assert!(denied.denies(credential("mallory", "t", 0)), "still");
         assert!(!denied.reload(false).expect("said once"));
         // Not even to be read: that may pass without another change.
         std::fs::remove_file(&file.0).expect("removed");
         denied.reload(false).expect_err("not there");
         denied.reload(false).expect_err("still not there");
-        assert!(denied.denies(shown("mallory", "t", 0)), "still");
+        assert!(denied.denies(credential("mallory", "t", 0)), "still");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use pgsilo_core::tls::Holder;
-use pgsilo_wire::startup::Opening;
+use pgsilo_wire::startup::InitialPacket;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -45,8 +45,8 @@ fn startup(parameters: &[(&str, &str)]) -> Option<Startup> {
         body.extend([name.as_bytes(), &[0], value.as_bytes(), &[0]].concat());
     }
     body.push(0);
-    match Opening::parse(&body.into()) {
-        Ok(Opening::Startup(startup)) => Some(startup),
+    match InitialPacket::parse(&body.into()) {
+        Ok(InitialPacket::Startup(startup)) => Some(startup),
         _ => None,
     }
 }

@@ -75,10 +75,10 @@ impl Core {
                 runtime.block_on(async move {
                     while let Some(arrival) = queue.recv().await {
                         let counted = Counted(Arc::clone(&count));
-                        let Some((client, eviction, places)) = arrival.open() else { continue };
+                        let Some((client, eviction, permits)) = arrival.open() else { continue };
                         tokio::spawn(async move {
                             session::serve(client, eviction).await;
-                            drop((places, counted));
+                            drop((permits, counted));
                         });
                     }
                 });

@@ -16,7 +16,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::core::Cores;
 use crate::limits::{Eviction, Slot, Slots};
-use crate::listener::{Listener, Place};
+use crate::listener::{ListenAddress, Listener};
 use crate::log::Failures;
 use crate::metrics;
 use crate::proxy::Proxy;
@@ -55,12 +55,12 @@ pub(super) struct Arrival {
     listener: &'static Listener,
     proxy: &'static Proxy,
     handshake: Option<(Slot, Eviction)>,
-    places: Places,
+    permits: ConnectionPermits,
 }
 
 /// A connection's place among those that are open, and among those that are refused.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct ConnectionPermits {
     _refusal: Option<OwnedSemaphorePermit>,
     _tracked: TaskTrackerToken,
 }
@@ -97,10 +97,10 @@ pub(super) async fn bind_admin(address: SocketAddr) -> Result<TcpListener, Liste
 
 fn bind(listener: &Listener, backlog: u32) -> Result<Bound, ListenError> {
     let socket = match &listener.place {
-        Place::Tcp(address) => Socket::Tcp(
+        ListenAddress::Tcp(address) => Socket::Tcp(
             bind_tcp(*address, backlog).map_err(|error| refused(address.to_string(), error))?,
         ),
-        Place::Unix { path, mode } => {
+        ListenAddress::Unix { path, mode } => {
             let socket = bind_unix(path, *mode)
                 .map_err(|error| refused(path.display().to_string(), error))?;
             Socket::Unix(socket, SocketFile(path.clone()))
@@ -211,7 +211,7 @@ impl Bound {
                 listener,
                 proxy,
                 handshake,
-                places: Places { _refusal: refusal, _tracked: tasks.token() },
+                permits: ConnectionPermits { _refusal: refusal, _tracked: tasks.token() },
             });
         }
     }
@@ -233,8 +233,8 @@ impl Bound {
 
 impl Arrival {
     /// Takes the connection to the core that this runs on, with what it holds on to until it ends.
-    pub(super) fn open(self) -> Option<(Box<Client>, Option<Eviction>, Places)> {
-        let Arrival { socket, address, listener, proxy, handshake, places } = self;
+    pub(super) fn open(self) -> Option<(Box<Client>, Option<Eviction>, ConnectionPermits)> {
+        let Arrival { socket, address, listener, proxy, handshake, permits } = self;
         let stream = match socket {
             Raw::Tcp(tcp) => TcpStream::from_std(tcp).map(Stream::Tcp),
             Raw::Unix(unix) => UnixStream::from_std(unix).map(Stream::Unix),
@@ -244,6 +244,6 @@ impl Arrival {
             .ok()?;
         let (slot, eviction) = handshake.unzip();
         let client = Client::new(stream, address, listener, proxy, slot);
-        Some((Box::new(client), eviction, places))
+        Some((Box::new(client), eviction, permits))
     }
 }

@@ -19,7 +19,7 @@ use crate::limits::TallyPermit;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 use crate::route::Route;
-use crate::sessions::Place;
+use crate::sessions::SessionPermit;
 use crate::stream::Stream;
 
 /// Proves that the database is the tenant's, and that the client knows it is let in.
@@ -38,7 +38,7 @@ pub(super) struct SessionResources {
     pub(super) tenant: Arc<Tenant>,
     pub(super) identity: Box<Identity>,
     pub(super) access: Access,
-    pub(super) place: Place,
+    pub(super) permit: SessionPermit,
     pub(super) address: Option<TallyPermit<IpAddr>>,
     /// For reuse of the connection by another session, if that is configured.
     pub(super) reusable: Option<Box<Reusable>>,
@@ -65,7 +65,7 @@ impl<'c> Attached<'c> {
             }
         };
 
-        let Admission { started, route, identity, place } = routed.into_parts();
+        let Admission { started, route, identity, permit } = routed.into_parts();
         let version = started.version();
         let (accepted, _startup) = started.into_parts();
         let (client, address) = accepted.into_parts();
@@ -83,7 +83,7 @@ impl<'c> Attached<'c> {
             message::backend_key_data(&mut welcome, pid, cancel_key.secret());
         }
         message::ready_for_query(&mut welcome);
-        client.frontend.send(&welcome).await.map_err(|_lost| Stop::Left)?;
+        client.frontend.send(&welcome).await.map_err(|_lost| Stop::ClientLeft)?;
         client.handshake = None;
         client.reached(Stage::Attached);
         let proxy = client.proxy;
@@ -93,7 +93,7 @@ impl<'c> Attached<'c> {
             tenant: Arc::clone(route.tenant()),
             identity,
             access: route.access(),
-            place,
+            permit,
             address,
             reusable: proxy.pool.reuses().then(|| Box::new(Reusable { route, greeting, history })),
             lease,

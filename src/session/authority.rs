@@ -1,5 +1,5 @@
-//! What a session's life hangs on: its lease, its identity and who certified that, its tenant, the
-//! process. Each may say that it must end, and by when; what says so more urgently than before is heard.
+//! What a session depends on: its lease, its identity and who certified that, its tenant, the process.
+//! Each may terminate it by a deadline; an earlier deadline replaces a later one.
 
 mod decision;
 
@@ -18,8 +18,8 @@ use crate::lease::{Lease, LeaseEnd};
 use crate::listener::Listener;
 use crate::proxy::Proxy;
 use crate::sessions::Session;
-use crate::splice::{Order, Orders};
-use decision::{Facts, Next};
+use crate::splice::{Termination, Terminator};
+use decision::{Decision, Facts};
 
 /// The authority of one session.
 pub(super) struct Authority<'s> {
@@ -44,21 +44,21 @@ pub(super) struct Authority<'s> {
     pub(super) told: AtomicU32,
 }
 
-impl Orders for Authority<'_> {
-    /// Resolves when the session must end sooner than `than`.
+impl Terminator for Authority<'_> {
+    /// Resolves when the session must end sooner than `current`.
     #[expect(clippy::manual_async_fn, reason = "an async fn holds its arguments twice")]
-    fn sooner(&self, than: Option<Order>) -> impl Future<Output = Order> {
+    fn next_before(&self, current: Option<Termination>) -> impl Future<Output = Termination> {
         async move {
             loop {
-                // Made first: what changes behind this line is not missed.
+                // Subscribed first: no change after this line is missed.
                 let changed = self.session.changed();
                 let (lease, login) = self.lease.changed();
                 let wake = {
-                    let (end, again) = self.lease.tend();
+                    let (end, again) = self.lease.poll_renewal();
                     self.tell_of_renewals(&end);
-                    match self.next(&end, than) {
-                        Next::Order(order) => return order,
-                        Next::Look(wake) => again.map_or(wake, |again| again.min(wake)),
+                    match self.next(&end, current) {
+                        Decision::Terminate(termination) => return termination,
+                        Decision::Recheck(wake) => again.map_or(wake, |again| again.min(wake)),
                     }
                 };
                 tokio::select! {
@@ -73,7 +73,7 @@ impl Orders for Authority<'_> {
 }
 
 impl Authority<'_> {
-    fn next(&self, end: &LeaseEnd, than: Option<Order>) -> Next {
+    fn next(&self, end: &LeaseEnd, current: Option<Termination>) -> Decision {
         let rules = &self.proxy.settings.endings;
         // A token is shown once and may be outlived where the operator says so; a certificate is what the
         // client is for as long as it is connected, and no revocation list ends its sessions.
@@ -88,7 +88,7 @@ impl Authority<'_> {
             aged: self.aged,
             grace: rules.grace,
         };
-        facts.decide(BootTime::now(), than)
+        facts.decide(BootTime::now(), current)
     }
 
     /// The registry no longer serves the tenant where this session is, or binds its certificate

@@ -17,7 +17,7 @@ use super::leased::Leased;
 use super::routed::Routed;
 use super::secured::Secured;
 use super::spliced::Spliced;
-use super::started::{Opened, Started};
+use super::started::{StartOutcome, Started};
 use crate::audit;
 use crate::limits::Eviction;
 use crate::metrics;
@@ -58,7 +58,7 @@ pub(crate) async fn serve(mut client: Box<Client>, mut eviction: Option<Eviction
             () = Box::pin(refuse(*client, *refusal)) => {}
             () = evicted(&mut eviction) => {}
         },
-        Stop::Left => client.abandon(),
+        Stop::ClientLeft => client.abandon(),
         Stop::Evicted => client.evict(),
     }
 }
@@ -81,8 +81,8 @@ async fn login(client: &mut Client) -> Result<Admitted<'_>, Stop> {
         Refusal::new(Reason::LoginTimeout, cause)
     })??;
     let started = match Started::start(secured)? {
-        Opened::Session(started) => started,
-        Opened::Cancel(cancelling) => return Ok(Admitted::Cancel(cancelling)),
+        StartOutcome::Session(started) => started,
+        StartOutcome::Cancel(cancelling) => return Ok(Admitted::Cancel(cancelling)),
     };
     let identified = Identified::identify(started).await?;
     let routed = Routed::route(identified)?;

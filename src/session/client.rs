@@ -53,7 +53,7 @@ pub(super) enum Stop {
     /// The client is told.
     Refused(Box<Refusal>),
     /// There is nobody to tell: a probe, a client that changed its mind, a broken connection.
-    Left,
+    ClientLeft,
     /// It had proved nothing, and its place is another's.
     Evicted,
 }
@@ -162,7 +162,7 @@ impl From<Refusal> for Stop {
 impl From<FrontendError> for Stop {
     fn from(error: FrontendError) -> Stop {
         match error {
-            FrontendError::Io(_) => Stop::Left,
+            FrontendError::Io(_) => Stop::ClientLeft,
             FrontendError::Startup(error) => Refusal::from(error).into(),
             FrontendError::Balancer(_)
             | FrontendError::Smuggled

@@ -40,11 +40,11 @@ impl<'c> Identified<'c> {
                 proofs::bearer(client, &greeting, challenge).await?
             }
             Proof::Certificate => {
-                client.frontend.send(&greeting).await.map_err(|_lost| Stop::Left)?;
+                client.frontend.send(&greeting).await.map_err(|_lost| Stop::ClientLeft)?;
                 proofs::certificate(client)?
             }
             Proof::Sidecar(source) => {
-                client.frontend.send(&greeting).await.map_err(|_lost| Stop::Left)?;
+                client.frontend.send(&greeting).await.map_err(|_lost| Stop::ClientLeft)?;
                 proofs::sidecar(client, source).await?
             }
         };

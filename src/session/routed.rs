@@ -18,7 +18,7 @@ use crate::lease::Request;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 use crate::route::{Route, RouteError, Rules};
-use crate::sessions::{Full, Place};
+use crate::sessions::{Full, SessionPermit};
 
 /// Proves that this identity may reach this tenant now, and holds its place there.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(super) struct Routed<'c> {
     route: Arc<Route>,
     identity: Box<Identity>,
     token: Option<Secret>,
-    place: Place,
+    permit: SessionPermit,
 }
 
 /// What is left of a `Routed` when its credential and its connection have been used.
@@ -35,7 +35,7 @@ pub(super) struct Admission<'c> {
     pub(super) started: Started<'c>,
     pub(super) route: Arc<Route>,
     pub(super) identity: Box<Identity>,
-    pub(super) place: Place,
+    pub(super) permit: SessionPermit,
 }
 
 impl<'c> Routed<'c> {
@@ -53,15 +53,15 @@ impl<'c> Routed<'c> {
         }
         let route = Arc::new(resolve(&mut identified).map_err(Refusal::from)?);
         let tenant = route.tenant();
-        let place = take_place(tenant, proxy)?;
+        let permit = take_permit(tenant, proxy)?;
         identified.client().prove();
 
         let (mut started, identity, token) = identified.into_parts();
         let client = started.client();
-        client.trail.placement = Arc::clone(tenant.place());
+        client.trail.placement = Arc::clone(tenant.placement_text());
         client.trail.role = route.role().into();
         client.reached(Stage::Routed);
-        Ok(Routed { started, route, identity, token, place })
+        Ok(Routed { started, route, identity, token, permit })
     }
 
     /// Where it leads.
@@ -81,8 +81,8 @@ impl<'c> Routed<'c> {
     }
 
     pub(super) fn into_parts(self) -> Admission<'c> {
-        let Routed { started, route, identity, place, .. } = self;
-        Admission { started, route, identity, place }
+        let Routed { started, route, identity, permit, .. } = self;
+        Admission { started, route, identity, permit }
     }
 }
 
@@ -128,7 +128,7 @@ fn named_by_host(client: &Client) -> Option<String> {
     client.frontend.server_name()?.strip_suffix(suffix.as_str()).map(str::to_owned)
 }
 
-fn take_place(tenant: &Tenant, proxy: &'static Proxy) -> Result<Place, Refusal> {
+fn take_permit(tenant: &Tenant, proxy: &'static Proxy) -> Result<SessionPermit, Refusal> {
     let id = tenant.id();
     let bound = tenant.limits().max_sessions(proxy.limits().max_sessions_per_tenant);
     proxy.sessions.admit(id, bound).map_err(|full| match full {

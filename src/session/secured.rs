@@ -4,12 +4,12 @@
 //! Encryption" and "GSSAPI Session Encryption".
 
 use pgsilo_core::tls;
-use pgsilo_wire::startup::{CancelRequest, Opening, Startup};
+use pgsilo_wire::startup::{CancelRequest, InitialPacket, Startup};
 
 use super::accepted::Accepted;
 use super::client::{Client, Stop};
 use crate::audit::Stage;
-use crate::frontend::First;
+use crate::frontend::InitialBytes;
 use crate::listener::ListenerTls;
 use crate::metrics;
 use crate::refusal::{Reason, Refusal};
@@ -37,16 +37,16 @@ impl<'c> Secured<'c> {
         let (mut asked_tls, mut asked_gss) = (false, false);
         let request = loop {
             let may_begin_tls = tls.is_some() && !asked_tls && !client.frontend.stream.is_tls();
-            match client.frontend.read_opening(may_begin_tls).await? {
-                First::Closed => return Err(Stop::Left),
-                First::TlsRecord => {
+            match client.frontend.read_initial(may_begin_tls).await? {
+                InitialBytes::Closed => return Err(Stop::ClientLeft),
+                InitialBytes::TlsRecord => {
                     handshake(client, tls).await?;
                     if client.frontend.alpn() != Some(b"postgresql") {
                         let cause = "direct TLS without ALPN protocol \"postgresql\"";
                         return Err(Refusal::new(Reason::StartupMalformed, cause).into());
                     }
                 }
-                First::Packet(Opening::Ssl) if !asked_tls => {
+                InitialBytes::Packet(InitialPacket::Ssl) if !asked_tls => {
                     asked_tls = true;
                     match tls.is_some() && !client.frontend.stream.is_tls() {
                         true => {
@@ -56,16 +56,20 @@ impl<'c> Secured<'c> {
                         false => client.frontend.answer(b'N').await?,
                     }
                 }
-                First::Packet(Opening::Gss) if !asked_gss => {
+                InitialBytes::Packet(InitialPacket::Gss) if !asked_gss => {
                     asked_gss = true;
                     client.frontend.answer(b'N').await?;
                 }
-                First::Packet(Opening::Ssl | Opening::Gss) => {
+                InitialBytes::Packet(InitialPacket::Ssl | InitialPacket::Gss) => {
                     let cause = "encryption was asked for twice";
                     return Err(Refusal::new(Reason::StartupMalformed, cause).into());
                 }
-                First::Packet(Opening::Cancel(request)) => break Request::Cancel(request),
-                First::Packet(Opening::Startup(startup)) => break Request::Startup(startup),
+                InitialBytes::Packet(InitialPacket::Cancel(request)) => {
+                    break Request::Cancel(request);
+                }
+                InitialBytes::Packet(InitialPacket::Startup(startup)) => {
+                    break Request::Startup(startup);
+                }
             }
         };
         let client = accepted.client();
@@ -93,12 +97,12 @@ async fn handshake(
     tls: Option<&ListenerTls<tls::Server>>,
 ) -> Result<(), Stop> {
     let Some(tls) = tls else {
-        return Err(Stop::Left);
+        return Err(Stop::ClientLeft);
     };
     let failed = |client: &Client, error: &dyn std::fmt::Display| {
         metrics::TLS_FAILURES.increment(1);
         tracing::info!(address = &*client.trail.address, %error, "a client's TLS handshake failed");
-        Stop::Left
+        Stop::ClientLeft
     };
     let shaking = tls.server.handshake();
     if let Err(error) = client.frontend.accept_tls(shaking.config()).await {

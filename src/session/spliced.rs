@@ -41,13 +41,13 @@ impl Spliced {
         let process = resources.cancel_key.process();
         let dead_peer_timeout = proxy.limits().dead_peer_timeout;
         let times = resources.tenant.limits().times(&proxy.limits().times);
-        let withholds = resources.reusable.is_some();
+        let intercepts_terminate = resources.reusable.is_some();
         let mut relay = Relay::new(
             &mut frontend,
             backend,
             process,
             &session.progress,
-            withholds,
+            intercepts_terminate,
             dead_peer_timeout,
             times,
         );
@@ -76,9 +76,9 @@ impl Spliced {
         let seconds = session.began.elapsed().as_secs_f64();
         audit::ended(&session.trail, ending, cause.as_deref(), seconds, session.progress.bytes());
         proxy.pool.record_session_end(&resources.tenant);
-        let left_whole = relay.left_whole();
+        let is_reusable = relay.is_reusable();
         drop(session);
-        if left_whole {
+        if is_reusable {
             Box::pin(self.release(proxy)).await;
         }
     }
@@ -86,9 +86,9 @@ impl Spliced {
     /// Returns the connection to the pool, for another session on an equal route.
     async fn release(self: Box<Self>, proxy: &'static Proxy) {
         let Spliced { resources, backend } = *self;
-        let SessionResources { cancel_key, place, reusable, lease, address, .. } = resources;
+        let SessionResources { cancel_key, permit, reusable, lease, address, .. } = resources;
         // They do not count against a session that begins meanwhile.
-        drop((place, address));
+        drop((permit, address));
         let Some((process, reusable)) = cancel_key.withdraw().zip(reusable) else { return };
         let Reusable { route, greeting, history } = *reusable;
         let attachment = Attachment { stream: backend, process, greeting, history };

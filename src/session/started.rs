@@ -17,9 +17,9 @@ pub(super) struct Started<'c> {
     startup: Startup,
 }
 
-/// What the first packet opens: a session, or the one fork that needs no token.
+/// What the first packet starts: a session, or the one fork that needs no token.
 #[derive(Debug)]
-pub(super) enum Opened<'c> {
+pub(super) enum StartOutcome<'c> {
     /// A session, to be identified.
     Session(Started<'c>),
     /// A cancel request, to be forwarded.
@@ -28,11 +28,11 @@ pub(super) enum Opened<'c> {
 
 impl<'c> Started<'c> {
     /// Looks at the startup packet; a cancel request goes its own way.
-    pub(super) fn start(secured: Secured<'c>) -> Result<Opened<'c>, Stop> {
+    pub(super) fn start(secured: Secured<'c>) -> Result<StartOutcome<'c>, Stop> {
         let (mut accepted, request) = secured.into_parts();
         let startup = match request {
             Request::Cancel(request) => {
-                return Ok(Opened::Cancel(Cancelling::new(accepted, request)));
+                return Ok(StartOutcome::Cancel(Cancelling::new(accepted, request)));
             }
             Request::Startup(startup) => startup,
         };
@@ -50,7 +50,7 @@ impl<'c> Started<'c> {
             );
         }
         client.trail.stage = Stage::Started;
-        Ok(Opened::Session(Started { accepted, startup }))
+        Ok(StartOutcome::Session(Started { accepted, startup }))
     }
 
     /// The version that the client is served with.

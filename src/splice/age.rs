@@ -22,13 +22,13 @@ pub(super) struct Age {
 
 /// What a session does.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Standing {
+pub(super) enum Phase {
     /// Nothing, outside a transaction.
     Idle,
     /// Nothing since then, in a transaction.
-    WaitsSince(Instant),
+    WaitingSince(Instant),
     /// Has something done, or has not taken an answer.
-    Works,
+    Working,
 }
 
 /// What follows.
@@ -65,12 +65,12 @@ impl Age {
         }
     }
 
-    pub(super) fn judge(&self, limits: &TimeLimits, standing: Standing, now: Instant) -> Verdict {
-        let waits_since = match standing {
-            Standing::Idle => return Verdict::Rest,
-            Standing::WaitsSince(since) => since,
+    pub(super) fn judge(&self, limits: &TimeLimits, phase: Phase, now: Instant) -> Verdict {
+        let waits_since = match phase {
+            Phase::Idle => return Verdict::Rest,
+            Phase::WaitingSince(since) => since,
             // It may begin to wait at any time.
-            Standing::Works => now,
+            Phase::Working => now,
         };
         let transaction = limits.transaction.map(|limit| self.began + limit);
         let waiting = limits.idle_in_transaction.map(|limit| waits_since + limit);
@@ -105,9 +105,9 @@ mod tests {
         let began = Instant::now();
         let age = Age::begin(began);
         let late = began + 100 * MINUTE;
-        assert_eq!(age.judge(&LIMITS, Standing::Idle, late), Verdict::Rest);
+        assert_eq!(age.judge(&LIMITS, Phase::Idle, late), Verdict::Rest);
         let none = TimeLimits::default();
-        assert_eq!(age.judge(&none, Standing::Works, late), Verdict::Rest);
+        assert_eq!(age.judge(&none, Phase::Working, late), Verdict::Rest);
     }
 
     #[test]
@@ -119,10 +119,10 @@ mod tests {
         age.moved(began + 3 * MINUTE, false, false);
         let last = began + 12 * MINUTE;
         let before = last - Duration::from_secs(1);
-        assert_eq!(age.judge(&LIMITS, Standing::Works, before), Verdict::LookAt(last));
+        assert_eq!(age.judge(&LIMITS, Phase::Working, before), Verdict::LookAt(last));
         let over = Verdict::Over(Ending::TransactionTimeout);
-        assert_eq!(age.judge(&LIMITS, Standing::Works, last), over);
-        assert_eq!(age.judge(&LIMITS, Standing::WaitsSince(last), last), over);
+        assert_eq!(age.judge(&LIMITS, Phase::Working, last), over);
+        assert_eq!(age.judge(&LIMITS, Phase::WaitingSince(last), last), over);
     }
 
     #[test]
@@ -131,12 +131,12 @@ mod tests {
         let mut age = Age::begin(began);
         age.moved(began, true, false);
         let (since, now) = (began + 2 * MINUTE, began + 3 * MINUTE);
-        let waits = Standing::WaitsSince(since);
+        let waits = Phase::WaitingSince(since);
         let early = now - Duration::from_secs(1);
         assert_eq!(age.judge(&LIMITS, waits, early), Verdict::LookAt(now));
         assert_eq!(age.judge(&LIMITS, waits, now), Verdict::Over(Ending::IdleInTransaction));
         let look = Verdict::LookAt(now + MINUTE);
-        assert_eq!(age.judge(&LIMITS, Standing::Works, now), look, "it may wait from now on");
+        assert_eq!(age.judge(&LIMITS, Phase::Working, now), look, "it may wait from now on");
     }
 
     /// Many answers are in the way, in front of the one that says that the last transaction has begun.
@@ -151,11 +151,11 @@ mod tests {
             age.read(began + minute * MINUTE, minute % 2 == 0, false);
         }
         let over = Verdict::Over(Ending::TransactionTimeout);
-        assert_eq!(age.judge(&LIMITS, Standing::Works, began + 10 * MINUTE), over);
+        assert_eq!(age.judge(&LIMITS, Phase::Working, began + 10 * MINUTE), over);
         // Once everything has been read, what comes then is new.
         age.read(began + 10 * MINUTE, true, true);
         age.moved(began + 11 * MINUTE, false, true);
-        let judged = age.judge(&LIMITS, Standing::Works, began + 11 * MINUTE);
+        let judged = age.judge(&LIMITS, Phase::Working, began + 11 * MINUTE);
         assert_eq!(judged, Verdict::LookAt(began + 12 * MINUTE));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! An application keeps its connections in a pool, takes one out, may have it answer a ping, and then
 //! uses it. From outside nobody sees whether a connection is in the pool or was just taken out, and a
-//! session that ends then fails whoever has it. So an ending waits for a silence, and is put off when
+//! session that ends then fails its user. So an ending waits for a silence, and is put off when
 //! the client asks for something. Behind a transaction a second is enough: the connection was probably
 //! put back. Behind any other answer, which may be a ping's, it is half of the time that was left.
 //!
@@ -12,49 +12,49 @@
 
 use std::time::Duration;
 
-use super::Order;
+use super::Termination;
 use crate::ending::Ending;
 
 /// The silence that is enough behind a transaction, or when the process waits to stop.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// The time between an order and the end of its patience.
+/// The time between a termination and its deadline.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Notice {
-    order: Order,
+    termination: Termination,
     whole: Duration,
 }
 
 /// An idle session.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Quiet {
-    /// How long nobody has said anything.
+    /// How long neither side has sent anything.
     pub(super) silent: Duration,
-    /// The last that was said is that a transaction is over.
+    /// The last message ended a transaction.
     pub(super) behind_transaction: bool,
 }
 
-/// Whether this is the moment.
+/// Whether to end the session now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Moment {
     Now,
-    /// Not before that time has passed without a word.
+    /// Not before this time has passed in silence.
     In(Duration),
 }
 
 impl Notice {
-    pub(super) fn begin(order: Order) -> Notice {
-        Notice { order, whole: order.by.remaining() }
+    pub(super) fn begin(termination: Termination) -> Notice {
+        Notice { termination, whole: termination.deadline.remaining() }
     }
 
-    pub(super) fn order(self) -> Order {
-        self.order
+    pub(super) fn termination(self) -> Termination {
+        self.termination
     }
 
     pub(super) fn judge(self, quiet: Quiet) -> Moment {
-        // Whoever stops the process waits, and has nobody served meanwhile.
-        let most = if self.order.ending == Ending::Drained { SILENCE } else { Duration::MAX };
-        judge(self.whole, self.order.by.remaining(), most, quiet)
+        // A stop waits for its sessions, which are served nothing new meanwhile.
+        let most = if self.termination.ending == Ending::Drained { SILENCE } else { Duration::MAX };
+        judge(self.whole, self.termination.deadline.remaining(), most, quiet)
     }
 }
 
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_stops_waits_a_second() {
+    fn a_stop_waits_for_a_second_of_silence() {
         let judged = |left| judge(WHOLE, left, seconds(1), JUST_NOW);
         assert_eq!(judged(WHOLE), Moment::In(seconds(1)));
         assert_eq!(judged(seconds(2)), Moment::Now);

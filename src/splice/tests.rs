@@ -11,27 +11,27 @@ use tokio::task::yield_now;
 
 use super::*;
 
-/// Gives one order, when it is told to; and how far the session has come.
+/// Gives one termination, when it is told to; and how far the session has come.
 #[derive(Default)]
 struct Teller {
-    order: Cell<Option<Order>>,
+    termination: Cell<Option<Termination>>,
     given: Notify,
     progress: Progress,
 }
 
 impl Teller {
     fn end_within(&self, left: Duration) {
-        let by = BootTime::now() + left;
-        self.order.set(Some(Order { ending: Ending::Drained, by }));
+        let deadline = BootTime::now() + left;
+        self.termination.set(Some(Termination { ending: Ending::Drained, deadline }));
         self.given.notify_one();
     }
 }
 
-impl Orders for Teller {
-    async fn sooner(&self, _than: Option<Order>) -> Order {
+impl Terminator for Teller {
+    async fn next_before(&self, _current: Option<Termination>) -> Termination {
         loop {
-            if let Some(order) = self.order.take() {
-                return order;
+            if let Some(termination) = self.termination.take() {
+                return termination;
             }
             self.given.notified().await;
         }
@@ -44,13 +44,13 @@ const NO_LIMITS: TimeLimits =
 /// How a session ended, whether its connection could be used again, and what was counted.
 struct Over {
     ending: Ending,
-    left_whole: bool,
+    is_reusable: bool,
     bytes: (u64, u64),
 }
 
 /// Relays until the session has ended, while `peers` is the client and the database.
 async fn relay<T>(
-    withholds: bool,
+    intercepts_terminate: bool,
     limits: TimeLimits,
     peers: impl AsyncFnOnce(UnixStream, UnixStream, &Teller) -> T,
 ) -> (Over, T) {
@@ -66,7 +66,7 @@ async fn relay<T>(
         &mut backend,
         &process,
         &teller.progress,
-        withholds,
+        intercepts_terminate,
         dead_peer_timeout,
         limits,
     );
@@ -74,7 +74,7 @@ async fn relay<T>(
         let End { ending, .. } = relay.run(&teller).await;
         relay.end(ending, "0").await;
         let bytes = teller.progress.bytes();
-        Over { ending, left_whole: relay.left_whole(), bytes }
+        Over { ending, is_reusable: relay.is_reusable(), bytes }
     };
     tokio::join!(relayed, peers(client, database, &teller))
 }
@@ -136,7 +136,7 @@ async fn both_directions_pass_unchanged_and_a_terminate_ends_the_session() {
     })
     .await;
     assert_eq!(over.ending, Ending::ClientLeft);
-    assert!(!over.left_whole);
+    assert!(!over.is_reusable);
 }
 
 #[tokio::test]
@@ -148,7 +148,7 @@ async fn under_reuse_a_terminate_is_withheld_from_an_idle_database_only() {
         assert_eq!(silence.kind(), io::ErrorKind::WouldBlock);
     })
     .await;
-    assert!(over.left_whole);
+    assert!(over.is_reusable);
 
     for open in [&answer(&[], b'T')[..], b""] {
         let (over, ()) = relay(true, NO_LIMITS, async |mut client, mut database, _| {
@@ -161,7 +161,7 @@ async fn under_reuse_a_terminate_is_withheld_from_an_idle_database_only() {
             assert_eq!(read_to_end(&mut database).await, TERMINATE);
         })
         .await;
-        assert!(!over.left_whole, "in a transaction, or unanswered");
+        assert!(!over.is_reusable, "in a transaction, or unanswered");
     }
 }
 
@@ -243,14 +243,17 @@ async fn what_a_session_does_and_what_will_end_it_can_be_read() {
         assert_eq!(progress.activity(), Activity::Idle);
         exchange(&answer(&[1], b'T')).await;
         assert_eq!(progress.activity(), Activity::IdleInTransaction);
-        assert!(progress.order().is_none());
+        assert!(progress.termination().is_none());
         teller.end_within(Duration::from_secs(60));
-        while progress.order().is_none() {
+        while progress.termination().is_none() {
             yield_now().await;
         }
         exchange(&answer(&[], b'I')).await;
         assert_eq!(progress.activity(), Activity::Idle);
-        assert_eq!(progress.order().map(|order| order.ending), Some(Ending::Drained));
+        assert_eq!(
+            progress.termination().map(|termination| termination.ending),
+            Some(Ending::Drained)
+        );
         assert_eq!(read_to_end(&mut client).await, last_words());
     })
     .await;
@@ -317,12 +320,12 @@ async fn write_in_pieces(stream: &mut UnixStream, mut bytes: &[u8], pieces: &[us
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// However the answers come, and whenever the order does: what the client reads is the beginning
+    /// However the answers come, and whenever the termination does: what the client reads is the beginning
     /// of what the database said, up to a message's end, and behind that why the session ended.
     #[test]
     fn an_ending_stands_between_two_messages(
         exchanges in prop::collection::vec(exchange(), 1..6),
-        ordered_behind in 0..400_000_usize,
+        terminated_behind in 0..400_000_usize,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()
             .expect("a runtime");
@@ -349,14 +352,14 @@ proptest! {
                 let asks = async move {
                     let mut client = client;
                     let (mut read, mut buffer) = (Vec::new(), vec![0; 8192]);
-                    let (mut unasked, mut is_ordered) = (exchanges.len(), false);
+                    let (mut unasked, mut is_terminated) = (exchanges.len(), false);
                     loop {
                         let is_answered = read.is_empty() || read.ends_with(READY);
                         if is_answered && unasked > 0 {
                             unasked -= 1;
                             let _ended_meanwhile = client.write_all(&query(b"\0")).await;
-                        } else if !is_ordered && (is_answered || read.len() >= ordered_behind) {
-                            is_ordered = true;
+                        } else if !is_terminated && (is_answered || read.len() >= terminated_behind) {
+                            is_terminated = true;
                             teller.end_within(Duration::ZERO);
                         }
                         match client.read(&mut buffer).await {

@@ -20,16 +20,16 @@ use pgsilo_core::stamp::{LastRead, Stamp};
 use super::IssuerFault;
 use super::fetch::{FetchError, Fetcher, KeysAt, TIME_OUT};
 use super::keys::{self, Algorithm, Key, KeyError, KeySet};
-use super::looks::Looks;
+use super::refresh_gate::RefreshGate;
 use crate::metrics::{KEYS_FETCHES, Outcome};
 
-/// Between two fetches that tokens with unknown keys ask for: anybody can make such tokens.
-const FETCHES_APART: Duration = Duration::from_secs(5);
+/// Between two fetches that tokens with unknown keys request: strangers can make such tokens.
+const MIN_FETCH_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a login waits for a fetch: until it may begin, and some more. A deadline of the login's own
 /// may come first.
 const PATIENCE: Duration = Duration::from_secs(7);
-/// As `FETCHES_APART`, of a file.
-const LOOKS_APART: Duration = Duration::from_millis(100);
+/// As `MIN_FETCH_INTERVAL`, of a file.
+const MIN_READ_INTERVAL: Duration = Duration::from_millis(100);
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 /// How much of a line about an issuer's own words goes to the log, in characters.
@@ -50,8 +50,8 @@ pub struct Keyring {
 #[derive(Debug)]
 enum Source {
     Listed,
-    File(KeyFile, Looks),
-    Fetched(Fetcher, Looks),
+    File(KeyFile, RefreshGate),
+    Fetched(Fetcher, RefreshGate),
 }
 
 /// Where an issuer's keys come from, as the configuration says it.
@@ -183,12 +183,15 @@ impl Keyring {
 
     /// Keys of a file, as it was just read.
     pub fn file(file: KeyFile, keys: Vec<Key>) -> Keyring {
-        Keyring::new(Source::File(file, Looks::new(LOOKS_APART, TIME_OUT)), keys)
+        Keyring::new(Source::File(file, RefreshGate::new(MIN_READ_INTERVAL, TIME_OUT)), keys)
     }
 
     /// Keys of an address: none before the first fetch.
     pub fn fetched(fetcher: Fetcher) -> Keyring {
-        Keyring::new(Source::Fetched(fetcher, Looks::new(FETCHES_APART, PATIENCE)), Vec::new())
+        Keyring::new(
+            Source::Fetched(fetcher, RefreshGate::new(MIN_FETCH_INTERVAL, PATIENCE)),
+            Vec::new(),
+        )
     }
 
     fn new(source: Source, first: Vec<Key>) -> Keyring {
@@ -238,18 +241,18 @@ impl Keyring {
         }
     }
 
-    /// Where another look may find other keys.
-    pub(super) fn looks(&self) -> Option<&Looks> {
+    /// Where a refresh may find other keys.
+    pub(super) fn refresh_gate(&self) -> Option<&RefreshGate> {
         match &self.source {
             Source::Listed => None,
-            Source::File(_, looks) | Source::Fetched(_, looks) => Some(looks),
+            Source::File(_, gate) | Source::Fetched(_, gate) => Some(gate),
         }
     }
 
-    /// Resolves when somebody wants the file to be looked at.
-    pub(super) async fn file_asked(&self) {
+    /// Resolves when the file is requested to be read again.
+    pub(super) async fn file_refresh_requested(&self) {
         match &self.source {
-            Source::File(_, looks) => looks.asked().await,
+            Source::File(_, gate) => gate.requested().await,
             Source::Listed | Source::Fetched(..) => std::future::pending().await,
         }
     }
@@ -286,11 +289,11 @@ impl Keyring {
         issuer: &str,
         in_any_case: bool,
     ) -> Option<Result<bool, KeyFileError>> {
-        let Source::File(file, looks) = &self.source else {
+        let Source::File(file, gate) = &self.source else {
             return None;
         };
         let mut seen = file.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        looks.begin();
+        gate.begin();
         let asked = BootTime::now();
         let Seen { read: last, failing } = &mut *seen;
         let load = || {
@@ -303,14 +306,14 @@ impl Keyring {
         };
         let unread = |error: &KeyFileError| matches!(error, KeyFileError::Unreadable { .. });
         let result = last.again(Stamp::of(&file.path), in_any_case, load, unread);
-        looks.end(failing.is_none());
+        gate.end(failing.is_none());
         Some(result)
     }
 
-    /// Fetches the keys now and again, for as long as the process runs; returns at once where
-    /// they are not fetched.
-    pub(super) async fn keep(&self, issuer: &str) {
-        let Source::Fetched(fetcher, looks) = &self.source else {
+    /// Fetches the keys periodically, for as long as the process runs; returns at once where they are
+    /// not fetched.
+    pub(super) async fn refresh_periodically(&self, issuer: &str) {
+        let Source::Fetched(fetcher, gate) = &self.source else {
             return;
         };
         let fetches = |outcome: Outcome| KEYS_FETCHES.of([issuer, outcome.label()]);
@@ -318,9 +321,9 @@ impl Keyring {
         let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY.min(fetcher.refresh));
         let mut failing = None::<BootTime>;
         loop {
-            looks.begin();
+            gate.begin();
             let fetched = self.fetch(issuer, fetcher).await;
-            looks.end(fetched.is_ok());
+            gate.end(fetched.is_ok());
             let pause = match fetched {
                 Ok(()) => {
                     if let Some(since) = failing.take() {
@@ -350,7 +353,7 @@ impl Keyring {
             };
             tokio::select! {
                 () = (BootTime::now() + pause).arrives() => {}
-                () = looks.asked() => {}
+                () = gate.requested() => {}
             }
         }
     }

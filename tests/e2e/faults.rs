@@ -12,7 +12,7 @@ use crate::openbao::session_authority;
 use crate::orphans::settings_of;
 
 /// A sandbox of its own, and a pgsilo of each authority in front of it.
-struct Ground {
+struct Fixture {
     world: World,
     proxies: [(Proxy, String); 2],
     superuser: tokio_postgres::Client,
@@ -21,8 +21,8 @@ struct Ground {
 const ROLE: &str = "pgsilo/acme/roles/tenant-acme-rw";
 const CONNECTION: &str = "pgsilo/acme/config/tenant-acme";
 
-impl Ground {
-    async fn new() -> Ground {
+impl Fixture {
+    async fn new() -> Fixture {
         let world = World::own().await;
         let own = Proxy::of(&world, settings_of(&world)).await;
         let openbao = format!("address = \"{}\"\n", world.var("BAO_ADDR"));
@@ -31,7 +31,7 @@ impl Ground {
         let token = mint::signed_by(&world, subject);
         let superuser = world.superuser("postgres").await;
         let proxies = [(own, mint::token_of(&world, "acme")), (sessions, token)];
-        Ground { world, proxies, superuser }
+        Fixture { world, proxies, superuser }
     }
 
     /// OpenBAO keeps connections; what has changed meets new ones.
@@ -78,21 +78,21 @@ impl Ground {
 
 #[tokio::test]
 async fn a_database_that_takes_no_connection_of_openbaos_will_pass() {
-    let ground = Ground::new().await;
-    ground.serves().await;
-    ground.sql("ALTER ROLE tenant_acme_broker CONNECTION LIMIT 0").await;
-    ground.refuses("53300", "backend_full", "SQLSTATE 53300").await;
-    ground.sql("ALTER ROLE tenant_acme_broker CONNECTION LIMIT -1").await;
-    ground.serves().await;
+    let fixture = Fixture::new().await;
+    fixture.serves().await;
+    fixture.sql("ALTER ROLE tenant_acme_broker CONNECTION LIMIT 0").await;
+    fixture.refuses("53300", "backend_full", "SQLSTATE 53300").await;
+    fixture.sql("ALTER ROLE tenant_acme_broker CONNECTION LIMIT -1").await;
+    fixture.serves().await;
 
     // Nobody listens where OpenBAO looks for it; pgsilo has another way there.
-    let url = ground.read(CONNECTION).await["connection_details"]["connection_url"].clone();
-    let port = ground.world.var("PG_PORT");
+    let url = fixture.read(CONNECTION).await["connection_details"]["connection_url"].clone();
+    let port = fixture.world.var("PG_PORT");
     let elsewhere = url.as_str().expect("a URL").replace(port, "1");
     // The provisioner's description of a connection wants the password with a change.
-    ground.sql("ALTER ROLE tenant_acme_broker PASSWORD 'another'").await;
+    fixture.sql("ALTER ROLE tenant_acme_broker PASSWORD 'another'").await;
     let configure = async |url: &str| {
-        let mut config = ground.read(CONNECTION).await;
+        let mut config = fixture.read(CONNECTION).await;
         let details = config["connection_details"].take();
         for (name, value) in details.as_object().expect("details") {
             config[name] = value.clone();
@@ -100,25 +100,25 @@ async fn a_database_that_takes_no_connection_of_openbaos_will_pass() {
         config["connection_url"] = url.into();
         config["password"] = "another".into();
         config["verify_connection"] = false.into();
-        ground.write(CONNECTION, config).await;
+        fixture.write(CONNECTION, config).await;
     };
     configure(&elsewhere).await;
-    ground.refuses("57P03", "lease_backend_away", "connection refused").await;
+    fixture.refuses("57P03", "lease_backend_away", "connection refused").await;
     configure(url.as_str().expect("a URL")).await;
-    ground.serves().await;
+    fixture.serves().await;
 
     // A smart shutdown waits for this very session, and lets nobody in.
-    let postmaster = Pid::from_raw(ground.world.var("PG_PID").parse().expect("a pid"));
-    ground.sql("SELECT 1").await;
+    let postmaster = Pid::from_raw(fixture.world.var("PG_PID").parse().expect("a pid"));
+    fixture.sql("SELECT 1").await;
     kill_process(postmaster.expect("a pid"), Signal::TERM).expect("it lives");
-    ground.refuses("57P03", "backend_not_ready", "SQLSTATE 57P03").await;
+    fixture.refuses("57P03", "backend_not_ready", "SQLSTATE 57P03").await;
 }
 
 #[tokio::test]
 async fn what_an_operator_must_mend_at_a_database_is_told_so() {
-    let ground = Ground::new().await;
-    ground.serves().await;
-    let role = ground.read(ROLE).await;
+    let fixture = Fixture::new().await;
+    fixture.serves().await;
+    let role = fixture.read(ROLE).await;
     for (statement, words) in [
         ("CREATE ROL \"{{name}}\"", "SQLSTATE 42601"),
         ("CREATE ROLE \"{{name}}\" SUPERUSER", "SQLSTATE 42501"),
@@ -126,34 +126,34 @@ async fn what_an_operator_must_mend_at_a_database_is_told_so() {
     ] {
         let mut broken = role.clone();
         broken["creation_statements"] = json!([statement]);
-        ground.write(ROLE, broken).await;
-        ground.refuses("58000", "lease_denied", words).await;
+        fixture.write(ROLE, broken).await;
+        fixture.refuses("58000", "lease_denied", words).await;
     }
     let mut nowhere = role.clone();
     nowhere["db_name"] = "nowhere".into();
-    ground.write(ROLE, nowhere).await;
-    ground.refuses("58000", "lease_denied", "failed to find entry for connection").await;
-    ground.write(ROLE, role).await;
-    ground.serves().await;
+    fixture.write(ROLE, nowhere).await;
+    fixture.refuses("58000", "lease_denied", "failed to find entry for connection").await;
+    fixture.write(ROLE, role).await;
+    fixture.serves().await;
 
     let allow = async |roles: &str| {
         let body = json!({ "allowed_roles": [roles], "verify_connection": false });
-        ground.write(CONNECTION, body).await;
+        fixture.write(CONNECTION, body).await;
     };
     allow("another").await;
-    ground.refuses("58000", "lease_denied", "is not an allowed role").await;
+    fixture.refuses("58000", "lease_denied", "is not an allowed role").await;
     allow("tenant-acme-*").await;
-    ground.serves().await;
+    fixture.serves().await;
 
     for (broken, mended, words) in [
         ("NOLOGIN", "LOGIN", "SQLSTATE 28000"),
         ("RENAME TO tenant_acme_broker_2", "", "SQLSTATE 28P01"),
     ] {
-        ground.sql(&format!("ALTER ROLE tenant_acme_broker {broken}")).await;
-        ground.refuses("58000", "lease_denied", words).await;
+        fixture.sql(&format!("ALTER ROLE tenant_acme_broker {broken}")).await;
+        fixture.refuses("58000", "lease_denied", words).await;
         if !mended.is_empty() {
-            ground.sql(&format!("ALTER ROLE tenant_acme_broker {mended}")).await;
-            ground.serves().await;
+            fixture.sql(&format!("ALTER ROLE tenant_acme_broker {mended}")).await;
+            fixture.serves().await;
         }
     }
 }

@@ -132,7 +132,7 @@ pub(crate) fn one_constructor(sources: &Sources) -> Vec<String> {
             }
         }
         // A fork answers with what a stage is a variant of.
-        let made = [format!("{stage}<"), "Opened<".to_owned(), "Self".to_owned()];
+        let made = [format!("{stage}<"), "StartOutcome<".to_owned(), "Self".to_owned()];
         functions.retain(|of| made.iter().any(|made| text(&of.output).contains(made)));
         let takes = |of: &Signature| matches!(of.inputs.first(), Some(FnArg::Typed(first)) if text(&first.ty) == before);
         if functions.len() != 1 || !takes(functions[0]) {

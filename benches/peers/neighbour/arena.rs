@@ -10,7 +10,7 @@ use pgsilo_sandbox::testing::mint;
 use pgsilo_sandbox::testing::proxy::{PLAIN, Proxy, Settings, folder};
 use pgsilo_sandbox::testing::world::World;
 
-use crate::ground::said;
+use crate::testbed::said;
 
 /// What is not as by default.
 pub(super) const LIMITS: &str = "transaction_timeout = \"5s\"\n";
@@ -19,7 +19,7 @@ const ASKING: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\ntls = { certifica
     key = \"server.key\", client_ca = \"clients.crt\" }\n";
 
 /// A sandbox as anybody starts it, with pgbench's tables in the neighbour's database.
-pub(super) struct Ground {
+pub(super) struct Fixture {
     pub(super) world: &'static World,
     authority: Authority,
 }
@@ -31,8 +31,8 @@ pub(super) struct Arena {
     folder: PathBuf,
 }
 
-impl Ground {
-    pub(super) async fn start() -> Ground {
+impl Fixture {
+    pub(super) async fn start() -> Fixture {
         let world: &'static World = Box::leak(Box::new(World::start(
             "neighbour",
             &["--without-proxy", "--leased-over-tcp"],
@@ -45,7 +45,7 @@ impl Ground {
         let grant = "GRANT ALL ON ALL TABLES IN SCHEMA public TO tenant_globex_app";
         let superuser = world.superuser("tenant_globex").await;
         superuser.batch_execute(grant).await.expect("granted");
-        Ground { world, authority: Authority::new() }
+        Fixture { world, authority: Authority::new() }
     }
 
     pub(super) fn server(&self) -> String {

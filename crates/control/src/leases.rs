@@ -7,6 +7,7 @@
 //! logins and endings go on meanwhile. Works as the provisioner, with the policy of
 //! `docker/openbao/provisioner.hcl`.
 
+mod acting_role;
 mod auditor;
 mod brokers;
 mod census;
@@ -14,7 +15,6 @@ mod cluster;
 mod grants;
 mod mend;
 mod report;
-mod standing;
 mod verdict;
 
 use std::path::PathBuf;

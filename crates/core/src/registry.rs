@@ -138,7 +138,7 @@ pub struct Tenant {
     database_names: Box<[String]>,
     placement: Placement,
     /// The placement as logs tell it, once for all who do.
-    place: Arc<str>,
+    placement_text: Arc<str>,
     lease: LeaseRoles,
     limits: OwnLimits,
 }
@@ -165,8 +165,8 @@ impl Tenant {
     }
 
     /// The same, for logs: `db:5432/tenant_acme`.
-    pub fn place(&self) -> &Arc<str> {
-        &self.place
+    pub fn placement_text(&self) -> &Arc<str> {
+        &self.placement_text
     }
 
     /// What it has in place of the limits for all.

@@ -32,12 +32,12 @@
 
 mod answers;
 mod client;
+mod clients_by_token;
 mod error;
 mod fault;
 mod leases;
 pub mod requests;
 mod settings;
-mod shown;
 mod tokens;
 mod transport;
 

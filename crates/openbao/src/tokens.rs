@@ -89,10 +89,10 @@ impl OpenBao {
         mount: &str,
         role: Option<&str>,
     ) -> Result<Token, Error> {
-        let shown = self.clients().newest();
+        let client = self.clients().newest();
         let login = CertificateLogin { mount: mount.to_owned(), name: role.map(str::to_owned) };
         let made = self.log_in(Request::of(&login)?).await?;
-        self.clients().keep_for(&made.secret, made.ttl, shown);
+        self.clients().bind(&made.secret, made.ttl, client);
         Ok(made)
     }
 

@@ -23,10 +23,10 @@ use vaultrs::api::sys::requests::ReadHealthRequest;
 use zeroize::Zeroizing;
 
 use crate::answers::Errors;
+use crate::clients_by_token::ClientsByToken;
 use crate::error::Error;
 use crate::fault;
 use crate::settings::{Bounds, Settings};
-use crate::shown::Shown;
 
 /// Room that no usual answer outgrows: growing would leave a copy of it behind.
 const USUAL_ANSWER: usize = 16 * 1024;
@@ -34,7 +34,7 @@ const USUAL_ANSWER: usize = 16 * 1024;
 /// A server, or a cluster, of OpenBAO's, and how it is reached.
 #[derive(Debug)]
 pub struct OpenBao {
-    http: Shown<Client>,
+    http: ClientsByToken<Client>,
     base: Url,
     addresses: Addresses,
     settings: Arc<Settings>,
@@ -167,7 +167,7 @@ impl OpenBao {
             ))
         })?;
         let addresses = Addresses::default();
-        let http = Shown::new(client(&settings, &addresses)?);
+        let http = ClientsByToken::new(client(&settings, &addresses)?);
         Ok(OpenBao { http, base, addresses, settings: Arc::new(settings) })
     }
 
@@ -182,7 +182,7 @@ impl OpenBao {
         self.settings.timeout * 6
     }
 
-    pub(crate) fn clients(&self) -> &Shown<Client> {
+    pub(crate) fn clients(&self) -> &ClientsByToken<Client> {
         &self.http
     }
 

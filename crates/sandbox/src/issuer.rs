@@ -29,7 +29,7 @@ pub(super) struct Issuer {
 
 /// What a token shall say.
 #[derive(Debug)]
-pub(super) struct Wish {
+pub(super) struct Options {
     pub(super) subject: String,
     /// One: a text claim. Several: a list.
     pub(super) tenants: Vec<String>,
@@ -71,19 +71,19 @@ impl Issuer {
         Ok(Self { key, kid: kid.to_owned() })
     }
 
-    pub(super) fn mint(&self, wish: &Wish) -> Result<String> {
+    pub(super) fn mint(&self, options: &Options) -> Result<String> {
         let mut header = Header::new(Algorithm::ES256);
         header.kid = Some(self.kid.clone());
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-        let claims = claims(wish, now, &random_hex::<16>()?);
+        let claims = claims(options, now, &random_hex::<16>()?);
         jsonwebtoken::encode(&header, &claims, &self.key).context("signing the token")
     }
 }
 
-fn claims(wish: &Wish, now: u64, id: &str) -> Map<String, Value> {
-    let ttl = wish.ttl.as_secs();
-    let issued = if wish.expired { now.saturating_sub(3600 + ttl) } else { now };
-    let tenant = match wish.tenants.as_slice() {
+fn claims(options: &Options, now: u64, id: &str) -> Map<String, Value> {
+    let ttl = options.ttl.as_secs();
+    let issued = if options.expired { now.saturating_sub(3600 + ttl) } else { now };
+    let tenant = match options.tenants.as_slice() {
         [one] => json!(one),
         several => json!(several),
     };
@@ -91,16 +91,16 @@ fn claims(wish: &Wish, now: u64, id: &str) -> Map<String, Value> {
     let mut set = |name: &str, value: Value| claims.insert(name.to_owned(), value);
     set("iss", json!(ISSUER));
     set("aud", json!(AUDIENCE));
-    set("sub", json!(wish.subject));
+    set("sub", json!(options.subject));
     set("tenant", tenant);
     set("jti", json!(id));
     set("iat", json!(issued));
     set("nbf", json!(issued));
     set("exp", json!(issued.saturating_add(ttl)));
-    if let Some(access) = wish.access {
+    if let Some(access) = options.access {
         set("access", json!(access));
     }
-    for (name, value) in &wish.claims {
+    for (name, value) in &options.claims {
         if value.is_null() {
             claims.remove(name);
         } else {
@@ -117,8 +117,8 @@ mod tests {
 
     use super::*;
 
-    fn wish(tenants: &[&str]) -> Wish {
-        Wish {
+    fn options(tenants: &[&str]) -> Options {
+        Options {
             subject: "alice@acme".to_owned(),
             tenants: tenants.iter().map(|&tenant| tenant.to_owned()).collect(),
             access: None,
@@ -147,22 +147,22 @@ mod tests {
         let created = Issuer::create(&dir).unwrap();
         let opened = Issuer::open(&dir).unwrap();
         for issuer in [&created, &opened] {
-            let claims = verify(&dir, &issuer.mint(&wish(&["acme"])).unwrap()).unwrap();
+            let claims = verify(&dir, &issuer.mint(&options(&["acme"])).unwrap()).unwrap();
             assert_eq!(claims["tenant"], "acme");
             assert_eq!(claims["sub"], "alice@acme");
             assert!(!claims.contains_key("access"));
         }
-        let expired = Wish { expired: true, ..wish(&["acme"]) };
+        let expired = Options { expired: true, ..options(&["acme"]) };
         assert!(verify(&dir, &opened.mint(&expired).unwrap()).is_err());
         std::fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
     fn claims_say_what_was_wished() {
-        let several = Wish {
+        let several = Options {
             access: Some("read-only"),
             claims: vec![("aud".to_owned(), json!("another")), ("exp".to_owned(), Value::Null)],
-            ..wish(&["acme", "globex"])
+            ..options(&["acme", "globex"])
         };
         let claims = claims(&several, 1_000_000, "id");
         assert_eq!(claims["tenant"], json!(["acme", "globex"]));

@@ -8,7 +8,6 @@
 mod certificates;
 mod env;
 mod files;
-mod ground;
 mod issuer;
 mod openbao;
 mod ports;
@@ -20,6 +19,7 @@ mod seed;
 mod start;
 mod stop;
 pub mod testing;
+mod workspace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,7 +29,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use issuer::{Issuer, Wish};
+use issuer::{Issuer, Options};
 use pgsilo_core::duration;
 use pgsilo_core::tenant::Access;
 use pgsiloctl::provision::Allowance;
@@ -173,7 +173,7 @@ fn mint(token: Token) -> Result<ExitCode> {
         token.dir.display()
     );
     let subject = token.subject.unwrap_or_else(|| format!("alice@{}", token.tenants[0]));
-    let minted = Issuer::open(&token.dir)?.mint(&Wish {
+    let minted = Issuer::open(&token.dir)?.mint(&Options {
         subject,
         tenants: token.tenants,
         access: token.access.map(Access::as_str),

@@ -41,7 +41,7 @@ pub(super) const PROXY_ROLE_ID: &str = "pgsilo";
 
 /// What to run and where.
 #[derive(Debug)]
-pub(super) struct Wish {
+pub(super) struct Options {
     pub(super) program: Option<PathBuf>,
     pub(super) runtime: PathBuf,
     pub(super) log: PathBuf,
@@ -65,16 +65,16 @@ pub(super) struct OpenBao {
 }
 
 impl OpenBao {
-    pub(super) async fn start(processes: &Processes, wish: &Wish) -> Result<Self> {
-        let program = find_program(wish.program.as_deref())?;
+    pub(super) async fn start(processes: &Processes, options: &Options) -> Result<Self> {
+        let program = find_program(options.program.as_deref())?;
         let (process, bao, port) = on_free_port(None, async |port| {
-            let process = serve(processes, &program, wish, port)?;
+            let process = serve(processes, &program, options, port)?;
             let bao = Client::new(Settings::for_control(&address(port)))?;
             let ready = process.meanwhile(answering(&bao)).await;
             Ok((process, ready.map(|()| bao)))
         })
         .await?;
-        process.meanwhile(set_up(Arc::clone(&process), &bao, wish, address(port))).await
+        process.meanwhile(set_up(Arc::clone(&process), &bao, options, address(port))).await
     }
 }
 
@@ -115,8 +115,13 @@ fn address(port: u16) -> String {
     format!("http://127.0.0.1:{port}")
 }
 
-fn serve(processes: &Processes, program: &Path, wish: &Wish, port: u16) -> Result<Arc<Process>> {
-    let config = wish.runtime.join("openbao.hcl");
+fn serve(
+    processes: &Processes,
+    program: &Path,
+    options: &Options,
+    port: u16,
+) -> Result<Arc<Process>> {
+    let config = options.runtime.join("openbao.hcl");
     files::write_private(
         &config,
         &format!(
@@ -127,12 +132,12 @@ fn serve(processes: &Processes, program: &Path, wish: &Wish, port: u16) -> Resul
         ),
     )?;
     let mut command = Command::new(program);
-    command.arg("server").arg("-config").arg(&config).current_dir(&wish.runtime);
+    command.arg("server").arg("-config").arg(&config).current_dir(&options.runtime);
     processes.start(Plan {
         part: Part::OpenBao,
         name: "OpenBAO",
         command,
-        log: wish.log.clone(),
+        log: options.log.clone(),
         stop: Signal::TERM,
         patience: Duration::from_secs(5),
     })
@@ -151,13 +156,13 @@ async fn answering(bao: &Client) -> Result<()> {
 async fn set_up(
     process: Arc<Process>,
     bao: &Client,
-    wish: &Wish,
+    options: &Options,
     address: String,
 ) -> Result<OpenBao> {
     let shares = json!({ "secret_shares": 1, "secret_threshold": 1 });
-    let born = bao.write("sys/init", shares).await?;
-    let unseal_key = Secret::new(text(&born, "/keys_base64/0")?.to_owned());
-    let root_token = Secret::new(text(&born, "/root_token")?.to_owned());
+    let init_response = bao.write("sys/init", shares).await?;
+    let unseal_key = Secret::new(text(&init_response, "/keys_base64/0")?.to_owned());
+    let root_token = Secret::new(text(&init_response, "/root_token")?.to_owned());
     let unsealed = bao.write("sys/unseal", json!({ "key": unseal_key.expose_text()? })).await?;
     ensure!(unsealed["sealed"] == json!(false), "OpenBAO stays sealed");
     let version = text(&unsealed, "/version")?.to_owned();
@@ -174,7 +179,7 @@ async fn set_up(
     let root = bao.as_token(root_token.clone());
     let (name, policy) = ("pgsilo".to_owned(), PROXY_POLICY.to_owned());
     root.run(&SetPolicy { name, policy, ttl: None }).await?;
-    admit_proxy(&root, &wish.secret_id_file).await.context("admitting the proxy")?;
+    admit_proxy(&root, &options.secret_id_file).await.context("admitting the proxy")?;
     let provisioner_token = admit_provisioner(&root).await.context("admitting the provisioner")?;
     Ok(OpenBao {
         process,
@@ -208,14 +213,14 @@ async fn admit_proxy(root: &Client, secret_id_file: &Path) -> Result<()> {
 }
 
 async fn admit_provisioner(root: &Client) -> Result<Secret> {
-    let wish = CreateOrphanTokenRequest {
+    let options = CreateOrphanTokenRequest {
         display_name: Some("provisioner".to_owned()),
         policies: Some(vec!["pgsilo-provisioner".to_owned()]),
         no_default_policy: Some(true),
         period: Some("768h".to_owned()),
         ..CreateOrphanTokenRequest::default()
     };
-    Ok(root.new_token(&wish).await?.secret)
+    Ok(root.new_token(&options).await?.secret)
 }
 
 /// Mounts a login method where its name says.
@@ -230,8 +235,8 @@ fn text<'a>(answer: &'a Value, pointer: &str) -> Result<&'a str> {
     text.with_context(|| format!("OpenBAO's answer has no {pointer}"))
 }
 
-fn find_program(wish: Option<&Path>) -> Result<PathBuf> {
-    let program = match wish {
+fn find_program(options: Option<&Path>) -> Result<PathBuf> {
+    let program = match options {
         Some(program) => program.to_owned(),
         None => files::on_path("bao").context(
             "no OpenBAO: run scripts/tools.py and set PGSILO_BAO to what it prints, or pass --bao",

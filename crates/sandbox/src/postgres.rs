@@ -32,7 +32,7 @@ const PROVISIONER: &str = "pgsilo_provisioner";
 
 /// What to run and how.
 #[derive(Debug)]
-pub(super) struct Wish {
+pub(super) struct Options {
     pub(super) programs: Option<PathBuf>,
     pub(super) max_connections: u16,
     /// Leased roles may log in as everybody else may, and not only by the socket.
@@ -115,12 +115,12 @@ impl Installation {
 }
 
 impl Postgres {
-    pub(super) async fn start(processes: &Processes, wish: &Wish) -> Result<Self> {
-        let programs = find_programs(wish.programs.as_deref())?;
+    pub(super) async fn start(processes: &Processes, options: &Options) -> Result<Self> {
+        let programs = find_programs(options.programs.as_deref())?;
         let installation = Installation {
             programs: programs.clone(),
             account: account()?,
-            runtime: wish.runtime.clone(),
+            runtime: options.runtime.clone(),
         };
         let (installation, version) = installation.made_runnable().await?;
         let major: u32 =
@@ -131,13 +131,13 @@ impl Postgres {
              cluster; run scripts/tools.py to get one, or pass --pg-bin",
             programs.display()
         );
-        let home = wish.runtime.join("pg");
+        let home = options.runtime.join("pg");
         files::make_dir(&home, 0o700)?;
         own(&home, &installation)?;
         let password = Secret::random()?;
-        initialize(processes, &installation, wish, &password).await?;
+        initialize(processes, &installation, options, &password).await?;
         let (process, superuser, _) = on_free_port(None, async |port| {
-            let process = serve(processes, &installation, wish, port)?;
+            let process = serve(processes, &installation, options, port)?;
             let superuser = superuser(port, &password);
             let ready = process.meanwhile(admitting(&superuser)).await;
             Ok((process, ready.map(|()| superuser)))
@@ -145,7 +145,7 @@ impl Postgres {
         .await?;
         let provisioner =
             admit_provisioner(&superuser).await.context("admitting the provisioner")?;
-        let admits_leased = match wish.leased_over_tcp {
+        let admits_leased = match options.leased_over_tcp {
             true => superuser.host.clone(),
             false => home.to_string_lossy().into_owned(),
         };
@@ -175,10 +175,10 @@ async fn admitting(superuser: &Login) -> Result<()> {
 async fn initialize(
     processes: &Processes,
     installation: &Installation,
-    wish: &Wish,
+    options: &Options,
     password: &Secret,
 ) -> Result<()> {
-    let home = wish.runtime.join("pg");
+    let home = options.runtime.join("pg");
     let password_file = home.join("password");
     files::write_private(&password_file, password.expose_text()?)?;
     own(&password_file, installation)?;
@@ -193,7 +193,7 @@ async fn initialize(
         part: Part::Postgres,
         name: "initdb",
         command,
-        log: wish.log.clone(),
+        log: options.log.clone(),
         stop: Signal::TERM,
         patience: Duration::from_secs(2),
     })?;
@@ -206,7 +206,7 @@ async fn initialize(
     let data = home.join("data");
     // Who has captured a leased credential is turned away before anything else. Here pgsilo has the
     // same address as everybody; but the socket is in a folder that no other account may enter.
-    let elsewhere = if wish.leased_over_tcp { "" } else { "host all /^tenant- all reject\n" };
+    let elsewhere = if options.leased_over_tcp { "" } else { "host all /^tenant- all reject\n" };
     std::fs::write(
         data.join("pg_hba.conf"),
         format!(
@@ -221,7 +221,7 @@ async fn initialize(
          password_encryption = 'scram-sha-256'\ncluster_name = 'pgsilo-sandbox'\n\
          log_line_prefix = '%m [%p] %u@%d '\n",
         home.to_string_lossy().replace('\'', "''"),
-        wish.max_connections,
+        options.max_connections,
     );
     let path = data.join("postgresql.conf");
     let given = std::fs::read_to_string(&path)?;
@@ -232,16 +232,16 @@ async fn initialize(
 fn serve(
     processes: &Processes,
     installation: &Installation,
-    wish: &Wish,
+    options: &Options,
     port: u16,
 ) -> Result<Arc<Process>> {
     let mut command = installation.command("postgres");
-    command.arg("-D").arg(wish.runtime.join("pg/data")).args(["-p", &port.to_string()]);
+    command.arg("-D").arg(options.runtime.join("pg/data")).args(["-p", &port.to_string()]);
     processes.start(Plan {
         part: Part::Postgres,
         name: "PostgreSQL",
         command,
-        log: wish.log.clone(),
+        log: options.log.clone(),
         // The "fast" shutdown: sessions are ended.
         stop: Signal::INT,
         patience: Duration::from_secs(10),
@@ -283,8 +283,8 @@ async fn make_template(client: &Client, superuser: &Login) -> Result<()> {
 
 // --- Programs and accounts ---------------------------------------------------------------
 
-fn find_programs(wish: Option<&Path>) -> Result<PathBuf> {
-    let folder = match wish {
+fn find_programs(options: Option<&Path>) -> Result<PathBuf> {
+    let folder = match options {
         Some(folder) => folder.to_owned(),
         None => {
             let found = files::on_path("postgres").context(

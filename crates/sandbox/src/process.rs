@@ -230,7 +230,7 @@ struct Watchdog {
 /// `watch PID SIGNAL`, `forget PID`, `done`; the end of input means that our owner is gone.
 const WATCHDOG: &str = r#"
 trap '' INT HUP TERM QUIT
-born() { # when process $1 began; nothing when it is gone or a zombie
+start_time() { # when process $1 began; nothing when it is gone or a zombie
     if [ -d /proc/self ]; then
         line=
         { read -r line < "/proc/$1/stat"; } 2>/dev/null
@@ -243,7 +243,7 @@ born() { # when process $1 began; nothing when it is gone or a zombie
 watched=
 while read -r verb pid signal; do
     case $verb in
-    watch) watched="$watched $pid:$signal:$(born "$pid")" ;;
+    watch) watched="$watched $pid:$signal:$(start_time "$pid")" ;;
     forget)
         kept=
         for each in $watched; do [ "${each%%:*}" = "$pid" ] || kept="$kept $each"; done
@@ -254,7 +254,7 @@ done
 alive=
 for each in $watched; do
     pid=${each%%:*} rest=${each#*:}
-    now=$(born "$pid")
+    now=$(start_time "$pid")
     if [ -n "$now" ] && [ "$now" = "${rest#*:}" ]; then
         kill -s "${rest%%:*}" "$pid"
         alive="$alive $each"
@@ -264,7 +264,7 @@ tries=0
 while [ "$tries" -lt 50 ]; do
     left=
     for each in $alive; do
-        now=$(born "${each%%:*}")
+        now=$(start_time "${each%%:*}")
         [ -z "$now" ] || [ "$now" != "${each##*:}" ] || left=1
     done
     [ -n "$left" ] || break

@@ -21,7 +21,7 @@ use crate::{LogLevel, files};
 
 /// What the proxy is told.
 #[derive(Debug)]
-pub(super) struct Wish<'a> {
+pub(super) struct Options<'a> {
     pub(super) dir: &'a Path,
     /// Where its Unix socket goes; a short path, for `sun_path` holds about 100 bytes.
     pub(super) socket_dir: &'a Path,
@@ -47,19 +47,19 @@ pub(super) struct Proxy {
 
 impl Proxy {
     /// Writes its files and starts it.
-    pub(super) async fn start(processes: &Processes, wish: &Wish<'_>) -> Result<Self> {
-        write_registry(wish)?;
+    pub(super) async fn start(processes: &Processes, options: &Options<'_>) -> Result<Self> {
+        write_registry(options)?;
         let program = program()?;
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
-        let (process, admin, port) = on_free_port(wish.port, async |port| {
-            let admin = write_config(wish, port)?;
+        let (process, admin, port) = on_free_port(options.port, async |port| {
+            let admin = write_config(options, port)?;
             let mut command = Command::new(&program);
-            command.args(["serve", "--config"]).arg(wish.dir.join("pgsilo.toml"));
+            command.args(["serve", "--config"]).arg(options.dir.join("pgsilo.toml"));
             let process = processes.start(Plan {
                 part: Part::Proxy,
                 name: "pgsilo",
                 command,
-                log: wish.dir.join("pgsilo.log"),
+                log: options.dir.join("pgsilo.log"),
                 stop: Signal::TERM,
                 patience: Duration::from_secs(5),
             })?;
@@ -71,10 +71,10 @@ impl Proxy {
     }
 
     /// Writes its files only, for somebody else to start it.
-    pub(super) fn prepare(wish: &Wish<'_>) -> Result<Self> {
-        write_registry(wish)?;
-        let port = wish.port.map_or_else(free_port, Ok)?;
-        Ok(Self { process: None, port, admin: write_config(wish, port)? })
+    pub(super) fn prepare(options: &Options<'_>) -> Result<Self> {
+        write_registry(options)?;
+        let port = options.port.map_or_else(free_port, Ok)?;
+        Ok(Self { process: None, port, admin: write_config(options, port)? })
     }
 }
 
@@ -104,10 +104,10 @@ async fn ready(http: &reqwest::Client, admin: &str) -> Result<()> {
 }
 
 /// Writes `pgsilo.toml`; gives the address of its metrics and health.
-fn write_config(wish: &Wish<'_>, port: u16) -> Result<String> {
+fn write_config(options: &Options<'_>, port: u16) -> Result<String> {
     let admin = format!("127.0.0.1:{}", free_port()?);
-    let text = config_text(wish, port, &admin);
-    files::write(&wish.dir.join("pgsilo.toml"), &text)?;
+    let text = config_text(options, port, &admin);
+    files::write(&options.dir.join("pgsilo.toml"), &text)?;
     Ok(admin)
 }
 
@@ -117,8 +117,8 @@ fn sessions(share: u16) -> u16 {
     share.saturating_sub(4 + 4 + 2).max(1)
 }
 
-fn config_text(wish: &Wish<'_>, port: u16, admin: &str) -> String {
-    let socket = wish.socket_dir.join(format!(".s.PGSQL.{port}"));
+fn config_text(options: &Options<'_>, port: u16, admin: &str) -> String {
+    let socket = options.socket_dir.join(format!(".s.PGSQL.{port}"));
     format!(
         r#"# Written by `pgsilo-sandbox` at each start. config/pgsilo.toml explains every key.
 
@@ -159,16 +159,16 @@ format = "json"
 level = "{level}"
 "#,
         socket = toml_text(&socket.to_string_lossy()),
-        openbao = wish.openbao,
-        sessions = sessions(wish.share),
-        level = wish.log_level.as_str(),
+        openbao = options.openbao,
+        sessions = sessions(options.share),
+        level = options.log_level.as_str(),
     )
 }
 
 /// Writes `tenants.toml`.
-fn write_registry(wish: &Wish<'_>) -> Result<()> {
-    let text = registry_text(wish.tenants, wish.postgres_host, wish.postgres_port);
-    files::write(&wish.dir.join("tenants.toml"), &text)
+fn write_registry(options: &Options<'_>) -> Result<()> {
+    let text = registry_text(options.tenants, options.postgres_host, options.postgres_port);
+    files::write(&options.dir.join("tenants.toml"), &text)
 }
 
 fn registry_text(tenants: &[Names], postgres_host: &str, postgres_port: u16) -> String {
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn the_files_are_toml_whatever_the_paths() {
         let tenants = [Names::of(&TenantId::parse("acme").unwrap()).unwrap()];
-        let wish = Wish {
+        let options = Options {
             dir: Path::new("/x"),
             socket_dir: Path::new("/tmp/a \"b\\c"),
             port: None,
@@ -233,7 +233,7 @@ mod tests {
             postgres_host: "127.0.0.1",
             tenants: &tenants,
         };
-        let config: toml::Table = config_text(&wish, 6432, "127.0.0.1:9").parse().unwrap();
+        let config: toml::Table = config_text(&options, 6432, "127.0.0.1:9").parse().unwrap();
         let socket = config["listener"][1]["socket"].as_str();
         assert_eq!(socket, Some("/tmp/a \"b\\c/.s.PGSQL.6432"));
         let registry: toml::Table = registry_text(&tenants, "/a \"b", 5432).parse().unwrap();

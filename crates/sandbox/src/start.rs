@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::env::{Env, quote, quote_if_needed, socket_dsn, tls_dsn};
-use crate::ground::Ground;
 use crate::issuer::{self, Issuer};
 use crate::openbao::{self, OpenBao};
 use crate::postgres::{self, Postgres};
 use crate::proxy::{self, Proxy};
 use crate::psql::Psql;
 use crate::stop::Stop;
+use crate::workspace::Workspace;
 use crate::{Start, certificates, files, seed};
 use pgsilo_core::names::Names;
 use pgsilo_core::tenant::TenantId;
@@ -36,25 +36,25 @@ pub(super) fn run(start: Start) -> Result<ExitCode> {
 
 async fn supervise(start: Start) -> Result<ExitCode> {
     let mut stop = Stop::listen(start.until_eof)?;
-    let ground = Ground::prepare(&start.dir)?;
+    let workspace = Workspace::prepare(&start.dir)?;
     let failure = tokio::select! {
         () = stop.asked() => None,
-        failure = Box::pin(serve(&ground, &start)) => Some(failure),
+        failure = Box::pin(serve(&workspace, &start)) => Some(failure),
     };
     if let Some(failure) = &failure {
         say::progress(&format!("pgsilo-sandbox: error: {failure:#}"));
     }
     say::progress("stopping (Ctrl-C again kills at once)");
     // Nobody may find `env` while things go away.
-    ground.forget_env()?;
+    workspace.forget_env()?;
     let killed = tokio::select! {
-        () = ground.processes.stop() => false,
+        () = workspace.processes.stop() => false,
         () = stop.asked_again() => true,
     };
     if killed {
-        ground.processes.kill().await;
+        workspace.processes.kill().await;
     }
-    ground.clear()?;
+    workspace.clear()?;
     say::progress("stopped, nothing is left");
     Ok(match failure {
         Some(_) => ExitCode::FAILURE,
@@ -64,12 +64,12 @@ async fn supervise(start: Start) -> Result<ExitCode> {
 }
 
 /// Gives back why it ended by itself; it never ends well.
-async fn serve(ground: &Ground, start: &Start) -> anyhow::Error {
+async fn serve(workspace: &Workspace, start: &Start) -> anyhow::Error {
     let began = Instant::now();
-    match Box::pin(raise(ground, start)).await {
-        Ok(raised) => {
-            announce(&raised, start, began.elapsed());
-            ground.processes.death().await
+    match Box::pin(start_all(workspace, start)).await {
+        Ok(running) => {
+            announce(&running, start, began.elapsed());
+            workspace.processes.death().await
         }
         Err(error) => error,
     }
@@ -79,7 +79,7 @@ async fn serve(ground: &Ground, start: &Start) -> anyhow::Error {
 
 /// All that runs.
 #[derive(Debug)]
-struct Raised {
+struct Running {
     dir: PathBuf,
     socket_dir: PathBuf,
     postgres: Postgres,
@@ -90,8 +90,8 @@ struct Raised {
     tokens: Vec<(Names, String)>,
 }
 
-async fn raise(ground: &Ground, start: &Start) -> Result<Raised> {
-    let dir = &ground.dir;
+async fn start_all(workspace: &Workspace, start: &Start) -> Result<Running> {
+    let dir = &workspace.dir;
     certificates::create(dir).context("making certificates")?;
     let issuer = Issuer::create(dir).context("making the token issuer")?;
     let tenants = seed::TENANTS
@@ -99,7 +99,7 @@ async fn raise(ground: &Ground, start: &Start) -> Result<Raised> {
         .map(|data| Ok(Names::of(&TenantId::parse(data.tenant)?)?))
         .collect::<Result<Vec<_>>>()?;
     let (postgres, openbao) =
-        tokio::try_join!(raise_postgres(ground, start), raise_openbao(ground, start))?;
+        tokio::try_join!(start_postgres(workspace, start), start_openbao(workspace, start))?;
     let issuer_pem = std::fs::read_to_string(dir.join("issuer.pem"))?;
     openbao.admit_sessions(&issuer_pem).await.context("admitting sessions to OpenBAO")?;
     let Login { host, port, .. } = &postgres.provisioner;
@@ -111,23 +111,23 @@ async fn raise(ground: &Ground, start: &Start) -> Result<Raised> {
     };
     let make = |(tenant, data)| make_tenant(&provisioner, tenant, data, &openbao, &postgres);
     futures_util::future::try_join_all(tenants.iter().zip(&seed::TENANTS).map(make)).await?;
-    let proxy = raise_proxy(ground, start, &openbao, &postgres, &tenants).await?;
+    let proxy = start_proxy(workspace, start, &openbao, &postgres, &tenants).await?;
     let psql = Psql::find(&postgres.programs).await;
     let tokens = tenants
         .into_iter()
-        .map(|tenant| Ok((tenant.clone(), issuer.mint(&wish(&tenant))?)))
+        .map(|tenant| Ok((tenant.clone(), issuer.mint(&options(&tenant))?)))
         .collect::<Result<_>>()?;
-    let raised = Raised {
+    let running = Running {
         dir: dir.clone(),
-        socket_dir: ground.runtime.clone(),
+        socket_dir: workspace.runtime.clone(),
         postgres,
         openbao,
         proxy,
         psql,
         tokens,
     };
-    files::write_private(&dir.join("env"), &raised.env()?.render())?;
-    Ok(raised)
+    files::write_private(&dir.join("env"), &running.env()?.render())?;
+    Ok(running)
 }
 
 /// One step: what it is called when it fails, and what it says when it is done.
@@ -142,28 +142,28 @@ async fn step<T>(
     Ok(made)
 }
 
-async fn raise_postgres(ground: &Ground, start: &Start) -> Result<Postgres> {
-    let wish = postgres::Wish {
+async fn start_postgres(workspace: &Workspace, start: &Start) -> Result<Postgres> {
+    let options = postgres::Options {
         programs: start.pg_bin.clone(),
         max_connections: start.max_connections,
         leased_over_tcp: start.leased_over_tcp,
-        runtime: ground.runtime.clone(),
-        log: ground.dir.join("postgres.log"),
+        runtime: workspace.runtime.clone(),
+        log: workspace.dir.join("postgres.log"),
     };
-    step("starting PostgreSQL", Postgres::start(&ground.processes, &wish), |postgres| {
+    step("starting PostgreSQL", Postgres::start(&workspace.processes, &options), |postgres| {
         format!("PostgreSQL {} on 127.0.0.1:{}", postgres.version, postgres.superuser.port)
     })
     .await
 }
 
-async fn raise_openbao(ground: &Ground, start: &Start) -> Result<OpenBao> {
-    let wish = openbao::Wish {
+async fn start_openbao(workspace: &Workspace, start: &Start) -> Result<OpenBao> {
+    let options = openbao::Options {
         program: start.bao.clone(),
-        runtime: ground.runtime.clone(),
-        log: ground.dir.join("openbao.log"),
-        secret_id_file: ground.dir.join("secret-id"),
+        runtime: workspace.runtime.clone(),
+        log: workspace.dir.join("openbao.log"),
+        secret_id_file: workspace.dir.join("secret-id"),
     };
-    step("starting OpenBAO", OpenBao::start(&ground.processes, &wish), |openbao| {
+    step("starting OpenBAO", OpenBao::start(&workspace.processes, &options), |openbao| {
         format!("OpenBAO {} on {}", openbao.version, openbao.address)
     })
     .await
@@ -192,16 +192,16 @@ async fn make_tenant(
     .await
 }
 
-async fn raise_proxy(
-    ground: &Ground,
+async fn start_proxy(
+    workspace: &Workspace,
     start: &Start,
     openbao: &OpenBao,
     postgres: &Postgres,
     tenants: &[Names],
 ) -> Result<Proxy> {
-    let wish = proxy::Wish {
-        dir: &ground.dir,
-        socket_dir: &ground.runtime,
+    let options = proxy::Options {
+        dir: &workspace.dir,
+        socket_dir: &workspace.runtime,
         port: start.port,
         log_level: start.log_level,
         share: start.share(),
@@ -211,16 +211,16 @@ async fn raise_proxy(
         tenants,
     };
     if start.without_proxy {
-        return Proxy::prepare(&wish);
+        return Proxy::prepare(&options);
     }
-    step("starting pgsilo", Proxy::start(&ground.processes, &wish), |proxy| {
+    step("starting pgsilo", Proxy::start(&workspace.processes, &options), |proxy| {
         format!("pgsilo on 127.0.0.1:{}", proxy.port)
     })
     .await
 }
 
-fn wish(tenant: &Names) -> issuer::Wish {
-    issuer::Wish {
+fn options(tenant: &Names) -> issuer::Options {
+    issuer::Options {
         subject: format!("alice@{}", tenant.id().as_str()),
         tenants: vec![tenant.id().as_str().to_owned()],
         access: None,
@@ -232,7 +232,7 @@ fn wish(tenant: &Names) -> issuer::Wish {
 
 // --- What others get to know ---------------------------------------------------------------
 
-impl Raised {
+impl Running {
     fn tls_dsn(&self, tenant: &Names, token: &str) -> String {
         tls_dsn(token, self.proxy.port, tenant.id().as_str(), &self.dir.join("ca.crt"))
     }
@@ -288,25 +288,25 @@ impl Raised {
 }
 
 /// What a person pastes; each line works as it stands.
-fn announce(raised: &Raised, start: &Start, took: Duration) {
+fn announce(running: &Running, start: &Start, took: Duration) {
     let took = took.as_secs_f64();
-    let socket = raised.socket_dir.join(format!(".s.PGSQL.{}", raised.proxy.port));
+    let socket = running.socket_dir.join(format!(".s.PGSQL.{}", running.proxy.port));
     let socket = socket.display();
-    let port = raised.proxy.port;
+    let port = running.proxy.port;
     if start.without_proxy {
-        let config = quote_if_needed(&raised.dir.join("pgsilo.toml").to_string_lossy());
+        let config = quote_if_needed(&running.dir.join("pgsilo.toml").to_string_lossy());
         say::result(&format!(
             "Ready in {took:.1} s, all but the proxy. Start it with\n\n  pgsilo serve --config {config}\n"
         ));
     } else {
         say::result(&format!("Ready in {took:.1} s: 127.0.0.1:{port} (TLS) and {socket}\n"));
     }
-    let psql = quote_if_needed(&raised.psql.program);
-    for (tenant, token) in &raised.tokens {
+    let psql = quote_if_needed(&running.psql.program);
+    for (tenant, token) in &running.tokens {
         say::result(&format!(
             "Tenant {}, with its token as the password:\n\n  {psql} {}\n",
             tenant.id().as_str(),
-            quote(&raised.dsn(tenant, token))
+            quote(&running.dsn(tenant, token))
         ));
     }
     let own = std::env::args().next().unwrap_or_else(|| "pgsilo-sandbox".to_owned());

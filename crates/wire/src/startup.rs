@@ -54,9 +54,9 @@ impl fmt::Display for Version {
     }
 }
 
-/// What a client may open a connection with.
+/// The packets that a client may open a connection with.
 #[derive(Debug)]
-pub enum Opening {
+pub enum InitialPacket {
     /// It asks for TLS.
     Ssl,
     /// It asks for GSSAPI encryption.
@@ -109,22 +109,22 @@ pub enum StartupError {
     NoUser,
 }
 
-impl Opening {
+impl InitialPacket {
     /// Reads the body of a first packet: all that follows its length.
     ///
     /// # Errors
     /// When PostgreSQL would refuse it, or when it is longer than anything it could be.
-    pub fn parse(body: &Bytes) -> Result<Opening, StartupError> {
+    pub fn parse(body: &Bytes) -> Result<InitialPacket, StartupError> {
         if body.len() < MIN_BODY || body.len() > MAX_BODY {
             return Err(StartupError::Length(body.len()));
         }
         let code = be_u32(body, 0);
         match code {
-            SSL_REQUEST if body.len() == 4 => Ok(Opening::Ssl),
-            GSSENC_REQUEST if body.len() == 4 => Ok(Opening::Gss),
+            SSL_REQUEST if body.len() == 4 => Ok(InitialPacket::Ssl),
+            GSSENC_REQUEST if body.len() == 4 => Ok(InitialPacket::Gss),
             SSL_REQUEST | GSSENC_REQUEST => Err(StartupError::Length(body.len())),
-            CANCEL_REQUEST => CancelRequest::parse(body).map(Opening::Cancel),
-            _ => Startup::parse(code, body).map(Opening::Startup),
+            CANCEL_REQUEST => CancelRequest::parse(body).map(InitialPacket::Cancel),
+            _ => Startup::parse(code, body).map(InitialPacket::Startup),
         }
     }
 }
@@ -284,8 +284,8 @@ mod tests {
     }
 
     fn startup(rest: &[u8]) -> Result<Startup, StartupError> {
-        match Opening::parse(&body(0x0003_0000, rest))? {
-            Opening::Startup(startup) => Ok(startup),
+        match InitialPacket::parse(&body(0x0003_0000, rest))? {
+            InitialPacket::Startup(startup) => Ok(startup),
             other => panic!("{other:?}"),
         }
     }
@@ -316,9 +316,12 @@ mod tests {
         for (rest, error) in cases {
             assert_eq!(startup(rest).err(), Some(error), "{rest:?}");
         }
-        let old = Opening::parse(&body(0x0002_0000, b"\0")).expect_err("protocol 2");
+        let old = InitialPacket::parse(&body(0x0002_0000, b"\0")).expect_err("protocol 2");
         assert_eq!(old, StartupError::Version(Version { major: 2, minor: 0 }));
-        assert_eq!(Opening::parse(&Bytes::new()).expect_err("empty"), StartupError::Length(0));
+        assert_eq!(
+            InitialPacket::parse(&Bytes::new()).expect_err("empty"),
+            StartupError::Length(0)
+        );
     }
 
     #[test]
@@ -343,7 +346,9 @@ mod tests {
         let expected: [(&[u8], &[u8]); 2] = [(b"options", b"-c a=b"), (b"application_name", b"n")];
         assert_eq!(settings, expected);
         let packet = Bytes::from(encode("u", "t", parsed.settings()).expect("no NUL"));
-        let Opening::Startup(again) = Opening::parse(&packet.slice(4..)).expect("our own") else {
+        let InitialPacket::Startup(again) =
+            InitialPacket::parse(&packet.slice(4..)).expect("our own")
+        else {
             panic!("not a startup packet")
         };
         assert_eq!((again.user(), again.database()), (&b"u"[..], Some(&b"t"[..])));
@@ -364,23 +369,25 @@ mod tests {
     #[test]
     fn cancel_secrets_have_1_to_256_bytes() {
         let parse = |secret: &[u8]| {
-            Opening::parse(&body(CANCEL_REQUEST, &[&7u32.to_be_bytes(), secret].concat()))
+            InitialPacket::parse(&body(CANCEL_REQUEST, &[&7u32.to_be_bytes(), secret].concat()))
         };
         for length in [1, 4, 32, 256] {
-            let Ok(Opening::Cancel(request)) = parse(&vec![9; length]) else { panic!("{length}") };
+            let Ok(InitialPacket::Cancel(request)) = parse(&vec![9; length]) else {
+                panic!("{length}")
+            };
             assert_eq!((request.pid, request.secret.len()), (7, length));
             assert_eq!(request.encode()[8..], [&7u32.to_be_bytes()[..], &vec![9; length]].concat());
         }
         assert!(parse(&[]).is_err() && parse(&[0; 257]).is_err());
-        assert!(Opening::parse(&body(CANCEL_REQUEST, b"")).is_err());
+        assert!(InitialPacket::parse(&body(CANCEL_REQUEST, b"")).is_err());
     }
 
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>, code in prop_oneof![
             Just(0x0003_0000u32), Just(0x0003_0002), Just(CANCEL_REQUEST), any::<u32>()]) {
-            let _ = Opening::parse(&Bytes::from(bytes.clone()));
-            let _ = Opening::parse(&body(code, &bytes));
+            let _ = InitialPacket::parse(&Bytes::from(bytes.clone()));
+            let _ = InitialPacket::parse(&body(code, &bytes));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use pgsilo_core::tls::{ClientAuthorities, ServerFiles};
 
 use super::super::raw::{RawDemand, RawListener, RawListenerTls};
-use super::super::{ListenerTls, Place, Proof};
+use super::super::{ListenAddress, ListenerTls, Proof};
 use super::proofs::{Door, Known};
 use super::{Build, FileError, ListenerSettings};
 
@@ -36,8 +36,10 @@ impl Build<'_> {
                 (None, Some(_)) => self.unix(&at, raw, known)?,
             };
             let (field, place, chosen) = match &listener.place {
-                Place::Tcp(address) => ("address", address.to_string(), address.port() == 0),
-                Place::Unix { path, .. } => ("socket", path.display().to_string(), false),
+                ListenAddress::Tcp(address) => {
+                    ("address", address.to_string(), address.port() == 0)
+                }
+                ListenAddress::Unix { path, .. } => ("socket", path.display().to_string(), false),
             };
             if !chosen && !places.insert(place) {
                 return self.wrong(format!("{at}.{field}"), "another listener has it already");
@@ -93,7 +95,7 @@ impl Build<'_> {
         }
         let sni_suffix = self.sni_suffix(at, raw.sni_suffix, tls.is_some())?;
         let balancers = self.balancers(at, raw.proxy_protocol)?;
-        let place = Place::Tcp(address);
+        let place = ListenAddress::Tcp(address);
         let database_names = self.database_names(at, raw.database_names)?;
         let proof = self.proof(at, raw.auth, &Door { place: &place, tls: tls.as_ref() }, known)?;
         Ok(ListenerSettings {
@@ -159,7 +161,7 @@ impl Build<'_> {
             return self.wrong(format!("{at}.allow_uids"), "empty; nobody could connect");
         }
         let uids = raw.allow_uids.map(BTreeSet::from_iter);
-        let place = Place::Unix { path, mode };
+        let place = ListenAddress::Unix { path, mode };
         let proof = self.proof(at, raw.auth, &Door { place: &place, tls: None }, known)?;
         let lets_all_in = matches!(proof, Proof::Sidecar(_)) && uids.is_none() && mode & 0o006 != 0;
         if lets_all_in {

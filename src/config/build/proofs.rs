@@ -12,7 +12,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::super::raw::{RawNames, RawProof};
-use super::super::{DatabaseNames, ListenerTls, Place, Proof};
+use super::super::{DatabaseNames, ListenAddress, ListenerTls, Proof};
 use super::{Build, FileError};
 use crate::token::SourceSettings;
 
@@ -26,7 +26,7 @@ pub(super) struct Known {
 
 /// Where clients come in.
 pub(super) struct Door<'a> {
-    pub(super) place: &'a Place,
+    pub(super) place: &'a ListenAddress,
     pub(super) tls: Option<&'a ListenerTls<ServerFiles>>,
 }
 
@@ -124,15 +124,15 @@ impl Build<'_> {
     /// Whoever reaches a sidecar is let in.
     fn mind_neighbours(&mut self, field: &str, door: &Door<'_>) -> Result<(), FileError> {
         match door.place {
-            Place::Unix { .. } => Ok(()),
-            Place::Tcp(address) if address.ip().is_loopback() => {
+            ListenAddress::Unix { .. } => Ok(()),
+            ListenAddress::Tcp(address) if address.ip().is_loopback() => {
                 self.warn(
                     field,
                     "every user of this machine is let in; a Unix socket can tell them apart",
                 );
                 Ok(())
             }
-            Place::Tcp(_) => self.wrong(
+            ListenAddress::Tcp(_) => self.wrong(
                 field,
                 "anybody who reaches this address would be let in; use a Unix socket or loopback",
             ),

@@ -1,7 +1,7 @@
-//! What follows for a session from how things stand: a function of the time and the facts.
+//! Whether a session is to be terminated: a function of the time and the facts.
 //!
-//! Several things may end it at once; the one that leaves it least time is the one that counts. Each
-//! gives notice: from then on the session may end at a good moment, and by the end of it must.
+//! Several facts may terminate it at once; the earliest deadline counts. Each gives notice: from then on
+//! the session may end at a good moment, and by the deadline it must.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use pgsilo_core::clock::BootTime;
 
 use crate::ending::Ending;
 use crate::lease::LeaseEnd;
-use crate::splice::Order;
+use crate::splice::Termination;
 
 /// What is left for the last words before an authority is really over.
 const LAST_WORDS: Duration = Duration::from_secs(3);
-/// When to look again if nothing is known to come.
+/// When to check again if nothing is known to come.
 const FAR: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How things stand for one session.
+/// The facts about one session.
 #[derive(Debug)]
 pub(super) struct Facts<'f> {
     /// By when a stopping pgsilo wants to be done.
@@ -37,29 +37,35 @@ pub(super) struct Facts<'f> {
     pub(super) grace: Duration,
 }
 
-/// What follows from how things stand.
+/// What follows from the facts.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Next {
-    Order(Order),
+pub(super) enum Decision {
+    Terminate(Termination),
     /// Nothing yet. Time alone changes nothing before then.
-    Look(BootTime),
+    Recheck(BootTime),
 }
 
-/// Something that ends the session.
-struct Threat {
-    /// From then on it is an order.
+/// A termination that may not be due yet.
+struct PendingTermination {
+    /// When it becomes due.
     from: BootTime,
-    order: Order,
+    termination: Termination,
 }
 
 impl Facts<'_> {
-    /// The most urgent order, if there is one that is more urgent than `than`.
-    pub(super) fn decide(&self, now: BootTime, than: Option<Order>) -> Next {
+    /// The due termination with the earliest deadline, if that is before the one of `current`.
+    pub(super) fn decide(&self, now: BootTime, current: Option<Termination>) -> Decision {
         let at_once = |is_so: bool, ending| {
-            is_so.then_some(Threat { from: now, order: Order { ending, by: now } })
+            is_so.then_some(PendingTermination {
+                from: now,
+                termination: Termination { ending, deadline: now },
+            })
         };
-        let drained = |by| Threat { from: now, order: Order { ending: Ending::Drained, by } };
-        let threats = [
+        let drained = |deadline| PendingTermination {
+            from: now,
+            termination: Termination { ending: Ending::Drained, deadline },
+        };
+        let candidates = [
             self.drained_by.map(drained),
             at_once(self.withdrawn, Ending::TenantWithdrawn),
             at_once(self.revoked, Ending::IdentityRevoked),
@@ -70,30 +76,32 @@ impl Facts<'_> {
             // A transaction gets until the end itself, as where a token expires.
             self.aged.map(|(at, age)| ends(Ending::SessionAge, at, self.grace.min(age / 3))),
         ];
-        let matters = |threat: &Threat| than.is_none_or(|than| threat.order.by < than.by);
-        let (mut due, mut wake) = (None::<Order>, now + FAR);
-        for threat in threats.into_iter().flatten().filter(matters) {
-            if threat.from > now {
-                wake = wake.min(threat.from);
-            } else if due.is_none_or(|due| threat.order.by < due.by) {
-                due = Some(threat.order);
+        let matters = |pending: &PendingTermination| {
+            current.is_none_or(|current| pending.termination.deadline < current.deadline)
+        };
+        let (mut due, mut wake) = (None::<Termination>, now + FAR);
+        for pending in candidates.into_iter().flatten().filter(matters) {
+            if pending.from > now {
+                wake = wake.min(pending.from);
+            } else if due.is_none_or(|due| pending.termination.deadline < due.deadline) {
+                due = Some(pending.termination);
             }
         }
-        due.map_or(Next::Look(wake), Next::Order)
+        due.map_or(Decision::Recheck(wake), Decision::Terminate)
     }
 
     /// While the lease is still renewed, only what is left after the renewals have failed for
     /// long is a notice; the whole grace is, once its end is final.
-    fn lease_ends(&self) -> Threat {
+    fn lease_ends(&self) -> PendingTermination {
         let LeaseEnd { at, duration, is_final, .. } = *self.lease;
         ends(Ending::LeaseEnded, at, self.grace.min(duration / if is_final { 3 } else { 6 }))
     }
 }
 
 /// It ends a little before the end itself, so that the client can still be told in time.
-fn ends(ending: Ending, at: BootTime, notice: Duration) -> Threat {
-    let by = at.earlier(LAST_WORDS.min(notice / 2));
-    Threat { from: at.earlier(notice), order: Order { ending, by } }
+fn ends(ending: Ending, at: BootTime, notice: Duration) -> PendingTermination {
+    let deadline = at.earlier(LAST_WORDS.min(notice / 2));
+    PendingTermination { from: at.earlier(notice), termination: Termination { ending, deadline } }
 }
 
 #[cfg(test)]
@@ -119,17 +127,17 @@ mod tests {
         }
     }
 
-    fn ordered(next: Next) -> (Ending, BootTime) {
+    fn terminated(next: Decision) -> (Ending, BootTime) {
         match next {
-            Next::Order(Order { ending, by }) => (ending, by),
-            Next::Look(_) => panic!("{next:?}"),
+            Decision::Terminate(Termination { ending, deadline }) => (ending, deadline),
+            Decision::Recheck(_) => panic!("{next:?}"),
         }
     }
 
-    fn looks(next: Next) -> BootTime {
+    fn rechecked(next: Decision) -> BootTime {
         match next {
-            Next::Look(at) => at,
-            Next::Order(_) => panic!("{next:?}"),
+            Decision::Recheck(at) => at,
+            Decision::Terminate(_) => panic!("{next:?}"),
         }
     }
 
@@ -139,39 +147,39 @@ mod tests {
         let hour = MINUTE * 60;
         let renewed = lease(now + hour, MINUTE * 3, false);
         // A sixth of three minutes before its end.
-        assert_eq!(looks(facts(&renewed).decide(now, None)), (now + hour).earlier(MINUTE / 2));
+        assert_eq!(rechecked(facts(&renewed).decide(now, None)), (now + hour).earlier(MINUTE / 2));
         let ends = lease(now + hour, hour, true);
-        assert_eq!(looks(facts(&ends).decide(now, None)), (now + hour).earlier(MINUTE));
+        assert_eq!(rechecked(facts(&ends).decide(now, None)), (now + hour).earlier(MINUTE));
         let soon = lease(now + MINUTE / 2, hour, true);
-        let by = (now + MINUTE / 2).earlier(LAST_WORDS);
-        assert_eq!(ordered(facts(&soon).decide(now, None)), (Ending::LeaseEnded, by));
+        let deadline = (now + MINUTE / 2).earlier(LAST_WORDS);
+        assert_eq!(terminated(facts(&soon).decide(now, None)), (Ending::LeaseEnded, deadline));
     }
 
     #[test]
-    fn what_leaves_least_time_counts() {
+    fn the_earliest_deadline_counts() {
         let now = BootTime::now();
         let lease = lease(now + MINUTE / 2, MINUTE * 60, true);
         let mut facts = facts(&lease);
         facts.drained_by = Some(now + MINUTE);
-        assert_eq!(ordered(facts.decide(now, None)).0, Ending::LeaseEnded);
+        assert_eq!(terminated(facts.decide(now, None)).0, Ending::LeaseEnded);
         facts.drained_by = Some(now + Duration::from_secs(1));
-        assert_eq!(ordered(facts.decide(now, None)).0, Ending::Drained);
+        assert_eq!(terminated(facts.decide(now, None)).0, Ending::Drained);
         facts.withdrawn = true;
-        assert_eq!(ordered(facts.decide(now, None)), (Ending::TenantWithdrawn, now));
+        assert_eq!(terminated(facts.decide(now, None)), (Ending::TenantWithdrawn, now));
     }
 
     #[test]
-    fn an_order_is_given_once_and_only_a_more_urgent_one_after_it() {
+    fn a_termination_is_only_replaced_by_one_with_an_earlier_deadline() {
         let now = BootTime::now();
         let lease = lease(now + MINUTE * 60, MINUTE * 60, false);
         let mut facts = facts(&lease);
         facts.aged = Some((now + MINUTE / 6, MINUTE));
-        let (ending, by) = ordered(facts.decide(now, None));
+        let (ending, deadline) = terminated(facts.decide(now, None));
         assert_eq!(ending, Ending::SessionAge);
-        let given = Some(Order { ending, by });
-        looks(facts.decide(now, given));
+        let given = Some(Termination { ending, deadline });
+        rechecked(facts.decide(now, given));
         facts.revoked = true;
-        assert_eq!(ordered(facts.decide(now, given)), (Ending::IdentityRevoked, now));
+        assert_eq!(terminated(facts.decide(now, given)), (Ending::IdentityRevoked, now));
     }
 
     #[test]
@@ -184,10 +192,10 @@ mod tests {
             let mut facts = facts(&lease);
             facts.expires = Some((now + MINUTE * 30, left, Ending::TokenExpired));
             let at = (now + MINUTE * 30).earlier(notice);
-            assert_eq!(looks(facts.decide(now, None)), at, "{left:?}");
-            let (ending, by) = ordered(facts.decide(at, None));
+            assert_eq!(rechecked(facts.decide(now, None)), at, "{left:?}");
+            let (ending, deadline) = terminated(facts.decide(at, None));
             assert_eq!(ending, Ending::TokenExpired);
-            assert!(at <= by && by < now + MINUTE * 30);
+            assert!(at <= deadline && deadline < now + MINUTE * 30);
         }
     }
 
@@ -198,7 +206,7 @@ mod tests {
         let ending = |change: fn(&mut Facts<'_>)| {
             let mut facts = facts(&lease);
             change(&mut facts);
-            ordered(facts.decide(now, None))
+            terminated(facts.decide(now, None))
         };
         assert_eq!(ending(|facts| facts.withdrawn = true), (Ending::TenantWithdrawn, now));
         assert_eq!(ending(|facts| facts.revoked = true), (Ending::IdentityRevoked, now));

@@ -40,7 +40,7 @@ pub(super) fn peer(client: &Client) -> Result<(), Refusal> {
 
 /// The token travels as the password.
 pub(super) async fn password(client: &mut Client, greeting: &[u8]) -> Result<Proved, Stop> {
-    client.frontend.send(greeting).await.map_err(|_lost| Stop::Left)?;
+    client.frontend.send(greeting).await.map_err(|_lost| Stop::ClientLeft)?;
     // A token, and the NUL behind it.
     let max = client.proxy.limits().max_token_bytes + 1;
     let body = client.frontend.read_password(max).await?;
@@ -60,7 +60,7 @@ pub(super) async fn bearer(
     let malformed = |cause: &dyn std::fmt::Display| {
         Stop::from(Refusal::new(Reason::StartupMalformed, cause.to_string()))
     };
-    client.frontend.send(greeting).await.map_err(|_lost| Stop::Left)?;
+    client.frontend.send(greeting).await.map_err(|_lost| Stop::ClientLeft)?;
     let max = client.proxy.limits().max_token_bytes + sasl::MAX_AROUND_TOKEN;
     let mut body = client.frontend.read_password(max).await?;
     let initial = InitialResponse::parse(&body)
@@ -74,7 +74,7 @@ pub(super) async fn bearer(
             // It wants to be asked first.
             let mut empty = Vec::new();
             message::sasl_continue(&mut empty, b"");
-            client.frontend.send(&empty).await.map_err(|_lost| Stop::Left)?;
+            client.frontend.send(&empty).await.map_err(|_lost| Stop::ClientLeft)?;
             body = client.frontend.read_password(max).await?;
             &body
         }

@@ -12,7 +12,7 @@ use pgsilo_openbao::{Client as Bao, DatabaseConfig, Failure};
 use serde_json::{Map, Value};
 use tokio_postgres::Client;
 
-use super::standing::Standing;
+use super::acting_role::ActingRole;
 
 /// What `provisioner.hcl` lets the provisioner write of a configuration, beside the password. Whatever else
 /// is set could not be written again.
@@ -68,12 +68,12 @@ async fn renew_one(
 ) -> Result<()> {
     let path = format!("{mount}/config/{name}");
     let broker = old.username().context("OpenBAO does not tell whom it logs in as")?;
-    let standing = Standing::of(database, broker).await?;
-    let standing = standing.with_context(|| format!("there is no role {broker}"))?;
+    let acting = ActingRole::of(database, broker).await?;
+    let acting = acting.with_context(|| format!("there is no role {broker}"))?;
     let new = Value::Object(writable(old).with_context(|| path.clone())?);
     let password = Secret::random()?;
     let verifier = postgres_protocol::password::scram_sha_256(password.expose());
-    standing.set_password(database, &verifier).await?;
+    acting.set_password(database, &verifier).await?;
     bao.delete_database_config(mount, name).await?;
     let written = write_again(|| bao.set_database_config(mount, name, &new, &password)).await;
     written.with_context(|| {

@@ -18,7 +18,7 @@ use crate::provision::USERNAME_TEMPLATE;
 /// Random characters at the end of a leased role's name, as [`USERNAME_TEMPLATE`] says.
 const RANDOM: usize = 20;
 /// How much of OpenBAO's role name that keeps.
-const KEPT: usize = 42;
+const MAX_NAME_CHARS: usize = 42;
 /// Leases looked up at once.
 const AT_ONCE: usize = 8;
 
@@ -42,7 +42,7 @@ pub(super) struct Census {
 /// in front of the random characters, which tenants of long names may share, and who made them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Made {
-    kept: String,
+    truncated: String,
     broker: String,
 }
 
@@ -91,8 +91,8 @@ async fn ensure_primary(database: &Client) -> Result<()> {
     Ok(())
 }
 
-fn kept(name: &str) -> &str {
-    name.char_indices().nth(KEPT).map_or(name, |(end, _)| &name[..end])
+fn truncated(name: &str) -> &str {
+    name.char_indices().nth(MAX_NAME_CHARS).map_or(name, |(end, _)| &name[..end])
 }
 
 /// Reads how OpenBAO makes a role's credentials; `None` where it knows none. Roles and leases are told to
@@ -115,7 +115,7 @@ async fn how_made(bao: &Bao, mount: &str, name: &str) -> Result<Option<Made>> {
         "role {name} of OpenBAO cannot be audited: the username_template of its database is not {USERNAME_TEMPLATE:?}"
     );
     let broker = config.username().context("OpenBAO does not tell whom it logs in as")?;
-    Ok(Some(Made { kept: kept(name).to_owned(), broker: broker.to_owned() }))
+    Ok(Some(Made { truncated: truncated(name).to_owned(), broker: broker.to_owned() }))
 }
 
 /// Those that may log in, and those that were stopped.
@@ -134,12 +134,12 @@ async fn leased_roles(database: &Client, how: &Made) -> Result<(Vec<Role>, Vec<S
           AND EXISTS (SELECT FROM pg_catalog.pg_auth_members am
               JOIN pg_catalog.pg_roles m ON m.oid = am.member
               WHERE am.roleid = r.oid AND am.admin_option AND m.rolname = $2)";
-    let Made { kept, broker } = how;
-    let rows = database.query(query, &[&format!("{kept}-"), broker]).await;
+    let Made { truncated, broker } = how;
+    let rows = database.query(query, &[&format!("{truncated}-"), broker]).await;
     let (mut roles, mut stopped) = (Vec::new(), Vec::new());
     for row in rows.context("reading the roles")? {
         let (name, sessions): (String, i64) = (row.try_get(0)?, row.try_get(3)?);
-        if !is_leased(&name, kept) {
+        if !is_leased(&name, truncated) {
             continue;
         }
         let valid_until = row.try_get(2)?;
@@ -158,8 +158,8 @@ async fn leased_roles(database: &Client, how: &Made) -> Result<(Vec<Role>, Vec<S
 }
 
 /// Whether OpenBAO made this name: no role of another name, or of a longer one, is ever touched.
-fn is_leased(name: &str, kept: &str) -> bool {
-    let random = name.strip_prefix(kept).and_then(|rest| rest.strip_prefix('-'));
+fn is_leased(name: &str, truncated: &str) -> bool {
+    let random = name.strip_prefix(truncated).and_then(|rest| rest.strip_prefix('-'));
     random.is_some_and(|random| {
         random.len() == RANDOM && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
     })
@@ -211,12 +211,14 @@ mod tests {
 
     #[test]
     fn names_are_told_by_the_numbers_of_the_template() {
-        assert!(USERNAME_TEMPLATE.contains(&format!("truncate {KEPT}) (random {RANDOM})")));
+        assert!(
+            USERNAME_TEMPLATE.contains(&format!("truncate {MAX_NAME_CHARS}) (random {RANDOM})"))
+        );
     }
 
     #[test]
     fn a_long_name_is_cut_as_the_template_cuts_it() {
-        assert_eq!(kept("tenant-acme-rw"), "tenant-acme-rw");
-        assert_eq!(kept(&"x".repeat(50)).len(), 42);
+        assert_eq!(truncated("tenant-acme-rw"), "tenant-acme-rw");
+        assert_eq!(truncated(&"x".repeat(50)).len(), 42);
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use pgsilo_core::registry::Placement;
 use tokio_postgres::Client;
 
-use super::standing::Standing;
+use super::acting_role::ActingRole;
 use crate::postgres::Identity;
 
 /// Roles, or statements, in one transaction: each takes a place in the lock table, which is the
@@ -125,7 +125,7 @@ impl Grants<'_> {
         let mut grantors = Vec::with_capacity(grants.len());
         let mut refused = None;
         for (grantor, statements) in grants {
-            let Some(grantor) = Standing::of(database, &grantor).await? else { continue };
+            let Some(grantor) = ActingRole::of(database, &grantor).await? else { continue };
             for some in statements.chunks(AT_ONCE) {
                 if grantor.run(database, &some.join("; ")).await.is_ok() {
                     continue;
@@ -159,7 +159,7 @@ impl Grants<'_> {
 }
 
 /// With the privileges of grantors, so that it takes away what those have granted.
-async fn drop_owned(database: &Client, role: &str, grantors: &[Standing]) -> Result<()> {
+async fn drop_owned(database: &Client, role: &str, grantors: &[ActingRole]) -> Result<()> {
     let dependent = database.query_one(DEPENDENT, &[&role, &MOST_DEPENDENT]).await;
     let dependent: i64 = dependent.context("what depends on it")?.try_get(0)?;
     if dependent >= MOST_DEPENDENT {
@@ -168,11 +168,11 @@ async fn drop_owned(database: &Client, role: &str, grantors: &[Standing]) -> Res
              superuser drops them, or runs DROP OWNED BY"
         );
     }
-    let Some(standing) = Standing::of(database, role).await? else { return Ok(()) };
-    let owned = format!("DROP OWNED BY {} CASCADE", standing.name());
+    let Some(acting) = ActingRole::of(database, role).await? else { return Ok(()) };
+    let owned = format!("DROP OWNED BY {} CASCADE", acting.name());
     let mut all = owned;
     for grantor in grantors {
         all = grantor.beside(&all);
     }
-    standing.run_beside(database, &all).await
+    acting.run_beside(database, &all).await
 }

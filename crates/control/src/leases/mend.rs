@@ -7,8 +7,8 @@ use pgsilo_openbao::Client as Bao;
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
+use super::acting_role::ActingRole;
 use super::grants::Grants;
-use super::standing::Standing;
 use super::verdict::{ClusterFinding, Finding};
 use crate::postgres::Identity;
 
@@ -96,7 +96,7 @@ impl Mender<'_> {
 
     /// Ends the role's use and drops it, with all that was made as it and all that it was granted.
     async fn drop_role(&self, role: &str, sessions: Sessions) -> Result<()> {
-        let Some(standing) = Standing::of(self.database, role).await? else { return Ok(()) };
+        let Some(acting) = ActingRole::of(self.database, role).await? else { return Ok(()) };
         if sessions == Sessions::Spare {
             let in_use = "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE usename = $1";
             let in_use: i64 = self.database.query_one(in_use, &[&role]).await?.try_get(0)?;
@@ -104,7 +104,7 @@ impl Mender<'_> {
         }
         let mut owned = i64::MAX;
         for _ in 0..PORTIONS {
-            standing.revoke(self.database, role).await?;
+            acting.revoke(self.database, role).await?;
             let Some(left) = self.owned_by(role).await? else { return Ok(()) };
             if left == 0 || left >= owned {
                 break;
@@ -112,7 +112,7 @@ impl Mender<'_> {
             owned = left;
         }
         self.take_away(&[role]).await?;
-        standing.revoke(self.database, role).await?;
+        acting.revoke(self.database, role).await?;
         match self.owned_by(role).await? {
             None => Ok(()),
             Some(_) => bail!("it stays, and nobody can log in: {}", self.why_it_stays(role).await?),
@@ -179,16 +179,16 @@ impl Mender<'_> {
             WHERE gid = $1";
         let Some(row) = database.query_opt(known, &[&name]).await? else { return Ok(()) };
         let literal: String = row.try_get(0)?;
-        let standing = Standing::of(&database, owner).await?;
-        let standing = standing.with_context(|| {
+        let acting = ActingRole::of(&database, owner).await?;
+        let acting = acting.with_context(|| {
             format!("only a superuser may roll it back: its owner is gone; in database {dbname}: ROLLBACK PREPARED {literal}")
         })?;
-        standing.run_alone(&database, &format!("ROLLBACK PREPARED {literal}")).await
+        acting.run_alone(&database, &format!("ROLLBACK PREPARED {literal}")).await
     }
 
     /// A role of a tenant that was removed: nobody's sessions are it, and no database its.
     async fn drop_group_role(&self, role: &str) -> Result<()> {
-        let Some(standing) = Standing::of(self.database, role).await? else { return Ok(()) };
+        let Some(acting) = ActingRole::of(self.database, role).await? else { return Ok(()) };
         let leased = "SELECT r.rolname::text FROM pg_catalog.pg_roles r
             JOIN pg_catalog.pg_auth_members am ON am.roleid = r.oid AND am.admin_option
             JOIN pg_catalog.pg_roles m ON m.oid = am.member
@@ -197,7 +197,7 @@ impl Mender<'_> {
             self.drop_role(row.try_get(0)?, Sessions::End).await?;
         }
         self.take_away(&[role]).await?;
-        standing.drop(self.database).await
+        acting.drop(self.database).await
     }
 
     /// What a removed tenant's roles still own is a copy of its data that somebody has kept: a database that was

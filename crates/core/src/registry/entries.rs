@@ -357,7 +357,7 @@ impl<'a> Reading<'a> {
             RawState::Paused => State::Paused,
         };
         let placement = self.placement(raw.placement)?;
-        let place = placement.to_string().into();
+        let placement_text = placement.to_string().into();
         if raw.database_names.iter().any(|name| name.is_empty() || name.contains('\0')) {
             return wrong(
                 "database_names",
@@ -366,7 +366,7 @@ impl<'a> Reading<'a> {
         }
         let database_names = raw.database_names.into();
         let (lease, limits) = (lease(raw.lease, &id)?, own_limits(&raw.limits));
-        Ok(Tenant { id, state, database_names, placement, place, lease, limits })
+        Ok(Tenant { id, state, database_names, placement, placement_text, lease, limits })
     }
 
     fn placement(&mut self, raw: RawPlacement) -> Result<Placement, Wrong> {

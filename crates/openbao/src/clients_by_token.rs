@@ -1,7 +1,7 @@
-//! Which of several clients a request is made with: the newest, or for a token of the certificate
-//! method the one that it was got with. Each client shows one certificate, and OpenBAO renews such
-//! a token for no other: without this, a certificate that is replaced would end every session
-//! whose lease was asked for with the one before.
+//! Which of several clients a request is made with: the newest, or for a token of the certificate method
+//! the one that it was obtained with. Each client presents one certificate, and OpenBAO renews such a
+//! token for no other: without this, replacing a certificate would end every session whose lease was
+//! requested with the one before.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,12 +11,12 @@ use pgsilo_core::secret::Secret;
 
 /// The clients that are in use.
 #[derive(Debug)]
-pub(crate) struct Shown<C> {
+pub(crate) struct ClientsByToken<C> {
     newest: ArcSwap<C>,
     bound: Mutex<Vec<Bound<C>>>,
 }
 
-/// A token, and the client that it was got with.
+/// A token, and the client that it was obtained with.
 #[derive(Debug)]
 struct Bound<C> {
     token: [u8; 32],
@@ -25,12 +25,12 @@ struct Bound<C> {
     ttl: Duration,
 }
 
-impl<C> Shown<C> {
-    pub(crate) fn new(client: C) -> Shown<C> {
-        Shown { newest: ArcSwap::from_pointee(client), bound: Mutex::default() }
+impl<C> ClientsByToken<C> {
+    pub(crate) fn new(client: C) -> ClientsByToken<C> {
+        ClientsByToken { newest: ArcSwap::from_pointee(client), bound: Mutex::default() }
     }
 
-    /// From here on logins are made with this one.
+    /// Logins are made with this one from now on.
     pub(crate) fn replace(&self, client: C) {
         self.newest.store(Arc::new(client));
     }
@@ -48,8 +48,8 @@ impl<C> Shown<C> {
         found.map_or_else(|| self.newest(), |one| Arc::clone(&one.client))
     }
 
-    /// A token was got with a client, and stays with it for as long as it is renewed.
-    pub(crate) fn keep_for(&self, token: &Secret, ttl: Duration, client: Arc<C>) {
+    /// Binds a token to the client that it was obtained with, for as long as it is renewed.
+    pub(crate) fn bind(&self, token: &Secret, ttl: Duration, client: Arc<C>) {
         let mut bound = self.bound();
         bound.retain(|one| one.renewed.elapsed() < one.ttl);
         bound.push(Bound { token: token.sha256(), client, renewed: Instant::now(), ttl });
@@ -76,16 +76,18 @@ mod tests {
     fn a_token_keeps_its_client_until_it_ends_unrenewed() {
         const HOUR: Duration = Duration::from_secs(3600);
         let tokens = ["a", "b", "c"].map(|token| Secret::new(token.as_bytes()));
-        let shown = Shown::new(1);
-        let of = |shown: &Shown<i32>, token: Option<usize>| *shown.of(token.map(|at| &tokens[at]));
-        shown.keep_for(&tokens[0], Duration::ZERO, shown.newest());
-        shown.keep_for(&tokens[1], HOUR, shown.newest());
-        assert_eq!(shown.bound().len(), 1, "a has ended");
-        shown.replace(2);
-        assert_eq!([None, Some(0), Some(1)].map(|token| of(&shown, token)), [2, 2, 1]);
-        shown.prolong(&tokens[1], Duration::ZERO);
-        shown.keep_for(&tokens[2], HOUR, shown.newest());
-        shown.replace(3);
-        assert_eq!([None, Some(1), Some(2)].map(|token| of(&shown, token)), [3, 3, 2]);
+        let clients = ClientsByToken::new(1);
+        let of = |clients: &ClientsByToken<i32>, token: Option<usize>| {
+            *clients.of(token.map(|at| &tokens[at]))
+        };
+        clients.bind(&tokens[0], Duration::ZERO, clients.newest());
+        clients.bind(&tokens[1], HOUR, clients.newest());
+        assert_eq!(clients.bound().len(), 1, "a has ended");
+        clients.replace(2);
+        assert_eq!([None, Some(0), Some(1)].map(|token| of(&clients, token)), [2, 2, 1]);
+        clients.prolong(&tokens[1], Duration::ZERO);
+        clients.bind(&tokens[2], HOUR, clients.newest());
+        clients.replace(3);
+        assert_eq!([None, Some(1), Some(2)].map(|token| of(&clients, token)), [3, 3, 2]);
     }
 }

@@ -1,9 +1,9 @@
 //! What the frame headers of a session tell of its conversation: what the client is owed, and
 //! whether the database can still be at work for it. For the relay alone.
 //!
-//! Two questions are answered, and each may be wrong to one side only. [`Talk::is_busy`] is for
+//! Two questions are answered, and each may be wrong to one side only. [`Conversation::is_busy`] is for
 //! the client's good and believes it: a client that lies makes itself look idle. What bounds a
-//! client is asked of [`Talk::may_be_busy`], which believes the database alone: whatever a client
+//! client is asked of [`Conversation::may_be_busy`], which believes the database alone: whatever a client
 //! sends, it is true while the database may work or hold anything for it.
 //!
 //! A COPY that fails leaves open whether it has swallowed the Sync behind its Execute. The next request
@@ -14,7 +14,7 @@ use pgsilo_wire::frame::{Header, Status};
 
 /// What the frame headers tell of the conversation.
 #[derive(Debug)]
-pub(super) struct Talk {
+pub(super) struct Conversation {
     /// ReadyForQuery messages that the client is owed.
     pub(super) owed: u32,
     /// The same, but for those that a COPY may have swallowed: a client can claim that of any. Never
@@ -31,7 +31,7 @@ pub(super) struct Talk {
     behind_transaction: bool,
     pub(super) terminated: bool,
     /// The newest message of the database was an ErrorResponse.
-    pub(super) complained: bool,
+    pub(super) last_was_error: bool,
     copy: CopyIn,
     /// A CopyDone or CopyFail that is no known COPY's may be on its way, and end the next one.
     stray: bool,
@@ -66,18 +66,18 @@ enum Since {
     Asked { requests: u32, stray: bool },
 }
 
-/// What becomes of a message whose header was seen.
+/// What is done with a message whose header was counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
-    Passes,
-    /// A goodbye of a client that has nothing more to ask: it need not pass.
-    Parts,
+pub(super) enum Action {
+    Forward,
+    /// A Terminate of a client that is owed no answer: it need not be forwarded.
+    Intercept,
 }
 
-impl Talk {
+impl Conversation {
     /// Of a session that has just been told its first ReadyForQuery.
-    pub(super) fn begin() -> Talk {
-        Talk {
+    pub(super) fn begin() -> Conversation {
+        Conversation {
             owed: 0,
             unanswered: 0,
             open: false,
@@ -86,7 +86,7 @@ impl Talk {
             status: Some(Status::Idle),
             behind_transaction: false,
             terminated: false,
-            complained: false,
+            last_was_error: false,
             copy: CopyIn::No,
             stray: false,
             since: Since::NoCopy,
@@ -97,7 +97,7 @@ impl Talk {
     /// A message from the client. Query, FunctionCall and Sync are each answered by a
     /// ReadyForQuery, but for a Sync that a COPY swallows: drivers send one behind Execute,
     /// before they know that it begins a COPY, and another when that is done.
-    pub(super) fn ask(&mut self, header: Header) -> Seen {
+    pub(super) fn ask(&mut self, header: Header) -> Action {
         self.since = self.since.and(header.tag);
         match header.tag {
             b'Q' | b'F' | b'S' => {
@@ -120,12 +120,12 @@ impl Talk {
                 self.terminated = true;
                 let answered = !self.may_be_busy() && !self.is_busy();
                 if answered && self.status == Some(Status::Idle) {
-                    return Seen::Parts;
+                    return Action::Intercept;
                 }
             }
             _ => self.open = true,
         }
-        Seen::Passes
+        Action::Forward
     }
 
     fn end_copy(&mut self) {
@@ -141,8 +141,8 @@ impl Talk {
     }
 
     /// A message from the database.
-    pub(super) fn answer(&mut self, header: Header) -> Seen {
-        self.complained = header.tag == b'E';
+    pub(super) fn answer(&mut self, header: Header) -> Action {
+        self.last_was_error = header.tag == b'E';
         if self.copy == CopyIn::No && tells_of_progress(header.tag) {
             self.settle();
         }
@@ -190,7 +190,7 @@ impl Talk {
             }
             _ => {}
         }
-        Seen::Passes
+        Action::Forward
     }
 
     /// The database answers what was sent behind a COPY: all that was sent before that has been answered,

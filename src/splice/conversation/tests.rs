@@ -6,27 +6,27 @@ use std::collections::VecDeque;
 use pgsilo_wire::frame::Header;
 use proptest::prelude::*;
 
-use super::{Seen, Talk};
+use super::{Action, Conversation};
 
-fn ask(talk: &mut Talk, tags: &[u8]) {
+fn ask(conversation: &mut Conversation, tags: &[u8]) {
     for tag in tags {
-        talk.ask(Header { tag: *tag, first: None, length: 0 });
+        conversation.ask(Header { tag: *tag, first: None, length: 0 });
     }
 }
 
 /// Answers by their tags; a status in lower case stands for a ReadyForQuery.
-fn answer(talk: &mut Talk, tags: &[u8]) {
+fn answer(conversation: &mut Conversation, tags: &[u8]) {
     for tag in tags {
         let (tag, first) = match *tag {
             b'i' | b't' | b'e' => (b'Z', Some(tag.to_ascii_uppercase())),
             tag => (tag, None),
         };
-        talk.answer(Header { tag, first, length: 1 });
+        conversation.answer(Header { tag, first, length: 1 });
     }
 }
 
-fn is_idle(talk: &Talk) -> bool {
-    !talk.may_be_busy() && talk.is_outside()
+fn is_idle(conversation: &Conversation) -> bool {
+    !conversation.may_be_busy() && conversation.is_outside()
 }
 
 #[test]
@@ -61,89 +61,91 @@ fn what_drivers_do_leaves_them_idle() {
         &[(b"PS", b"Ei")],
         &[(b"F", b"Vi")],
     ];
-    for talk in talks {
-        let mut own = Talk::begin();
+    for conversation in talks {
+        let mut own = Conversation::begin();
         assert!(is_idle(&own));
-        for (asked, answered) in *talk {
+        for (asked, answered) in *conversation {
             ask(&mut own, asked);
             answer(&mut own, answered);
         }
-        assert!(is_idle(&own) && !own.is_busy(), "{talk:?}: {own:?}");
+        assert!(is_idle(&own) && !own.is_busy(), "{conversation:?}: {own:?}");
         let goodbye = own.ask(Header { tag: b'X', first: None, length: 0 });
-        assert_eq!(goodbye, Seen::Parts, "{talk:?}");
+        assert_eq!(goodbye, Action::Intercept, "{conversation:?}");
     }
 }
 
 #[test]
 fn a_client_cannot_claim_that_a_copy_swallowed_what_it_asked_for() {
-    let mut talk = Talk::begin();
-    ask(&mut talk, b"PBESc");
-    assert!(!talk.is_busy(), "its own harm");
-    assert!(talk.may_be_busy());
-    answer(&mut talk, b"12Ci");
-    assert!(!talk.may_be_busy());
+    let mut conversation = Conversation::begin();
+    ask(&mut conversation, b"PBESc");
+    assert!(!conversation.is_busy(), "its own harm");
+    assert!(conversation.may_be_busy());
+    answer(&mut conversation, b"12Ci");
+    assert!(!conversation.may_be_busy());
     // The end that was sent for a COPY that failed ends the one behind it.
-    let mut talk = Talk::begin();
-    ask(&mut talk, b"E");
-    answer(&mut talk, b"G");
-    ask(&mut talk, b"SEc");
-    answer(&mut talk, b"EiG");
-    ask(&mut talk, b"Sc");
-    answer(&mut talk, b"C");
-    assert!(talk.may_be_busy(), "the last Sync is answered");
+    let mut conversation = Conversation::begin();
+    ask(&mut conversation, b"E");
+    answer(&mut conversation, b"G");
+    ask(&mut conversation, b"SEc");
+    answer(&mut conversation, b"EiG");
+    ask(&mut conversation, b"Sc");
+    answer(&mut conversation, b"C");
+    assert!(conversation.may_be_busy(), "the last Sync is answered");
     // A Query is the oldest that is unanswered, once the Sync before it has been swallowed.
-    let mut talk = Talk::begin();
-    ask(&mut talk, b"E");
-    answer(&mut talk, b"G");
-    ask(&mut talk, b"ScQ");
-    answer(&mut talk, b"CG");
-    ask(&mut talk, b"Sc");
-    answer(&mut talk, b"C");
-    ask(&mut talk, b"S");
-    answer(&mut talk, b"i");
-    assert!(talk.may_be_busy(), "the Query was, the last Sync is not");
+    let mut conversation = Conversation::begin();
+    ask(&mut conversation, b"E");
+    answer(&mut conversation, b"G");
+    ask(&mut conversation, b"ScQ");
+    answer(&mut conversation, b"CG");
+    ask(&mut conversation, b"Sc");
+    answer(&mut conversation, b"C");
+    ask(&mut conversation, b"S");
+    answer(&mut conversation, b"i");
+    assert!(conversation.may_be_busy(), "the Query was, the last Sync is not");
     // A COPY that a trigger of the client's own ends before a byte of it is read: the first Sync is
     // answered, and behind the second comes what lasts.
-    let mut talk = Talk::begin();
-    ask(&mut talk, b"PBES");
-    answer(&mut talk, b"12G");
-    ask(&mut talk, b"cPBES");
-    answer(&mut talk, b"Ei");
-    assert!(talk.may_be_busy());
+    let mut conversation = Conversation::begin();
+    ask(&mut conversation, b"PBES");
+    answer(&mut conversation, b"12G");
+    ask(&mut conversation, b"cPBES");
+    answer(&mut conversation, b"Ei");
+    assert!(conversation.may_be_busy());
     // Such a COPY swallows nothing, and what is asked behind it runs.
-    let mut talk = Talk::begin();
-    ask(&mut talk, b"PBES");
-    answer(&mut talk, b"12G");
-    ask(&mut talk, b"fSQ");
-    answer(&mut talk, b"Eii");
-    assert!(talk.may_be_busy());
-    let mut talk = Talk::begin();
-    ask(&mut talk, b"ES");
-    answer(&mut talk, b"G");
-    ask(&mut talk, b"QFEQ");
-    answer(&mut talk, b"EiCiVi");
-    assert!(talk.may_be_busy(), "one Query is left");
+    let mut conversation = Conversation::begin();
+    ask(&mut conversation, b"PBES");
+    answer(&mut conversation, b"12G");
+    ask(&mut conversation, b"fSQ");
+    answer(&mut conversation, b"Eii");
+    assert!(conversation.may_be_busy());
+    let mut conversation = Conversation::begin();
+    ask(&mut conversation, b"ES");
+    answer(&mut conversation, b"G");
+    ask(&mut conversation, b"QFEQ");
+    answer(&mut conversation, b"EiCiVi");
+    assert!(conversation.may_be_busy(), "one Query is left");
     // What a COPY swallowed shows in an answer, not in a Sync's ReadyForQuery, and not in a notice.
-    let mut talk = Talk::begin();
-    ask(&mut talk, b"PBES");
-    answer(&mut talk, b"12G");
-    ask(&mut talk, b"fSS");
-    answer(&mut talk, b"EiNASi");
-    assert!(talk.may_be_busy());
-    ask(&mut talk, b"PS");
-    answer(&mut talk, b"1i");
-    assert!(!talk.may_be_busy());
+    let mut conversation = Conversation::begin();
+    ask(&mut conversation, b"PBES");
+    answer(&mut conversation, b"12G");
+    ask(&mut conversation, b"fSS");
+    answer(&mut conversation, b"EiNASi");
+    assert!(conversation.may_be_busy());
+    ask(&mut conversation, b"PS");
+    answer(&mut conversation, b"1i");
+    assert!(!conversation.may_be_busy());
 }
 
 #[test]
 fn a_session_is_outside_a_transaction_when_the_database_says_so() {
-    let mut talk = Talk::begin();
-    assert!(!talk.take_crossed());
-    ask(&mut talk, b"QQ");
-    answer(&mut talk, b"Ct");
-    assert!(!talk.is_outside() && !talk.take_crossed());
-    answer(&mut talk, b"Ci");
-    assert!(talk.is_outside() && talk.take_crossed() && !talk.take_crossed());
+    let mut conversation = Conversation::begin();
+    assert!(!conversation.take_crossed());
+    ask(&mut conversation, b"QQ");
+    answer(&mut conversation, b"Ct");
+    assert!(!conversation.is_outside() && !conversation.take_crossed());
+    answer(&mut conversation, b"Ci");
+    assert!(
+        conversation.is_outside() && conversation.take_crossed() && !conversation.take_crossed()
+    );
 }
 
 /// A message of a client, and what it makes the database do.
@@ -349,24 +351,24 @@ proptest! {
     /// A session that counts as idle has a database that is, whoever sends what and when.
     #[test]
     fn no_client_looks_idle_while_the_database_is_not(moves in moves()) {
-        let (mut talk, mut database) = (Talk::begin(), Database::default());
+        let (mut conversation, mut database) = (Conversation::begin(), Database::default());
         for one in moves {
             match one {
                 Move::Client(says) => {
-                    ask(&mut talk, &[says.tag()]);
+                    ask(&mut conversation, &[says.tag()]);
                     database.said.push_back(says);
                 }
                 Move::Database => database.step(),
                 Move::Answer => {
                     if let Some(tag) = database.answers.pop_front() {
-                        answer(&mut talk, &[tag]);
+                        answer(&mut conversation, &[tag]);
                     }
                 }
             }
             if database.fatal {
                 break;
             }
-            prop_assert!(!is_idle(&talk) || database.is_idle(), "{talk:?} {database:?}");
+            prop_assert!(!is_idle(&conversation) || database.is_idle(), "{conversation:?} {database:?}");
         }
     }
 }

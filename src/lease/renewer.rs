@@ -1,9 +1,9 @@
-//! Keeps a lease in force for as long as it is held: renews it at two thirds of its time, with
-//! jitter, until its maximum; tries again, with growing pauses, until its real end.
+//! Renews a lease for as long as it is held: at two thirds of its time, with jitter, until its maximum;
+//! retries with growing pauses until its real end.
 //!
 //! There are as many leases as sessions and nearly all of them wait, so a lease has no task and no
-//! timer of its own: whoever holds it looks after it when it is time to, see [`Keeper::tend`]. What
-//! is learned of its end is published to its holders, who must be done with it by then.
+//! timer of its own: its holder calls [`Renewer::poll_renewal`] when it is time to. What is learned of
+//! its end is published to its holders, who must be done with it by then.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tokio::sync::futures::Notified;
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
-use super::login::{Login, Standing};
+use super::login::{Login, TokenState};
 use super::precedence::WaitingRenewal;
 use super::server::{Server, retry_after};
 use crate::metrics;
@@ -48,7 +48,7 @@ pub(crate) struct RenewalFailure {
 
 /// One lease, and what is known of it.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(super) struct Renewer {
     server: Arc<Server>,
     /// What asked for the lease: the lease ends with it.
     login: Arc<Login>,
@@ -73,16 +73,16 @@ enum Renewal {
     Never,
 }
 
-impl Keeper {
+impl Renewer {
     pub(super) fn new(
         server: Arc<Server>,
         login: Arc<Login>,
         lease_id: Box<str>,
         runtime: Handle,
         end: LeaseEnd,
-    ) -> Arc<Keeper> {
+    ) -> Arc<Renewer> {
         let state = Mutex::new(State { renewal: Renewal::after(&end), end });
-        Arc::new(Keeper { server, login, lease_id, runtime, state, changed: Notify::new() })
+        Arc::new(Renewer { server, login, lease_id, runtime, state, changed: Notify::new() })
     }
 
     pub(super) fn lease_id(&self) -> &str {
@@ -98,11 +98,11 @@ impl Keeper {
         self.lock().end.clone()
     }
 
-    /// Has the lease renewed if it is time to. Returns when it ends, and when to do this again
-    /// if nothing [has changed](Keeper::changed) sooner.
-    pub(super) fn tend(self: &Arc<Self>) -> (LeaseEnd, Option<BootTime>) {
+    /// Renews the lease in the background if it is time to. Returns when it ends, and when to call this
+    /// again if nothing [has changed](Renewer::changed) sooner.
+    pub(super) fn poll_renewal(self: &Arc<Self>) -> (LeaseEnd, Option<BootTime>) {
         let mut state = self.lock();
-        state.heed(self.login.standing());
+        state.apply_token_state(self.login.state());
         let again = match state.renewal {
             Renewal::Due(at) if at.remaining().is_zero() => {
                 let renewing = self.runtime.spawn(Arc::clone(self).renew(state.end.clone()));
@@ -115,13 +115,13 @@ impl Keeper {
         (state.end.clone(), again)
     }
 
-    /// Resolve when [`Keeper::tend`] has something new to say, of the lease itself or of its login;
-    /// made before that is asked, they miss nothing.
+    /// Resolve when [`Renewer::poll_renewal`] has something new to return, of the lease itself or of its
+    /// login; created before that call, they miss nothing.
     pub(super) fn changed(&self) -> (Notified<'_>, Notified<'_>) {
-        (self.changed.notified(), self.login.threatened())
+        (self.changed.notified(), self.login.expiring())
     }
 
-    /// Nobody holds it any more.
+    /// The last holder has dropped it.
     pub(super) fn stop(&self) {
         self.lock().stop();
     }
@@ -178,7 +178,7 @@ impl Keeper {
     /// Writes down what a renewal came to, unless its login has made the end final meanwhile.
     fn publish(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.lock();
-        state.heed(self.login.standing());
+        state.apply_token_state(self.login.state());
         if !state.end.is_final {
             change(&mut state);
         }
@@ -192,12 +192,12 @@ impl Keeper {
 }
 
 impl State {
-    /// A lease ends with the login that asked for it, at the latest.
-    fn heed(&mut self, standing: Standing) {
-        let login_ends = match standing {
-            Standing::Kept(_) => return,
-            Standing::Ends { at, .. } => at,
-            Standing::Dead => BootTime::now(),
+    /// A lease ends with the login that requested it, at the latest.
+    fn apply_token_state(&mut self, state: TokenState) {
+        let login_ends = match state {
+            TokenState::Valid(_) => return,
+            TokenState::Expiring { at, .. } => at,
+            TokenState::Invalid => BootTime::now(),
         };
         if login_ends < self.end.at {
             self.end.at = login_ends;

@@ -12,14 +12,14 @@ use crate::revocation;
 
 /// A role, and who may give it away.
 #[derive(Debug)]
-pub(super) struct Standing {
+pub(super) struct ActingRole {
     /// As it is written in a statement.
     role: String,
     /// The same, if it is not the provisioner itself.
     maker: Option<String>,
 }
 
-impl Standing {
+impl ActingRole {
     /// Finds out who may give a role away; `None` when there is no such role.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ pub(crate) const DATABASE: &str = "tenant_acme";
 
 /// A running sandbox, prepared.
 #[derive(Debug)]
-pub(crate) struct Ground {
+pub(crate) struct Testbed {
     pub(crate) world: World,
     clients: PathBuf,
     pub(crate) server: String,
@@ -29,9 +29,9 @@ pub(crate) struct Ground {
     pub(crate) connections: usize,
 }
 
-impl Ground {
+impl Testbed {
     /// Starts it, big enough for this many idle sessions of a contender.
-    pub(crate) async fn start(idle: usize) -> Ground {
+    pub(crate) async fn start(idle: usize) -> Testbed {
         let connections = idle + 200;
         let server = variable("PGSILO_POSTGRES_TLS");
         let bin = format!("{server}/bin");
@@ -42,9 +42,9 @@ impl Ground {
         let world = World::start("bench", &arguments);
         let clients = PathBuf::from(variable("PGSILO_PGBENCH_BIN"));
         let server = said(Command::new(format!("{bin}/postgres")).arg("--version"));
-        let ground = Ground { world, clients, server, connections };
-        ground.prepare().await;
-        ground
+        let testbed = Testbed { world, clients, server, connections };
+        testbed.prepare().await;
+        testbed
     }
 
     async fn prepare(&self) {

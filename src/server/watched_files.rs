@@ -1,6 +1,6 @@
-//! Files that change while pgsilo runs: looked at twice a second, and when a token names a key
-//! that its issuer's file did not have; read again when they have changed, and in any case at
-//! SIGHUP. What is not valid changes nothing, and is said loudly.
+//! Files that change while pgsilo runs: polled twice a second, and when a token names a key that its
+//! issuer's file did not have; read again when they have changed, and always at SIGHUP. A file that is
+//! not valid changes nothing, and is logged as an error.
 //!
 //! Reading blocks, so it is done on a thread that may; and one reading of a file at a time, so that
 //! the newest wins.
@@ -17,9 +17,9 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::metrics::{self, File};
 use crate::proxy::Proxy;
 
-const LOOK: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What a look came to.
+/// What polling a file came to.
 pub(super) enum Outcome {
     /// Nothing had changed.
     Same,
@@ -39,29 +39,34 @@ impl<E: Display> From<Result<bool, E>> for Outcome {
     }
 }
 
-/// Looks after all files, for as long as the process runs. `hangups` changes at each SIGHUP. The list
-/// of those denied has a task of its own: whatever takes long beside it, it must be in force.
-pub(super) fn files(proxy: &'static Proxy, hangups: &watch::Receiver<u64>) {
-    // It cannot answer who asks for a key, and would look on and on until the other one has.
-    tokio::spawn(tend(proxy, hangups.clone(), pending, look_at_denied));
-    tokio::spawn(tend(proxy, hangups.clone(), || proxy.verifier().files_asked(), look_at_others));
+/// Polls all files, for as long as the process runs. `hangups` changes at each SIGHUP. The list of those
+/// denied has a task of its own, so that slow reading of others does not delay it.
+pub(super) fn watch(proxy: &'static Proxy, hangups: &watch::Receiver<u64>) {
+    // The list has no keys: a request for one would have this task poll until the other has answered.
+    tokio::spawn(poll_files(proxy, hangups.clone(), pending, look_at_denied));
+    tokio::spawn(poll_files(
+        proxy,
+        hangups.clone(),
+        || proxy.verifier().file_refresh_requested(),
+        look_at_others,
+    ));
 }
 
-/// Looks now and again, when it is `asked`, and at each SIGHUP.
-async fn tend<F: Future<Output = ()>>(
+/// Polls periodically, when it is `asked`, and at each SIGHUP.
+async fn poll_files<F: Future<Output = ()>>(
     proxy: &'static Proxy,
     mut hangups: watch::Receiver<u64>,
     asked: impl Fn() -> F,
     look: fn(&Proxy, bool, &mut Said),
 ) {
-    let mut ticks = interval(LOOK);
+    let mut ticks = interval(POLL_INTERVAL);
     let mut said = Said::default();
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let hangup = tokio::select! {
             _ = ticks.tick() => false,
             () = asked() => false,
-            // None comes after the last one: nobody listens to signals any more.
+            // Fails when signals are no longer handled.
             Ok(()) = hangups.changed() => true,
         };
         let looked = tokio::task::spawn_blocking(move || {
@@ -80,7 +85,7 @@ async fn tend<F: Future<Output = ()>>(
     }
 }
 
-/// What was last said of each file that is not valid: it is not said twice a second.
+/// The last error of each file that is not valid, so that it is logged once.
 type Said = HashMap<(File, usize), String>;
 
 fn look_at_denied(proxy: &Proxy, in_any_case: bool, said: &mut Said) {
@@ -126,7 +131,7 @@ fn registry(proxy: &Proxy) {
     metrics::REGISTRY_RELOADS.of(result).increment(1);
 }
 
-/// Says and counts what became of a file.
+/// Logs and counts what became of a file.
 fn tell(said: &mut Said, which: (File, usize), outcome: Outcome) {
     let file = which.0;
     let result = match outcome {

@@ -15,7 +15,7 @@ use crate::process::Processes;
 
 /// The two folders, the lock on one of them, and whatever was started.
 #[derive(Debug)]
-pub(super) struct Ground {
+pub(super) struct Workspace {
     pub(super) dir: PathBuf,
     pub(super) runtime: PathBuf,
     pub(super) processes: Processes,
@@ -23,7 +23,7 @@ pub(super) struct Ground {
     _lock: File,
 }
 
-impl Ground {
+impl Workspace {
     pub(super) fn prepare(dir: &Path) -> Result<Self> {
         if !dir.exists() {
             if let Some(parent) = dir.parent() {
