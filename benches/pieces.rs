@@ -1,5 +1,5 @@
-//! `cargo bench --bench pieces`: what the pieces of a login and of the relay cost, each alone on one
-//! core. What verifying a token costs is in `verify`.
+//! `cargo bench --bench pieces`: what the pieces of a login and of the relay cost, each alone on
+//! one core. What verifying a token costs is in `verify`.
 
 #![expect(clippy::expect_used, reason = "a bench fails by panicking")]
 
@@ -82,7 +82,8 @@ fn messages(body: usize, bytes: usize) -> Vec<u8> {
     message.iter().copied().cycle().take(bytes / message.len() * message.len()).collect()
 }
 
-/// What the relay does with a chunk besides moving it; the argument is the bytes of a message's body.
+/// What the relay does with a chunk besides moving it; the argument is the bytes of a message's
+/// body.
 #[divan::bench(args = [20, 100, 1000, 8000])]
 fn count_frames(bencher: Bencher<'_, '_>, body: usize) {
     let chunk = messages(body, 64 * 1024);

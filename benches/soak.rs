@@ -1,13 +1,14 @@
 //! `make soak`: many short sessions through one pgsilo, and what is left of them: no role, no
 //! lease, no descriptor, no memory.
 //!
-//! As an hour of a busy application goes: most clients work and say goodbye, some vanish in the
-//! middle of a query or of their login, some show a wrong token; and some stay from the beginning to
-//! the end, their leases renewed again and again. It prints a table, writes it into `benches/runs/`,
-//! and fails where something is left or somebody was lost. Nothing in it is timed to pass.
+//! As an hour of a busy application goes: most clients work and terminate, some vanish in the
+//! middle of a query or of their login, some show a wrong token; and some stay from the beginning
+//! to the end, their leases renewed again and again. It prints a table, writes it into
+//! `benches/runs/`, and fails where something is left or somebody was lost. Nothing in it is timed
+//! to pass.
 //!
-//! `ATTACK=grants MINUTES=10 make soak` is another run: a tenant that grants something of its own to every
-//! leased role of its neighbour (`soak/grants.rs`).
+//! `ATTACK=grants MINUTES=10 make soak` is another run: a tenant that grants something of its own
+//! to every leased role of its neighbour (`soak/grants.rs`).
 
 #![expect(
     clippy::disallowed_methods,

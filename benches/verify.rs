@@ -1,5 +1,5 @@
-//! `cargo bench --bench verify`: what verifying a token costs, for each algorithm: all of it, from the
-//! bytes that a client sent to claims. On one core, as a login does it.
+//! `cargo bench --bench verify`: what verifying a token costs, for each algorithm: all of it, from
+//! the bytes that a client sent to claims. On one core, as a login does it.
 
 #![expect(clippy::expect_used, reason = "a bench fails by panicking")]
 

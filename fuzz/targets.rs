@@ -60,7 +60,7 @@ fn forwarded(startup: &Startup) {
 fn cancelled(request: &CancelRequest, data: &[u8]) {
     assert!((1..=256).contains(&request.secret.len()));
     assert_eq!(&request.encode()[4..], data);
-    // The secret is for nobody's log. A short one may be found in any text.
+    // The secret must not be logged. A short one may be found in any text.
     let shown = format!("{request:?}");
     assert_eq!(shown, format!("CancelRequest {{ pid: {}, .. }}", request.pid));
 }

@@ -1,4 +1,4 @@
-//! Seen from outside: `/metrics` for Prometheus, `/livez` and `/readyz` for whoever restarts
+//! Seen from outside: `/metrics` for Prometheus, `/livez` and `/readyz` for whatever restarts
 //! or routes. On an address of its own, without authentication: it says nothing of tenants,
 //! and belongs on loopback or behind a network policy.
 
@@ -25,8 +25,8 @@ use crate::limits::Slots;
 use crate::log::Failures;
 use crate::proxy::Proxy;
 
-/// Connections that are open at once; a scraper needs one. More than the accepting task takes before
-/// it gives way, so that each is looked at before it can be the oldest.
+/// Connections that are open at once; a scraper needs one. More than the accepting task takes
+/// before it gives way, so that each is looked at before it can be the oldest.
 const AT_ONCE: usize = 256;
 /// From accept to a whole request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -36,8 +36,8 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOP_PATIENCE: Duration = Duration::from_millis(750);
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Answers requests until the process ends: one for each connection, which has little time for it, and
-/// of too many connections the oldest goes. So nobody can keep the others out by being slow.
+/// Answers requests until the process ends: one for each connection, which has little time for it,
+/// and of too many connections the oldest goes. So slow clients cannot block others.
 pub(crate) async fn serve(
     listener: TcpListener,
     metrics: PrometheusHandle,
@@ -113,8 +113,8 @@ async fn answer(
 }
 
 /// A line for each event loop that does not turn: each is given something to do, and should be done
-/// with it soon. One that has ended gives it back at once, which is as it should be only while pgsilo
-/// stops. That the answer comes at all shows that the control runtime turns.
+/// with it soon. One that has ended gives it back at once, which is as it should be only while
+/// pgsilo stops. That the answer comes at all shows that the control runtime turns.
 async fn stuck(loops: &[Handle], is_stopping: bool) -> String {
     let asked: Vec<_> = loops.iter().map(|turns| turns.spawn(async {})).collect();
     let by = Instant::now() + LOOP_PATIENCE;
@@ -214,7 +214,7 @@ mod tests {
         let ((held, holds), (release, released)) = (channel(), channel::<()>());
         loops[1].spawn(async move {
             held.send(()).expect("awaited");
-            // As a write to a pipe that nobody reads does.
+            // As a write to a pipe without a reader does.
             let _released = released.recv();
         });
         holds.recv().expect("it is stuck");
@@ -225,7 +225,8 @@ mod tests {
             stop.send(()).expect("it turns");
             thread.join().expect("no panic").expect("told");
         }
-        // They have ended: while pgsilo stops that is no reason to cut it short, at other times it is.
+        // They have ended: while pgsilo stops that is no reason to cut it short, at other times it
+        // is.
         assert_eq!(stuck(&loops, true).await, "");
         assert_eq!(stuck(&loops, false).await.lines().count(), 2);
     }

@@ -2,11 +2,12 @@
 //!
 //! Every connection that gets past the probes leaves events with `target: "pgsilo::audit"`: one
 //! `refused`, or one `started` and one `ended`, and between those what its lease went through. From
-//! `Identified` on none goes without a last one: where nothing else is, that is `left`, written when its
-//! trail is dropped. They carry the full context. Every credential has two events of its own, `leased` and
-//! `revoked` or `unrevoked`, also where no session came to have it. No event ever carries a token, a
-//! password or a cancel key. What a client sent (its user, its database) is escaped and cut before it is
-//! written. Any part may write events; docs/operations.md has them all.
+//! `Identified` on none goes without a last one: where nothing else is, that is `left`, written
+//! when its trail is dropped. They carry the full context. Every credential has two events of its
+//! own, `leased` and `revoked` or `unrevoked`, also where no session came to have it. No event ever
+//! carries a token, a password or a cancel key. What a client sent (its user, its database) is
+//! escaped and cut before it is written. Any part may write events; docs/operations.md has them
+//! all.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -74,7 +75,8 @@ const MAX_NAME: usize = 80;
 pub(crate) struct SessionId(u64);
 
 impl SessionId {
-    /// A new id. Without randomness, which is not worth a refusal, it is a number that is unique as well.
+    /// A new id. Without randomness, which is not worth a refusal, it is a number that is unique as
+    /// well.
     pub(crate) fn new() -> SessionId {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let mut bytes = [0; 8];
@@ -138,7 +140,7 @@ impl Stage {
 }
 
 /// What has been learned of a connection so far. The stages write into it, events read it. Texts
-/// are shared with whoever has them too: each session holds one of these.
+/// are shared: each session holds one of these.
 #[derive(Debug)]
 pub(crate) struct Trail {
     pub(crate) session: SessionId,
@@ -219,7 +221,7 @@ impl Trail {
 }
 
 impl Drop for Trail {
-    /// Whoever was identified and goes without a refusal or an ending has gone as well.
+    /// A session that was identified and has neither a refusal nor an ending has left.
     fn drop(&mut self) {
         if self.stage >= Stage::Identified && !*self.is_closed.get_mut() {
             let stage = self.stage.label();
@@ -317,8 +319,8 @@ pub(crate) fn ended(
     );
 }
 
-/// A cancel request found its session, and went there. The trail is that of the request, with what is
-/// known of the session: its tenant, its role.
+/// A cancel request found its session, and went there. The trail is that of the request, with what
+/// is known of the session: its tenant, its role.
 pub(crate) fn cancelled(
     trail: &Trail,
     session: SessionId,
@@ -347,8 +349,8 @@ pub(crate) fn cancelled(
     }
 }
 
-/// Cancel requests of one address that led nowhere, since the event before. No address: a Unix socket, or
-/// more addresses than are kept account of.
+/// Cancel requests of one address that led nowhere, since the event before. No address: a Unix
+/// socket, or more addresses than are kept account of.
 pub(crate) fn cancels_refused(address: Option<IpAddr>, reason: &'static str, count: u64) {
     let address = address.map(|address| address.to_string()).unwrap_or_default();
     tracing::warn!(

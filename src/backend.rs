@@ -1,9 +1,10 @@
 //! The database's side: the one dial, TLS, and what a dialled connection may become.
 //!
 //! Invariant: a connection is opened to the placement of a [`Route`], which only a routed session
-//! has, and nowhere else, and logs in with that route's settings; so tenant, placement and credential
-//! cannot be crossed. A [`Redial`] remembers where a route led, for cancel requests. No other module
-//! connects a socket to a database; `login.rs` is all that may speak first on a fresh connection.
+//! has, and nowhere else, and logs in with that route's settings; so tenant, placement and
+//! credential cannot be crossed. A [`Redial`] remembers where a route led, for cancel requests. No
+//! other module connects a socket to a database; `login.rs` is all that may speak first on a fresh
+//! connection.
 
 mod binding;
 mod error;
@@ -53,7 +54,7 @@ pub(crate) struct Connection {
     redial: Redial,
     /// Of the server, once it has said so.
     version: Option<ServerVersion>,
-    /// What the database has sent and nobody has read: several messages come at once.
+    /// Received and not parsed yet: several messages arrive at once.
     unread: BytesMut,
     /// Bytes of messages that the database has sent so far, to us.
     heard: usize,
@@ -92,8 +93,8 @@ pub(crate) enum DialError {
     Tls { to: String, error: io::Error },
 }
 
-/// Opens a connection to the database of a route, under TLS where its placement asks for it. A database
-/// that has answered nothing for `dead_peer_timeout` counts as gone.
+/// Opens a connection to the database of a route, under TLS where its placement asks for it. A
+/// database that has answered nothing for `dead_peer_timeout` counts as gone.
 pub(crate) async fn dial(
     route: &Arc<Route>,
     dead_peer_timeout: Duration,
@@ -195,7 +196,7 @@ impl Redial {
     }
 
     /// Sends a cancel request and waits until the database closes: until then the cancel may
-    /// still hit, and whoever asked for it must not go on.
+    /// still hit, and its requester must not continue.
     ///
     /// # Errors
     /// When the database could not be reached.
@@ -248,8 +249,8 @@ impl Connection {
     }
 }
 
-/// What the database calls the session, and how to cancel what it runs, if it has said so: a server that
-/// is like PostgreSQL may do without.
+/// What the database calls the session, and how to cancel what it runs, if it has said so: a server
+/// that is like PostgreSQL may do without.
 #[derive(Clone, Debug)]
 pub(crate) struct Process {
     key: Option<(u32, Bytes)>,

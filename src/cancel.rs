@@ -55,8 +55,8 @@ struct Key {
     shown: AtomicU64,
     /// Held by the one that is on its way for all of them.
     sent: AsyncMutex<Sent>,
-    /// A cancel request is on its way, for all that is known, although nobody waits for it any more.
-    astray: AtomicBool,
+    /// A cancel request may still be on its way although its sender was dropped.
+    is_abandoned: AtomicBool,
 }
 
 /// What is known of the newest request that was sent to the database.
@@ -97,7 +97,7 @@ impl CancelKeys {
             whose,
             shown: AtomicU64::new(0),
             sent: AsyncMutex::default(),
-            astray: AtomicBool::new(false),
+            is_abandoned: AtomicBool::new(false),
         });
         if let Some(pid) = key.process.pid() {
             self.lock().entry(pid).or_default().push(Arc::clone(&key));
@@ -157,24 +157,24 @@ impl Found {
         &self.0.whose
     }
 
-    /// Cancels whatever runs there now. Of one key, one request at a time is on its way. It may have hit
-    /// already when others come, and what runs then is another query: so the next one is sent for them, for
-    /// all of them together.
+    /// Cancels whatever runs there now. Of one key, one request at a time is on its way. It may
+    /// have hit already when others come, and what runs then is another query: so the next one is
+    /// sent for them, for all of them together.
     ///
     /// # Errors
     /// When the database could not be reached, or did not close in time: then the request may still
     /// hit.
     pub(crate) async fn cancel(&self) -> Result<(), Arc<DialError>> {
-        let Key { process, shown, sent, astray, .. } = &*self.0;
+        let Key { process, shown, sent, is_abandoned, .. } = &*self.0;
         let own = shown.fetch_add(1, Ordering::Relaxed) + 1;
         let mut sent = sent.lock().await;
         if sent.covers < own {
             let covers = shown.load(Ordering::Relaxed);
-            // Whoever drops this in the middle leaves it so.
-            let is_astray = astray.swap(true, Ordering::Relaxed);
+            // If this future is dropped, it stays so.
+            let was_abandoned = is_abandoned.swap(true, Ordering::Relaxed);
             let failure = process.cancel().await.err().map(Arc::new);
             if failure.is_none() {
-                astray.store(is_astray, Ordering::Relaxed);
+                is_abandoned.store(was_abandoned, Ordering::Relaxed);
             }
             *sent = Sent { covers, failure };
         }
@@ -188,12 +188,12 @@ impl CancelKey {
     pub(crate) fn withdraw(self) -> Option<Process> {
         let key = Arc::clone(&self.key);
         drop(self);
-        let key = Arc::into_inner(key).filter(|key| !key.astray.load(Ordering::Relaxed))?;
+        let key = Arc::into_inner(key).filter(|key| !key.is_abandoned.load(Ordering::Relaxed))?;
         Some(key.process)
     }
 
-    /// The process id that the client is told: the database's own. Where that has told none, there is
-    /// nothing to tell: the session cannot be cancelled.
+    /// The process id that the client is told: the database's own. Where that has told none, there
+    /// is nothing to tell: the session cannot be cancelled.
     pub(crate) fn pid(&self) -> Option<u32> {
         self.key.process.pid()
     }
@@ -273,7 +273,7 @@ mod tests {
 
     /// Two databases may call their processes the same.
     #[test]
-    fn of_two_processes_of_one_number_each_has_its_own_key() {
+    fn two_processes_with_the_same_pid_have_separate_keys() {
         let keys = keys();
         let (one, other) = (hand_out(keys, 7, Version::V3_2), hand_out(keys, 7, Version::V3_2));
         for key in [&one, &other] {
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_whose_key_is_being_used_is_nobody_elses() {
+    fn a_connection_whose_cancel_key_is_in_use_is_not_reused() {
         let keys = keys();
         let key = hand_out(keys, 7, Version::V3_0);
         let shown = keys.find(&request(7, key.secret()), None).expect("its own");
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_may_show_so_many_keys_and_takes_none_from_others() {
+    fn cancel_attempts_are_limited_per_address() {
         let keys = keys();
         let key = hand_out(keys, 7, Version::V3_2);
         let (guesser, other) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));

@@ -1,11 +1,11 @@
 //! The configuration: what the file says, as values.
 //!
 //! [`Config::load`] reads the file and checks all that can be checked without what it names;
-//! [`Config::open`] reads that, too, and makes what a proxy is started with. Either returns one line
-//! that says where the error is and what to do. Nothing is started and nothing is fetched: the
-//! program's `check` calls both, and its `serve` goes on from there. Nothing else in the library looks
-//! at the environment, and what reads a file again while pgsilo runs keeps the one before where it is
-//! not valid.
+//! [`Config::open`] reads that, too, and makes what a proxy is started with. Either returns one
+//! line that says where the error is and what to do. Nothing is started and nothing is fetched: the
+//! program's `check` calls both, and its `serve` goes on from there. Nothing else in the library
+//! looks at the environment, and what reads a file again while pgsilo runs keeps the one before
+//! where it is not valid.
 
 mod build;
 mod open;
@@ -86,7 +86,8 @@ impl Opened {
 }
 
 impl Config {
-    /// How many descriptors pgsilo may come to hold: a session has two, a login under way three at most.
+    /// How many descriptors pgsilo may come to hold: a session has two, a login under way three at
+    /// most.
     pub fn descriptors(&self) -> u64 {
         /// For OpenBAO, issuers, files, idle connections and those who are being refused.
         const OTHERS: usize = 500;
@@ -105,7 +106,8 @@ impl Config {
         build::load(path)
     }
 
-    /// Reads all files that it names: keys, certificates, the registry, the list of those denied. Blocks.
+    /// Reads all files that it names: keys, certificates, the registry, the list of those denied.
+    /// Blocks.
     ///
     /// # Errors
     /// When one of them cannot be read or is not valid.

@@ -27,7 +27,7 @@ macro_rules! endings {
                 match self { $(Ending::$ending => Level::$level,)+ }
             }
 
-            /// The SQLSTATE and the text that the client gets; `None` where there is nobody to
+            /// The SQLSTATE and the text that the client gets; `None` where there is no client to
             /// tell, or the database has told.
             pub fn told(self) -> Option<(&'static str, &'static str)> {
                 match self { $(Ending::$ending => $told,)+ }
@@ -37,7 +37,7 @@ macro_rules! endings {
 }
 
 endings! {
-    /// The client said goodbye or closed its connection; then its query was cancelled.
+    /// The client terminated or closed its connection; then its query was cancelled.
     ClientLeft, "client_left", INFO, None;
     /// The client's connection broke.
     ClientLost, "client_lost", INFO, None;

@@ -29,7 +29,7 @@ impl Identity {
         }
     }
 
-    /// From when on it is nobody.
+    /// When it expires.
     pub(crate) fn expires_at(&self) -> SystemTime {
         match self {
             Identity::Token(claims) => claims.expires_at(),

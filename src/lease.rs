@@ -1,10 +1,10 @@
 //! Leases: a fresh database credential from OpenBAO for one session, revoked when it ends.
 //!
-//! Invariant: a credential that OpenBAO gave out is owned by exactly one `LeaseInner`, which sessions
-//! have through a `Lease`, and dropping that hands its id to the revoker, whatever became of the
-//! session in between: the request runs on a task of its own, so a session that ends while it is
-//! under way leaves no lease behind. Only the session's `Leased` stage asks for one, and the pool for the next
-//! session.
+//! Invariant: a credential that OpenBAO gave out is owned by exactly one `LeaseInner`, which
+//! sessions have through a `Lease`, and dropping that hands its id to the revoker, whatever became
+//! of the session in between: the request runs on a task of its own, so a session that ends while
+//! it is under way leaves no lease behind. Only the session's `Leased` stage asks for one, and the
+//! pool for the next session.
 
 mod fitness;
 mod given_up;
@@ -69,7 +69,7 @@ pub enum Authority {
     /// pgsilo's own.
     Proxy(Auth),
     /// The client's: its session token is exchanged for an OpenBAO token, which reads only its
-    /// tenant's credentials. pgsilo itself is nobody to OpenBAO.
+    /// tenant's credentials. pgsilo itself has no login at OpenBAO.
     Session {
         /// Where the JWT method is mounted: `jwt`.
         mount: String,
@@ -179,7 +179,7 @@ pub(crate) enum LeaseError {
     /// OpenBAO is asked too often, and others come first, or it said when to come again.
     #[error("OpenBAO is asked too often: no credential is asked for within the next {} s", .0.as_secs_f32().ceil())]
     Held(Duration),
-    /// OpenBAO does not take leases back: more of them would be more that nobody revokes.
+    /// OpenBAO does not revoke leases: with more of them, more would stay unrevoked.
     #[error("OpenBAO: {0} leases wait to be revoked, no more are asked for")]
     Unrevoked(usize),
     /// The session that asked for all of a window was told so.
@@ -207,7 +207,7 @@ impl LeaseError {
         }
     }
 
-    /// Whether it may be so because nobody gets a connection to the tenant's database: OpenBAO was told
+    /// Whether the cause may be the tenant's database: OpenBAO was told
     /// so, or does not say why, or is waited for while it may be trying.
     pub(crate) fn may_be_the_databases(&self) -> bool {
         match self.at_bottom() {
@@ -263,7 +263,7 @@ pub(crate) struct Request<'r> {
     pub(crate) access: Access,
     /// For the audit trail; `None`: for a prewarmed connection.
     pub(crate) session: Option<SessionId>,
-    /// Whose session it is; `None`: nobody's yet. Only sessions of one subject share a lease.
+    /// Whose session it is; `None`: of none yet. Only sessions of one subject share a lease.
     pub(crate) subject: Option<Subject<'r>>,
     /// The session token, where the authority is the session's.
     pub(crate) token: Option<Secret>,
@@ -371,7 +371,7 @@ impl Lessor {
     }
 
     /// Asks for a credential: `GET {mount}/creds/{role}`. Waiting in line and for the answer has
-    /// one bound; once the request is under way it is seen to its end, whoever waits.
+    /// one bound; a request that was sent is completed even if the session has gone.
     async fn ask_on(
         self,
         role: Role,
@@ -394,7 +394,7 @@ impl Lessor {
         };
         let asking = self.runtime.clone().spawn(async move {
             let held = self.ask(&role, asker, token, deadline).await;
-            // The places come back when somebody owns the lease, or nobody and it is gone.
+            // The permits are returned when the lease has an owner or is revoked.
             held.map(|held| (held, places))
         });
         match timeout_at(deadline, asking).await {
@@ -494,7 +494,7 @@ impl Lessor {
     }
 
     /// The login that the session's own token became is for this lease alone, and goes with it. One
-    /// that came when nobody waited any more, or that breaks promises, goes at once.
+    /// that arrived too late, or that breaks promises, is revoked at once.
     async fn ask_as_session(
         &self,
         login: Token,
@@ -575,14 +575,15 @@ impl Lease {
         &self.0.credential
     }
 
-    /// Renews it in the background if it is time to. Returns when it ends, and when to call this again if
-    /// nothing [has changed](Lease::changed) sooner. Its holder must.
+    /// Renews it in the background if it is time to. Returns when it ends, and when to call this
+    /// again if nothing [has changed](Lease::changed) sooner. Its holder must.
     pub(crate) fn poll_renewal(&self) -> (LeaseEnd, Option<BootTime>) {
         self.0.renewer.poll_renewal()
     }
 
-    /// Resolve when [`Lease::poll_renewal`] has something new to return; created before that call, they
-    /// miss nothing. Two, not one future of both: a session holds them for as long as it is idle.
+    /// Resolve when [`Lease::poll_renewal`] has something new to return; created before that call,
+    /// they miss nothing. Two, not one future of both: a session holds them for as long as it is
+    /// idle.
     pub(crate) fn changed(&self) -> (Notified<'_>, Notified<'_>) {
         self.0.renewer.changed()
     }

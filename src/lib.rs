@@ -29,9 +29,9 @@
 //! stream, limits, proxy_protocol, log
 //! ```
 //!
-//! `tests/structure.rs` reads this map and keeps it. `backend::dial` takes a `Route`, which only the
-//! pure decision of `route` makes, of a verified identity: nothing else can be dialled. What the control
-//! plane must agree with is in `pgsilo-core`, the protocol in `pgsilo-wire`.
+//! `tests/structure.rs` reads this map and keeps it. `backend::dial` takes a `Route`, which only
+//! the pure decision of `route` makes, of a verified identity: nothing else can be dialled. What
+//! the control plane must agree with is in `pgsilo-core`, the protocol in `pgsilo-wire`.
 
 #![cfg_attr(
     test,

@@ -1,5 +1,5 @@
-//! Bounds on what may be open at once: connections that are not logged in, sessions in all, of
-//! one tenant, connections of one address. Each is a permit, given back when it is dropped; that of a
+//! Bounds on what may be open at once: connections that are not logged in, sessions in all, of one
+//! tenant, connections of one address. Each is a permit, given back when it is dropped; that of a
 //! connection which has proved nothing may be another's before that. And bounds on time, which the
 //! relay and a session's authority keep.
 

@@ -23,7 +23,7 @@ pub struct ListenerSettings {
     pub tls: Option<ListenerTls<ServerFiles>>,
     /// How clients prove who they are.
     pub proof: Proof<SourceSettings>,
-    /// Who may use a Unix socket, by user id; `None`: whoever may open its file.
+    /// Who may use a Unix socket, by user id; `None`: every user that may open its file.
     pub uids: Option<BTreeSet<u32>>,
     /// What follows a tenant's id in the host that a client names in TLS: `.db.example.com`.
     pub sni_suffix: Option<String>,

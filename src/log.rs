@@ -1,11 +1,11 @@
-//! The queue between whoever has a line for the log and the one thread that writes it.
+//! The queue between all writers of log lines and the one thread that writes them out.
 //!
-//! Nobody waits for a log: a reader that has stopped must not stop a session, a login or the end of
-//! the process. So a line is put into a bounded queue and written by a thread of its own, which alone
-//! may block. Lines of the log and events of the audit trail keep their order, and each kind has a
-//! bound of its own, so that neither displaces the other. What finds no room, or cannot be written, is
-//! lost: it is counted, and the log tells of it as soon as it can be written again. The program makes
-//! the one queue and gives it standard error; the lines come from `tracing`.
+//! Nothing waits for the log: a reader that has stopped must not stop a session, a login or the end
+//! of the process. So a line is put into a bounded queue and written by a thread of its own, which
+//! alone may block. Lines of the log and events of the audit trail keep their order, and each kind
+//! has a bound of its own, so that neither displaces the other. What finds no room, or cannot be
+//! written, is lost: it is counted, and the log tells of it as soon as it can be written again. The
+//! program makes the one queue and gives it standard error; the lines come from `tracing`.
 
 mod failures;
 
@@ -162,7 +162,8 @@ impl LogQueue {
         Lines { queue: self.clone(), kind }
     }
 
-    /// Waits until everything is written, what was lost has been told, and not longer than `patience`.
+    /// Waits until everything is written, what was lost has been told, and not longer than
+    /// `patience`.
     pub fn close(&self, patience: Duration) {
         let waits = |state: &mut State| !state.is_done();
         let state = self.lock();
@@ -174,9 +175,9 @@ impl LogQueue {
         self.lock().share(kind).lost
     }
 
-    /// Whether the audit trail is written as fast as events come. It is not from the moment at which
-    /// three quarters of its bound are taken or an event was lost, until no more than half of it is
-    /// taken and an event that tells of the losses was written.
+    /// Whether the audit trail is written as fast as events come. It is not from the moment at
+    /// which three quarters of its bound are taken or an event was lost, until no more than half of
+    /// it is taken and an event that tells of the losses was written.
     pub(crate) fn audit_keeps_up(&self) -> bool {
         !self.lock().audit.behind
     }
@@ -200,8 +201,8 @@ impl LogQueue {
         self.0.filled.notify_one();
     }
 
-    /// Writes what waits, or waits for it. Whether nothing came, for so long that a destination which
-    /// took nothing is worth another try.
+    /// Writes what waits, or waits for it. Whether nothing came, for so long that a destination
+    /// which took nothing is worth another try.
     fn write_all_of(&self, out: &mut Out<impl Write>) -> bool {
         let state = self.lock();
         let empty = |state: &mut State| state.lines.is_empty();
@@ -300,7 +301,7 @@ impl Share {
         self.behind = true;
     }
 
-    /// Where nobody logged it after all, it is not told.
+    /// If it was not logged after all, it is not reported.
     fn check_telling(&mut self) {
         if !self.is_telling {
             self.untold += std::mem::take(&mut self.telling);
@@ -534,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_change_how_a_line_looks_goes_out_escaped() {
+    fn control_characters_in_log_lines_are_escaped() {
         let (queue, allow, lines) = start();
         push(&queue, Kind::Audit, "{\"cause\":\"a\u{202e}b é\"}\n");
         allow.send(true).expect("it writes");

@@ -136,7 +136,8 @@ fn keep_memory_private() {
     let _refused = rustix::process::setrlimit(Resource::Core, none);
 }
 
-/// What is to be said where this process may have fewer descriptors than the bounds allow connections.
+/// What is to be said where this process may have fewer descriptors than the bounds allow
+/// connections.
 fn too_few_descriptors(config: &Config) -> Option<String> {
     let needed = config.descriptors();
     let allowed = rustix::process::getrlimit(Resource::Nofile).current?;
@@ -148,7 +149,7 @@ fn too_few_descriptors(config: &Config) -> Option<String> {
     })
 }
 
-/// What the log is made of: a queue that nobody waits for, and the two kinds of lines that `tracing`
+/// What the log is made of: a queue that never blocks, and the two kinds of lines that `tracing`
 /// puts there. Events of the audit trail are written whatever the level of the log is.
 ///
 /// # Errors
@@ -182,7 +183,8 @@ where
     }
 }
 
-/// As the standard library says it, but through the queue: who panics does not wait for a log either.
+/// As the standard library says it, but through the queue: who panics does not wait for a log
+/// either.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let backtrace = Backtrace::capture();

@@ -1,18 +1,20 @@
 //! The pool of idle backend connections: logged in, and used by no session.
 //!
-//! A login costs a lease, a process and a SCRAM exchange, and the client waits for them. So the pool opens
-//! the next connection of a route that sessions ask for before the next session arrives (*prewarm*): with a
-//! lease of its own, by the same dial and the same login, its seal checked, never used. The next session on
-//! an equal [`Route`] (the same tenant at the same place, the same access, the same settings byte for byte)
-//! takes it; its seal is read again first if that was long ago.
+//! A login costs a lease, a process and a SCRAM exchange, and the client waits for them. So the
+//! pool opens the next connection of a route that sessions ask for before the next session arrives
+//! (*prewarm*): with a lease of its own, by the same dial and the same login, its seal checked,
+//! never used. The next session on an equal [`Route`] (the same tenant at the same place, the same
+//! access, the same settings byte for byte) takes it; its seal is read again first if that was long
+//! ago.
 //!
-//! With `reuse = "reset"` the pool keeps connections that sessions have left instead (*reuse*): reset,
-//! checked, and with the lease that they were opened with.
+//! With `reuse = "reset"` the pool keeps connections that sessions have left instead (*reuse*):
+//! reset, checked, and with the lease that they were opened with.
 //!
-//! A session is identified and routed before it may take a connection. Under session authority, where a
-//! lease is requested with the client's own token, there is no prewarm, and a connection is only reused by
-//! sessions of the same subject. Idle connections are limited in total and per tenant, expire after a short
-//! time, and are closed when the registry changes their tenant; then their lease is revoked.
+//! A session is identified and routed before it may take a connection. Under session authority,
+//! where a lease is requested with the client's own token, there is no prewarm, and a connection is
+//! only reused by sessions of the same subject. Idle connections are limited in total and per
+//! tenant, expire after a short time, and are closed when the registry changes their tenant; then
+//! their lease is revoked.
 
 mod full;
 mod state;
@@ -43,8 +45,8 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 const PREWARM_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a database may take to close its end after a Terminate.
 const TERMINATE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long there is no prewarm for a route after its database has ended an idle connection of it, as
-/// `idle_session_timeout` does: it would end the next one, too.
+/// How long there is no prewarm for a route after its database has ended an idle connection of it,
+/// as `idle_session_timeout` does: it would end the next one, too.
 const IDLE_ENDED_BACKOFF: Duration = Duration::from_secs(15 * 60);
 /// A connection that would expire sooner is not kept.
 const MIN_IDLE_TIME: Duration = Duration::from_millis(500);
@@ -60,7 +62,8 @@ pub struct PoolSettings {
     pub max_idle: usize,
     /// Idle connections of one tenant.
     pub max_idle_per_tenant: usize,
-    /// How long a connection may be idle. A route that sessions ask for less often is not prewarmed.
+    /// How long a connection may be idle. A route that sessions ask for less often is not
+    /// prewarmed.
     pub idle_timeout: Duration,
     /// How long after its seal was last read a connection is taken without reading it again.
     pub check_delay: Duration,
@@ -102,8 +105,8 @@ enum PrewarmError {
     Timeout,
 }
 
-/// A database's connection slot that an evicted connection has freed. Dropping this revokes the evicted
-/// connection's lease, which may take a slot as well.
+/// A database's connection slot that an evicted connection has freed. Dropping this revokes the
+/// evicted connection's lease, which may take a slot as well.
 #[derive(Debug)]
 pub(crate) struct FreedSlot {
     _lease: Lease,
@@ -147,8 +150,8 @@ impl Pool {
         }
     }
 
-    /// Whether connections are opened before a session asks for them. Not under session authority, where
-    /// a lease is requested with the session's token; nor where connections are reused.
+    /// Whether connections are opened before a session asks for them. Not under session authority,
+    /// where a lease is requested with the session's token; nor where connections are reused.
     fn prewarms(&self) -> bool {
         self.settings.max_idle > 0 && !self.reuses() && !self.lessor.needs_token()
     }
@@ -184,7 +187,8 @@ impl Pool {
                 }
                 Err(_elapsed) => {
                     tracing::debug!("an idle connection does not answer");
-                    // Nor would the others of this database: they are not tried one after the other.
+                    // Nor would the others of this database: they are not tried one after the
+                    // other.
                     let others = self.state().drain_route(route);
                     others.iter().for_each(|_| count_closed(PoolClose::CheckFailed));
                 }
@@ -205,8 +209,8 @@ impl Pool {
         self.state().idle_count()
     }
 
-    /// Records that a session of this route is served, and opens connections for the next ones if more are
-    /// likely to arrive before `idle_timeout`.
+    /// Records that a session of this route is served, and opens connections for the next ones if
+    /// more are likely to arrive before `idle_timeout`.
     pub(crate) fn prewarm(&'static self, route: &Arc<Route>, registry: &Registry) {
         if !self.prewarms() {
             return;
@@ -243,8 +247,8 @@ impl Pool {
         true
     }
 
-    /// Permits for one more idle connection; if a limit is reached, those of a connection that `evict`
-    /// removes.
+    /// Permits for one more idle connection; if a limit is reached, those of a connection that
+    /// `evict` removes.
     fn permits_or_evict(
         &'static self,
         tenant: &TenantId,
@@ -340,9 +344,9 @@ impl Pool {
         Ok((lease, attachment.detach()?))
     }
 
-    /// Whether a session may ask for a connection of its own: not if its database has just reported that
-    /// it has none left, no idle one here could be evicted for it, and another session of its tenant has
-    /// just tried.
+    /// Whether a session may ask for a connection of its own: not if its database has just reported
+    /// that it has none left, no idle one here could be evicted for it, and another session of its
+    /// tenant has just tried.
     pub(crate) fn may_connect(&self, tenant: &Tenant) -> bool {
         let allowed = self.full_databases().may_connect(tenant, Instant::now());
         allowed.map_or_else(|scope| self.state().has_idle_at_backend(tenant, scope), |()| true)
@@ -368,8 +372,9 @@ impl Pool {
         self.full_databases().record_full(tenant, scope, Instant::now(), idle_timeout);
     }
 
-    /// Evicts an idle connection at a full database, the tenant's own before another tenant's on the same
-    /// server, and returns when the database has closed it; `None`: there was none to evict.
+    /// Evicts an idle connection at a full database, the tenant's own before another tenant's on
+    /// the same server, and returns when the database has closed it; `None`: there was none to
+    /// evict.
     pub(crate) async fn free_slot(
         &'static self,
         tenant: &Tenant,
@@ -384,8 +389,8 @@ impl Pool {
         self.full_databases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Resets a connection that a session has left and keeps it for reuse, if the limits allow that and
-    /// it has time left. Otherwise closes it and revokes its lease.
+    /// Resets a connection that a session has left and keeps it for reuse, if the limits allow that
+    /// and it has time left. Otherwise closes it and revokes its lease.
     pub(crate) async fn release(
         &'static self,
         route: &Arc<Route>,
@@ -488,8 +493,8 @@ impl Pool {
         self.tasks.close();
     }
 
-    /// Waits, once it is [closed](Pool::close), for connections that are being opened or closed, for
-    /// `patience` at most.
+    /// Waits, once it is [closed](Pool::close), for connections that are being opened or closed,
+    /// for `patience` at most.
     pub(crate) async fn closed(&self, patience: Duration) {
         let _bounded = timeout(patience, self.tasks.wait()).await;
     }
@@ -527,8 +532,8 @@ impl PrewarmError {
     }
 }
 
-/// How long a connection may still be idle, as far as its lease goes. The lease of an idle connection is
-/// not renewed, and a session that takes it should not be told at once that it ends.
+/// How long a connection may still be idle, as far as its lease goes. The lease of an idle
+/// connection is not renewed, and a session that takes it should not be told at once that it ends.
 fn remaining_time(end: &LeaseEnd) -> Duration {
     let reserve = end.duration / if end.is_final { 2 } else { 3 };
     end.at.remaining().saturating_sub(reserve)

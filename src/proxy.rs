@@ -23,8 +23,8 @@ use crate::registry::{Denied, Registry, RegistryFile};
 use crate::sessions::Sessions;
 use crate::token::Verifier;
 
-/// How long a connection has to prove something before its place may be another's: what a thousand TLS
-/// handshakes take one processor.
+/// How long a connection has to prove something before its place may be another's: what a thousand
+/// TLS handshakes take one processor.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 
 /// Cancel requests of one tenant that are under way without a place among the handshakes.
@@ -181,8 +181,8 @@ impl Proxy {
 }
 
 /// Wakes the sessions of the tenants that the registry says something else of, once `withdrawn` has
-/// been told of it, and all sessions where a change may be anybody's: of the list of those denied, and
-/// of the time, by a suspension of the machine.
+/// been told of it, and all sessions where a change may be anybody's: of the list of those denied,
+/// and of the time, by a suspension of the machine.
 async fn wake_on_changes(
     sessions: &Sessions,
     registry: &Registry,

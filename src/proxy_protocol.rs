@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_is_refused() {
+    fn bytes_that_are_no_header_are_refused() {
         for bad in [
             &b""[..],
             b"PROXY",

@@ -59,7 +59,7 @@ reasons! {
     LoginTimeout, "57014", "login_timeout", INFO, "canceling authentication due to timeout";
     /// The process at the other end of the Unix socket is not one that may be there.
     PeerForbidden, "28000", "peer_forbidden", WARN, "peer authentication failed";
-    /// A listener that wants a certificate got none, or one that names nobody.
+    /// A listener that wants a certificate got none, or one without a name.
     CertificateMissing, "28000", "certificate_missing", INFO,
         "connection requires a valid client certificate";
     /// The registry binds the certificate's holder to no tenant.
@@ -74,11 +74,11 @@ reasons! {
     TokenInvalid, "28P01", "token_invalid", WARN, "session token authentication failed";
     /// The token was good once.
     TokenExpired, "28P01", "token_expired", INFO, "session token has expired";
-    /// The keys of the issuer that the token names were not fetched, or too long ago, or the key that it
-    /// names may be a new one that cannot be fetched: another attempt may succeed.
+    /// The keys of the issuer that the token names were not fetched, or too long ago, or the key
+    /// that it names may be a new one that cannot be fetched: another attempt may succeed.
     KeysUnavailable, "57P03", "keys_unavailable", ERROR,
         "session tokens cannot be verified at the moment";
-    /// The token is for whoever holds a certificate, which this client did not show.
+    /// The token is bound to a certificate that this client did not present.
     TokenUnbound, "28P01", "token_unbound", WARN,
         "the session token is bound to another client certificate";
     /// The token, its subject or the certificate is on the list of those denied.
@@ -91,7 +91,7 @@ reasons! {
     TenantForbidden, "28000", "tenant_forbidden", WARN,
         "the session token does not allow this tenant or access";
     /// The client named a database or a host that belongs to none of its own tenants; PostgreSQL's
-    /// words, the same whether it is another tenant's or nobody's.
+    /// words, the same whether it is another tenant's or unknown.
     DatabaseUnknown, "3D000", "database_unknown", WARN, "database \"{}\" does not exist";
     /// The claim names a tenant that the registry does not know.
     TenantUnknown, "3D000", "tenant_unknown", WARN, "tenant \"{}\" does not exist";
@@ -110,12 +110,12 @@ reasons! {
     /// OpenBAO unreachable, sealed or overloaded: another attempt may succeed.
     LeaseUnavailable, "57P03", "lease_unavailable", ERROR,
         "database credentials are not available at the moment";
-    /// OpenBAO gets no connection to the tenant's database, where it would make the credential: another
-    /// attempt may succeed.
+    /// OpenBAO gets no connection to the tenant's database, where it would make the credential:
+    /// another attempt may succeed.
     LeaseBackendAway, "57P03", "lease_backend_away", ERROR,
         "the tenant's database is not available at the moment";
-    /// OpenBAO says no, or the database refuses it: a policy, a role or its statements are wrong, an
-    /// operator must act.
+    /// OpenBAO says no, or the database refuses it: a policy, a role or its statements are wrong,
+    /// an operator must act.
     LeaseDenied, "58000", "lease_denied", ERROR, "database credentials were denied";
     /// No connection to the tenant's database, or no TLS with it.
     BackendUnreachable, "08001", "backend_unreachable", ERROR,

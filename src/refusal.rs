@@ -2,8 +2,8 @@
 //! audit event only.
 //!
 //! Parts have small errors of their own and know nothing of SQLSTATE: the conversions at the end of
-//! this file turn each into a reason, exhaustively. Only the session's stages make refusals, and only
-//! the session sends one.
+//! this file turn each into a reason, exhaustively. Only the session's stages make refusals, and
+//! only the session sends one.
 
 use std::fmt::Display;
 

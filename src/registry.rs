@@ -2,8 +2,8 @@
 //! read.
 //!
 //! Readers take a snapshot, which never changes. A source replaces it as a whole, or says that it
-//! could not be read: then the old one stays, marked stale. The file is a source ([`RegistryFile`]);
-//! the store knows of none.
+//! could not be read: then the old one stays, marked stale. The file is a source
+//! ([`RegistryFile`]); the store knows of none.
 
 mod denied;
 mod file;
@@ -27,7 +27,8 @@ pub use file::RegistryFile;
 pub struct Registry {
     current: ArcSwap<Snapshot>,
     stale_since: ArcSwapOption<BootTime>,
-    /// Tenants of which the snapshot says something else than the one before, until somebody takes them.
+    /// Tenants of which the snapshot says something else than the one before, until somebody takes
+    /// them.
     changed: Mutex<HashSet<TenantId>>,
     any_changed: Notify,
 }
@@ -72,8 +73,9 @@ impl Registry {
         self.stale_since.load().as_ref().map(|since| since.elapsed())
     }
 
-    /// The tenants of which the registry has come to say something else since they were last taken, once
-    /// there are any: their entries, their aliases, the certificates bound to them. For one who waits.
+    /// The tenants of which the registry has come to say something else since they were last taken,
+    /// once there are any: their entries, their aliases, the certificates bound to them. For one
+    /// who waits.
     pub(crate) async fn changed(&self) -> HashSet<TenantId> {
         loop {
             let taken =

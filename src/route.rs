@@ -1,5 +1,5 @@
-//! Where a session leads: a pure decision over what was proved, what the client stated, and what the
-//! registry knows of the proved tenants.
+//! Where a session leads: a pure decision over what was proved, what the client stated, and what
+//! the registry knows of the proved tenants.
 //!
 //! What a client states selects nothing by itself. It has to agree: a name that belongs to none of
 //! the session's own tenants is refused, no matter whose it is. One that is the id of one of them
@@ -7,8 +7,8 @@
 //! exactly one. Only the session's own tenants are looked up, so no answer tells of another's
 //! existence.
 //!
-//! [`Route::resolve`] is the only way to a [`Route`], and nothing is dialled without one. The Routed
-//! stage calls it.
+//! [`Route::resolve`] is the only way to a [`Route`], and nothing is dialled without one. The
+//! Routed stage calls it.
 
 use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
@@ -125,7 +125,7 @@ pub(crate) enum Closed {
     /// Its database is in a region that is not served here.
     #[error("the placement's region is not served here")]
     OtherRegion,
-    /// Its database is nobody knows where, and only some regions are served here.
+    /// Its placement has no region, and only some regions are served here.
     #[error("the placement says no region")]
     NoRegion,
     /// No role of OpenBAO's is for that access.
@@ -167,12 +167,12 @@ pub(crate) struct Route {
 }
 
 impl Route {
-    /// The one route of an identity, or none. `token` is the hash of what the lease is asked for with,
-    /// if it is asked for with the session's own token.
+    /// The one route of an identity, or none. `token` is the hash of what the lease is asked for
+    /// with, if it is asked for with the session's own token.
     ///
     /// # Errors
-    /// When the identity has no tenant that the registry serves here, or several, or what the client
-    /// states is of none of them.
+    /// When the identity has no tenant that the registry serves here, or several, or what the
+    /// client states is of none of them.
     pub(crate) fn resolve(
         identity: &Identity,
         startup: &Startup,
@@ -252,8 +252,8 @@ impl Hash for Route {
     }
 }
 
-/// The role to lease from, if the tenant is served here, for that access, and takes the settings: what
-/// a database does not take is known before a lease is spent on it.
+/// The role to lease from, if the tenant is served here, for that access, and takes the settings:
+/// what a database does not take is known before a lease is spent on it.
 fn open<'t>(
     tenant: &'t Tenant,
     access: Access,

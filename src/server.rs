@@ -43,8 +43,8 @@ pub enum ServeError {
     Start(String),
 }
 
-/// The control runtime, before there is anything to control. From here on no signal ends the process by
-/// itself: one that comes while the configuration is read is heeded once pgsilo serves.
+/// The control runtime, before there is anything to control. From here on no signal ends the
+/// process by itself: one that comes while the configuration is read is heeded once pgsilo serves.
 #[derive(Debug)]
 pub struct Control {
     runtime: Runtime,
@@ -71,8 +71,8 @@ impl Control {
         Ok(Control { runtime, signals })
     }
 
-    /// Serves until SIGTERM or SIGINT has come and every session has ended. `log` is where `tracing`
-    /// puts the lines of this process.
+    /// Serves until SIGTERM or SIGINT has come and every session has ended. `log` is where
+    /// `tracing` puts the lines of this process.
     ///
     /// # Errors
     /// When a listener cannot be bound or the process cannot be set up; not later.
@@ -131,8 +131,9 @@ async fn run(opened: Opened, log: LogQueue, mut signals: Signals) -> Result<(), 
     Ok(())
 }
 
-/// Ends every session: the idle after a second of silence, transactions within the time they have. Connections
-/// that still come are told that pgsilo is shutting down. A second signal cuts it short: whether one came.
+/// Ends every session: the idle after a second of silence, transactions within the time they have.
+/// Connections that still come are told that pgsilo is shutting down. A second signal cuts it
+/// short: whether one came.
 async fn drain(proxy: &'static Proxy, tasks: &TaskTracker, signals: &mut Signals) -> bool {
     let patience = proxy.limits().drain_timeout;
     let (connections, busy) = (tasks.len(), proxy.sessions.busy());

@@ -1,9 +1,9 @@
 //! Who is here: each running session, found by its tenant, and the places that sessions have.
 //!
-//! A session is in the directory from its splice to its end. What may end it wakes it by name of its
-//! tenant, so that a change of one tenant costs the sessions of others nothing; how far it has come is
-//! read here without asking it. A place is taken when a session is routed, before anything is leased
-//! for it, and given back when it ends. No lock is held across an await.
+//! A session is in the directory from its splice to its end. What may end it wakes it by name of
+//! its tenant, so that a change of one tenant costs the sessions of others nothing; how far it has
+//! come is read here without asking it. A place is taken when a session is routed, before anything
+//! is leased for it, and given back when it ends. No lock is held across an await.
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -47,7 +47,8 @@ pub(crate) struct Session {
     changed: Notify,
 }
 
-/// A session's share of the limits on all sessions and on its tenant's, released when it is dropped.
+/// A session's share of the limits on all sessions and on its tenant's, released when it is
+/// dropped.
 #[derive(Debug)]
 pub(crate) struct SessionPermit {
     sessions: &'static Sessions,
@@ -160,9 +161,9 @@ impl OfTenant {
 }
 
 impl Session {
-    /// Resolves when anything has changed that may end this session: its tenant's entry, the list of
-    /// those denied, the authorities of clients' certificates, that pgsilo stops, or the time, by a
-    /// suspension of the machine. Made before one looks, it misses nothing.
+    /// Resolves when anything has changed that may end this session: its tenant's entry, the list
+    /// of those denied, the authorities of clients' certificates, that pgsilo stops, or the time,
+    /// by a suspension of the machine. Made before one looks, it misses nothing.
     pub(crate) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
     }
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_behind_the_look_is_not_missed() {
+    fn a_change_after_subscribing_is_not_missed() {
         let sessions = sessions(1);
         let running = sessions.begin(&id("acme"), Trail::new(None));
         let mut changed = pin!(running.changed());

@@ -7,9 +7,10 @@
 //! peer would not take yet, and reads no more until that is gone.
 //!
 //! It also bounds what a session may keep a transaction open for, whatever the session sends: a
-//! bound in the database itself is the session's to lift. For that a session has one timer, set when it
-//! begins something, looked at when it is due, and gone when it finds the session idle: so a session that
-//! has done something holds it for as long as the shorter of the two bounds, with the defaults an hour.
+//! bound in the database itself is the session's to lift. For that a session has one timer, set
+//! when it begins something, looked at when it is due, and gone when it finds the session idle: so
+//! a session that has done something holds it for as long as the shorter of the two bounds, with
+//! the defaults an hour.
 
 mod age;
 mod conversation;
@@ -148,8 +149,8 @@ enum Source {
     Ended(Option<io::Error>),
 }
 
-/// How far a session has come, and what will end it, for those who ask from outside. The relay alone
-/// writes it.
+/// How far a session has come, and what will end it, for those who ask from outside. The relay
+/// alone writes it.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     to_backend: AtomicU64,
@@ -202,9 +203,9 @@ impl From<Ending> for End {
 }
 
 impl<'c> Relay<'c> {
-    /// With `intercepts_terminate`, a Terminate is not forwarded if the database owes no answer. The
-    /// session's age is its authority's to limit; all other limits are checked here. A side that has
-    /// answered nothing for `dead_peer_timeout` has ended.
+    /// With `intercepts_terminate`, a Terminate is not forwarded if the database owes no answer.
+    /// The session's age is its authority's to limit; all other limits are checked here. A side
+    /// that has answered nothing for `dead_peer_timeout` has ended.
     pub(crate) fn new(
         frontend: &'c mut Frontend,
         backend: &'c mut Stream,
@@ -246,8 +247,9 @@ impl<'c> Relay<'c> {
         }
     }
 
-    /// Tells the client how it ended, and closes the database's connection. What comes once in a session is boxed,
-    /// here and below: what an idle one holds is as large as the largest that it may become.
+    /// Tells the client how it ended, and closes the database's connection. What comes once in a
+    /// session is boxed, here and below: what an idle one holds is as large as the largest that it
+    /// may become.
     pub(crate) async fn end(&mut self, ending: Ending, session: impl std::fmt::Display) {
         let message = ending.message(session).filter(|_| self.can_tell()).unwrap_or_default();
         let Relay { frontend, backend, up, conversation, is_reusable, .. } = self;
@@ -276,7 +278,8 @@ impl<'c> Relay<'c> {
             let mut termination = pin!(terminator.next_before(None));
             let mut notice: Option<Box<Notice>> = None;
             let mut late: Option<Pin<Box<_>>> = None;
-            // When to look again whether the silence is long enough, and since when it was so looked at.
+            // When to look again whether the silence is long enough, and since when it was so
+            // looked at.
             let mut look: Option<Pin<Box<Sleep>>> = None;
             let mut judged: Option<Instant> = None;
             let mut idle = self.limits.idle.map(|timeout| Box::pin(sleep(timeout)));
@@ -357,7 +360,7 @@ impl<'c> Relay<'c> {
 
     /// Whether the session has been in the middle of something for too long.
     fn judge(&self) -> Verdict {
-        // Outside a transaction nobody waits in one, whatever else is not certain.
+        // Outside a transaction the client cannot be waiting in one, whatever else is uncertain.
         let waits =
             !self.conversation.is_busy() && !self.conversation.is_outside() && self.can_tell();
         let phase = match (self.is_idle(), waits) {
@@ -368,8 +371,8 @@ impl<'c> Relay<'c> {
         self.age.judge(&self.limits, phase, Instant::now())
     }
 
-    /// Moves what can be moved, answers first. With `wants_quiet` a silence is told of, but not the one
-    /// that was `judged`.
+    /// Moves what can be moved, answers first. With `wants_quiet` a silence is told of, but not the
+    /// one that was `judged`.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -463,9 +466,9 @@ impl<'c> Relay<'c> {
         }
     }
 
-    /// Whether the database surely does and holds nothing for the session, but for what lasts as long
-    /// as a session does. What the client has not taken yet holds the database up, too: an answer, or a
-    /// notification, that stands for all later ones of the cluster.
+    /// Whether the database surely does and holds nothing for the session, but for what lasts as
+    /// long as a session does. What the client has not taken yet holds the database up, too: an
+    /// answer, or a notification, that stands for all later ones of the cluster.
     fn is_idle(&self) -> bool {
         !self.conversation.may_be_busy() && self.conversation.is_outside() && self.can_tell()
     }

@@ -1,9 +1,9 @@
 //! A connected socket of any kind that pgsilo speaks through, in clear or under TLS.
 //!
-//! One enum rather than a trait object: the relay polls it for every chunk. It holds no buffer
-//! of its own, so what was not asked for stays with the kernel (or inside rustls). Opening a
-//! connection is not done here: the listener accepts, `backend.rs` dials. A connection to a database
-//! can be detached: taken from one event loop and resumed on another.
+//! One enum rather than a trait object: the relay polls it for every chunk. It holds no buffer of
+//! its own, so what was not asked for stays with the kernel (or inside rustls). Opening a
+//! connection is not done here: the listener accepts, `backend.rs` dials. A connection to a
+//! database can be detached: taken from one event loop and resumed on another.
 
 mod diag;
 mod peer;
@@ -85,7 +85,7 @@ impl Stream {
         }
     }
 
-    /// Whether bytes have come that nobody has read yet. Of a TLS stream: false.
+    /// Whether bytes have arrived that were not read yet. Of a TLS stream: false.
     pub(crate) fn has_unread(&self) -> bool {
         let mut byte = [0; 1];
         let read = match self {
@@ -129,7 +129,7 @@ pub(crate) enum DetachedStream {
 }
 
 impl DetachedStream {
-    /// Whether it is open and nothing has come on it that nobody has read, as far as this machine knows.
+    /// Whether it is open and no unread bytes have arrived, as far as this machine knows.
     pub(crate) fn is_silent(&self) -> bool {
         let socket = match self {
             DetachedStream::Tcp(tcp) => SockRef::from(tcp),

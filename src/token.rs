@@ -1,6 +1,6 @@
 //! Tokens: what a client shows, and the claims that a verified one makes.
 //!
-//! A [`Token`] is bytes that nobody believes. [`Verifier::verify`] is the only way from
+//! A [`Token`] is unverified bytes. [`Verifier::verify`] is the only way from
 //! it to [`Claims`]: the signature is checked by jsonwebtoken, everything around it
 //! (shape, header, which key, which algorithm, every claim) strictly here. The algorithm
 //! comes from the key and the issuer's list, never from the token. Nothing is said about
@@ -101,8 +101,8 @@ impl Claims {
         (&self.issuer, &self.subject, self.token_id.as_ref())
     }
 
-    /// The memberships, at least one, each once, in the token's order. `known` says which tenant a word
-    /// means, be it an id or an alias; what it does not know may still be an id.
+    /// The memberships, at least one, each once, in the token's order. `known` says which tenant a
+    /// word means, be it an id or an alias; what it does not know may still be an id.
     ///
     /// # Errors
     /// When a word means nothing, or a tenant that the issuer may not speak for.
@@ -241,8 +241,8 @@ pub enum TokenError {
     /// `kid` is absent where there are several keys, or the issuer has no such key.
     #[error("unknown key")]
     KeyUnknown,
-    /// `kid` is none of the keys in force, and whether it is new cannot be found out: the look at the
-    /// issuer's source failed.
+    /// `kid` is none of the keys in force, and whether it is new cannot be found out: the look at
+    /// the issuer's source failed.
     #[error("unknown key, and the issuer cannot be asked whether it is new")]
     KeyUnchecked,
     /// The signature is not the chosen key's over these bytes.
@@ -301,8 +301,8 @@ pub enum TokenError {
 pub struct Rejected {
     /// The reason.
     pub error: TokenError,
-    /// What was found and what was expected, for operators only; of one value at most 80 characters.
-    /// Anybody may have written it.
+    /// What was found and what was expected, for operators only; of one value at most 80
+    /// characters. Anybody may have written it.
     pub detail: String,
     /// Whether the signature was good. Only then may a client learn the reason, and only
     /// then is anything of the token believed.
@@ -352,8 +352,8 @@ impl Verifier {
     }
 
     /// Verifies a token now. If it names a key that its issuer does not have, the issuer's source
-    /// is looked at once more, as soon as it may be, and the token verified again: so a new key works
-    /// from its first token on. Strangers can ask for that; see `refresh_gate.rs`.
+    /// is looked at once more, as soon as it may be, and the token verified again: so a new key
+    /// works from its first token on. Strangers can ask for that; see `refresh_gate.rs`.
     pub async fn identify(&self, token: &Token) -> Result<Claims, Rejected> {
         let verdict = self.verify(token, SystemTime::now());
         if !verdict.as_ref().is_err_and(Rejected::names_an_unknown_key) {
@@ -428,8 +428,8 @@ impl Verifier {
     }
 }
 
-/// The header and `iss` are not believed here: they only choose whose signature to check, among keys
-/// that are all trusted.
+/// The header and `iss` are not believed here: they only choose whose signature to check, among
+/// keys that are all trusted.
 fn judged(
     token: &Token,
     parts: &strict::Parts,

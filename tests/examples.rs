@@ -238,7 +238,7 @@ fn the_readmes_configuration_needs_nothing_more() {
 
 /// Every table that has defaults, left out, means what the example shows.
 #[test]
-fn what_is_left_out_is_what_the_example_says() {
+fn defaults_are_those_of_the_example() {
     let folder = Folder::new();
     let full = folder.load().unwrap();
     let text = folder.read("pgsilo.toml");
@@ -402,7 +402,7 @@ fn reuse_needs_a_pool() {
 
 /// Under session authority OpenBAO reads the token for itself.
 #[test]
-fn words_of_issuers_own_are_said_where_openbao_must_know_them_too() {
+fn issuers_own_values_cause_a_warning_under_session_authority() {
     let folder = Folder::new();
     for (from, to) in [
         ("auth = { approle", "# auth = { approle"),
@@ -424,7 +424,7 @@ fn words_of_issuers_own_are_said_where_openbao_must_know_them_too() {
 }
 
 #[test]
-fn what_is_unwise_is_said() {
+fn unwise_settings_cause_warnings() {
     let mut wrong = String::new();
     for (from, to, expected) in WARNINGS {
         let folder = Folder::new();
@@ -439,7 +439,7 @@ fn what_is_unwise_is_said() {
 }
 
 #[test]
-fn a_secret_that_everybody_can_read_is_said() {
+fn world_readable_secrets_cause_a_warning() {
     let folder = Folder::new();
     for name in ["secret-id", "server.key"] {
         let open = std::fs::Permissions::from_mode(0o644);
@@ -457,7 +457,7 @@ fn a_secret_that_everybody_can_read_is_said() {
 }
 
 #[test]
-fn files_that_are_no_text_are_said() {
+fn binary_files_are_reported() {
     let folder = Folder::new();
     folder.write("pgsilo.toml", b"# fine\n# \xff\n");
     assert_eq!(folder.open().unwrap_err(), "pgsilo.toml:2: not UTF-8; save the file as UTF-8");

@@ -123,7 +123,7 @@ fn a_stage_is_made_of_the_one_before_it_and_of_nothing_else() {
 }
 
 #[test]
-fn what_happens_once_in_the_chain_is_called_once() {
+fn steps_that_happen_once_in_the_chain_have_one_caller() {
     holds(
         rules::called_once,
         &[

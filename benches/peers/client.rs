@@ -7,7 +7,7 @@ use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 use crate::contenders::Contender;
 use crate::testbed::Testbed;
 
-/// A session with a contender; the password is asked for by whoever opens many.
+/// A session with a contender; the password is computed once by a caller that opens many.
 pub(crate) async fn enter(contender: &Contender, testbed: &Testbed, secret: &str) -> Raw {
     let mut client = match contender.tls {
         true => Raw::tls_of(&testbed.world, contender.address).await,

@@ -204,8 +204,8 @@ impl Contenders {
     }
 }
 
-/// Those that many sessions can be held through, in front of a stand-in for a database, and for pgsilo
-/// one for OpenBAO: PostgreSQL makes a role the slower, the more of a tenant there are.
+/// Those that many sessions can be held through, in front of a stand-in for a database, and for
+/// pgsilo one for OpenBAO: PostgreSQL makes a role the slower, the more of a tenant there are.
 #[derive(Debug)]
 pub(crate) struct Many {
     pub(crate) direct: Contender,

@@ -1,5 +1,6 @@
-//! What the users of a connection pool notice when its sessions end: pools as docs/pools.md sets them up,
-//! whose connections are in use all the time or half of it, and a bound on the age of sessions.
+//! What the users of a connection pool notice when its sessions end: pools as docs/pools.md sets
+//! them up, whose connections are in use all the time or half of it, and a bound on the age of
+//! sessions.
 
 use std::path::Path;
 use std::process::Stdio;

@@ -68,7 +68,7 @@ fn main() {
         .enable_all()
         .build()
         .expect("a runtime");
-    // These stand on ground of their own, and nobody else stands there.
+    // These have a fixture of their own, without other contenders.
     if matches!(only.as_str(), "neighbour" | "endings") {
         runtime.block_on(async {
             let mut report = Report::of_pgsilo(plan);
@@ -99,12 +99,12 @@ fn main() {
         if wants("scale") {
             scale::run(plan, &testbed, &mut report).await;
         }
-        // For whoever works on the relay.
+        // For work on the relay.
         if !only.is_empty() && wants("relays") {
             relays::run(plan, &testbed, &contenders, &mut report).await;
         }
         report.goals_in_lines();
-        // A part of the benchmark is for whoever works on that part.
+        // A part of the benchmark is for work on that part.
         let name = match only.as_str() {
             "" => "bench",
             "relays" => "relays",

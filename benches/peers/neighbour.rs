@@ -2,7 +2,8 @@
 //! logins, quiet and under each, with the sandbox's own PostgreSQL and OpenBAO.
 //!
 //! The attacks are the parts' own: nothing stands in for a database or an OpenBAO but where the
-//! attacker is the database. Each meets a pgsilo of its own, so that nothing of one reaches the next.
+//! attacker is the database. Each meets a pgsilo of its own, so that nothing of one reaches the
+//! next.
 
 mod admin;
 mod arena;

@@ -1,5 +1,5 @@
-//! pgsilo's relay beside bare ones, which do nothing but move bytes: through one buffer of a thread, by
-//! splice(2), by io_uring. Not for goals: to know what the way of moving costs.
+//! pgsilo's relay beside bare ones, which do nothing but move bytes: through one buffer of a
+//! thread, by splice(2), by io_uring. Not for goals: to know what the way of moving costs.
 
 use std::process::Command;
 

@@ -40,7 +40,7 @@ pub(crate) fn play(
         .collect();
     for round in 0..rounds {
         for number in 0..scores.len() {
-            // Whoever comes first in one round comes last in the next.
+            // The first one of a round is the last of the next.
             let number = (number + round) % scores.len();
             let score = &mut scores[number];
             score.turns.push(quiet(|| take(&score.contender, &mut turn)));

@@ -1,5 +1,5 @@
-//! Many idle sessions and one that works among them: what each costs must not depend on how many there
-//! are.
+//! Many idle sessions and one that works among them: what each costs must not depend on how many
+//! there are.
 
 use std::time::Instant;
 
@@ -20,7 +20,8 @@ const AT_ONCE: usize = 16;
 const WARM_UP: usize = 50;
 /// Queries of the one that works, for each look and second of a turn.
 const QUERIES: usize = 3000;
-/// Descriptors that are not for these sessions: the warm-up's, and what programs keep for themselves.
+/// Descriptors that are not for these sessions: the warm-up's, and what programs keep for
+/// themselves.
 const SPARE: usize = 1000;
 
 /// What was seen at one look.

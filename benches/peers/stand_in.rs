@@ -1,5 +1,5 @@
-//! A database that does nothing but answer, for more sessions than a PostgreSQL has processes for, and
-//! an OpenBAO that grants at once, for as many leases.
+//! A database that does nothing but answer, for more sessions than a PostgreSQL has processes for,
+//! and an OpenBAO that grants at once, for as many leases.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,8 +1,10 @@
-//! A tenant that grants something of its own to each leased role of its neighbour as soon as that is made, so
-//! that PostgreSQL drops none of them, beside the neighbour's sessions; and the audit, by its timer.
+//! A tenant that grants something of its own to each leased role of its neighbour as soon as that
+//! is made, so that PostgreSQL drops none of them, beside the neighbour's sessions; and the audit,
+//! by its timer.
 //!
-//! What must come of it: no role of a session that ended can log in, OpenBAO has nothing to try again, and
-//! the next audit leaves none. What it costs the neighbour is printed. `AUDIT=never`: without the timer.
+//! What must come of it: no role of a session that ended can log in, OpenBAO has nothing to try
+//! again, and the next audit leaves none. What it costs the neighbour is printed. `AUDIT=never`:
+//! without the timer.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -77,7 +79,7 @@ pub(crate) async fn soak(minutes: usize, at_once: usize) -> String {
     conclude(report).await
 }
 
-/// Nobody can use what is left, OpenBAO has given nothing up, and an audit leaves none.
+/// Roles that are left cannot log in, OpenBAO has given nothing up, and an audit leaves none.
 async fn conclude(mut report: String) -> String {
     assert_eq!(world().usable_roles_like(NEIGHBOURS).await, 0, "somebody may still log in");
     report += "roles of the neighbour that anybody can use: 0\n";
@@ -123,7 +125,7 @@ async fn audit_by_timer(over: Arc<AtomicBool>, audits: bool) {
     }
 }
 
-/// Grants to whoever there is, without a pause; to how many.
+/// Grants to every leased role, without a pause; returns to how many.
 async fn grant(proxy: Arc<Proxy>, over: Arc<AtomicBool>) -> usize {
     let token = mint::token_with("acme", json!({ "exp": mint::now() + 7200 }));
     let acme = proxy.connect(&token, "acme").await.expect("served");

@@ -1,6 +1,6 @@
-//! What a stranger shows to a listener that asks for certificates: chains that anybody can make, and
-//! that take long to be found wanting. Its authority has the name that rcgen gives where none is
-//! said, as those of the tests and benchmarks do, which strangers may use as well.
+//! What a stranger shows to a listener that asks for certificates: chains that anybody can make,
+//! and that take long to be found wanting. Its authority has the name that rcgen gives where none
+//! is said, as those of the tests and benchmarks do, which strangers may use as well.
 
 use std::sync::Arc;
 
@@ -15,8 +15,9 @@ use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 pub(crate) enum Chain {
     /// So many authorities of the listener's name, each with a key of its own.
     Keys(usize),
-    /// Two certificates of another name and one key, and two of the listener's name and one key, each
-    /// of which may have signed either of the others. No four that are looked at have more orders.
+    /// Two certificates of another name and one key, and two of the listener's name and one key,
+    /// each of which may have signed either of the others. No four that are looked at have more
+    /// orders.
     Pairs,
 }
 
@@ -73,7 +74,7 @@ pub(crate) fn client(
     }
 }
 
-/// Believes whoever answers.
+/// Accepts every certificate.
 #[derive(Debug)]
 struct Anybody(Arc<CryptoProvider>);
 

@@ -28,7 +28,7 @@ pub(crate) fn install() -> Result<PrometheusHandle, String> {
 }
 
 /// Folds the histograms' samples together now and then: without it they would pile up for as
-/// long as nobody scrapes.
+/// long as they are not scraped.
 pub(crate) async fn tidy(handle: PrometheusHandle) {
     let mut ticks = tokio::time::interval(TIDY_INTERVAL);
     loop {

@@ -1,10 +1,10 @@
 //! Whether a login is bound to its TLS channel: what is said to a database that asks for SCRAM.
 //!
-//! Somebody in the middle has TLS with pgsilo and TLS with the database, and relays the login. The
-//! database's certificate is not theirs, so a proof over its hash (RFC 5929, `tls-server-end-point`)
-//! is not good for their channel. What they can do is take the offer of it away, or show a
-//! certificate that has no such hash; so over TLS nobody is ever told that pgsilo could not have
-//! bound it (`n`, RFC 5802, section 6), but for a server whose certificate was verified in full.
+//! A man in the middle has TLS with pgsilo and TLS with the database, and relays the login. The
+//! database's certificate is not his, so a proof over its hash (RFC 5929, `tls-server-end-point`)
+//! is not good for his channel. What he can do is take the offer of it away, or present a
+//! certificate that has no such hash; so over TLS only a server whose certificate was verified in
+//! full is told that pgsilo could not have bound it (`n`, RFC 5802, section 6).
 
 use pgsilo_core::registry::ChannelBinding;
 use postgres_protocol::authentication::sasl::{
@@ -22,7 +22,7 @@ pub(super) enum Channel {
     Tls {
         /// Of its certificate, where the certificate's signature has a hash to take.
         end_point: Option<Vec<u8>>,
-        /// Its chain and its name were good: it is nobody in the middle.
+        /// Its chain and its name were good: there is no man in the middle.
         verified_in_full: bool,
         /// What the placement says.
         demand: ChannelBinding,
@@ -81,7 +81,7 @@ mod tests {
     /// Every channel that there is, and what is said to a server: the mechanism and the first byte
     /// of the GS2 header.
     #[test]
-    fn over_tls_nobody_who_was_not_verified_in_full_is_told_that_it_cannot_be_bound() {
+    fn unbound_is_said_over_tls_only_after_full_verification() {
         use ChannelBinding::{Prefer, Require};
         const PLUS: &[&str] = &["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"];
         const PLAIN: &[&str] = &["SCRAM-SHA-256"];

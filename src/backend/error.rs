@@ -61,9 +61,9 @@ impl From<ErrorFields> for BackendError {
     }
 }
 
-/// A server with no connection left says so before it looks at the database (`InitProcess` in `proc.c`,
-/// `ProcessStartupPacket` where even the processes are used up) or keeps the last ones back
-/// (`InitPostgres` in `postinit.c`); limits of a database or a role are looked at elsewhere.
+/// A server with no connection left says so before it looks at the database (`InitProcess` in
+/// `proc.c`, `ProcessStartupPacket` where even the processes are used up) or keeps the last ones
+/// back (`InitPostgres` in `postinit.c`); limits of a database or a role are looked at elsewhere.
 fn full_scope(routine: &str) -> FullScope {
     match routine {
         "InitProcess" | "InitPostgres" | "ProcessStartupPacket" | "BackendInitialize" => {

@@ -1,9 +1,9 @@
-//! SCRAM's hashing, off the event loops: how much of it a login takes is the database's to say, which
-//! may be a tenant's own.
+//! SCRAM's hashing, off the event loops: how much of it a login takes is the database's to say,
+//! which may be a tenant's own.
 //!
-//! It has threads of its own, one for each processor and two at least, which step back where an event
-//! loop has something to do. A tenant has half of them at most: whatever its database asks for, the
-//! logins of others go on. Called by `login.rs`.
+//! It has threads of its own, one for each processor and two at least, which step back where an
+//! event loop has something to do. A tenant has half of them at most: whatever its database asks
+//! for, the logins of others go on. Called by `login.rs`.
 
 use std::collections::HashMap;
 use std::io;
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_tenant_leaves_threads_to_others() {
+    async fn one_tenant_cannot_occupy_all_hashing_threads() {
         let hashers: &'static Hashers = Box::leak(Box::new(Hashers::start().unwrap()));
         let (acme, globex) = ["acme", "globex"].map(|id| TenantId::parse(id).unwrap()).into();
         let (begun, begins) = mpsc::channel();
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_panics_is_told_and_gives_its_place_back() {
+    async fn a_panic_is_reported_and_releases_its_permit() {
         let acme = TenantId::parse("acme").unwrap();
         for _ in 0..64 {
             let broken: Result<(), HashError> = hash(&acme, || panic!("of a test")).await;

@@ -57,8 +57,8 @@ impl Attachment {
 }
 
 impl IdleBackend {
-    /// Sends a Terminate, and waits until the database has closed the connection: its process has freed
-    /// the connection slot by then.
+    /// Sends a Terminate, and waits until the database has closed the connection: its process has
+    /// freed the connection slot by then.
     pub(crate) async fn terminate(self) -> io::Result<()> {
         let mut stream = self.stream.resume()?;
         stream.write_all(&message::TERMINATE).await?;
@@ -71,9 +71,9 @@ impl IdleBackend {
         self.process.pid()
     }
 
-    /// Moves to the event loop that this runs on, if the connection is alive and its database is sealed
-    /// for the tenant of the route, which must be the one that it was dialled for. The seal is not read
-    /// again within `check_delay`, if nothing has arrived since.
+    /// Moves to the event loop that this runs on, if the connection is alive and its database is
+    /// sealed for the tenant of the route, which must be the one that it was dialled for. The seal
+    /// is not read again within `check_delay`, if nothing has arrived since.
     pub(crate) async fn resume(
         self,
         route: &Arc<Route>,
@@ -86,7 +86,8 @@ impl IdleBackend {
         let stream = stream.resume()?;
         let mut connection = Connection::new(stream, route, process.redial.clone());
         connection.version = history.version;
-        // Settings that a reload has changed meanwhile are reported here, and become part of the greeting.
+        // Settings that a reload has changed meanwhile are reported here, and become part of the
+        // greeting.
         history.sealed = BootTime::now();
         connection.check_seal(route.tenant().id(), &mut greeting).await?;
         Ok(Attachment { stream: connection.into_stream()?, process, greeting, history })

@@ -1,8 +1,9 @@
 //! The login to a tenant's database with a leased credential.
 //!
-//! Invariant: an [`Attachment`] exists only after the server proved that it knows the credential (SCRAM's
-//! server signature; md5 and cleartext only where the placement allows them) and after its catalog named
-//! the tenant that was asked for (`seal.rs`). None of a server's text reaches a client.
+//! Invariant: an [`Attachment`] exists only after the server proved that it knows the credential
+//! (SCRAM's server signature; md5 and cleartext only where the placement allows them) and after its
+//! catalog named the tenant that was asked for (`seal.rs`). None of a server's text reaches a
+//! client.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,8 +31,8 @@ const MAX_SCRAM_ITERATIONS: u32 = 100_000;
 const GONE: Duration = Duration::from_secs(1);
 
 impl Connection {
-    /// Logs in as the leased role, with the route's settings, and reads the seal. One that is refused for
-    /// want of connections is one itself for a moment, which is waited for.
+    /// Logs in as the leased role, with the route's settings, and reads the seal. One that is
+    /// refused for want of connections is one itself for a moment, which is waited for.
     pub(crate) async fn log_in(
         mut self,
         credential: &Credential,
@@ -160,8 +161,9 @@ impl Connection {
         Ok((Process { key, redial: self.redial.clone() }, greeting))
     }
 
-    /// Takes note of the server's version, and refuses one under which a leased role does not become
-    /// its owner's. One that says nothing of its version is a fork; one that does is taken at its word.
+    /// Takes note of the server's version, and refuses one under which a leased role does not
+    /// become its owner's. One that says nothing of its version is a fork; one that does is taken
+    /// at its word.
     fn check_version(&mut self, greeting: &[u8]) -> Result<(), BackendError> {
         self.version = ServerVersion::of(greeting);
         match self.version.and_then(|is| Some((is, is.needs()?))) {

@@ -1,5 +1,5 @@
-//! Messages of a connection that no session has yet, read and written whole: bounded, however much a
-//! server says.
+//! Messages of a connection that no session has yet, read and written whole: bounded, however much
+//! a server says.
 
 use std::io;
 
@@ -13,8 +13,8 @@ use crate::stream::Stream;
 
 /// The longest message that a database may send before its first ReadyForQuery, in bytes.
 const MAX_MESSAGE: usize = 64 * 1024;
-/// The most that all of its messages may come to before then, or until a question of ours is answered,
-/// in bytes.
+/// The most that all of its messages may come to before then, or until a question of ours is
+/// answered, in bytes.
 const MAX_LOGIN: usize = 256 * 1024;
 /// A message's tag and length.
 const HEADER: usize = 5;

@@ -20,9 +20,9 @@ impl Attachment {
     /// not as a new one would be; and its role may still connect and be what it is.
     ///
     /// `DISCARD ALL` ends cursors, prepared statements, settings, LISTEN, advisory locks, plans,
-    /// temporary tables, sequences' state; docs/operations.md says what it does not reach. It may not
-    /// stand in one query with others, and of the role that a login begins with, where one is set for
-    /// the user, not every fork keeps: so that is set again.
+    /// temporary tables, sequences' state; docs/operations.md says what it does not reach. It may
+    /// not stand in one query with others, and of the role that a login begins with, where one is
+    /// set for the user, not every fork keeps: so that is set again.
     ///
     /// # Errors
     /// It is lost, the database refused, or something is not as it was: it may not be used again.
@@ -68,8 +68,8 @@ impl Attachment {
     }
 }
 
-/// Each setting that a greeting tells of, and its value; `None` if a name is not one of PostgreSQL's,
-/// or there is none.
+/// Each setting that a greeting tells of, and its value; `None` if a name is not one of
+/// PostgreSQL's, or there is none.
 pub(super) fn told(greeting: &[u8]) -> Option<BTreeMap<&str, &[u8]>> {
     let mut told = BTreeMap::new();
     for (tag, body) in message::split(greeting) {
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_setting_that_is_told_twice_the_last_counts() {
+    fn the_last_value_of_a_repeated_setting_counts() {
         let greeting =
             greeting(&[("TimeZone", "UTC"), ("DateStyle", "ISO"), ("TimeZone", "Asia/Tokyo")]);
         let told = told(&greeting).expect("names");
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_would_have_to_be_quoted_is_not_asked_for() {
+    fn a_setting_whose_name_needs_quoting_is_not_queried() {
         for name in ["a'b", "a\\b", "a,b", "{a}", "a b", "\u{e9}", ""] {
             assert_eq!(told(&greeting(&[(name, "x")])), None, "{name:?}");
         }

@@ -1,7 +1,7 @@
 //! Whose a database is, asked of the database; and how anything is asked there by pgsilo itself.
 //!
-//! The seal is a setting of the database that its tenant cannot change. It is read from the catalog of
-//! a connection that is logged in, under settings of its own.
+//! The seal is a setting of the database that its tenant cannot change. It is read from the catalog
+//! of a connection that is logged in, under settings of its own.
 
 use aws_lc_rs::rand;
 use pgsilo_core::names::SEAL;
@@ -32,8 +32,8 @@ pub(super) fn seal_query(nonce: &str) -> String {
 }
 
 impl Connection {
-    /// Reads the seal, which must be the tenant's. Settings that the database tells of meanwhile become
-    /// part of the greeting.
+    /// Reads the seal, which must be the tenant's. Settings that the database tells of meanwhile
+    /// become part of the greeting.
     pub(super) async fn check_seal(
         &mut self,
         tenant: &TenantId,
@@ -49,18 +49,18 @@ impl Connection {
         Ok(())
     }
 
-    /// Runs statements and a question behind them, each on its own but all sent at once; the rows of
-    /// the last answer, each one text. `told` is given the settings that are told between, as bodies of
-    /// ParameterStatus; notices of our own questions are nobody's.
+    /// Runs statements and a question behind them, each on its own but all sent at once; the rows
+    /// of the last answer, each one text. `told` is given the settings that are told between, as
+    /// bodies of ParameterStatus; notices about our own queries are dropped.
     ///
-    /// The question is asked in a transaction of its own, with settings of its own: those of the client,
-    /// its role and its database may let no statement finish, or have it wait for other transactions. One
-    /// that is cancelled in spite of that, by a time-out that was in force until it was set aside, is
-    /// asked again.
+    /// The question is asked in a transaction of its own, with settings of its own: those of the
+    /// client, its role and its database may let no statement finish, or have it wait for other
+    /// transactions. One that is cancelled in spite of that, by a time-out that was in force until
+    /// it was set aside, is asked again.
     ///
-    /// The question is made of something that nobody can know, and every row of its answer must begin
-    /// with that: so what is read is the answer to this question, and not to one that was asked here
-    /// before, nor the invention of whoever was here before. Nothing is left unread.
+    /// The query contains an unpredictable value, with which every row of its answer must begin: so
+    /// what is read is the answer to this query, and not to an earlier one, nor made up by an
+    /// earlier session. Nothing is left unread.
     pub(super) async fn ask(
         &mut self,
         statements: &[&str],
@@ -130,7 +130,8 @@ impl Connection {
         Ok(cancelled.map_or(Answer::Rows(rows), Answer::Cancelled))
     }
 
-    /// Of a transaction in which no setting of the session's is in the way. What may end it comes first.
+    /// Of a transaction in which no setting of the session's is in the way. What may end it comes
+    /// first.
     fn own_settings(&self) -> String {
         let bounded = self.version.is_some_and(ServerVersion::bounds_transactions);
         let timeout = if bounded { "SET LOCAL transaction_timeout TO 0; " } else { "" };
@@ -148,8 +149,8 @@ enum Answer {
     Cancelled(ErrorFields),
 }
 
-/// A time-out of the session's own settings has cancelled the question, or ended the connection, before it
-/// could be set aside.
+/// A time-out of the session's own settings has cancelled the question, or ended the connection,
+/// before it could be set aside.
 fn ended_by_setting(error: BackendError) -> BackendError {
     match error {
         BackendError::Said { sqlstate, text }
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_greeting_that_is_told_anew_does_not_grow() {
+    fn repeated_settings_replace_each_other_in_the_greeting() {
         let greeting =
             messages(&[(b'N', "welcome"), (b'S', "TimeZone\0UTC"), (b'S', "is_superuser\0off")]);
         let news = messages(&[

@@ -11,9 +11,10 @@ pub(crate) struct ServerVersion {
     minor: u32,
 }
 
-/// For each major version the first minor one under which a session begins as the owner's role and has
-/// that back behind `DISCARD ALL`. Older ones leave it the leased role, and those that mended
-/// CVE-2024-10978 did not set the role at the login at all. Source: the release notes of 17.1 and 17.2.
+/// For each major version the first minor one under which a session begins as the owner's role and
+/// has that back behind `DISCARD ALL`. Older ones leave it the leased role, and those that mended
+/// CVE-2024-10978 did not set the role at the login at all. Source: the release notes of 17.1 and
+/// 17.2.
 const FLOORS: [ServerVersion; 6] = [
     version(12, 22),
     version(13, 18),

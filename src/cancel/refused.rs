@@ -1,6 +1,6 @@
-//! Cancel requests that led nowhere: somebody guesses, or came late. Anybody can send them without a
-//! token, so their events are bounded: the first one of an address is told of at once, those that follow
-//! within a [`PERIOD`] together, with their number.
+//! Cancel requests that led nowhere: somebody guesses, or came late. Anybody can send them without
+//! a token, so their events are bounded: the first one of an address is told of at once, those that
+//! follow within a [`PERIOD`] together, with their number.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_one_is_told_of_at_once_and_the_others_are_counted() {
+    fn the_first_refused_cancel_is_reported_at_once_and_the_rest_counted() {
         let refused = Refused::default();
         for _ in 0..5 {
             refused.record(address(1), Cause::UnknownKey);

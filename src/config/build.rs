@@ -1,5 +1,5 @@
-//! From the schema to values: everything that the file says is checked, and what is unwise becomes a
-//! warning. The first error ends it.
+//! From the schema to values: everything that the file says is checked, and what is unwise becomes
+//! a warning. The first error ends it.
 
 mod issuers;
 mod listeners;
@@ -35,7 +35,8 @@ const MAX_BOUND: usize = 10_000_000;
 /// More event loops than any machine has cores is a typing error.
 const MAX_CORES: usize = 1024;
 
-/// Of lines that wait to be written. Less is what the pipe behind it holds anyway; more is a typing error.
+/// Of lines that wait to be written. Less is what the pipe behind it holds anyway; more is a typing
+/// error.
 const QUEUE_BYTES: std::ops::RangeInclusive<usize> = 64 * 1024..=1024 * 1024 * 1024;
 /// In less, a network that is rebuilt loses sessions.
 const MIN_DEAD_PEER: Duration = Duration::from_secs(5);
@@ -102,7 +103,8 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     })
 }
 
-/// Whether both cannot be bound at once. An address that stands for all of them is none of IPv6 alone.
+/// Whether both cannot be bound at once. An address that stands for all of them is none of IPv6
+/// alone.
 fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     let all_of = |all: SocketAddr, single: SocketAddr| {
         all.ip().is_unspecified() && (all.is_ipv6() || single.is_ipv4())
@@ -171,10 +173,10 @@ impl Build<'_> {
             self.check_bound(format!("limits.{key}"), bound)?;
         }
         if raw.max_handshakes == 0 {
-            return self.wrong("limits.max_handshakes", "zero; nobody could log in");
+            return self.wrong("limits.max_handshakes", "zero; no client could log in");
         }
         if raw.max_sessions == 0 {
-            return self.wrong("limits.max_sessions", "zero; nobody could log in");
+            return self.wrong("limits.max_sessions", "zero; no client could log in");
         }
         if !(1..=MAX_TOKEN_BYTES).contains(&raw.max_token_bytes) {
             return self.wrong(

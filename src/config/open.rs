@@ -1,7 +1,7 @@
 //! What a configuration names, read, and made into what a proxy is started with.
 //!
-//! Errors and warnings have their places in the configuration's file. Nothing is fetched, nothing is
-//! started.
+//! Errors and warnings have their places in the configuration's file. Nothing is fetched, nothing
+//! is started.
 
 mod names;
 

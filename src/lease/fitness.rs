@@ -1,8 +1,9 @@
-//! Whether a token of OpenBAO's can keep what pgsilo promises of the leases under it: that a session
-//! is ended by what it is told of and by nothing else, and that what it leased goes when it ends.
+//! Whether a token of OpenBAO's can keep what pgsilo promises of the leases under it: that a
+//! session is ended by what it is told of and by nothing else, and that what it leased goes when it
+//! ends.
 //!
 //! OpenBAO says what a token is when it is made and when it is looked up. What cannot keep the
-//! promises is refused at the login, whoever made it, and not when sessions are cut off. Called by
+//! promises is refused at the login, and not when sessions are cut off. Called by
 //! the identity for pgsilo's own tokens, and for each session's under session authority.
 
 use pgsilo_openbao::Nature;
@@ -15,12 +16,12 @@ pub(crate) enum Unfit {
         "its token ends after {0} uses, and every session with it: set token_num_uses=0 for the role"
     )]
     Uses(u64),
-    /// Nobody can revoke or renew such a token, and the leases under it are not its own.
+    /// Such a token cannot be revoked or renewed, and the leases under it are not its own.
     #[error(
         "its token is of type {0:?}, which can be neither renewed nor revoked: set token_type=service for the role"
     )]
     Kind(String),
-    /// It ends when its parent does, and nobody is told.
+    /// It ends when its parent does, without notice.
     #[error(
         "its token ends with the one that it was made with, and every session with it: make it with -orphan"
     )]
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_keep_the_promises_is_refused_with_what_to_do() {
+    fn tokens_that_break_promises_are_refused_with_advice() {
         let fit = Nature {
             uses: 0,
             kind: "service".into(),

@@ -1,5 +1,5 @@
-//! Counts the leases that OpenBAO has given up on: after its sixth attempt it revokes a lease only once a
-//! day, and says so in its own log alone. They are of the whole namespace, whoever asked for them.
+//! Counts the leases that OpenBAO has given up on: after its sixth attempt it revokes a lease only
+//! once a day, and says so in its own log alone. They are of the whole namespace, pgsilo's or not.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,8 +1,10 @@
-//! Whether OpenBAO could make credentials now, as far as it says itself, for who routes sessions to pgsilo.
+//! Whether OpenBAO could make credentials now, as far as it says itself, for who routes sessions to
+//! pgsilo.
 //!
 //! A sealed OpenBAO answers, and a login of pgsilo's lives on in it: so it is asked for its health
-//! (`sys/health`, which needs no token), whether or not sessions come. Only what lasts is told: one answer that
-//! fails must not take every pgsilo out of a balancer at once. What is well again is so at once.
+//! (`sys/health`, which needs no token), whether or not sessions come. Only what lasts is told: one
+//! answer that fails must not take every pgsilo out of a balancer at once. What is well again is so
+//! at once.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -86,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lasts_is_told_and_what_is_over_is_forgotten_at_once() {
+    fn lasting_trouble_is_reported_and_its_end_at_once() {
         let (health, start) = (Health::default(), Instant::now());
         health.note(Some(Trouble::Away), start);
         assert_eq!(health.lasting(start + LASTING / 2), None);

@@ -37,7 +37,7 @@ pub(super) struct Identity {
     /// The login for new leases, or why there is none.
     current: RwLock<Result<Arc<Login>, String>>,
     logging_in: Mutex<()>,
-    /// Nobody is to log in any more: pgsilo is stopping.
+    /// No more logins: pgsilo is stopping.
     closing: AtomicBool,
     /// Every login that may still hold leases.
     all: Lock<Vec<Weak<Login>>>,
@@ -45,7 +45,7 @@ pub(super) struct Identity {
     read: Lock<Option<Stamps>>,
     /// A secret id that was unwrapped: its wrapping token works once.
     unwrapped: Mutex<Option<Unwrapped>>,
-    /// Logins that are under way, those included that nobody waits for any more.
+    /// Logins that are under way, abandoned ones included.
     under_way: Lock<JoinSet<()>>,
 }
 
@@ -152,7 +152,7 @@ impl Identity {
             Ok(()) => self.in_time().await,
             Err(error) => Err(error.into()),
         };
-        // Only a file gives the same token twice: it was touched, or nobody renews it.
+        // Only a file gives the same token twice: it was touched, or is not renewed.
         if let (Ok(token), LoginNeed::Replace(then)) = (&token, needed)
             && token.secret.expose() == then.secret().expose()
         {
@@ -187,8 +187,8 @@ impl Identity {
         }
     }
 
-    /// A login, if it comes in time. One that comes too late is given back: OpenBAO would keep it, and
-    /// nobody would know of it.
+    /// A login, if it arrives in time. One that arrives too late is revoked: OpenBAO would keep it,
+    /// unknown to pgsilo.
     async fn in_time(self: &Arc<Self>) -> Result<Token, LoginError> {
         let (answer, mut waiting) = oneshot::channel();
         let identity = Arc::clone(self);
@@ -310,7 +310,7 @@ impl Identity {
                 }
             }
         }
-        // Those that nobody waited for any more give themselves back.
+        // Abandoned logins revoke themselves.
         let mut under_way = {
             let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *under_way)

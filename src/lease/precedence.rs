@@ -1,10 +1,10 @@
-//! Who asks OpenBAO first when it says that it is asked too often (429): what keeps running sessions alive
-//! goes before what begins new ones.
+//! Who asks OpenBAO first when it says that it is asked too often (429): what keeps running
+//! sessions alive goes before what begins new ones.
 //!
-//! New sessions wait for as long as a renewal does that was told so. A session that is told so has those
-//! behind it, of the same role, wait for as long as OpenBAO says (`Retry-After`): a quota of one tenant's
-//! must not hold others up. Nobody waits for ever: neither for what OpenBAO says nor for renewals of
-//! which none gets through.
+//! New sessions wait for as long as a renewal does that was told so. A session that is told so has
+//! those behind it, of the same role, wait for as long as OpenBAO says (`Retry-After`): a quota of
+//! one tenant's must not hold others up. No wait is endless: neither for what OpenBAO says nor for
+//! renewals of which none gets through.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -63,8 +63,8 @@ impl Drop for WaitingRenewal<'_> {
 }
 
 impl Precedence {
-    /// A renewal was told so, and is tried again after a pause. If it was told so before, `waiting` is what
-    /// came of that.
+    /// A renewal was told so, and is tried again after a pause. If it was told so before, `waiting`
+    /// is what came of that.
     pub(super) fn renewal_waits<'a>(
         &'a self,
         waiting: Option<WaitingRenewal<'a>>,
@@ -89,7 +89,8 @@ impl Precedence {
         state.roles.insert(path.to_owned(), now + after.min(LONGEST));
     }
 
-    /// How long who begins a session has to wait before it asks for a role's credentials, if at all.
+    /// How long who begins a session has to wait before it asks for a role's credentials, if at
+    /// all.
     pub(super) fn wait(&self, path: &str) -> Option<Duration> {
         let state = self.lock();
         let renewals = state.renewals.as_ref();
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn renewals_that_never_get_through_hold_nobody_up_for_ever() {
+    async fn failing_renewals_do_not_delay_logins_for_ever() {
         let (precedence, start) = (Precedence::default(), Instant::now());
         let mut waiting = None;
         for _ in 0..120 {

@@ -1,9 +1,9 @@
-//! Renews a lease for as long as it is held: at two thirds of its time, with jitter, until its maximum;
-//! retries with growing pauses until its real end.
+//! Renews a lease for as long as it is held: at two thirds of its time, with jitter, until its
+//! maximum; retries with growing pauses until its real end.
 //!
 //! There are as many leases as sessions and nearly all of them wait, so a lease has no task and no
-//! timer of its own: its holder calls [`Renewer::poll_renewal`] when it is time to. What is learned of
-//! its end is published to its holders, who must be done with it by then.
+//! timer of its own: its holder calls [`Renewer::poll_renewal`] when it is time to. What is learned
+//! of its end is published to its holders, who must be done with it by then.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -98,8 +98,8 @@ impl Renewer {
         self.lock().end.clone()
     }
 
-    /// Renews the lease in the background if it is time to. Returns when it ends, and when to call this
-    /// again if nothing [has changed](Renewer::changed) sooner.
+    /// Renews the lease in the background if it is time to. Returns when it ends, and when to call
+    /// this again if nothing [has changed](Renewer::changed) sooner.
     pub(super) fn poll_renewal(self: &Arc<Self>) -> (LeaseEnd, Option<BootTime>) {
         let mut state = self.lock();
         state.apply_token_state(self.login.state());
@@ -115,8 +115,8 @@ impl Renewer {
         (state.end.clone(), again)
     }
 
-    /// Resolve when [`Renewer::poll_renewal`] has something new to return, of the lease itself or of its
-    /// login; created before that call, they miss nothing.
+    /// Resolve when [`Renewer::poll_renewal`] has something new to return, of the lease itself or
+    /// of its login; created before that call, they miss nothing.
     pub(super) fn changed(&self) -> (Notified<'_>, Notified<'_>) {
         (self.changed.notified(), self.login.expiring())
     }

@@ -47,7 +47,7 @@ struct Shared {
     slots: Semaphore,
     pending: AtomicUsize,
     idle: Notify,
-    /// Cancelled when nobody waits for what is pending any longer.
+    /// Cancelled when pending revocations are no longer waited for.
     stopped: CancellationToken,
     runtime: Handle,
 }
@@ -90,7 +90,7 @@ impl Revoker {
         self.pending() >= self.0.max_pending
     }
 
-    /// Nobody waits any longer: each that is not revoked is told of.
+    /// Stops waiting: each lease that is not revoked is reported.
     pub(super) async fn give_up(&self) {
         self.0.stopped.cancel();
         self.idle().await;

@@ -80,8 +80,8 @@ impl Server {
         &self.precedence
     }
 
-    /// Presents the certificate again when it changes. Under session authority pgsilo itself does not log
-    /// in, which does this otherwise.
+    /// Presents the certificate again when it changes. Under session authority pgsilo itself does
+    /// not log in, which does this otherwise.
     pub(super) async fn watch_certificate(self: Arc<Self>) {
         let mut read = self.certificate_stamp();
         loop {

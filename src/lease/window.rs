@@ -21,8 +21,8 @@ pub(super) struct Sharers {
     pub(super) tenant: TenantId,
     pub(super) role: Role,
     pub(super) access: Access,
-    /// A session can give its role settings and a password that the next one as the same role has:
-    /// nobody is to have another's.
+    /// A session can give its role settings and a password, which the next session with the same
+    /// role would have: so they are of one subject.
     pub(super) subject: (Option<Box<str>>, Box<str>),
     /// Under session authority a hash of the very token: a lease that OpenBAO granted to one is
     /// never given to another, which OpenBAO might have refused.
@@ -88,14 +88,14 @@ impl Windows {
     }
 }
 
-/// Asks on a task of its own, so that it goes on whoever waits or gives up.
+/// Requests it on a task of its own, so that it continues if a waiter gives up.
 fn joint(runtime: &Handle, asking: BoxFuture<'static, Result<LeaseInner, LeaseError>>) -> Joint {
     let asking = runtime.spawn(asking).map(|end| end.unwrap_or(Err(LeaseError::Abandoned)));
     asking.map(|result| result.map(Arc::new).map_err(Arc::new)).boxed().shared()
 }
 
-/// A failure is not shared with those who come later, nor a lease that cannot be renewed, or that
-/// nobody has renewed for a while.
+/// A failure is not shared with later sessions, nor a lease that cannot be renewed or was not
+/// renewed for a while.
 fn is_fit(joint: &Joint) -> bool {
     match joint.peek() {
         None => true,

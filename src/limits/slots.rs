@@ -2,10 +2,10 @@
 //!
 //! A stranger can always open as many connections as there are places. So a newcomer who finds all
 //! taken gets the place of the connection that has proved nothing for longest, which is closed, as
-//! sshd's MaxStartups makes room; but not before that one had `grace` to prove something: until then
-//! the newcomer waits, so that a crowd of honest clients does not push itself out. Who has proved who
-//! it is keeps its place, for as long as something else bounds how many such there may be. Each listener
-//! has places of its own, and so has the admin endpoint.
+//! sshd's MaxStartups makes room; but not before that one had `grace` to prove something: until
+//! then the newcomer waits, so that a crowd of honest clients does not push itself out. Who has
+//! proved who it is keeps its place, for as long as something else bounds how many such there may
+//! be. Each listener has places of its own, and so has the admin endpoint.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -60,7 +60,7 @@ enum Look {
 }
 
 impl Slots {
-    /// `max` places; nobody is evicted sooner than after `grace`.
+    /// `max` slots; none is evicted before `grace` has passed.
     pub(crate) fn new(max: usize, grace: Duration) -> Slots {
         Slots { max, grace, state: Mutex::default(), freed: Notify::new() }
     }
@@ -129,7 +129,7 @@ impl Slot {
         if let Some(taken) = state.unproved.remove(&self.number) {
             state.proved.insert(self.number, taken);
             drop(state);
-            // Nobody may be left to make room.
+            // None may be left to evict.
             self.slots.freed.notify_one();
         }
     }
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_oldest_that_proved_nothing_makes_room() {
+    async fn the_oldest_unproven_connection_is_evicted() {
         let slots = slots(3, Duration::ZERO);
         let (mut first, _eviction) = slots.enter().await.expect("free");
         first.prove();
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_proved_something_keeps_its_place() {
+    async fn a_proven_connection_is_not_evicted() {
         let slots = slots(2, Duration::ZERO);
         let (mut first, mut first_eviction) = slots.enter().await.expect("free");
         let (mut second, _eviction) = slots.enter().await.expect("free");
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_proved_something_in_vain_makes_room_again() {
+    async fn a_slot_whose_proof_was_withdrawn_can_be_evicted_again() {
         let slots = slots(1, Duration::ZERO);
         let (mut first, mut evicted) = slots.enter().await.expect("free");
         first.prove();
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_was_evicted_cannot_prove_anything_any_more() {
+    async fn an_evicted_connection_cannot_become_proven() {
         let slots = slots(1, Duration::ZERO);
         let (mut first, mut evicted) = slots.enter().await.expect("free");
         let (second, _eviction) = slots.enter().await.expect("the first's");
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn those_who_do_not_go_are_bounded() {
+    async fn evicted_connections_that_linger_are_bounded() {
         let slots = slots(1, Duration::ZERO);
         let mut stuck = vec![slots.enter().await.expect("free")];
         stuck.push(slots.enter().await.expect("the first's"));
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_newcomer_does_not_wait_for_those_who_have_proved_something_meanwhile() {
+    async fn a_newcomer_does_not_wait_for_slots_that_became_permanent() {
         let slots = slots(1, Duration::from_secs(3600));
         let (mut first, _eviction) = slots.enter().await.expect("free");
         let proves = async {

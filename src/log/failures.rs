@@ -1,5 +1,5 @@
-//! What fails again and again in one moment, as an accept without a descriptor does, and of which the log
-//! tells now and then.
+//! What fails again and again in one moment, as an accept without a descriptor does, and of which
+//! the log tells now and then.
 
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,8 @@ pub(crate) struct Failures {
 }
 
 impl Failures {
-    /// One more. It is told of at once, or with the next one that comes late enough: `tell` is given how
-    /// many it is to tell of. The last ones of a storm may be told of by nothing.
+    /// One more. It is told of at once, or with the next one that comes late enough: `tell` is
+    /// given how many it is to tell of. The last ones of a storm may be told of by nothing.
     pub(crate) fn another(&mut self, tell: impl FnOnce(u64)) {
         self.another_at(Instant::now(), tell);
     }
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_is_told_of_at_once_and_the_others_together() {
+    fn the_first_failure_is_reported_at_once_and_the_rest_together() {
         let (mut failures, start, mut told) = (Failures::default(), Instant::now(), Vec::new());
         for number in 0..401 {
             let now = start + Duration::from_millis(50) * number;

@@ -1,8 +1,9 @@
 //! Databases that have lately reported that they have no connection left (53300).
 //!
-//! PostgreSQL reports this only after the startup packet, for some limits only after the password, so after
-//! a credential was made. For a moment after such a report a tenant's sessions try one at a time: those that
-//! are refused cost neither OpenBAO nor the full server a role each. For a longer while there is no prewarm.
+//! PostgreSQL reports this only after the startup packet, for some limits only after the password,
+//! so after a credential was made. For a moment after such a report a tenant's sessions try one at
+//! a time: those that are refused cost neither OpenBAO nor the full server a role each. For a
+//! longer while there is no prewarm.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -70,7 +71,8 @@ impl FullDatabases {
         !self.0.is_empty() && (is_recent(share_of(tenant)) || is_recent(server_of(tenant)))
     }
 
-    /// Whether a session may try: one of each tenant per interval while a report is fresh, else all.
+    /// Whether a session may try: one of each tenant per interval while a report is fresh, else
+    /// all.
     ///
     /// # Errors
     /// Not now: what is full.

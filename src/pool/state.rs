@@ -1,5 +1,5 @@
-//! The idle connections of each route, and how often sessions ask for it. All of it is under one lock,
-//! so nothing here closes, leases or waits: evicted connections are returned to the caller.
+//! The idle connections of each route, and how often sessions ask for it. All of it is under one
+//! lock, so nothing here closes, leases or waits: evicted connections are returned to the caller.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -96,7 +96,8 @@ impl LimitReached<'_> {
     }
 }
 
-/// Whether closing a connection of this route frees one for the tenant, whose database or server is full.
+/// Whether closing a connection of this route frees one for the tenant, whose database or server is
+/// full.
 fn shares_backend(route: &Route, tenant: &Tenant, scope: FullScope) -> bool {
     let other = route.tenant();
     match scope {
@@ -175,8 +176,8 @@ impl PoolState {
         }
     }
 
-    /// Records a session of this route. Returns how many connections to open for the next ones: 0 while
-    /// the tenant's database is full.
+    /// Records a session of this route. Returns how many connections to open for the next ones: 0
+    /// while the tenant's database is full.
     pub(super) fn prewarm_count(
         &mut self,
         route: &Arc<Route>,
@@ -206,8 +207,8 @@ impl PoolState {
         self.prewarm_after.insert(tenant.clone(), retry_at);
     }
 
-    /// Evicts the connection that has been idle for longest, if that is more than twice the time between
-    /// two sessions of its route.
+    /// Evicts the connection that has been idle for longest, if that is more than twice the time
+    /// between two sessions of its route.
     pub(super) fn evict_stale(
         &mut self,
         now: Instant,
@@ -231,8 +232,8 @@ impl PoolState {
         self.evict_oldest(|other, _| other != route && limit.includes(other))
     }
 
-    /// Evicts a connection at a full database: the tenant's own that has been idle for longest, else, if
-    /// the server is full, another tenant's there.
+    /// Evicts a connection at a full database: the tenant's own that has been idle for longest,
+    /// else, if the server is full, another tenant's there.
     pub(super) fn evict_at_backend(
         &mut self,
         tenant: &Tenant,
@@ -326,8 +327,8 @@ impl Demand {
         };
     }
 
-    /// How many idle connections a route should have: none if they would expire before the next session,
-    /// else one, and as many more as sessions arrive while two are opened.
+    /// How many idle connections a route should have: none if they would expire before the next
+    /// session, else one, and as many more as sessions arrive while two are opened.
     fn target_size(&self, idle_timeout: Duration, connect_time: Duration) -> usize {
         match self.interval {
             Some(interval) if interval <= idle_timeout => {

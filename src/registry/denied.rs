@@ -53,7 +53,7 @@ struct List {
 
 #[derive(Debug)]
 struct Entry {
-    /// `None`: whoever issued it.
+    /// `None`: any issuer.
     issuer: Option<String>,
     /// Only what was issued before.
     issued_before: Option<SystemTime>,
@@ -143,7 +143,7 @@ fn load(path: &Path, issuers: &HashSet<String>) -> Result<List, FileError> {
         let (into, key) = match (raw.token_id, raw.subject) {
             (Some(id), None) => (&mut list.tokens, id),
             (None, Some(subject)) => (&mut list.subjects, subject),
-            (None, None) => return Err(wrong("", "names nobody; add token_id or subject")),
+            (None, None) => return Err(wrong("", "names no identity; add token_id or subject")),
             (Some(_), Some(_)) => {
                 return Err(wrong("", "both token_id and subject; give each an entry of its own"));
             }
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn a_change_is_read_and_a_mistake_changes_nothing() {
         let file = File::new("denied = []\n");
-        let denied = open(&file).expect("an empty list denies nobody");
+        let denied = open(&file).expect("an empty list");
         let generation = denied.subscribe();
         assert!(!denied.denies(credential("mallory", "t", 0)));
         assert!(!denied.reload(false).expect("unchanged"));
@@ -250,11 +250,11 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_is_partly_wrong_is_no_list() {
+    fn one_invalid_entry_invalidates_the_list() {
         for (text, expected) in [
             ("", "denied"),
             ("[[denied]]\nsubject = \"a\"\nissuer = \"https://a/\"\n", "has no [[issuer]] table"),
-            ("[[denied]]\n", "names nobody"),
+            ("[[denied]]\n", "names no identity"),
             ("[[denied]]\nsubject = \"\"\n", "an empty name"),
             ("[[denied]]\nsubject = \"a\"\ntoken_id = \"b\"\n", "both token_id and subject"),
             ("[[denied]]\nsubject = \"a\"\nissued_before = 2026-01-01\n", "no moment"),

@@ -26,8 +26,8 @@ impl RegistryFile {
         Ok((RegistryFile { path: path.into(), reading: Mutex::new(()) }, registry))
     }
 
-    /// Reads the file again and returns how many tenants there are. A tenant whose entry says what it
-    /// said before is the same one as before. Blocks while it reads (a second or two for 100,000
+    /// Reads the file again and returns how many tenants there are. A tenant whose entry says what
+    /// it said before is the same one as before. Blocks while it reads (a second or two for 100,000
     /// tenants): not for a session's thread.
     ///
     /// # Errors

@@ -108,7 +108,7 @@ fn a_name_agrees_or_is_refused() {
         (Some("tenant_acme"), "acme"),
         (Some("app"), "acme"),
         (Some("legacy"), "acme"),
-        // Another's, nobody's, and what only looks like its own.
+        // Another tenant's, an unknown one, and one that only looks like its own.
         (Some("globex"), "no such database"),
         (Some("tenant_globex"), "no such database"),
         (Some("initech"), "no such database"),
@@ -159,7 +159,7 @@ fn among_several_only_a_name_of_exactly_one_chooses() {
 }
 
 #[test]
-fn what_a_listener_allows_says_nothing() {
+fn names_that_a_listener_allows_select_no_tenant() {
     let registry = three();
     let postgres = DatabaseNames::Only(vec!["postgres".to_owned()]);
     for (allowed, database, one, two) in [
@@ -191,7 +191,7 @@ fn an_id_means_its_own_tenant_whatever_others_call_their_databases() {
         (&both[..], "globex", None, "globex"),
         (&both, "acme", None, "acme"),
         (&both, "app", None, "globex"),
-        // Whoever has no other one means its database.
+        // With a single tenant, the name means its database.
         (&both[..1], "globex", None, "acme"),
         (&both[1..], "globex", None, "globex"),
         // The host has chosen.
@@ -255,10 +255,10 @@ fn any_name() -> impl Strategy<Value = String> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
-    /// Whatever is stated, it leads to a tenant of the identity's or to an error; and neither depends
-    /// on what else the registry has.
+    /// Whatever is stated, it leads to a tenant of the identity's or to an error; and neither
+    /// depends on what else the registry has.
     #[test]
-    fn nobody_elses_tenants_make_a_difference(
+    fn a_decision_does_not_depend_on_other_tenants(
         own in proptest::sample::subsequence(&IDS[..], 0..=IDS.len()),
         (one, other) in (entries(), entries()),
         database in proptest::option::of(any_name()),

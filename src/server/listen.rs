@@ -82,9 +82,10 @@ impl Drop for SocketFile {
     }
 }
 
-/// Binds every listener of the configuration, or none. Where strangers have all of `places`, the kernel
-/// holds as many newcomers of each TCP listener's: those wait a second then, and others try again. With
-/// more of them an honest client would wait for as many seconds as they are times the places.
+/// Binds every listener of the configuration, or none. Where strangers have all of `places`, the
+/// kernel holds as many newcomers of each TCP listener's: those wait a second then, and others try
+/// again. With more of them an honest client would wait for as many seconds as they are times the
+/// places.
 pub(super) fn bind_all(listeners: &[Listener], places: usize) -> Result<Vec<Bound>, ListenError> {
     listeners.iter().map(|listener| bind(listener, places.min(MAX_BACKLOG) as u32)).collect()
 }
@@ -120,7 +121,7 @@ fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     socket.listen(backlog)
 }
 
-/// A socket file that nobody listens on any more is replaced; a living one is not.
+/// A stale socket file is replaced; one with a listener is not.
 #[expect(
     clippy::disallowed_methods,
     reason = "a listener's address, and whether somebody listens there"
@@ -164,8 +165,8 @@ impl Bound {
         }
     }
 
-    /// Accepts for as long as it is let. `handshakes` are this listener's, and so is the bound on those
-    /// who are told that there is no place: what comes in elsewhere takes nothing away here.
+    /// Accepts for as long as it is let. `handshakes` are this listener's, and so is the bound on
+    /// those who are told that there is no place: what comes in elsewhere takes nothing away here.
     pub(super) async fn accept_all(
         self,
         listener: &'static Listener,
@@ -196,7 +197,8 @@ impl Bound {
             let handshake = handshakes.enter().await;
             let refusal = match handshake {
                 Some(_) => None,
-                // Telling takes time as well: beyond this many at once, nobody is told.
+                // A refusal takes time as well: beyond this many at once, connections are closed
+                // unheard.
                 None => match Arc::clone(&refusing).try_acquire_owned() {
                     Ok(permit) => Some(permit),
                     Err(_full) => {

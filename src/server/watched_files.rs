@@ -1,6 +1,6 @@
-//! Files that change while pgsilo runs: polled twice a second, and when a token names a key that its
-//! issuer's file did not have; read again when they have changed, and always at SIGHUP. A file that is
-//! not valid changes nothing, and is logged as an error.
+//! Files that change while pgsilo runs: polled twice a second, and when a token names a key that
+//! its issuer's file did not have; read again when they have changed, and always at SIGHUP. A file
+//! that is not valid changes nothing, and is logged as an error.
 //!
 //! Reading blocks, so it is done on a thread that may; and one reading of a file at a time, so that
 //! the newest wins.
@@ -39,10 +39,11 @@ impl<E: Display> From<Result<bool, E>> for Outcome {
     }
 }
 
-/// Polls all files, for as long as the process runs. `hangups` changes at each SIGHUP. The list of those
-/// denied has a task of its own, so that slow reading of others does not delay it.
+/// Polls all files, for as long as the process runs. `hangups` changes at each SIGHUP. The list of
+/// those denied has a task of its own, so that slow reading of others does not delay it.
 pub(super) fn watch(proxy: &'static Proxy, hangups: &watch::Receiver<u64>) {
-    // The list has no keys: a request for one would have this task poll until the other has answered.
+    // The list has no keys: a request for one would have this task poll until the other has
+    // answered.
     tokio::spawn(poll_files(proxy, hangups.clone(), pending, look_at_denied));
     tokio::spawn(poll_files(
         proxy,

@@ -106,8 +106,8 @@ impl<'c> Attached<'c> {
     }
 }
 
-/// A login with the leased credential. If the database has no connection left, an idle one of the pool is
-/// evicted, and the login tried once more.
+/// A login with the leased credential. If the database has no connection left, an idle one of the
+/// pool is evicted, and the login tried once more.
 async fn log_in(
     mut connection: Connection,
     lease: &Lease,

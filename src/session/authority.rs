@@ -1,5 +1,5 @@
-//! What a session depends on: its lease, its identity and who certified that, its tenant, the process.
-//! Each may terminate it by a deadline; an earlier deadline replaces a later one.
+//! What a session depends on: its lease, its identity and who certified that, its tenant, the
+//! process. Each may terminate it by a deadline; an earlier deadline replaces a later one.
 
 mod decision;
 
@@ -75,8 +75,9 @@ impl Terminator for Authority<'_> {
 impl Authority<'_> {
     fn next(&self, end: &LeaseEnd, current: Option<Termination>) -> Decision {
         let rules = &self.proxy.settings.endings;
-        // A token is shown once and may be outlived where the operator says so; a certificate is what the
-        // client is for as long as it is connected, and no revocation list ends its sessions.
+        // A token is shown once and may be outlived where the operator says so; a certificate is
+        // what the client is for as long as it is connected, and no revocation list ends its
+        // sessions.
         let ends = rules.end_at_expiry || matches!(self.identity, Identity::Certificate(_));
         let facts = Facts {
             drained_by: self.proxy.drained_by(),
@@ -92,7 +93,8 @@ impl Authority<'_> {
     }
 
     /// The registry no longer serves the tenant where this session is, or binds its certificate
-    /// otherwise, or has another meaning for what its token calls it. A paused tenant keeps its sessions.
+    /// otherwise, or has another meaning for what its token calls it. A paused tenant keeps its
+    /// sessions.
     fn is_withdrawn(&self) -> bool {
         let snapshot = self.proxy.registry().snapshot();
         let placement = self.tenant.placement();
@@ -102,8 +104,8 @@ impl Authority<'_> {
         !serves || !self.is_still_bound(&snapshot)
     }
 
-    /// A certificate's tenant and access are what the registry binds it to; a token says its own, but
-    /// maybe by an alias.
+    /// A certificate's tenant and access are what the registry binds it to; a token says its own,
+    /// but maybe by an alias.
     fn is_still_bound(&self, registry: &Snapshot) -> bool {
         match self.identity {
             Identity::Token(claims) => claims.means(self.tenant.id(), |word| registry.named(word)),
@@ -113,8 +115,8 @@ impl Authority<'_> {
         }
     }
 
-    /// The authority that certified the client is not among the listener's any more: it would not get
-    /// through its handshake now, whatever it has shown behind that.
+    /// The authority that certified the client is not among the listener's any more: it would not
+    /// get through its handshake now, whatever it has shown behind that.
     fn is_uncertified(&self) -> bool {
         let certified = self.certified_by.as_ref().zip(self.listener.tls.as_ref());
         certified.is_some_and(|(authority, tls)| !tls.server.believes(authority))

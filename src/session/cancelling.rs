@@ -1,9 +1,9 @@
 //! Cancelling: the fork without a token. The request's key is the proof, as it was handed out
 //! by an attached session; the client is never answered.
 //!
-//! How long that takes is the database's to say, and so may be a tenant's. So no such request makes a
-//! place among its listener's handshakes its own: a few of each tenant give theirs back, and all others
-//! go on while nobody else wants it.
+//! How long that takes is the database's to say, and so may be a tenant's. So no such request makes
+//! a place among its listener's handshakes its own: a few of each tenant give theirs back, and all
+//! others continue until another connection needs the slot.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::audit;
 use crate::metrics::{self, Cancelled};
 
 /// How long a client may take to let its socket be closed.
-const GOODBYE: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why it was not seen to its end.
 const EVICTED: &str = "its place was needed before the database had closed it";
@@ -68,10 +68,10 @@ impl<'c> Cancelling<'c> {
         };
         metrics::CANCEL_REQUESTS.of(result).increment(1);
         if stays {
-            // Over TLS a close_notify, as PostgreSQL sends it: libpq calls a cancel whose connection
-            // ends without one failed ("unexpected eof while reading").
+            // Over TLS a close_notify, as PostgreSQL sends it: libpq calls a cancel whose
+            // connection ends without one failed ("unexpected eof while reading").
             stays = tokio::select! {
-                _closed = timeout(GOODBYE, client.frontend.stream.shutdown()) => true,
+                _closed = timeout(CLOSE_TIMEOUT, client.frontend.stream.shutdown()) => true,
                 () = &mut evicted => false,
             };
         }

@@ -1,7 +1,7 @@
 //! The chain as a specification: the order of the stages, and the only call that refuses.
 //!
 //! It stands beside the stages and not above them: what is private here none of them can name, so
-//! whoever reads this file has seen every way to be turned away.
+//! this file shows every way to be refused.
 
 use std::panic::AssertUnwindSafe;
 
@@ -29,8 +29,8 @@ enum Admitted<'c> {
     Cancel(Cancelling<'c>),
 }
 
-/// Serves one connection from its first byte to its last. While its place is not its own, `eviction`
-/// may end it.
+/// Serves one connection from its first byte to its last. While its place is not its own,
+/// `eviction` may end it.
 pub(crate) async fn serve(mut client: Box<Client>, mut eviction: Option<Eviction>) {
     let deadline = client.deadline();
     // Boxed, so that a session holds only the memory that it needs now.
@@ -52,7 +52,7 @@ pub(crate) async fn serve(mut client: Box<Client>, mut eviction: Option<Eviction
         () = evicted(&mut eviction) => Stop::Evicted,
     };
     match stop {
-        // First of all it is polled: whoever is evicted then has been refused.
+        // Polled first: a connection that is evicted at that moment has been refused.
         Stop::Refused(refusal) => tokio::select! {
             biased;
             () = Box::pin(refuse(*client, *refusal)) => {}

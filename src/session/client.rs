@@ -52,7 +52,7 @@ pub(super) struct OfSession {
 pub(super) enum Stop {
     /// The client is told.
     Refused(Box<Refusal>),
-    /// There is nobody to tell: a probe, a client that changed its mind, a broken connection.
+    /// The client has gone: a probe, a client that changed its mind, a broken connection.
     ClientLeft,
     /// It had proved nothing, and its place is another's.
     Evicted,
@@ -143,7 +143,7 @@ impl Client {
         );
     }
 
-    /// Nobody is left to be told.
+    /// The client has gone.
     pub(super) fn abandon(self) {
         metrics::ABANDONED.increment(1);
         tracing::debug!(

@@ -67,8 +67,9 @@ impl<'c> Leased<'c> {
     }
 }
 
-/// A credential. If the database has no connection left for OpenBAO, an idle one of the pool is evicted, and
-/// the request made once more; not under session authority, where the token has been used up.
+/// A credential. If the database has no connection left for OpenBAO, an idle one of the pool is
+/// evicted, and the request made once more; not under session authority, where the token has been
+/// used up.
 async fn credential(routed: &mut Routed<'_>) -> Result<Lease, LeaseError> {
     let proxy = routed.client().proxy;
     let mut freed = None;
@@ -98,9 +99,9 @@ pub(super) async fn dial(
     backend::dial(route, dead_peer_timeout).await
 }
 
-/// A lease and a connection, had at once. Whatever fails first ends it; a credential that still comes
-/// is revoked. OpenBAO meets the same database: where it may have failed at that, what the dial finds is
-/// the truer answer, if it comes soon.
+/// A lease and a connection, had at once. Whatever fails first ends it; a credential that still
+/// comes is revoked. OpenBAO meets the same database: where it may have failed at that, what the
+/// dial finds is the truer answer, if it comes soon.
 async fn both(
     lease: impl Future<Output = Result<Lease, LeaseError>>,
     dial: impl Future<Output = Result<Connection, DialError>>,

@@ -122,7 +122,7 @@ fn resolve(identified: &mut Identified<'_>) -> Result<Route, RouteError> {
 }
 
 /// What the client's host names where the listener has a suffix for that: a tenant's id, if it is
-/// one. Any other host names nobody.
+/// one. Any other host is unknown.
 fn named_by_host(client: &Client) -> Option<String> {
     let suffix = client.listener.sni_suffix.as_ref()?;
     client.frontend.server_name()?.strip_suffix(suffix.as_str()).map(str::to_owned)

@@ -14,7 +14,7 @@ use crate::listener::ListenerTls;
 use crate::metrics;
 use crate::refusal::{Reason, Refusal};
 
-/// Proves that a token may be asked for: nobody else on the wire can read it. A cancel request
+/// Proves that a token may be asked for: it cannot be read on the wire. A cancel request
 /// is let through in clear, as drivers send it so; it holds no token.
 #[derive(Debug)]
 pub(super) struct Secured<'c> {

@@ -2,9 +2,9 @@
 //! answered. For the relay alone.
 //!
 //! No session can make that look shorter than it is. It counts from the newest moment at which the
-//! database was surely outside a transaction: when the session was idle, or told of by a ReadyForQuery
-//! that was read as soon as it was sent. One that had to wait for the client to take what was before
-//! it is as old as that may be.
+//! database was surely outside a transaction: when the session was idle, or told of by a
+//! ReadyForQuery that was read as soon as it was sent. One that had to wait for the client to take
+//! what was before it is as old as that may be.
 
 use pgsilo_core::limits::TimeLimits;
 use tokio::time::Instant;
@@ -55,8 +55,8 @@ impl Age {
         }
     }
 
-    /// How far the reading of the database is: whether the client has taken everything that was read,
-    /// and whether everything there was has been read since it last had not.
+    /// How far the reading of the database is: whether the client has taken everything that was
+    /// read, and whether everything there was has been read since it last had not.
     pub(super) fn read(&mut self, now: Instant, is_taken: bool, caught_up: bool) {
         if caught_up {
             self.behind = None;
@@ -101,7 +101,7 @@ mod tests {
     };
 
     #[test]
-    fn what_is_idle_is_left_alone() {
+    fn an_idle_session_is_not_ended() {
         let began = Instant::now();
         let age = Age::begin(began);
         let late = began + 100 * MINUTE;
@@ -139,7 +139,8 @@ mod tests {
         assert_eq!(age.judge(&LIMITS, Phase::Working, now), look, "it may wait from now on");
     }
 
-    /// Many answers are in the way, in front of the one that says that the last transaction has begun.
+    /// Many answers are in the way, in front of the one that says that the last transaction has
+    /// begun.
     #[test]
     fn a_client_that_reads_slowly_does_not_make_its_transaction_look_younger() {
         let began = Instant::now();

@@ -1,13 +1,13 @@
 //! What the frame headers of a session tell of its conversation: what the client is owed, and
 //! whether the database can still be at work for it. For the relay alone.
 //!
-//! Two questions are answered, and each may be wrong to one side only. [`Conversation::is_busy`] is for
-//! the client's good and believes it: a client that lies makes itself look idle. What bounds a
-//! client is asked of [`Conversation::may_be_busy`], which believes the database alone: whatever a client
-//! sends, it is true while the database may work or hold anything for it.
+//! Two questions are answered, and each may be wrong to one side only. [`Conversation::is_busy`] is
+//! for the client's good and believes it: a client that lies makes itself look idle. What bounds a
+//! client is asked of [`Conversation::may_be_busy`], which believes the database alone: whatever a
+//! client sends, it is true while the database may work or hold anything for it.
 //!
-//! A COPY that fails leaves open whether it has swallowed the Sync behind its Execute. The next request
-//! shows it: CopyData, CopyDone, CopyFail, Flush and Sync make the database say nothing but
+//! A COPY that fails leaves open whether it has swallowed the Sync behind its Execute. The next
+//! request shows it: CopyData, CopyDone, CopyFail, Flush and Sync make the database say nothing but
 //! ReadyForQuery and ErrorResponse, so when it says more, it has come to what was sent behind them.
 
 use pgsilo_wire::frame::{Header, Status};
@@ -17,8 +17,8 @@ use pgsilo_wire::frame::{Header, Status};
 pub(super) struct Conversation {
     /// ReadyForQuery messages that the client is owed.
     pub(super) owed: u32,
-    /// The same, but for those that a COPY may have swallowed: a client can claim that of any. Never
-    /// less than what the database has to answer.
+    /// The same, but for those that a COPY may have swallowed: a client can claim that of any.
+    /// Never less than what the database has to answer.
     unanswered: u32,
     /// The client has begun what its next Sync will end.
     open: bool,
@@ -50,15 +50,15 @@ enum CopyIn {
     No,
     /// The database reads data, and no end of it has been sent.
     Reads { by_query: bool },
-    /// The client has sent the end: when the database confirms it, so many Syncs before it have been
-    /// swallowed. Not when it complains: a trigger may have, before it read any of them.
+    /// The client has sent the end: when the database confirms it, so many Syncs before it have
+    /// been swallowed. Not when it complains: a trigger may have, before it read any of them.
     Ends { by_query: bool, swallowed: u32 },
 }
 
 /// What a client has sent since a COPY began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Since {
-    /// It is certain what is unanswered, or nobody knows what was sent when.
+    /// It is certain what is unanswered, or unknown what was sent when.
     NoCopy,
     /// Nothing but what belongs to a COPY, and Syncs.
     Copied,
@@ -193,8 +193,8 @@ impl Conversation {
         Action::Forward
     }
 
-    /// The database answers what was sent behind a COPY: all that was sent before that has been answered,
-    /// or swallowed.
+    /// The database answers what was sent behind a COPY: all that was sent before that has been
+    /// answered, or swallowed.
     fn settle(&mut self) {
         if let Since::Asked { requests, stray } = self.since {
             self.unanswered = self.unanswered.min(requests);
@@ -204,9 +204,10 @@ impl Conversation {
         }
     }
 
-    /// The database begins to read data. Syncs that are unanswered then, and those that are sent before
-    /// the data's end, are swallowed: whatever is before the Execute has been answered. That is
-    /// counted only where it is certain who began it, and that its end is not on its way already.
+    /// The database begins to read data. Syncs that are unanswered then, and those that are sent
+    /// before the data's end, are swallowed: whatever is before the Execute has been answered. That
+    /// is counted only where it is certain who began it, and that its end is not on its way
+    /// already.
     fn begun(&self) -> CopyIn {
         match (self.unanswered, self.oldest) {
             _ if self.stray => CopyIn::No,
@@ -259,8 +260,8 @@ impl Since {
     }
 }
 
-/// Whether the database says that only when it has come to a message that asks for something. Notices,
-/// notifications and settings come at any time, ReadyForQuery for a mere Sync.
+/// Whether the database says that only when it has come to a message that asks for something.
+/// Notices, notifications and settings come at any time, ReadyForQuery for a mere Sync.
 fn tells_of_progress(tag: u8) -> bool {
     !matches!(tag, b'Z' | b'N' | b'A' | b'S')
 }

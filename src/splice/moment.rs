@@ -1,14 +1,15 @@
 //! When to end a session that has to end and is idle outside a transaction. For the relay alone.
 //!
-//! An application keeps its connections in a pool, takes one out, may have it answer a ping, and then
-//! uses it. From outside nobody sees whether a connection is in the pool or was just taken out, and a
-//! session that ends then fails its user. So an ending waits for a silence, and is put off when
-//! the client asks for something. Behind a transaction a second is enough: the connection was probably
-//! put back. Behind any other answer, which may be a ping's, it is half of the time that was left.
+//! An application keeps its connections in a pool, takes one out, may have it answer a ping, and
+//! then uses it. From outside it cannot be seen whether a connection is in the pool or was just
+//! taken out, and a session that ends then fails its user. So an ending waits for a silence, and is
+//! put off when the client asks for something. Behind a transaction a second is enough: the
+//! connection was probably put back. Behind any other answer, which may be a ping's, it is half of
+//! the time that was left.
 //!
 //! A pool that is never silent has its connection ended when time grows short: in the last half
-//! behind a transaction, in the last eighth behind any answer. What it asks next (its ping, if it has
-//! one) is answered with the ending, and not done.
+//! behind a transaction, in the last eighth behind any answer. What it asks next (its ping, if it
+//! has one) is answered with the ending, and not done.
 
 use std::time::Duration;
 
@@ -88,13 +89,13 @@ mod tests {
     }
 
     #[test]
-    fn a_second_behind_a_transaction_is_enough() {
+    fn a_second_of_silence_after_a_transaction_is_enough() {
         assert_eq!(judged(WHOLE, Duration::ZERO, true), Moment::In(seconds(1)));
         assert_eq!(judged(seconds(20), seconds(1), true), Moment::Now);
     }
 
     #[test]
-    fn behind_another_answer_half_of_the_time_that_was_left_is_enough() {
+    fn after_any_other_answer_silence_of_half_the_remaining_time_is_enough() {
         assert_eq!(judged(WHOLE, Duration::ZERO, false), Moment::In(seconds(16)));
         assert_eq!(judged(seconds(24), seconds(8), false), Moment::In(seconds(8)));
         assert_eq!(judged(seconds(16), seconds(16), false), Moment::Now);

@@ -1,4 +1,5 @@
-//! The relay between two sockets: what passes, what a client reads last, and what the database does.
+//! The relay between two sockets: what passes, what a client reads last, and what the database
+//! does.
 
 use std::cell::Cell;
 
@@ -265,7 +266,8 @@ async fn a_client_that_does_not_read_stops_its_database() {
     let (_, ()) = relay(false, NO_LIMITS, async |client, database, _| {
         let row = message(b'D', &[b'x'; 60_000]);
         let mut written = 0;
-        // Silence on a full socket is an event: nothing becomes writable while the relay has its turns.
+        // Silence on a full socket is an event: nothing becomes writable while the relay has its
+        // turns.
         let mut refused = 0;
         while refused < 100 {
             match database.try_write(&row) {
@@ -299,8 +301,8 @@ fn exchange() -> impl Strategy<Value = Exchange> {
         .prop_map(|(rows, pieces)| Exchange { rows, pieces })
 }
 
-/// Writes an answer in pieces, until the relay has ended. In some hundreds at most: the relay waits for
-/// a database, but not for ever.
+/// Writes an answer in pieces, until the relay has ended. In some hundreds at most: the relay waits
+/// for a database, but not for ever.
 async fn write_in_pieces(stream: &mut UnixStream, mut bytes: &[u8], pieces: &[usize]) -> bool {
     let least = bytes.len() / 256;
     for piece in pieces.iter().cycle() {
@@ -320,8 +322,9 @@ async fn write_in_pieces(stream: &mut UnixStream, mut bytes: &[u8], pieces: &[us
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// However the answers come, and whenever the termination does: what the client reads is the beginning
-    /// of what the database said, up to a message's end, and behind that why the session ended.
+    /// However the answers come, and whenever the termination does: what the client reads is the
+    /// beginning of what the database said, up to a message's end, and behind that why the session
+    /// ended.
     #[test]
     fn an_ending_stands_between_two_messages(
         exchanges in prop::collection::vec(exchange(), 1..6),

@@ -87,7 +87,7 @@ impl Diag {
         loop {
             let (_, length) = recv(&self.socket, &mut room[..], RecvFlags::empty())?;
             let message = room.get(..length).unwrap_or_default();
-            // An answer that nobody waited for would be to an earlier request.
+            // An unexpected answer would be to an earlier request.
             if u32_at(message, 8) == Some(self.number) {
                 return parse(message);
             }
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_is_not_there_is_none() {
+    fn an_unknown_connection_is_not_found() {
         let end = |port| SocketAddr::from(([127, 0, 0, 1], port));
         assert_eq!(ask(end(0), end(0)).expect("an answer"), None);
         assert!(parse(&[]).is_err() && parse(&[0; 500]).is_err());

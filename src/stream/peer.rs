@@ -1,12 +1,12 @@
 //! Whether the other end of a TCP connection is still there.
 //!
-//! No socket option says that. Where bytes are unacknowledged Linux sends no keepalives,
-//! and gives up after a quarter of an hour, or after TCP_USER_TIMEOUT. But that counts a window that
-//! stays closed as well: a reader that pauses would be lost with those that are gone, although its
-//! machine answers every probe. So TCP_USER_TIMEOUT is what the one that is gone may take, and
-//! whoever relays looks now and then, and puts it off for a reader that pauses
-//! ([`Peer::look`]). Source: `tcp_keepalive_timer`, `tcp_probe_timer` and `tcp_write_timeout` in
-//! the kernel's `net/ipv4/tcp_timer.c`.
+//! No socket option says that. Where bytes are unacknowledged Linux sends no keepalives, and gives
+//! up after a quarter of an hour, or after TCP_USER_TIMEOUT. But that counts a window that stays
+//! closed as well: a reader that pauses would be lost with those that are gone, although its
+//! machine answers every probe. So TCP_USER_TIMEOUT is what the one that is gone may take, and the
+//! relay checks now and then, and puts it off for a reader that pauses ([`Peer::look`]). Source:
+//! `tcp_keepalive_timer`, `tcp_probe_timer` and `tcp_write_timeout` in the kernel's
+//! `net/ipv4/tcp_timer.c`.
 //!
 //! Called by who accepts or dials ([`tune`]), and by the relay.
 
@@ -31,8 +31,8 @@ const KEEPALIVE_RETRIES: u32 = 6;
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Whether the kernel can be asked, found out at the start. Where it cannot, a peer that is idle is
-/// noticed in time all the same, by keepalives, and one that bytes are on their way to when the kernel
-/// gives up.
+/// noticed in time all the same, by keepalives, and one that bytes are on their way to when the
+/// kernel gives up.
 static CAN_BE_ASKED: LazyLock<bool> = LazyLock::new(|| {
     let answer = diag::ask(([127, 0, 0, 1], 0).into(), ([127, 0, 0, 1], 0).into());
     let works = answer.inspect_err(|error| {
@@ -95,7 +95,8 @@ impl Peer {
         Peer::new(now, Some(MAX_PAUSE))
     }
 
-    /// A database that is written to now. It reads nothing while it works, for as long as that takes.
+    /// A database that is written to now. It reads nothing while it works, for as long as that
+    /// takes.
     pub(crate) fn backend(now: Instant) -> Peer {
         Peer::new(now, None)
     }
@@ -109,9 +110,9 @@ impl Peer {
         dead_peer_timeout / 8
     }
 
-    /// Looks, and puts the kernel's end of the connection off until well behind the next look; but not
-    /// far behind it, since the kernel asks a peer with a closed window more and more rarely, down to
-    /// once in two minutes, and once more just before that end.
+    /// Looks, and puts the kernel's end of the connection off until well behind the next look; but
+    /// not far behind it, since the kernel asks a peer with a closed window more and more rarely,
+    /// down to once in two minutes, and once more just before that end.
     pub(crate) fn look(&mut self, stream: &Stream, dead_peer_timeout: Duration) -> Look {
         let Some(tcp) = stream.tcp() else { return Look::Settled };
         let known = match ask(tcp) {
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_pauses_is_let_for_half_an_hour_while_it_answers() {
+    fn a_paused_reader_is_tolerated_for_half_an_hour_while_it_answers() {
         let began = Instant::now();
         let mut peer = Peer::frontend(began);
         for at in (15..1800).step_by(15) {
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_reader_is_let_for_as_long_as_it_goes_on() {
+    fn a_slow_reader_is_tolerated_while_it_makes_progress() {
         let began = Instant::now();
         let mut peer = Peer::frontend(began);
         for at in (15..10_000).step_by(15) {
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn who_answers_nothing_is_gone_in_time_but_not_for_one_answer_that_is_lost() {
+    fn a_silent_peer_is_gone_in_time_but_one_lost_answer_is_tolerated() {
         let began = Instant::now();
         let mut peer = Peer::frontend(began);
         assert_eq!(peer.judge(owes(7, 119, 9), D, began + seconds(15)).0, Look::Owes);
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_taken_everything_is_left_to_the_keepalives() {
+    fn a_peer_that_acknowledged_everything_is_left_to_keepalives() {
         let began = Instant::now();
         let mut peer = Peer::frontend(began);
         assert_eq!(peer.judge(owes(7, 1, 0), D, began + seconds(600)).1, seconds(645));

@@ -1,7 +1,8 @@
-//! What the log says of a token that is not taken, beside why: what was found, and what was expected.
+//! What the log says of a token that is not taken, beside why: what was found, and what was
+//! expected.
 //!
-//! No client reads it. It shows single claims and header members, cut, of tokens that may be anybody's,
-//! and never a token, a signature, or anything of a password that is no token.
+//! No client reads it. It shows single claims and header members, cut, of tokens that may be
+//! anybody's, and never a token, a signature, or anything of a password that is no token.
 
 use std::collections::HashMap;
 use std::fmt::Display;

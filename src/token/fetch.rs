@@ -1,7 +1,7 @@
 //! Fetching an issuer's keys: a JSON Web Key Set from its address, or from the one that the
 //! issuer's OpenID configuration names.
 //!
-//! Whoever answers here decides whose tokens are believed. So only https, or http to this
+//! These answers decide which tokens are accepted. So only https, or http to this
 //! machine; no redirect elsewhere, no proxy from the environment, and every answer is bounded in
 //! time and size. No body is ever printed. Only [`super::Keyring`] fetches; the configuration
 //! makes fetchers.
@@ -37,7 +37,7 @@ pub enum KeysUrlError {
     /// Something else.
     #[error("not a URL; write it like \"https://issuer.example/jwks.json\"")]
     NotUrl,
-    /// It would be sent to whoever answers.
+    /// It would be sent to every server that answers.
     #[error("a URL with a user or a password; remove them")]
     Credentials,
     /// It means nothing here.
@@ -130,7 +130,7 @@ pub enum FetchError {
     #[error("it did not answer within 5 s{0}")]
     Timeout(String),
     /// An answer in a coding that was not asked for.
-    #[error("its answer is compressed ({0}), which nobody asked for")]
+    #[error("its answer is compressed ({0}), which was not requested")]
     Coded(String),
     /// An answer beyond any believable size.
     #[error("its answer is longer than 256 KiB")]

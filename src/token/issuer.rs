@@ -1,8 +1,8 @@
 //! One issuer: whose name a token must have, which keys and algorithms sign for it, and how its
 //! claims are read.
 //!
-//! The configuration makes issuers; [`super::Verifier`] checks them against each other and asks them
-//! whether a signature is theirs.
+//! The configuration makes issuers; [`super::Verifier`] checks them against each other and asks
+//! them whether a signature is theirs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -91,8 +91,8 @@ pub enum IssuerFault {
 }
 
 impl Issuer<KeySource> {
-    /// Its keys, so far as no address has to be asked; nothing is fetched. Blocks. What is unwise about
-    /// them is told with it.
+    /// Its keys, so far as no address has to be asked; nothing is fetched. Blocks. What is unwise
+    /// about them is told with it.
     ///
     /// # Errors
     /// When a file is no key set, or the HTTP client cannot be made.

@@ -25,8 +25,8 @@ use crate::metrics::{KEYS_FETCHES, Outcome};
 
 /// Between two fetches that tokens with unknown keys request: strangers can make such tokens.
 const MIN_FETCH_INTERVAL: Duration = Duration::from_secs(5);
-/// How long a login waits for a fetch: until it may begin, and some more. A deadline of the login's own
-/// may come first.
+/// How long a login waits for a fetch: until it may begin, and some more. A deadline of the login's
+/// own may come first.
 const PATIENCE: Duration = Duration::from_secs(7);
 /// As `MIN_FETCH_INTERVAL`, of a file.
 const MIN_READ_INTERVAL: Duration = Duration::from_millis(100);
@@ -310,8 +310,8 @@ impl Keyring {
         Some(result)
     }
 
-    /// Fetches the keys periodically, for as long as the process runs; returns at once where they are
-    /// not fetched.
+    /// Fetches the keys periodically, for as long as the process runs; returns at once where they
+    /// are not fetched.
     pub(super) async fn refresh_periodically(&self, issuer: &str) {
         let Source::Fetched(fetcher, gate) = &self.source else {
             return;

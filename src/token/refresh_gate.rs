@@ -1,9 +1,10 @@
-//! Requests to refresh keys, and waiting for the refresh: however many request one, there is one, and
-//! never sooner than a time after the last one that was requested. Strangers can request it.
+//! Requests to refresh keys, and waiting for the refresh: however many request one, there is one,
+//! and never sooner than a time after the last one that was requested. Strangers can request it.
 //!
-//! A [`super::Keyring`] has a gate where its keys may change. The keyring reports when a refresh begins
-//! and ends; a request waits for a refresh that began after it, so it sees the key that it needs if that
-//! was there. An earlier refresh does not answer it: a key can be published at any moment.
+//! A [`super::Keyring`] has a gate where its keys may change. The keyring reports when a refresh
+//! begins and ends; a request waits for a refresh that began after it, so it sees the key that it
+//! needs if that was there. An earlier refresh does not answer it: a key can be published at any
+//! moment.
 
 use std::future::pending;
 use std::time::Duration;
@@ -41,8 +42,8 @@ impl RefreshGate {
         RefreshGate { state: watch::Sender::default(), apart, patience }
     }
 
-    /// Requests a refresh, as soon as one is allowed, and waits for it. Returns whether it succeeded in
-    /// time. A refresh that has just failed answers at once.
+    /// Requests a refresh, as soon as one is allowed, and waits for it. Returns whether it
+    /// succeeded in time. A refresh that has just failed answers at once.
     pub(super) async fn request_refresh(&self) -> bool {
         let mut answer = None;
         self.state.send_if_modified(|state| {

@@ -118,10 +118,10 @@ pub(super) fn judge(
     })
 }
 
-/// The level that a claim names: without a map, by its own name. With one the claim is a word of the
-/// map, a list of words, or words between single spaces, as OAuth writes scopes; others are other
-/// services' and passed over. Roles and scopes add up, so the highest level among them holds. What is
-/// there and names none is never taken for absent.
+/// The level that a claim names: without a map, by its own name. With one the claim is a word of
+/// the map, a list of words, or words between single spaces, as OAuth writes scopes; others are
+/// other services' and passed over. Roles and scopes add up, so the highest level among them holds.
+/// What is there and names none is never taken for absent.
 fn access(claim: &Value, values: Option<&BTreeMap<String, Access>>) -> Option<Access> {
     let Some(values) = values else { return claim.as_str()?.parse().ok() };
     let words: Vec<&str> = match claim {
@@ -158,8 +158,8 @@ pub(super) fn loggable(payload: &Value, claim: &'static str) -> Option<String> {
     name(payload, claim).ok().flatten().map(str::to_owned)
 }
 
-/// The audience claim must name us, and where that is not `aud`, so must that if it is there (RFC 7519,
-/// 4.1.3).
+/// The audience claim must name us, and where that is not `aud`, so must that if it is there (RFC
+/// 7519, 4.1.3).
 fn for_us(payload: &Value, issuer: &Issuer) -> Result<(), TokenError> {
     const INVALID: TokenError = TokenError::ClaimInvalid { claim: "aud" };
     let claim = issuer.audience_claim.find(payload).map_err(|Obstructed| INVALID)?;
@@ -233,8 +233,8 @@ fn date(payload: &Value, claim: &'static str) -> Result<Option<Duration>, TokenE
     date.map(Some).ok_or(INVALID(claim))
 }
 
-/// What the tenant claim says. With a map, that says which words are pgsilo's: of a list the others are
-/// passed over, but not all of them.
+/// What the tenant claim says. With a map, that says which words are pgsilo's: of a list the others
+/// are passed over, but not all of them.
 fn tenants(
     claim: &Value,
     values: Option<&BTreeMap<String, TenantId>>,

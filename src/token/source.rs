@@ -137,7 +137,7 @@ async fn run(words: &[String]) -> Result<Zeroizing<Vec<u8>>, SourceError> {
     #[expect(clippy::disallowed_methods, reason = "a sidecar's token may come from a command")]
     let mut command = Command::new(&name);
     command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::piped());
-    // It may hold what is nobody's to log.
+    // It may hold secrets.
     command.stderr(Stdio::null()).kill_on_drop(true).process_group(0);
     let mut running = Running(command.spawn().map_err(failed)?);
     let printed = timeout(PATIENCE, printed(&mut running)).await;
@@ -150,8 +150,8 @@ async fn run(words: &[String]) -> Result<Zeroizing<Vec<u8>>, SourceError> {
     }
 }
 
-/// What a command has printed by its end, or more than a token has. What it has started ends with it;
-/// what has left its group may go on holding its standard output open, and is not waited for.
+/// What a command has printed by its end, or more than a token has. What it has started ends with
+/// it; what has left its group may go on holding its standard output open, and is not waited for.
 async fn printed(running: &mut Running) -> std::io::Result<Zeroizing<Vec<u8>>> {
     let mut stdout = running.0.stdout.take().ok_or(std::io::ErrorKind::BrokenPipe)?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(MOST + 1));
@@ -185,13 +185,13 @@ async fn printed(running: &mut Running) -> std::io::Result<Zeroizing<Vec<u8>>> {
     Ok(bytes)
 }
 
-/// A command and what it has started, which all end with this. What has left its process group, as a
-/// daemon does, is not followed.
+/// A command and what it has started, which all end with this. What has left its process group, as
+/// a daemon does, is not followed.
 struct Running(Child);
 
 impl Running {
-    /// Resolves when the command has exited, and does not reap it: until that is done, the kernel gives
-    /// neither its id nor its group's to another.
+    /// Resolves when the command has exited, and does not reap it: until that is done, the kernel
+    /// gives neither its id nor its group's to another.
     fn exited(&self) -> impl Future<Output = std::io::Result<()>> + use<> {
         let id = self.id();
         async move {
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_command_leaves_running_is_not_waited_for_and_does_not_stay() {
+    async fn processes_that_a_command_leaves_behind_are_killed() {
         let marker = format!("{}.5", 100_000 + std::process::id());
         let source = command(&["sh", "-c", &format!("sleep {marker} & echo token")], 60);
         let began = Instant::now();
@@ -301,9 +301,9 @@ mod tests {
         }
     }
 
-    /// However it ends, no process is left of it, and none that nobody has waited for.
+    /// However it ends, no process of it is left, not even a zombie.
     #[tokio::test]
-    async fn nothing_of_a_command_is_left() {
+    async fn no_process_of_a_command_survives() {
         let marker = format!("{}.75", 100_000 + std::process::id());
         let left = || {
             let processes = std::fs::read_dir("/proc").expect("processes").flatten();

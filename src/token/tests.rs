@@ -352,10 +352,10 @@ fn issuers_must_make_sense() {
         }),
         IssuerFault::DuplicateKey("k1".into())
     );
-    let nobody = Verifier::new(Vec::new()).unwrap();
-    assert!(nobody.is_empty());
+    let empty = Verifier::new(Vec::new()).unwrap();
+    assert!(empty.is_empty());
     let token = Token::new(claiming(&json!({})).into_bytes());
-    assert_eq!(told(nobody.verify(&token, now()).unwrap_err()), (TokenError::IssuerUnknown, false));
+    assert_eq!(told(empty.verify(&token, now()).unwrap_err()), (TokenError::IssuerUnknown, false));
 }
 
 #[test]

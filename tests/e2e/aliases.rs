@@ -1,5 +1,5 @@
-//! Tenants that issuers call by names of their own: a word leads to the tenant that the registry or the
-//! issuer's table says, and to no other, for as long as that is so.
+//! Tenants that issuers call by names of their own: a word leads to the tenant that the registry or
+//! the issuer's table says, and to no other, for as long as that is so.
 
 use pgsilo_sandbox::testing::mint;
 use pgsilo_sandbox::testing::proxy::{Proxy, Settings, UNIX};
@@ -44,7 +44,7 @@ async fn an_alias_leads_to_its_tenant_and_its_sessions_end_when_it_means_another
     let started = proxy.event("started", |_| true).await;
     assert_eq!(started["tenant"], "acme");
 
-    // It is the issuer's word: a client may not name it, and one that nobody knows leads nowhere.
+    // It is the issuer's word: a client may not name it, and an unknown one leads nowhere.
     let unknown = refused(&proxy, json!("org_Ab1"), "org_Ab1").await;
     assert_eq!(unknown.sqlstate(), "3D000");
     assert_eq!(refused(&proxy, json!("ORG_AB1"), "").await.sqlstate(), "28000");

@@ -121,8 +121,8 @@ const AGE_TEXT: &str = "terminating connection because it has reached its maximu
 const PING: &str = "SELECT 'ping'";
 const USES: [&str; 3] = ["BEGIN; SELECT 'begun'", "SELECT 'used'", "COMMIT"];
 
-/// Takes the connection out of its pool and uses it until its session ends; what was asked last, and
-/// how that was answered.
+/// Takes the connection out of its pool and uses it until its session ends; what was asked last,
+/// and how that was answered.
 async fn used_without_a_pause(mut client: Raw) -> (&'static str, String) {
     loop {
         for sql in [PING].into_iter().chain(USES) {
@@ -146,7 +146,7 @@ async fn used_without_a_pause(mut client: Raw) -> (&'static str, String) {
 /// In a pool that is always busy there is no moment but behind a transaction: what is asked next, a
 /// ping, is answered with the ending, and the pool gives its user another connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_was_just_handed_a_connection_keeps_it() {
+async fn a_busy_pool_loses_connections_only_at_their_ping() {
     let limits = "max_session_age = \"36s\"\n".to_owned();
     let proxy = Proxy::with(Settings { limits, ..Settings::default() }).await;
     let mut sessions = Vec::new();
@@ -154,13 +154,14 @@ async fn whoever_was_just_handed_a_connection_keeps_it() {
         sessions.push(tokio::spawn(used_without_a_pause(session(&proxy).await)));
     }
     let words = session(&proxy).await.fatal().await.field(b'M');
-    assert_eq!(words.as_deref(), Some(AGE_TEXT), "nobody uses it");
+    assert_eq!(words.as_deref(), Some(AGE_TEXT), "it is idle");
     for session in sessions {
         assert_eq!(session.await.expect("no panic"), (PING, AGE_TEXT.to_owned()));
     }
 }
 
-/// As PostgreSQL's own administrator command does: what a busy client asks next is answered with it.
+/// As PostgreSQL's own administrator command does: what a busy client asks next is answered with
+/// it.
 #[tokio::test]
 async fn a_busy_client_on_libpq_reads_why_its_session_ends() {
     let proxy = with_leeway_of_none("grace = \"1s\"\n").await;

@@ -139,7 +139,7 @@ async fn usage_errors_have_their_own_exit_code() {
 }
 
 #[tokio::test]
-async fn a_log_that_cannot_be_written_ends_nobodys_session() {
+async fn an_unwritable_log_ends_no_session() {
     let dir = prepared();
     let socket = dir.join(".s.PGSQL.6432");
     let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("opened");

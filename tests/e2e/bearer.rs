@@ -70,7 +70,7 @@ async fn a_bearer_token_is_all_that_is_needed() {
 }
 
 #[tokio::test]
-async fn who_has_no_good_token_is_told_where_to_get_one_and_then_refused() {
+async fn a_client_without_a_valid_token_is_told_the_issuer_and_refused() {
     let proxy = proxy().await;
     let expired =
         json!({ "exp": mint::now() - 3600, "nbf": mint::now() - 7200, "iat": mint::now() - 7200 });
@@ -100,7 +100,7 @@ async fn who_has_no_good_token_is_told_where_to_get_one_and_then_refused() {
 }
 
 #[tokio::test]
-async fn what_postgresql_calls_a_protocol_violation_is_one() {
+async fn protocol_violations_of_sasl_are_refused_as_postgresql_does() {
     let proxy = proxy().await;
     let token = mint::token("acme");
     for response in [

@@ -64,7 +64,7 @@ async fn a_certificate_leads_to_the_tenant_that_it_is_bound_to_and_to_no_other()
 }
 
 #[tokio::test]
-async fn a_certificate_that_names_nobody_or_somebody_elses_is_refused() {
+async fn a_certificate_without_or_with_another_tenants_binding_is_refused() {
     let (proxy, authority) = by_certificate().await;
     let stranger = "spiffe://example.org/ns/app/sa/billing/x";
     let mut client = connect(&proxy, &authority.client(stranger, 7), "acme").await;
@@ -301,7 +301,7 @@ async fn a_stolen_certificate_is_withdrawn_and_its_successor_is_good() {
     connect(&proxy, &successor, "acme").await.until(b'Z').await;
 }
 
-/// A resumed session would bring along a certificate that nobody looks at again.
+/// A resumed session would bring along a certificate that is not checked again.
 #[tokio::test]
 async fn tls_sessions_are_not_resumed() {
     let authority = Authority::new();
@@ -406,7 +406,7 @@ fn replace(proxy: &Proxy, name: &str, text: &str) {
 
 /// A partner's own certificate is no authority: it would sign for everybody else's names.
 #[tokio::test]
-async fn a_leaf_among_the_authorities_is_refused_and_signs_for_nobody() {
+async fn a_leaf_among_the_authorities_is_refused_and_certifies_no_client() {
     let (proxy, authority) = by_certificate().await;
     let partner = Authority::pretended();
     replace(&proxy, "clients.crt", &(authority.pem() + &partner.pem()));

@@ -1,5 +1,5 @@
 //! The client that both planes ask OpenBAO with, against the real one: each request that is its own
-//! and not vaultrs', and that nothing that it does tells a secret, whoever listens.
+//! and not vaultrs', and that nothing that it logs holds a secret.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -55,7 +55,7 @@ async fn leases_are_looked_up_renewed_and_taken_back() {
 }
 
 #[tokio::test]
-async fn what_openbao_does_not_have_is_nothing_and_what_it_refuses_is_an_error() {
+async fn missing_entities_are_none_and_refusals_are_errors() {
     let server = Server::start(Shape::default()).await;
     server.lend("1h").await;
     let client = server.client();
@@ -142,15 +142,15 @@ impl Write for Told {
 }
 
 #[tokio::test]
-async fn nothing_that_is_told_at_any_level_holds_a_secret() {
+async fn log_lines_of_every_level_hold_no_secret() {
     let (dir, server) = (Folder::new(), Server::start(Shape::default()).await);
     server.lend("1h").await;
     server.app_role(&dir, json!({ "token_period": "60s" })).await;
     let secret_id = Secret::new(server.secret_id().await);
     let wrapping = Secret::new(server.wrapped_secret_id().await);
     let (told, session) = (Told::default(), Secret::new(mint::token("acme")));
-    // With a subscriber alone, what other threads' first event of a kind finds there (none) would be
-    // taken for the answer of all threads.
+    // With a subscriber alone, what other threads' first event of a kind finds there (none) would
+    // be taken for the answer of all threads.
     let _another = Dispatch::new(Registry::default());
     let sink = told.clone();
     let everything = tracing_subscriber::fmt()
@@ -196,7 +196,7 @@ async fn nothing_that_is_told_at_any_level_holds_a_secret() {
         .expect_err("too little");
     drop(listening);
     let told = String::from_utf8(told.0.lock().expect("no panic").clone()).expect("text");
-    assert!(told.contains("TRACE"), "nobody was heard: {told}");
+    assert!(told.contains("TRACE"), "nothing was logged: {told}");
     let printed =
         format!("{openbao:?} {client:?} {login:?} {granted:?} {looked_up:?} {failed:?} {unread:?}");
     for secret in [

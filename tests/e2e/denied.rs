@@ -34,7 +34,7 @@ fn token(subject: &str, id: &str) -> String {
 }
 
 #[tokio::test]
-pub(crate) async fn who_is_denied_is_refused_and_loses_running_sessions() {
+pub(crate) async fn a_denied_identity_is_refused_and_its_sessions_end() {
     let proxy = with_list("denied = []\n").await;
     let mut idle = session(&proxy, &token("mallory", "m1")).await;
     let mut busy = session(&proxy, &token("mallory", "m2")).await;
@@ -93,7 +93,7 @@ async fn tokens_of_later_are_good_again_and_a_mistake_in_the_list_changes_nothin
 }
 
 #[tokio::test]
-async fn a_list_that_was_cut_off_or_cannot_be_read_lets_nobody_in() {
+async fn a_truncated_or_unreadable_revocation_list_admits_no_client() {
     let proxy = with_list("[[denied]]\nsubject = \"mallory\"\n").await;
     let failed = "pgsilo_file_reloads_total{file=\"denied\",result=\"error\"}";
     deny(&proxy, "");
@@ -102,7 +102,7 @@ async fn a_list_that_was_cut_off_or_cannot_be_read_lets_nobody_in() {
     fs::remove_file(proxy.dir().join("denied.toml")).expect("removed");
     proxy.metric_reaches(failed, 2.0).await;
     proxy.connect(&token("mallory", "m1"), "acme").await.expect_err("still denied");
-    // It is looked at again although nobody touches it any more; and said once.
+    // It is read again although it does not change any more; and logged once.
     deny(&proxy, "denied = []\n");
     proxy.metric_reaches(RELOADS, 1.0).await;
     proxy.connect(&token("mallory", "m1"), "acme").await.expect("pardoned");

@@ -174,7 +174,7 @@ async fn credentials_are_leased_in_the_namespace_that_is_configured_and_in_no_ot
     proxy.metric_reaches("pgsilo_renewals_total", 1.0).await;
     lives_to_its_end(&proxy, client, &role).await;
 
-    // The same, where nobody knows it: the root namespace has no such method, and another one
+    // The same, where it is unknown: the root namespace has no such method, and another one
     // has it with other roles.
     is_not_logged_in(format!("{}{auth}", address(&server)), "it answered 403").await;
     let other = server.within("team-b").await;
@@ -237,7 +237,7 @@ async fn a_token_file_whose_token_ends_is_not_taken_for_one_that_lives() {
     let proxy = Proxy::with(Settings { lease, ..settings(address(&server) + &auth) }).await;
     let (mut client, _role) = session(&proxy).await;
     assert_eq!(client.fatal().await.sqlstate(), "57P01");
-    // Nobody has to come for it to notice.
+    // It is detected without a client.
     eventually("pgsilo to be unready", async || {
         (proxy.get("/readyz").await.0 == 503).then_some(())
     })

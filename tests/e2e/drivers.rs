@@ -125,7 +125,7 @@ async fn psql_runs_a_script() {
     all_left(&proxy).await;
 }
 
-/// By its id, by its database's name, and to what is nobody's: psql says that there is no such
+/// By its id, by its database's name, and to what is no tenant's: psql says that there is no such
 /// database, where it would have said "You are now connected to".
 #[tokio::test]
 async fn psql_cannot_connect_on_to_another_tenant() {
@@ -153,10 +153,10 @@ async fn psql_cannot_connect_on_to_another_tenant() {
     all_left(&proxy).await;
 }
 
-/// What once replaced a tenant's tables: a restore into a database of which the token knows nothing.
-/// And a dump of "all databases", which was one tenant's, several times.
+/// What once replaced a tenant's tables: a restore into a database of which the token knows
+/// nothing. And a dump of "all databases", which was one tenant's, several times.
 #[tokio::test]
-async fn pg_restore_and_pg_dumpall_stop_at_a_name_that_is_nobodys() {
+async fn pg_restore_and_pg_dumpall_stop_at_an_unknown_database() {
     let proxy = Proxy::start().await;
     let acme = proxy.connect(&mint::token("acme"), "acme").await.expect("connected");
     acme.batch_execute("CREATE TABLE kept AS SELECT generate_series(1, 7)").await.expect("made");

@@ -1,6 +1,6 @@
-//! What OpenBAO meets at a tenant's database when it makes a credential there: what will pass is told
-//! from what an operator must mend, on a real OpenBAO and a real PostgreSQL, with pgsilo's authority and
-//! with the session's. What OpenBAO's words are is in `crates/openbao/src/fault.rs`.
+//! What OpenBAO meets at a tenant's database when it makes a credential there: what will pass is
+//! told from what an operator must mend, on a real OpenBAO and a real PostgreSQL, with pgsilo's
+//! authority and with the session's. What OpenBAO's words are is in `crates/openbao/src/fault.rs`.
 
 use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
 use pgsilo_sandbox::testing::world::World;
@@ -77,7 +77,7 @@ impl Fixture {
 }
 
 #[tokio::test]
-async fn a_database_that_takes_no_connection_of_openbaos_will_pass() {
+async fn a_database_that_refuses_openbaos_connections_is_temporary() {
     let fixture = Fixture::new().await;
     fixture.serves().await;
     fixture.sql("ALTER ROLE tenant_acme_broker CONNECTION LIMIT 0").await;
@@ -85,7 +85,7 @@ async fn a_database_that_takes_no_connection_of_openbaos_will_pass() {
     fixture.sql("ALTER ROLE tenant_acme_broker CONNECTION LIMIT -1").await;
     fixture.serves().await;
 
-    // Nobody listens where OpenBAO looks for it; pgsilo has another way there.
+    // There is no listener where OpenBAO connects; pgsilo has another way there.
     let url = fixture.read(CONNECTION).await["connection_details"]["connection_url"].clone();
     let port = fixture.world.var("PG_PORT");
     let elsewhere = url.as_str().expect("a URL").replace(port, "1");
@@ -107,7 +107,7 @@ async fn a_database_that_takes_no_connection_of_openbaos_will_pass() {
     configure(url.as_str().expect("a URL")).await;
     fixture.serves().await;
 
-    // A smart shutdown waits for this very session, and lets nobody in.
+    // A smart shutdown waits for this very session, and accepts no other.
     let postmaster = Pid::from_raw(fixture.world.var("PG_PID").parse().expect("a pid"));
     fixture.sql("SELECT 1").await;
     kill_process(postmaster.expect("a pid"), Signal::TERM).expect("it lives");
@@ -115,7 +115,7 @@ async fn a_database_that_takes_no_connection_of_openbaos_will_pass() {
 }
 
 #[tokio::test]
-async fn what_an_operator_must_mend_at_a_database_is_told_so() {
+async fn lasting_faults_of_a_database_are_reported_to_the_operator() {
     let fixture = Fixture::new().await;
     fixture.serves().await;
     let role = fixture.read(ROLE).await;

@@ -35,8 +35,8 @@ async fn each_tenant_lands_in_its_own_database() {
     assert_ne!(acme, globex, "the sandbox gives them different data");
 }
 
-/// A restore into a database whose name was only almost right replaced another's tables: a name that
-/// is not one of the tenant's own leads nowhere, and reads the same whosever it is.
+/// A restore into a database whose name was only almost right replaced another's tables: a name
+/// that is not one of the tenant's own leads nowhere, and reads the same whosever it is.
 #[tokio::test]
 async fn the_name_of_a_database_agrees_or_is_refused() {
     let tenants = |text: &str| {
@@ -135,7 +135,7 @@ async fn a_session_cannot_widen_itself() {
 }
 
 #[tokio::test]
-async fn the_leased_password_opens_no_other_door() {
+async fn a_leased_password_works_for_its_own_role_and_database_only() {
     let world = world();
     let (status, answer) = world.bao("GET", "pgsilo/acme/creds/tenant-acme-rw", None).await;
     assert_eq!(status, 200);

@@ -1,5 +1,5 @@
 //! Issuers' keys that change while pgsilo runs: a new one works from its first token on, an old
-//! one no longer than it should, and whoever answers wrongly changes nothing.
+//! one no longer than it should, and a wrong answer changes nothing.
 
 use std::time::{Duration, Instant};
 
@@ -65,7 +65,7 @@ async fn a_new_key_at_an_address_works_from_its_first_token_on() {
 
 /// An application that was forgotten shows tokens of a key that was withdrawn, on and on.
 #[tokio::test]
-async fn a_new_key_works_although_the_last_look_was_for_another() {
+async fn a_new_key_works_although_the_last_refresh_was_for_another() {
     let mut issuer = Issuer::start().await;
     issuer.publish("old");
     let proxy = with(issuer.with_jwks_url("")).await;
@@ -214,7 +214,7 @@ async fn two_hundred_tokens_with_unknown_keys_make_a_fetch_in_five_seconds() {
     // One at once, and another for those that came while it was made, when it may be.
     let most = 1 + usize::try_from(took.as_secs() / 5).expect("a few");
     assert!((1..=most).contains(&fetches), "{fetches} fetches in {took:?}");
-    // Who has a good key waits for nobody.
+    // A client with a good key does not wait.
     let _good = session(&proxy, &issuer.token("a")).await;
 }
 
@@ -227,7 +227,7 @@ async fn an_issuer_that_does_not_answer_holds_a_login_no_longer_than_a_fetch() {
     let began = Instant::now();
     let message = refused(&proxy, &issuer.forged("random")).await;
     let took = began.elapsed();
-    // By its token, not by the deadline of 10 s; and nobody can say that there is no such key.
+    // By its token, not by the deadline of 10 s; and it is unknown whether there is such a key.
     assert_eq!(message.sqlstate(), "57P03");
     assert!(took > Duration::from_millis(4500), "{took:?}");
     let event = proxy.event("refused", |_| true).await;
@@ -332,7 +332,7 @@ async fn wrong_answers_are_said_loudly_and_the_keys_before_stay() {
         issuer.answer(&[]);
         fetched(&proxy, &issuer, "ok", 1.0).await;
     }
-    assert_eq!((other.asked(JWKS), other.asked(CONFIGURATION)), (0, 0), "nobody was sent there");
+    assert_eq!((other.asked(JWKS), other.asked(CONFIGURATION)), (0, 0), "nothing was sent there");
     assert!(proxy.metric(&fetches(&issuer, "error")).await >= 19.0);
     let log = serde_json::Value::from(proxy.lines()).to_string();
     assert!(!log.contains("c2VjcmV0"), "a body was logged");
@@ -366,7 +366,7 @@ async fn an_issuer_with_a_certificate_of_somebody_else_is_not_believed() {
     assert_eq!(issuer.asked(JWKS), 0);
 }
 
-/// Whoever looks for the reason finds it in the trail, and nobody finds it in an answer.
+/// The reason is in the audit trail, and not in any answer.
 #[tokio::test]
 async fn the_cause_says_what_was_found_and_the_client_reads_nothing_of_it() {
     let mut issuer = Issuer::start().await;

@@ -232,8 +232,8 @@ async fn a_database_that_is_not_postgresql_is_a_refusal() {
     }
 }
 
-/// A session that was there before could have left answers to questions that it foresaw, or a database
-/// could say more than it was asked.
+/// A session that was there before could have left answers to questions that it foresaw, or a
+/// database could say more than it was asked.
 #[tokio::test]
 async fn only_the_answer_to_the_very_question_says_whose_a_database_is() {
     type Answer = fn(&str) -> Vec<u8>;
@@ -304,7 +304,7 @@ async fn a_database_without_cancel_keys_is_served() {
     let welcome = client.log_in(&mint::token("acme"), "acme").await;
     assert!(welcome.iter().all(|message| message.tag != b'K'), "{welcome:?}");
     assert_eq!(client.ask("SELECT 'served'").await, "served");
-    // Nobody has a key, and a query that nobody waits for is not cancelled.
+    // No client has a key, and an abandoned query is not cancelled.
     client.send(&query("SELECT 1")).await;
     drop(client);
     assert_eq!(proxy.event("ended", |_| true).await["ending"], "client_left");
@@ -427,10 +427,10 @@ async fn a_database_that_never_stops_talking_is_not_listened_to() {
     assert!(cause.ends_with("more messages during its login than are believable"), "{cause}");
 }
 
-/// A session may hold the row of its own role, and refuse to be cancelled. Its end must not wait for
-/// what it holds.
+/// A session may hold the row of its own role, and refuse to be cancelled. Its end must not wait
+/// for what it holds.
 #[tokio::test]
-async fn a_session_that_holds_on_to_its_role_loses_it_all_the_same() {
+async fn a_session_cannot_keep_its_role_after_revocation() {
     let proxy = Proxy::start().await;
     let mut client = Raw::unix(&proxy.socket()).await;
     client.log_in(&mint::token("acme"), "acme").await;

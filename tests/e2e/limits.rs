@@ -111,7 +111,7 @@ impl HoldsCancels {
 
 /// One session's key, shown more often than there are places, to a database of the tenant's own.
 #[tokio::test]
-async fn cancel_requests_that_a_database_keeps_open_keep_nobody_out() {
+async fn cancel_requests_held_open_by_a_database_do_not_block_clients() {
     const PLACES: usize = 10;
     let database = HoldsCancels { came: Arc::default(), closes: watch::Sender::new(false) };
     let serving = database.clone();
@@ -146,7 +146,7 @@ async fn cancel_requests_that_a_database_keeps_open_keep_nobody_out() {
 
 /// Whose token is good, and who may not have a session for all that, holds no place.
 #[tokio::test]
-async fn those_who_are_refused_keep_nobody_out() {
+async fn refused_connections_do_not_block_clients() {
     const PLACES: usize = 6;
     let proxy = Proxy::with(limits_of(&format!("max_handshakes = {PLACES}\n"))).await;
     let token = mint::token("acme");
@@ -236,7 +236,7 @@ impl Stranger {
 }
 
 #[tokio::test]
-async fn strangers_who_prove_nothing_keep_nobody_out() {
+async fn silent_strangers_do_not_block_clients() {
     const PLACES: usize = 20;
     let listeners = TLS.to_owned() + "require_tls = false\n" + UNIX;
     let limits =
@@ -263,7 +263,7 @@ async fn strangers_who_prove_nothing_keep_nobody_out() {
         assert_eq!(proxy.metric("pgsilo_evicted_total").await, 0.0, "{stranger:?} {way:?}");
         for served in 1..=3 {
             let mut client = way.logs_in(&proxy).await;
-            // Nobody made room before having had a second.
+            // None was evicted within its first second.
             assert!(began.elapsed() >= Duration::from_secs(1), "{stranger:?} {way:?}");
             assert_eq!(client.ask("SELECT 'served'").await, "served", "{stranger:?} {way:?}");
             strangers.push(stranger.comes(&proxy, way).await);

@@ -120,7 +120,7 @@ async fn a_host_may_name_the_tenant_and_must_agree_with_the_token() {
         ("globex.db.example", &both, "app", "tenant_globex"),
         ("globex.db.example", &both, "acme", "refused"),
         ("globex.db.example", &both, "globex", "tenant_globex"),
-        // Any other host names nobody.
+        // Any other host is unknown.
         ("localhost", &acme, "acme", "tenant_acme"),
         ("localhost", &both, "app", "refused"),
     ] {

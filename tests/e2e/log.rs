@@ -1,4 +1,4 @@
-//! The log and the audit trail: nobody waits for who reads them, and what is lost is told.
+//! The log and the audit trail: nothing waits for their readers, and losses are reported.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -36,7 +36,7 @@ async fn strangers_until_events_are_lost(proxy: &Proxy) {
 }
 
 #[tokio::test]
-async fn a_reader_that_stops_stops_nobody_and_is_told_what_was_lost() {
+async fn a_stalled_log_reader_blocks_no_session_and_losses_are_reported() {
     let proxy = Proxy::with(Settings { more: SMALL.to_owned(), ..Settings::default() }).await;
     let mut before = Raw::unix(&proxy.socket()).await;
     before.log_in(&mint::token("acme"), "acme").await;
@@ -83,7 +83,7 @@ async fn a_reader_that_stops_does_not_keep_pgsilo_from_stopping() {
 }
 
 #[tokio::test]
-async fn an_error_at_the_start_is_told_by_the_exit_code_to_who_does_not_read() {
+async fn an_error_at_the_start_sets_the_exit_code_though_the_log_is_not_read() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
     let address = taken.local_addr().expect("an address");
     let dir = folder();
@@ -103,7 +103,7 @@ async fn an_error_at_the_start_is_told_by_the_exit_code_to_who_does_not_read() {
     std::fs::remove_dir_all(dir).expect("removed");
 }
 
-/// Sessions do not begin while nobody could say that they did.
+/// Sessions do not begin while their events could not be written.
 pub(crate) async fn without_an_audit() -> (Proxy, pgsilo_sandbox::testing::raw::Message) {
     let more = SMALL.replace("[audit]", "[audit]\non_loss = \"refuse\"");
     let proxy = Proxy::with(Settings { more, ..Settings::default() }).await;

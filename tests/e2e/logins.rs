@@ -1,5 +1,5 @@
-//! Which of OpenBAO's tokens pgsilo takes for its own and for its sessions: none that would end, with
-//! every session under it, when nobody expects it; and none is left behind.
+//! Which of OpenBAO's tokens pgsilo takes for its own and for its sessions: none that would end,
+//! with every session under it, without notice; and none is left behind.
 
 use std::fs;
 use std::path::Path;
@@ -193,7 +193,7 @@ async fn a_token_that_may_not_be_looked_up_is_refused() {
 }
 
 #[tokio::test]
-async fn an_explicit_maximum_is_said_and_served_to_its_end() {
+async fn an_explicit_maximum_causes_a_warning_and_is_served_to_its_end() {
     let (dir, server) = lending().await;
     let ends = json!({ "token_period": "60s", "token_explicit_max_ttl": "1h" });
     let auth = server.app_role(&dir, ends).await;
@@ -269,7 +269,7 @@ async fn a_sessions_login_that_is_answered_too_late_is_given_back() {
     eventually("OpenBAO to have made one", async || (made().await == 1).then_some(())).await;
     slow.lets_go();
     eventually("it to be given back", async || (made().await == 0).then_some(())).await;
-    assert_eq!(proxy.metric("pgsilo_leases_total").await, 0.0, "nobody waited for a credential");
+    assert_eq!(proxy.metric("pgsilo_leases_total").await, 0.0, "no credential was requested");
     let served = proxy.connect(&own_token("acme", "read-write"), "acme").await;
     served.expect("served");
 }

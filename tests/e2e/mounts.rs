@@ -1,5 +1,5 @@
-//! A tenant's mount at OpenBAO: what is stuck there holds nobody else up, and what the provisioner
-//! may do there and what not.
+//! A tenant's mount at OpenBAO: what is stuck there delays no other tenant, and what the
+//! provisioner may do there and what not.
 
 use std::net::SocketAddr;
 
@@ -114,7 +114,7 @@ async fn the_provisioner_makes_and_removes_tenants_mounts_and_no_others() {
     assert_eq!(mounts["data"]["pgsilo/acme/"]["type"], "database");
 }
 
-/// A server that asks whoever comes for a password in clear; the passwords that it was shown.
+/// A server that asks its clients for a password in clear; the passwords that it got.
 async fn covets_passwords() -> (SocketAddr, UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("an address");
@@ -178,13 +178,13 @@ async fn the_provisioners_token_does_not_bring_a_brokers_password_to_light() {
         let (status, answer) = provisioner(&world, "POST", path, Some(body.clone())).await;
         assert_eq!(status, 403, "{body}: {answer}");
     }
-    // Whoever removes it removes the password with it.
+    // Removing it removes the password with it.
     assert_eq!(provisioner(&world, "DELETE", path, None).await.0, 204);
     let body = of(own, json!({ "username": "tenant_acme_broker", "verify_connection": false }));
     assert_eq!(provisioner(&world, "POST", path, Some(body)).await.0, 204);
     let rotate = "pgsilo/acme/rotate-root/tenant-acme";
     assert_ne!(provisioner(&world, "POST", rotate, Some(json!({}))).await.0, 204);
-    assert!(passwords.try_recv().is_err(), "nobody came");
+    assert!(passwords.try_recv().is_err(), "there was no login");
     // As root, the same leads there: the stand-in does what it should.
     let globex = "pgsilo/globex/config/tenant-globex";
     let (_status, answer) = world.bao("POST", globex, Some(of(&elsewhere, json!({})))).await;

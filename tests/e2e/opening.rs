@@ -282,10 +282,11 @@ async fn other_settings_are_forwarded_as_they_are() {
     assert_eq!(client.ask("SHOW application_name").await, "n\\xc3\\xa4me");
 }
 
-/// Only a superuser may, nobody may while the server runs, or there is nothing like it: it is the client's
-/// mistake, and the client reads of it. That a role may not connect at all is none of the client's.
+/// Only a superuser may, none may while the server runs, or there is nothing like it: it is the
+/// client's mistake, and the client reads of it. That a role may not connect at all is none of the
+/// client's.
 #[tokio::test]
-async fn a_setting_that_the_client_may_not_set_is_its_own_mistake() {
+async fn a_forbidden_startup_setting_is_reported_as_the_clients_error() {
     let proxy = plain().await;
     let settings = [
         ("log_statement", "all"),
@@ -316,7 +317,8 @@ async fn a_setting_that_the_client_may_not_set_is_its_own_mistake() {
     assert!(refused.iter().all(|event| event["reason"] == "setting_rejected"), "{refused:?}");
 }
 
-/// PostgreSQL takes it, but not with the longer names that pgsilo puts in the place of the client's.
+/// PostgreSQL takes it, but not with the longer names that pgsilo puts in the place of the
+/// client's.
 #[tokio::test]
 async fn settings_that_fit_with_the_clients_names_only_cost_no_lease() {
     let proxy = plain().await;
@@ -333,8 +335,8 @@ async fn settings_that_fit_with_the_clients_names_only_cost_no_lease() {
     assert_eq!(proxy.events("leased").len(), 0);
 }
 
-/// Whatever the client, its role or its database has set: what pgsilo asks is asked with settings of
-/// its own, and the client's are in force behind that.
+/// Whatever the client, its role or its database has set: what pgsilo asks is asked with settings
+/// of its own, and the client's are in force behind that.
 #[tokio::test]
 async fn the_clients_settings_do_not_keep_the_seal_from_being_read() {
     let proxy = plain().await;

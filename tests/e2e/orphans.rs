@@ -73,7 +73,7 @@ async fn session(world: &World, proxy: &Proxy) -> (Raw, String) {
     (client, role)
 }
 
-/// A credential that nobody uses, as an operator leases one by hand: its role and its lease.
+/// An unused credential, as an operator leases one by hand: its role and its lease.
 async fn lease_by_hand(world: &World) -> (String, String) {
     let (status, answer) = world.bao("GET", "pgsilo/acme/creds/tenant-acme-rw", None).await;
     assert_eq!(status, 200);
@@ -157,7 +157,7 @@ async fn a_role_that_no_lease_explains_is_dropped_with_its_sessions_and_nothing_
     let owner = "SELECT tableowner::text FROM pg_tables WHERE tablename = 'kept'";
     let (mut after, _) = session(&world, &proxy).await;
     assert_eq!(after.ask(owner).await, "tenant_acme_app");
-    // The provisioner is nobody's member afterwards.
+    // The provisioner is a member of no tenant's role afterwards.
     let superuser = world.superuser("postgres").await;
     let member = "SELECT count(*) FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member
         WHERE r.rolname = 'pgsilo_provisioner' AND (m.set_option OR m.inherit_option)
@@ -309,7 +309,7 @@ async fn the_provisioner_may_take_tenants_leases_back_and_read_no_credential() {
     assert_eq!(ask("PUT", &revoke, Some(json!({ "sync": true }))).await, 204);
 }
 
-/// It is revoked all the same, and dropped when nobody holds on to it any more.
+/// It is revoked all the same, and dropped when nothing depends on it any more.
 #[tokio::test]
 async fn a_role_that_somebody_holds_on_to_is_stopped_and_told_and_dropped_later() {
     let (world, proxy) = world_and_proxy().await;

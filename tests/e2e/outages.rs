@@ -144,7 +144,7 @@ async fn an_openbao_that_is_killed_and_started_again_finds_its_leases_kept() {
     let (leaving, leaving_role) = session(&proxy).await;
 
     server.kill();
-    // Nobody listens: there is nothing to wait for.
+    // There is no listener: there is nothing to wait for.
     let event = refused(&proxy, "57P03", Duration::from_secs(1)).await;
     assert_eq!(event["reason"], "lease_unavailable");
     drop(leaving);
@@ -166,7 +166,7 @@ async fn a_database_that_openbao_cannot_reach_is_a_matter_of_time() {
     let event = refused(&proxy, "57P03", IN_TIME).await;
     assert_eq!(event["reason"], "lease_backend_away");
     assert!(event["cause"].as_str().expect("a cause").contains("it answered 500"), "{event}");
-    // Where pgsilo does not reach it either, that is what is told, whoever comes first.
+    // Where pgsilo does not reach it either, that is what is reported, whichever fails first.
     proxy.place_acme_at(free_port(), "").await;
     for _ in 0..10 {
         assert_eq!(refused(&proxy, "08001", IN_TIME).await["reason"], "backend_unreachable");

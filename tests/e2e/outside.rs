@@ -59,7 +59,7 @@ async fn health_and_unknown_paths() {
 }
 
 #[tokio::test]
-async fn slow_clients_of_the_endpoints_keep_nobody_out() {
+async fn slow_http_clients_do_not_block_others() {
     let proxy = Proxy::start().await;
     let mut slow = Vec::new();
     // More than it has places for. All but a few say nothing.

@@ -1,5 +1,5 @@
-//! Sessions of one tenant see, cancel and end each other by SQL, though each has a role of its own; and
-//! reach nobody else's, whatever they try.
+//! Sessions of one tenant see, cancel and end each other by SQL, though each has a role of its own;
+//! and reach no other tenant's, whatever they try.
 
 use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
 use pgsilo_sandbox::testing::world::{World, world};
@@ -115,7 +115,7 @@ async fn a_session_sees_cancels_and_ends_its_tenants_own_and_no_others() {
         assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{sql}");
     }
 
-    // An end, and the pid of nobody, as a transaction sees it that has looked before.
+    // An end, and an unknown pid, as a transaction sees it that has looked before.
     asker.batch_execute("BEGIN").await.expect("begun");
     assert!(listed(&asker, "pgsilo.pg_stat_activity").await.contains(&own_pid));
     let end = format!("SELECT pgsilo.pg_terminate_backend(pid => {own_pid}, timeout => 60000)");
@@ -217,7 +217,7 @@ async fn where_a_tenant_is_alone_its_role_may_be_let_signal_and_see() {
 
 /// docs/compatibility.md has this table.
 #[tokio::test]
-async fn what_brings_a_session_back_to_its_tenants_role() {
+async fn ways_back_to_the_tenants_role() {
     let proxy = Proxy::start().await;
     let client = connect(&proxy, "acme", "read-write").await;
     for (statement, comes_back) in [
@@ -242,7 +242,8 @@ async fn what_brings_a_session_back_to_its_tenants_role() {
     }
 }
 
-/// The tenant may make any schema, and would own what is put into it: the broker's functions above all.
+/// The tenant may make any schema, and would own what is put into it: the broker's functions above
+/// all.
 #[tokio::test]
 async fn nothing_of_the_brokers_is_put_into_a_schema_of_the_tenants() {
     let world = World::own().await;

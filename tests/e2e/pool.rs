@@ -1,5 +1,5 @@
-//! The pool of idle connections: a session cannot tell that its connection came from the pool, and is not
-//! given one of another route, one that is dead, or one that is out of date.
+//! The pool of idle connections: a session cannot tell that its connection came from the pool, and
+//! is not given one of another route, one that is dead, or one that is out of date.
 
 use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
 use pgsilo_sandbox::testing::raw::{Message, Raw, query, startup};

@@ -1,5 +1,5 @@
-//! Where sessions may prepare transactions, one can hold its own role's row without a session that could be
-//! ended. Such a cluster is found, and what was prepared there rolled back.
+//! Where sessions may prepare transactions, one can hold its own role's row without a session that
+//! could be ended. Such a cluster is found, and what was prepared there rolled back.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -129,7 +129,7 @@ async fn provision(server: &Server) {
 }
 
 #[tokio::test]
-async fn what_a_session_has_prepared_is_rolled_back_and_its_role_dropped() {
+async fn prepared_transactions_of_a_session_are_rolled_back_and_its_role_dropped() {
     // Of its own: its OpenBAO has no leases of others.
     let world = World::own().await;
     let server = Server::start(&world, "max_prepared_transactions = 5").await;

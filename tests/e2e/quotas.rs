@@ -1,5 +1,5 @@
-//! When OpenBAO is asked too often and says 429: what keeps sessions alive goes before what begins new
-//! ones, and who is told when to come again comes then.
+//! When OpenBAO is asked too often and says 429: what keeps sessions alive goes before what begins
+//! new ones, and who is told when to come again comes then.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ async fn renewals_go_before_logins() {
 }
 
 #[tokio::test]
-async fn whoever_is_told_when_to_come_again_comes_then() {
+async fn retry_after_is_honoured() {
     let (world, gateway, proxy) = behind_a_gateway().await;
     gateway.refuse(Busy { path: "/pgsilo/acme/creds/", times: 1, retry_after: 3600 });
     let token = mint::token_of(&world, "acme");

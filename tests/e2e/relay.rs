@@ -155,7 +155,7 @@ async fn a_client_that_vanishes_in_a_query_has_it_cancelled() {
 }
 
 #[tokio::test]
-async fn a_client_that_says_goodbye_and_closes_its_half_reads_what_it_asked_for() {
+async fn a_client_that_terminates_and_half_closes_gets_its_answers() {
     let proxy = plain().await;
     let mut client = Raw::tcp(proxy.address()).await;
     client.log_in(&mint::token("acme"), "acme").await;
@@ -168,7 +168,7 @@ async fn a_client_that_says_goodbye_and_closes_its_half_reads_what_it_asked_for(
 }
 
 #[tokio::test]
-async fn a_database_that_dies_without_a_word_is_told_of() {
+async fn a_database_that_dies_silently_is_reported() {
     // A stand-in that logs in (its placement allows a password in clear), then closes.
     let seal = |number: &str| [fake::row(&format!("{number}acme")), tagged(b'Z', b"I")].concat();
     let address = fake::database(seal).await;
@@ -232,8 +232,8 @@ async fn a_login_in_one_write_is_a_login() {
     assert!(said.ends_with(&tagged(b'Z', b"I")), "{said:?}");
 }
 
-/// What breaks is told apart from a client that has left: by a byte that TLS cannot decrypt, and by a
-/// reset.
+/// What breaks is told apart from a client that has left: by a byte that TLS cannot decrypt, and by
+/// a reset.
 #[tokio::test]
 async fn a_client_whose_connection_breaks_leaves_the_cause() {
     let proxy = Proxy::start().await;
@@ -274,7 +274,7 @@ fn every_ending_has_a_test() {
             pgsilo::Ending::BackendLeft => {
                 crate::leases::a_session_that_is_killed_in_the_database_gives_its_lease_back
             }
-            pgsilo::Ending::BackendLost => a_database_that_dies_without_a_word_is_told_of,
+            pgsilo::Ending::BackendLost => a_database_that_dies_silently_is_reported,
             pgsilo::Ending::IdleTimeout => {
                 crate::limits::an_idle_session_is_ended_and_a_busy_one_is_not
             }
@@ -290,7 +290,7 @@ fn every_ending_has_a_test() {
                 crate::certificates::a_session_ends_with_its_certificate
             }
             pgsilo::Ending::IdentityRevoked => {
-                crate::denied::who_is_denied_is_refused_and_loses_running_sessions
+                crate::denied::a_denied_identity_is_refused_and_its_sessions_end
             }
             pgsilo::Ending::AuthorityWithdrawn => {
                 crate::certificates::an_authority_that_is_replaced_loses_its_sessions_and_no_others

@@ -1,5 +1,5 @@
-//! OpenBAO restored from a backup: brokers' passwords have been rotated since, and leases and tenants made that
-//! it knows nothing of. The audit says what there is to do, and does what it can.
+//! OpenBAO restored from a backup: brokers' passwords have been rotated since, and leases and
+//! tenants made that it knows nothing of. The audit says what there is to do, and does what it can.
 
 use pgsilo_sandbox::testing::bao::{Server, Shape};
 use pgsilo_sandbox::testing::world::World;
@@ -53,9 +53,9 @@ async fn leased(world: &World) -> i64 {
     superuser.query_one(query, &[]).await.expect("asked").get(0)
 }
 
-/// The finding about acme's lease that no session uses, how many roles of acme's are told of, and what
-/// else is found. Of roles that were made long after the lease, as on a slow machine, each is told of by
-/// itself.
+/// The finding about acme's lease that no session uses, how many roles of acme's are told of, and
+/// what else is found. Of roles that were made long after the lease, as on a slow machine, each is
+/// told of by itself.
 fn of_acme(findings: &[Value]) -> (Value, usize, Vec<&str>) {
     let (mut idle, mut roles, mut others) = (Value::Null, 0, Vec::new());
     for finding in findings {

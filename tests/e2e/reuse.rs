@@ -108,7 +108,8 @@ async fn a_connection_whose_role_has_lost_its_rights_is_closed() {
     assert_eq!(proxy.metric("pgsilo_pool_idle_connections").await, 0.0);
 }
 
-/// A client that sends other settings each time uses up the routes that are tracked, but not for good.
+/// A client that sends other settings each time uses up the routes that are tracked, but not for
+/// good.
 #[tokio::test]
 async fn a_new_route_is_pooled_however_many_came_before() {
     let proxy = Proxy::with(settings("max_idle_per_tenant = 2\n")).await;

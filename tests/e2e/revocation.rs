@@ -1,7 +1,8 @@
-//! A credential stops working, whoever objects: another tenant, who hammers logins, the session itself.
+//! A credential stops working, whatever stands against it: another tenant, who hammers logins, the
+//! session itself.
 //!
-//! Each test has a sandbox of its own, where nobody else logs in, and logs in to PostgreSQL directly, as
-//! who has captured a leased credential would.
+//! Each test has a sandbox of its own, without other clients, and logs in to PostgreSQL directly,
+//! as who has captured a leased credential would.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -16,7 +17,8 @@ use tokio_postgres::{Client, Error};
 
 use crate::orphans::{audit, settings_of, world_and_proxy};
 
-/// Where tenants' databases are as PostgreSQL makes them: the recipe's template takes large objects away.
+/// Where tenants' databases are as PostgreSQL makes them: the recipe's template takes large objects
+/// away.
 async fn with_large_objects() -> (World, Proxy) {
     let (world, proxy) = world_and_proxy().await;
     for database in ["tenant_acme", "tenant_globex"] {
@@ -86,7 +88,7 @@ async fn roleless_sessions(world: &World) -> i64 {
 }
 
 async fn is_refused(world: &World, role: &str) {
-    let error = directly(world, role, "").await.map(drop).expect_err("nobody logs in as it");
+    let error = directly(world, role, "").await.map(drop).expect_err("it cannot log in");
     let sqlstate = error.code().expect("the server's answer").code();
     assert!(["28P01", "28000"].contains(&sqlstate), "{error:?}");
 }
@@ -142,7 +144,7 @@ fn grants(role: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_another_tenant_grants_a_role_keeps_no_credential_alive() {
+async fn grants_of_another_tenant_do_not_keep_a_credential_alive() {
     let (world, proxy) = with_large_objects().await;
     let (victim, role) = captured(&world, &proxy, "globex").await;
     let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
@@ -156,7 +158,7 @@ async fn what_another_tenant_grants_a_role_keeps_no_credential_alive() {
 
     drop(victim);
     is_revoked(&world, "tenant-globex-rw").await;
-    assert_eq!(may_log_in(&world, &role).await, Some(false), "it stays, and nobody may log in");
+    assert_eq!(may_log_in(&world, &role).await, Some(false), "it stays, and may not log in");
     is_refused(&world, &role).await;
     let (code, findings) = audit(&world, &[]).await;
     let expected = json!({
@@ -177,9 +179,9 @@ async fn what_another_tenant_grants_a_role_keeps_no_credential_alive() {
     reader.batch_execute("SELECT n FROM hook.t").await.expect("and so it reads");
 }
 
-/// Nobody else may name what is another session's alone.
+/// Another session's own objects cannot be named.
 #[tokio::test]
-async fn what_an_idle_session_has_for_itself_keeps_no_role() {
+async fn objects_of_an_idle_session_do_not_keep_its_role() {
     let (world, proxy) = world_and_proxy().await;
     let (victim, role) = captured(&world, &proxy, "globex").await;
     let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
@@ -203,7 +205,7 @@ async fn what_an_idle_session_has_for_itself_keeps_no_role() {
 
 /// Nor what its own tenant grants it, as the role that owns all.
 #[tokio::test]
-async fn what_its_own_tenant_grants_a_role_does_not_keep_it() {
+async fn grants_of_its_own_tenant_do_not_keep_a_role() {
     let (world, proxy) = with_large_objects().await;
     let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
     let role: String =
@@ -223,7 +225,7 @@ async fn a_login_that_is_under_way_does_not_outlive_its_role() {
 
 /// As roles are that statements of before made, which gave the broker nothing but ADMIN.
 #[tokio::test]
-async fn nor_where_the_broker_is_no_member_of_it() {
+async fn a_login_under_way_does_not_outlive_a_role_of_which_the_broker_is_no_member() {
     a_login_is_ended_that_is_under_way(
         "REVOKE \"ROLE\" FROM tenant_acme_broker GRANTED BY tenant_acme_broker",
     )
@@ -279,7 +281,7 @@ async fn logins_that_race_a_revocation_do_not_outlive_their_role() {
                 let (world, role) = (std::sync::Arc::clone(&world), role.clone());
                 tokio::spawn(async move {
                     let mut clients = Vec::new();
-                    // Until it is told that there is nobody of that name, or that nobody may.
+                    // Until it is told that there is no such role, or that it may not.
                     loop {
                         match directly(&world, &role, "").await {
                             Ok(client) => clients.push(client),
@@ -357,7 +359,8 @@ async fn sessions_that_change_their_role_without_a_pause_are_stopped_at_once() {
     }
 }
 
-/// A grant holds the role that it names until its transaction ends, and no bound is set to that here.
+/// A grant holds the role that it names until its transaction ends, and no bound is set to that
+/// here.
 #[tokio::test]
 async fn no_revocation_waits_for_what_another_tenant_has_not_committed() {
     let (world, proxy) = world_and_proxy().await;
@@ -377,9 +380,10 @@ async fn no_revocation_waits_for_what_another_tenant_has_not_committed() {
     drop(held);
     is_revoked(&world, "tenant-globex-rw").await;
     for role in &roles {
-        assert_eq!(may_log_in(&world, role).await, Some(false), "it stays, and nobody logs in");
+        assert_eq!(may_log_in(&world, role).await, Some(false), "it stays, and may not log in");
     }
-    // They are old by and by, and later revocations try them again: in vain, and without waiting.
+    // They are old by and by, and later revocations try them again: without success, and without
+    // waiting.
     let (_victim, later) = captured(&world, &proxy, "globex").await;
     let aged = "SELECT count(*) FROM pg_roles WHERE NOT rolcanlogin
         AND rolname = ANY ($1) AND rolvaliduntil < clock_timestamp() - '7 s'::interval";
@@ -394,7 +398,7 @@ async fn no_revocation_waits_for_what_another_tenant_has_not_committed() {
     let log = std::fs::read_to_string(world.dir().join("postgres.log")).expect("read");
     assert!(!log.contains("still waiting for"), "{log}");
 
-    // Nobody holds them any more: whichever revocation comes later drops them.
+    // Nothing depends on them any more: whichever revocation comes later drops them.
     acme.batch_execute("ROLLBACK").await.expect("over");
     eventually("the roles to be dropped", async || {
         let client = proxy.connect(&mint::token_of(&world, "globex"), "globex").await;
@@ -407,7 +411,8 @@ async fn no_revocation_waits_for_what_another_tenant_has_not_committed() {
     .await;
 }
 
-/// PostgreSQL looks through all that a tenant's roles have to do with, at each login that is leased.
+/// PostgreSQL looks through all that a tenant's roles have to do with, at each login that is
+/// leased.
 #[tokio::test]
 async fn a_role_that_stays_has_no_memberships_and_is_dropped_all_the_same() {
     let (world, proxy) = world_and_proxy().await;
@@ -464,7 +469,7 @@ async fn a_role_that_owns_more_than_the_lock_table_holds_is_dropped_in_portions(
     assert_eq!(acme.query_one(left, &[]).await.expect("asked").get::<_, i64>(0), 0);
 }
 
-/// Nobody but who has `pg_signal_backend` may end it, and nobody would look for it.
+/// Only a role with `pg_signal_backend` may end it, and nothing would look for it.
 #[tokio::test]
 async fn a_session_whose_role_is_gone_is_found_and_ended() {
     let (world, _proxy) = world_and_proxy().await;
@@ -503,7 +508,7 @@ fn without_globex(world: &World) -> PathBuf {
 }
 
 #[tokio::test]
-async fn roles_of_a_tenant_that_is_no_more_are_dropped_whoever_grants_them_something() {
+async fn roles_of_a_removed_tenant_are_dropped_despite_grants() {
     let (world, proxy) = world_and_proxy().await;
     let acme = proxy.connect(&mint::token_of(&world, "acme"), "acme").await.expect("acme");
     let (_status, answer) = world.bao("GET", "pgsilo/globex/creds/tenant-globex-rw", None).await;
@@ -532,7 +537,7 @@ async fn roles_of_a_tenant_that_is_no_more_are_dropped_whoever_grants_them_somet
 
 /// A copy that somebody has restored under another name, and that the tenant's roles own.
 #[tokio::test]
-async fn what_was_kept_of_a_tenant_that_is_no_more_is_left_alone() {
+async fn data_kept_of_a_removed_tenant_is_not_touched() {
     let (world, _proxy) = world_and_proxy().await;
     let superuser = world.superuser("postgres").await;
     let renamed = "ALTER DATABASE tenant_globex WITH ALLOW_CONNECTIONS false";

@@ -1,5 +1,6 @@
-//! Session authority, as OpenBAO sees it: a session's token brings the credentials of the tenant that
-//! it names, for as long as it lives, to pgsilo and to nobody else; and nothing of it is left behind.
+//! Session authority, as OpenBAO sees it: a session's token brings the credentials of the tenant
+//! that it names, for as long as it lives, to pgsilo and to nothing else; and nothing of it is left
+//! behind.
 
 use std::net::IpAddr;
 
@@ -69,7 +70,7 @@ async fn subjects_that_differ_in_case_or_not_at_all_are_each_their_own_tenants()
 }
 
 #[tokio::test]
-async fn a_token_that_is_not_one_tenants_logs_nobody_in() {
+async fn a_token_without_exactly_one_tenant_gets_no_login() {
     for tenant in [
         json!(["acme", "globex"]),
         json!(["acme"]),
@@ -116,7 +117,7 @@ async fn a_token_that_is_not_one_tenants_logs_nobody_in() {
 }
 
 #[tokio::test]
-async fn what_a_token_becomes_ends_with_it_and_works_from_pgsilos_address_only() {
+async fn a_sessions_login_ends_with_its_token_and_works_from_pgsilos_address_only() {
     let lives = 120;
     let jwt = token("acme", json!({ "exp": mint::now() + lives }));
     let known = become_known(&jwt).await;

@@ -11,7 +11,7 @@ use tokio_postgres::{Client, NoTls};
 use crate::orphans::settings_of;
 use crate::pool::{Parameters, log_in};
 
-/// Functions that a session may call, of those that nobody may who was not given them.
+/// Functions that a session may call, of those that need a grant.
 async fn callable(client: &Client) -> Vec<String> {
     let functions = "SELECT proname::text FROM pg_catalog.pg_proc
         WHERE pronamespace = 'pg_catalog'::regnamespace
@@ -21,7 +21,7 @@ async fn callable(client: &Client) -> Vec<String> {
     rows.into_iter().map(|row| row.get(0)).collect()
 }
 
-/// The sandbox of these tests allows advisory locks; whoever reads only has none all the same.
+/// The sandbox of these tests allows advisory locks; read-only sessions have none all the same.
 #[tokio::test]
 async fn a_session_cannot_use_up_what_is_the_clusters_unless_it_is_allowed_to() {
     let proxy = Proxy::start().await;
@@ -48,7 +48,8 @@ async fn a_session_cannot_use_up_what_is_the_clusters_unless_it_is_allowed_to() 
     for sql in locks {
         writer.batch_execute(sql).await.expect(sql);
     }
-    // Whatever else there is of the kind, in this PostgreSQL: what lets go, or works on what is there.
+    // Whatever else there is of the kind, in this PostgreSQL: what lets go, or works on what is
+    // there.
     let harmless = |name: &String| {
         name.contains("unlock") || (name.starts_with("lo_") && !name.starts_with("lo_creat"))
     };
@@ -61,7 +62,7 @@ async fn a_session_cannot_use_up_what_is_the_clusters_unless_it_is_allowed_to() 
     }
 }
 
-/// Leases from OpenBAO, and logs in past any proxy's bounds until nobody gets in any more: the
+/// Leases from OpenBAO, and logs in past any proxy's bounds until logins fail: the
 /// connections, the lease, and what was said at last.
 async fn fill(world: &World, tenant: &str) -> (Vec<Client>, String, String) {
     let (status, answer) =
@@ -146,7 +147,8 @@ fn one_idle() -> Settings {
     Settings { pool, ..Settings::default() }
 }
 
-/// The next session is served, for which the idle connection is evicted, and no other is prewarmed at once.
+/// The next session is served, for which the idle connection is evicted, and no other is prewarmed
+/// at once.
 async fn served_after_eviction(proxy: &Proxy, token: &str, parameters: Parameters<'_>) {
     let (mut client, _) = log_in(proxy, token, parameters).await;
     assert_eq!(client.ask("SELECT 'served'").await, "served");
@@ -211,7 +213,7 @@ async fn an_idle_connection_is_evicted_for_a_session_that_finds_its_database_ful
 }
 
 #[tokio::test]
-async fn what_waits_for_a_neighbour_makes_room_where_their_server_is_full() {
+async fn an_idle_connection_of_another_tenant_is_evicted_on_a_full_server() {
     let arguments = ["--without-proxy", "--max-connections", "40", "--leased-over-tcp"];
     let world = tokio::task::spawn_blocking(move || World::start("room", &arguments));
     let world = world.await.expect("started");
@@ -219,7 +221,7 @@ async fn what_waits_for_a_neighbour_makes_room_where_their_server_is_full() {
     let proxy = proxy.await;
     let waiting = prewarmed_for_acme(&world, &proxy).await;
     let superuser = world.superuser("postgres").await;
-    // Of a tenant at its own limit nobody else's goes.
+    // For a tenant at its own limit no other tenant's is evicted.
     let limit = "ALTER DATABASE tenant_globex CONNECTION LIMIT 0";
     superuser.batch_execute(limit).await.expect("limited");
     let globex = mint::token_of(&world, "globex");

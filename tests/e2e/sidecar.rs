@@ -66,7 +66,7 @@ async fn an_application_needs_no_password_and_a_token_that_is_renewed_no_restart
 }
 
 #[tokio::test]
-async fn a_token_that_is_not_there_yet_keeps_nobody_from_starting() {
+async fn a_missing_token_file_does_not_prevent_the_start() {
     let listeners =
         "[[listener]]\nsocket = \"{dir}/.s.PGSQL.6432\"\nauth = { token_file = \"token\" }\n";
     let settings = Settings { listeners: listeners.to_owned(), ..Settings::default() };
@@ -104,7 +104,7 @@ async fn a_command_prints_the_token_and_is_run_again_when_it_was_refused() {
     // What it printed is refused: the next login runs it again.
     proxy.reload(&proxy.tenants().replacen("id = \"acme\"", "id = \"other\"", 1));
     proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
-    assert_eq!(state(&connect(&proxy).await.expect_err("nobody knows acme")), "3D000");
+    assert_eq!(state(&connect(&proxy).await.expect_err("acme is unknown")), "3D000");
     assert_eq!(lines(), 1, "that is not the token's fault");
     drop(proxy);
 

@@ -1,5 +1,5 @@
-//! Before pgsilo serves, and what it says then: signals that come too early, bounds that the system does
-//! not allow, certificates that are of no use, answers in a coding that nobody asked for.
+//! Before pgsilo serves, and what it says then: signals that come too early, bounds that the system
+//! does not allow, certificates that are of no use, answers in a coding that was not requested.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -18,8 +18,8 @@ use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// The configuration is a pipe here: it is known when pgsilo begins to read it, and it is not done before
-/// somebody writes.
+/// The configuration is a pipe here: it is known when pgsilo begins to read it, and it is not done
+/// before somebody writes.
 #[test]
 fn a_signal_before_the_start_is_over_waits_for_it() {
     let dir = Folder::new();
@@ -48,7 +48,7 @@ fn a_signal_before_the_start_is_over_waits_for_it() {
 }
 
 #[tokio::test]
-async fn fewer_descriptors_than_the_bounds_need_are_said() {
+async fn too_few_descriptors_cause_a_warning() {
     let (before, words) = ("ulimit -n 9000;".to_owned(), "this process may have 9000");
     let limits = "max_sessions = 4000\nmax_handshakes = 100\n".to_owned();
     let settings = Settings { before, limits, ..Settings::default() };
@@ -82,7 +82,7 @@ async fn a_certificate_that_has_expired_is_served_and_said_until_it_is_renewed()
         assert_eq!(line["level"], "WARN", "{line}");
     };
     says("the certificate has expired").await;
-    // Whoever does not look at it is served.
+    // A client that does not check it is served.
     let dsn = format!(
         "host=127.0.0.1 port={} user=app dbname=acme sslmode=require",
         proxy.address().port()
@@ -130,8 +130,8 @@ async fn compressing() -> (std::net::SocketAddr, Arc<Mutex<String>>) {
 }
 
 #[tokio::test]
-async fn answers_are_wanted_as_they_are_and_a_coding_is_told_by_its_name() {
-    const CAUSE: &str = "its answer is compressed (gzip), which nobody asked for";
+async fn uncompressed_answers_are_requested_and_compressed_ones_refused() {
+    const CAUSE: &str = "its answer is compressed (gzip), which was not requested";
     let wants_none = |asked: &Mutex<String>| {
         let asked = asked.lock().expect("heard").to_ascii_lowercase();
         assert!(asked.contains("\r\naccept-encoding: identity\r\n"), "{asked}");

@@ -1,5 +1,5 @@
-//! Time that no session can lift: transactions, waiting in one, a session's age, whatever the session
-//! sets in the database and however it sends what it sends.
+//! Time that no session can lift: transactions, waiting in one, a session's age, whatever the
+//! session sets in the database and however it sends what it sends.
 
 use std::time::Duration;
 
@@ -96,7 +96,7 @@ pub(crate) async fn a_transaction_has_its_time_whatever_the_session_sets() {
     ends(&mut parsing, TRANSACTION).await;
     is_gone(&pid).await;
     ended(&proxy, "transaction_timeout", 5).await;
-    // Whoever was idle meanwhile was never in one.
+    // A session that was idle meanwhile was never in one.
     assert_eq!(idle.ask("SELECT 'still here'").await, "still here");
 }
 
@@ -114,7 +114,7 @@ async fn no_client_can_make_its_transaction_look_over() {
     let ways: [(&str, Vec<u8>); 4] = [
         ("claims that a COPY swallowed its Sync", [sleep.clone(), tagged(b'c', b"")].concat()),
         ("gives up a COPY that is none", [sleep.clone(), tagged(b'f', b"x\0")].concat()),
-        ("says goodbye behind it", [sleep, tagged(b'X', b"")].concat()),
+        ("sends a Terminate behind it", [sleep, tagged(b'X', b"")].concat()),
         ("stops in the middle of a message", query("SELECT 1; SELECT 2")[..12].to_vec()),
     ];
     for (number, (way, bytes)) in (1..).zip(ways) {
@@ -134,7 +134,8 @@ async fn no_client_can_make_its_transaction_look_over() {
     while client.next().await.is_some() {}
 }
 
-/// A session in a COPY, and what has begun it, as drivers send it: with a Sync that the COPY swallows.
+/// A session in a COPY, and what has begun it, as drivers send it: with a Sync that the COPY
+/// swallows.
 async fn copying(proxy: &Proxy) -> (Raw, Vec<u8>) {
     let (mut copied, _pid) = session(proxy).await;
     copied.ask("CREATE TEMP TABLE t (n int); SELECT 'made'").await;
@@ -178,7 +179,8 @@ async fn a_copy_that_swallows_a_sync_leaves_nothing_behind() {
     assert_eq!(copied.ask("SELECT count(*)::text FROM t").await, "1");
 }
 
-/// Whether all of it was answered shows with the next request; but it does not wait in a transaction.
+/// Whether all of it was answered shows with the next request; but it does not wait in a
+/// transaction.
 #[tokio::test]
 async fn a_copy_that_was_given_up_is_no_transaction_that_waits() {
     let proxy = with("idle_in_transaction_timeout = \"1s\"\n").await;

@@ -93,7 +93,7 @@ async fn a_sealed_or_stopped_openbao_refuses_new_sessions_at_once_and_keeps_the_
     .await;
 }
 
-/// Whoever routes sessions is told so, and may ask for all but that.
+/// A balancer is told so, and may leave it out.
 #[tokio::test]
 async fn an_openbao_that_stays_sealed_or_silent_is_told_by_readyz_and_may_be_left_out() {
     let (world, proxy) = unwell().await;
@@ -120,10 +120,11 @@ async fn an_openbao_that_stays_sealed_or_silent_is_told_by_readyz_and_may_be_lef
     drop(session);
 }
 
-/// As a primary that is gone without a word leaves it: OpenBAO waits for an answer, and all that ask for the
-/// tenant's credentials wait with it, until the provisioner has it let go (docs/runbooks.md).
+/// As a primary that is gone without a word leaves it: OpenBAO waits for an answer, and all that
+/// ask for the tenant's credentials wait with it, until the provisioner has it let go
+/// (docs/runbooks.md).
 #[tokio::test]
-async fn a_connection_of_openbaos_that_hangs_is_let_go_by_a_reset() {
+async fn a_hanging_connection_of_openbao_is_closed_by_a_reset() {
     let (world, proxy) = unwell().await;
     session(&world, &proxy).await;
     let superuser = world.superuser("postgres").await;

@@ -2,7 +2,7 @@
 //! connection; and readers that only pause, which are not to be mistaken for them.
 //!
 //! A peer vanishes here by a filter on its socket, which drops whatever arrives before TCP sees it:
-//! nothing is answered any more, and nobody is told. Clients, databases, and nodes of OpenBAO.
+//! nothing is answered any more, and no peer is told. Clients, databases, and nodes of OpenBAO.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -48,7 +48,7 @@ async fn waits_for(pid: &str, event: &str) {
 }
 
 #[tokio::test]
-async fn clients_that_vanish_are_noticed_and_readers_that_pause_are_not_taken_for_them() {
+async fn vanished_clients_are_detected_and_paused_readers_are_not_mistaken_for_them() {
     let proxy = impatient().await;
     let rows = query("SELECT repeat('x', 1000) FROM generate_series(1, 300000)");
     // Two that pause: one stops the database, of the other all is on its way.
@@ -128,7 +128,7 @@ impl Database {
 }
 
 #[tokio::test]
-async fn a_database_that_vanishes_is_told_of_to_who_waits_for_it_and_who_is_idle() {
+async fn a_vanished_database_ends_waiting_and_idle_sessions() {
     let database = Database::default();
     let serving = database.clone();
     let address = fake::serves(move |tcp| serving.clone().serve(tcp)).await;
@@ -153,8 +153,8 @@ async fn a_database_that_vanishes_is_told_of_to_who_waits_for_it_and_who_is_idle
     }
 }
 
-/// A stand-in for the address that several nodes of OpenBAO share: it passes everything on to the real
-/// one. The node that serves now vanishes with its connections; whoever connects anew gets another.
+/// A stand-in for the address that several nodes of OpenBAO share: it passes everything on to the
+/// real one. The node that serves now vanishes with its connections; a new connection gets another.
 #[derive(Default, Clone)]
 struct Nodes(Arc<Mutex<Vec<OwnedFd>>>);
 

@@ -41,7 +41,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "authority = \"proxy\"",
         "authority = \"session\"",
-        "pgsilo.toml:76: openbao.auth: remove it: with authority = \"session\" pgsilo is nobody to OpenBAO",
+        "pgsilo.toml:76: openbao.auth: remove it: with authority = \"session\" pgsilo itself does not log in to OpenBAO",
     ),
     (
         "authority = \"proxy\"",
@@ -571,7 +571,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "max_handshakes = 1000",
         "max_handshakes = 0",
-        "pgsilo.toml:109: limits.max_handshakes: zero; nobody could log in",
+        "pgsilo.toml:109: limits.max_handshakes: zero; no client could log in",
     ),
     (
         "dead_peer_timeout = \"2m\"",
@@ -737,7 +737,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "ca = \"db-ca.crt\" }",
         "ca = \"server.crt\" }",
-        "tenants.toml:14: tenant[0].placement.tls.ca: \"server.crt\": the certificate \"CN=rcgen self signed cert\" is no authority's (basicConstraints CA:TRUE is missing): whoever has its key could sign for anybody; name the authority that signed it",
+        "tenants.toml:14: tenant[0].placement.tls.ca: \"server.crt\": the certificate \"CN=rcgen self signed cert\" is no authority's (basicConstraints CA:TRUE is missing): its key could sign for anybody; name the authority that signed it",
     ),
     (
         "ca = \"db-ca.crt\" }",
@@ -832,7 +832,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "# allow_uids = [1000]",
         "allow_uids = []",
-        "pgsilo.toml:28: listener[1].allow_uids: empty; nobody could connect",
+        "pgsilo.toml:28: listener[1].allow_uids: empty; no user could connect",
     ),
     (
         "# allow_uids = [1000]",
@@ -857,7 +857,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "tls = { certificate = \"server.crt\", key = \"server.key\" }",
         "tls = { certificate = \"server.crt\", key = \"server.key\", client_ca = \"server.crt\" }",
-        "pgsilo.toml:13: listener[0].tls.client_ca: \"server.crt\": the certificate \"CN=rcgen self signed cert\" is no authority's (basicConstraints CA:TRUE is missing): whoever has its key could sign for anybody; name the authority that signed it",
+        "pgsilo.toml:13: listener[0].tls.client_ca: \"server.crt\": the certificate \"CN=rcgen self signed cert\" is no authority's (basicConstraints CA:TRUE is missing): its key could sign for anybody; name the authority that signed it",
     ),
     (
         "tls = { certificate = \"server.crt\", key = \"server.key\" }",
@@ -867,7 +867,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "# ca = \"openbao-ca.crt\"",
         "ca = \"server.crt\"",
-        "pgsilo.toml:72: openbao.ca: \"server.crt\": the certificate \"CN=rcgen self signed cert\" is no authority's (basicConstraints CA:TRUE is missing): whoever has its key could sign for anybody; name the authority that signed it",
+        "pgsilo.toml:72: openbao.ca: \"server.crt\": the certificate \"CN=rcgen self signed cert\" is no authority's (basicConstraints CA:TRUE is missing): its key could sign for anybody; name the authority that signed it",
     ),
     (
         "tls = { certificate = \"server.crt\", key = \"server.key\" }",
@@ -958,12 +958,12 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "tls = { certificate = \"server.crt\", key = \"server.key\" }",
         "tls = { certificate = \"server.crt\", key = \"server.key\", client_ca = \"clients-ca.crt\", client_crl = [\"old.crl\"] }",
-        "pgsilo.toml:13: listener[0].tls.client_crl: \"old.crl\": the revocation list is out of date: nobody of its authority's is let in; renew it",
+        "pgsilo.toml:13: listener[0].tls.client_crl: \"old.crl\": the revocation list is out of date: none of its authority's certificates is accepted; renew it",
     ),
     (
         "tls = { certificate = \"server.crt\", key = \"server.key\" }",
         "tls = { certificate = \"server.crt\", key = \"server.key\", client_ca = \"clients-ca.crt\", client_crl = [\"forged.crl\"] }",
-        "pgsilo.toml:13: listener[0].tls.client_crl: \"forged.crl\": its authority has not signed the revocation list: nobody of that authority's is let in",
+        "pgsilo.toml:13: listener[0].tls.client_crl: \"forged.crl\": its authority has not signed the revocation list: none of that authority's certificates is accepted",
     ),
     ("algorithms = [\"ES256\"]", "algorithms = [\"ES256\", \"RS256\"]", ""),
     (

@@ -123,7 +123,7 @@ fn verdict(verified: Result<Claims, Rejected>, opened: &Opened) -> String {
 }
 
 #[test]
-fn what_the_page_of_providers_shows_is_so() {
+fn the_examples_of_the_providers_page_work() {
     let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/providers.md");
     let page = std::fs::read_to_string(page).unwrap();
     let key = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap();

@@ -1,5 +1,5 @@
-//! Databases at names with several addresses. A name takes a mount namespace, in which /etc/hosts is a
-//! file of ours.
+//! Databases at names with several addresses. A name takes a mount namespace, in which /etc/hosts
+//! is a file of ours.
 
 use std::fs;
 use std::net::{Ipv6Addr, TcpListener};
@@ -12,7 +12,7 @@ use pgsilo_sandbox::testing::raw::Raw;
 use pgsilo_sandbox::testing::vanish;
 use pgsilo_sandbox::testing::world::world;
 
-/// The database's port on `::1`, where nobody ever answers: PostgreSQL listens on 127.0.0.1.
+/// The database's port on `::1`, where nothing answers: PostgreSQL listens on 127.0.0.1.
 fn keep_silent() {
     static SILENT: OnceLock<TcpListener> = OnceLock::new();
     SILENT.get_or_init(|| {

@@ -1,5 +1,5 @@
-//! Databases behind TLS, other login methods, a Unix socket, PostgreSQL 15 and 16.5: what pgsilo accepts
-//! of a placement's server, and what it refuses before it has sent anything worth having.
+//! Databases behind TLS, other login methods, a Unix socket, PostgreSQL 15 and 16.5: what pgsilo
+//! accepts of a placement's server, and what it refuses before it has sent anything worth having.
 
 use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
 use pgsilo_sandbox::testing::raw::tagged;
@@ -289,7 +289,7 @@ async fn somebody_in_the_middle(
 }
 
 #[tokio::test]
-async fn somebody_in_the_middle_of_require_cannot_relay_a_login() {
+async fn a_man_in_the_middle_of_mode_require_cannot_relay_a_login() {
     let own = Authority::new(&rcgen::PKCS_ECDSA_P256_SHA256).certify("localhost");
     for tls in ["mode = \"require\"", "mode = \"require\", channel_binding = \"prefer\""] {
         let (_, seen) = somebody_in_the_middle(cluster().await, &own, tls, Tampering::None).await;
@@ -298,7 +298,7 @@ async fn somebody_in_the_middle_of_require_cannot_relay_a_login() {
 }
 
 #[tokio::test]
-async fn somebody_who_takes_plus_off_the_list_is_noticed() {
+async fn stripping_scram_plus_is_detected() {
     let own = Authority::new(&rcgen::PKCS_ECDSA_P256_SHA256).certify("localhost");
     let tls = "mode = \"require\", channel_binding = \"prefer\"";
     let (_, seen) = somebody_in_the_middle(cluster().await, &own, tls, Tampering::StripPlus).await;
@@ -314,9 +314,9 @@ async fn somebody_who_takes_plus_off_the_list_is_noticed() {
 }
 
 /// An Ed25519 signature has no hash that a certificate could be hashed with, so a login cannot be
-/// bound to one: whoever is in the middle chooses to show such a certificate.
+/// bound to one: a man in the middle chooses to present such a certificate.
 #[tokio::test]
-async fn somebody_with_a_certificate_that_cannot_be_bound_to_is_refused() {
+async fn a_man_in_the_middle_with_an_unbindable_certificate_is_refused() {
     let own = Authority::new(&rcgen::PKCS_ED25519).certify("localhost");
     for (tls, tampering, cause) in [
         ("mode = \"require\"", Tampering::None, "has no hash to bind to"),
@@ -454,7 +454,7 @@ async fn a_postgresql_that_is_too_old_is_refused_with_what_is_needed() {
 
 // --- The count of SCRAM's iterations -----------------------------------------------------
 
-/// A server whose SCRAM asks for so many iterations; it logs nobody in, and fails the login
+/// A server whose SCRAM asks for so many iterations; it accepts no login, and fails the one
 /// where it gets an answer.
 async fn asks_for_iterations(count: &'static str) -> std::net::SocketAddr {
     fake::serves(move |mut tcp| async move {

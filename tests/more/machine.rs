@@ -1,5 +1,6 @@
-//! A machine before docs/setup.md begins: PostgreSQL servers as a package leaves them, and what starts
-//! parts as systemd does elsewhere. Whatever the page starts ends with this process at the latest.
+//! A machine before docs/setup.md begins: PostgreSQL servers as a package leaves them, and what
+//! starts parts as systemd does elsewhere. Whatever the page starts ends with this process at the
+//! latest.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -15,13 +16,14 @@ use crate::var;
 
 pub(crate) const SUPERUSER_PASSWORD: &str = "for-tests-on-loopback-only";
 
-/// What a machine has before the page begins: a folder for everything, a PostgreSQL that runs, programs.
+/// What a machine has before the page begins: a folder for everything, a PostgreSQL that runs,
+/// programs.
 pub(crate) struct Machine {
     pub(crate) dir: PathBuf,
     /// Of the database server, and of another one that a tenant can move to.
     pub(crate) ports: [u16; 2],
-    /// A port where nobody listens.
-    nobody: u16,
+    /// A port without a listener.
+    unused: u16,
     /// Whom PostgreSQL runs as.
     account: u32,
     /// Ends all that was started, when this process ends at the latest.
@@ -86,7 +88,7 @@ impl Machine {
             watchdog: Command::new("true").spawn().expect("true starts"),
             dir,
             ports: [free_port(), free_port()],
-            nobody: free_port(),
+            unused: free_port(),
             account,
         };
         machine.watchdog =
@@ -190,9 +192,9 @@ impl Machine {
         ]
     }
 
-    /// Another one in front, where nobody is, as after a failover.
+    /// Another one in front, without a listener, as after a failover.
     fn servers(&self, port: u16) -> String {
-        format!("localhost:{},localhost:{port}", self.nobody)
+        format!("localhost:{},localhost:{port}", self.unused)
     }
 
     /// A program of PostgreSQL's, of a version with the server, as its superuser.

@@ -1,6 +1,6 @@
-//! End-to-end tests that need more than a fresh machine has: node-postgres, JDBC, pgx, databases that
-//! speak TLS, an OpenID provider, pages that are pasted, and other projects' own tests. `make test-all`
-//! installs that and runs them; plain `cargo test` does not.
+//! End-to-end tests that need more than a fresh machine has: node-postgres, JDBC, pgx, databases
+//! that speak TLS, an OpenID provider, pages that are pasted, and other projects' own tests. `make
+//! test-all` installs that and runs them; plain `cargo test` does not.
 //!
 //! They stand on the same support as tests/e2e, and as there nothing is skipped: what is
 //! missing fails.

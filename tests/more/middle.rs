@@ -29,7 +29,7 @@ pub(crate) struct Middle {
 }
 
 impl Middle {
-    /// Shows `certificate` to whoever comes, and leads to the server on `port`, whose
+    /// Presents `certificate` to its clients, and leads to the server on `port`, whose
     /// certificate it believes.
     pub(crate) async fn start(
         certificate: &Certificate,

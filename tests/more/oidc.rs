@@ -143,7 +143,7 @@ async fn a_client_of_an_openid_provider_reaches_its_own_tenant_only() {
 }
 
 #[tokio::test]
-async fn what_else_an_openid_provider_gives_out_is_refused() {
+async fn other_tokens_of_an_openid_provider_are_refused() {
     let provider = Provider::start("first").await;
     let proxy = provider.proxy().await;
     for (client, resource, reason, cause) in [

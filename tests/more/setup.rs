@@ -1,6 +1,6 @@
-//! docs/setup.md, pasted: its blocks run in their order in one shell, against a PostgreSQL that was just
-//! made and an OpenBAO that the page itself starts. What it makes is what the sandbox makes, and moves as
-//! docs/runbooks.md says. Units and alerts are read by who reads them elsewhere.
+//! docs/setup.md, pasted: its blocks run in their order in one shell, against a PostgreSQL that was
+//! just made and an OpenBAO that the page itself starts. What it makes is what the sandbox makes,
+//! and moves as docs/runbooks.md says. Units and alerts are read by who reads them elsewhere.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -105,7 +105,7 @@ async fn the_page_for_setting_up_works_as_it_is_pasted() {
     let row = &superuser.query(secured, &[]).await.expect("asked")[0];
     assert_eq!((row.get(0), row.get(1)), (true, "TLSv1.3"));
 
-    // Nobody else may read what is secret.
+    // Other users may not read secrets.
     let key = format!("pg/data-{}/pgsilo.key", machine.ports[0]);
     let secrets = ["etc/secret-id", "etc/server.key", "bao/server.key", "control/init.json", &key];
     for secret in secrets {

@@ -1,6 +1,6 @@
-//! Other projects' test suites, unchanged: each runs twice against one PostgreSQL, directly as a role that
-//! is made like a leased one, and through pgsilo. What became of each test has to be the same,
-//! but for what docs/suites.md lists; and what is listed there has to differ.
+//! Other projects' test suites, unchanged: each runs twice against one PostgreSQL, directly as a
+//! role that is made like a leased one, and through pgsilo. What became of each test has to be the
+//! same, but for what docs/suites.md lists; and what is listed there has to differ.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -112,7 +112,7 @@ fn values<'a>(alert: &'a str, label: &str) -> Vec<&'a str> {
 }
 
 #[test]
-fn alerts_name_what_there_is_and_miss_no_error() {
+fn alerts_name_existing_metrics_and_cover_every_error() {
     let (alerts, runbooks) = (document("config/alerts.yml"), document("docs/runbooks.md"));
     let metrics = descriptions();
     let mut reasons = Vec::new();
@@ -151,7 +151,7 @@ fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn links_of_the_documents_lead_somewhere() {
+fn links_of_the_documents_have_targets() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let docs = fs::read_dir(root.join("docs")).expect("docs");
     let mut pages: Vec<String> =

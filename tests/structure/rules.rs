@@ -93,8 +93,8 @@ pub(crate) fn stages_in_order(sources: &Sources) -> Vec<String> {
     complaints
 }
 
-/// What a stage proves is as true as its only constructor: it takes the stage before it by value, and
-/// nothing else in its file makes one. In other files private fields see to it.
+/// What a stage proves is as true as its only constructor: it takes the stage before it by value,
+/// and nothing else in its file makes one. In other files private fields see to it.
 pub(crate) fn one_constructor(sources: &Sources) -> Vec<String> {
     let mut complaints = Vec::new();
     let mut before = "&'cmutClient".to_owned();
@@ -145,8 +145,8 @@ pub(crate) fn one_constructor(sources: &Sources) -> Vec<String> {
 }
 
 /// One place dials, one leases, one logs in, one verifies, one welcomes, one refuses: what stands
-/// before it in the chain then stands before every session. The pool does the first three once more,
-/// for a route that a session had.
+/// before it in the chain then stands before every session. The pool does the first three once
+/// more, for a route that a session had.
 pub(crate) fn called_once(sources: &Sources) -> Vec<String> {
     const CALLS: [(&str, &[&str]); 9] = [
         ("backend::dial(", &["src/pool.rs", "src/session/leased.rs"]),

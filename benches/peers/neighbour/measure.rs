@@ -121,8 +121,8 @@ impl Neighbour {
     }
 }
 
-/// Milliseconds of each query that was due in a time, of pgbench's log: of each transaction its time
-/// from when it was due, and when it was over.
+/// Milliseconds of each query that was due in a time, of pgbench's log: of each transaction its
+/// time from when it was due, and when it was over.
 fn queries(logs: &PathBuf, within: impl Fn(SystemTime) -> bool) -> Vec<f64> {
     let mut times = Vec::new();
     for entry in fs::read_dir(logs).expect("a folder").flatten() {
@@ -146,7 +146,7 @@ fn queries(logs: &PathBuf, within: impl Fn(SystemTime) -> bool) -> Vec<f64> {
 /// Logs in, and asks whether pgsilo lives, until all of the time is over.
 async fn look(arena: Arc<Arena>, all: Duration) -> Vec<Seen> {
     let until = Instant::now() + all - PATIENCE;
-    // Made before the attack: nobody may get in later.
+    // Opened before the attack: later none may get in.
     let superuser = Arc::new(arena.world.superuser("postgres").await);
     let mut looks = JoinSet::new();
     let mut turns = interval(Duration::from_secs(1) / LOGINS);

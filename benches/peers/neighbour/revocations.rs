@@ -1,5 +1,5 @@
-//! A tenant keeps its leases from being revoked: what its leased roles have made is locked by another
-//! session of its own, so that each revocation waits.
+//! A tenant keeps its leases from being revoked: what its leased roles have made is locked by
+//! another session of its own, so that each revocation waits.
 
 use std::sync::Arc;
 use std::time::Duration;

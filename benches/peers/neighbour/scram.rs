@@ -1,5 +1,5 @@
-//! A tenant's database asks for as many iterations of SCRAM as it may. The database is the attacker,
-//! so it stands in for one: it says its first message and is given the proof.
+//! A tenant's database asks for as many iterations of SCRAM as it may. The database is the
+//! attacker, so it stands in for one: it says its first message and is given the proof.
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
-//! Bare relays: they move bytes between a client and a server in one way or another, and do nothing else.
-//! `ONLY=relays make bench` measures pgsilo's relay beside them, to know what the way of moving costs.
+//! Bare relays: they move bytes between a client and a server in one way or another, and do nothing
+//! else. `ONLY=relays make bench` measures pgsilo's relay beside them, to know what the way of
+//! moving costs.
 //!
 //! ```text
 //! pgsilo-relays scratch|splice|uring LISTEN_PORT SERVER_PORT THREADS

@@ -1,5 +1,5 @@
-//! Readiness by epoll: bytes through one buffer of the thread, or through a pipe of each direction with
-//! splice(2).
+//! Readiness by epoll: bytes through one buffer of the thread, or through a pipe of each direction
+//! with splice(2).
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;

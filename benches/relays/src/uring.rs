@@ -62,8 +62,8 @@ impl Uring {
                     }
                     let place = (what >> 1) as usize;
                     let Some(Some(lane)) = lanes.get_mut(place) else { continue };
-                    // Successful sends are not told of. Behind one that failed comes its receive, which
-                    // is cancelled: with that the lane ends.
+                    // Successful sends are not told of. Behind one that failed comes its receive,
+                    // which is cancelled: with that the lane ends.
                     match (what & SENT, result) {
                         (SENT, _) => lane.close(),
                         (_, ..=0) => {
@@ -117,7 +117,8 @@ fn wait_for_bell(bell: &io::PipeReader) -> Entry {
 
 fn push(ring: &mut IoUring, entries: &[Entry]) -> io::Result<()> {
     // SAFETY: descriptors and buffers belong to a `Lane`, or are the doorbell, and stay until the
-    // operation is over: a lane goes with the completion of its receive, which comes behind its send.
+    // operation is over: a lane goes with the completion of its receive, which comes behind its
+    // send.
     while unsafe { ring.submission().push_multiple(entries) }.is_err() {
         ring.submit()?;
     }

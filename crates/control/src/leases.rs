@@ -2,9 +2,9 @@
 //! that no live session explains, and what has outlived its revocation; `--fix` takes it back.
 //!
 //! pgsilo revokes what it leased, and OpenBAO what pgsilo could not. This finds what both lost: an
-//! OpenBAO restored from a backup, a forced revocation, a broker without rights, a role that another
-//! tenant's grant keeps. It looks twice, some time apart, and believes only what is wrong both times:
-//! logins and endings go on meanwhile. Works as the provisioner, with the policy of
+//! OpenBAO restored from a backup, a forced revocation, a broker without rights, a role that
+//! another tenant's grant keeps. It looks twice, some time apart, and believes only what is wrong
+//! both times: logins and endings go on meanwhile. Works as the provisioner, with the policy of
 //! `docker/openbao/provisioner.hcl`.
 
 mod acting_role;
@@ -49,24 +49,25 @@ pub enum Command {
 /// reports what is wrong both times, one line each:
 ///
 ///   orphan_role           no lease explains the role: nothing will ever drop it
-///   stopped_role          it is revoked and nobody can log in, but it could not be dropped
-///   idle_roles            leases explain them, but nobody is logged in as them
-///   undecided             OpenBAO is revoking leases; whether they are these idle roles', is not known
+///   stopped_role          it is revoked and cannot log in, but it could not be dropped
+///   idle_roles            leases explain them, but they have no sessions
+///   undecided             OpenBAO is revoking leases; whether of these idle roles, is not known
 ///   roleless_lease        the role that the lease made is gone
 ///   overdue_lease         OpenBAO should have revoked it a minute ago and could not
 ///   irrevocable_lease     OpenBAO has given its revocation up
 ///   doubtful              more roles in use than leases that can be theirs; which, is not known
 ///   surplus               more leases than roles in use that can be theirs; which, is not known
-///   unknown_to_openbao    OpenBAO has no such role to lease from: its backup is older than the tenant
+///   unknown_to_openbao    OpenBAO has no such role to lease from: its backup predates the tenant
 ///   roleless_session      a session whose role is gone: it works on
 ///   prepared_transaction  it holds what it has locked, a leased role too, until it is rolled back
 ///   prepared_allowed      max_prepared_transactions is not 0
 ///   removed_tenant        roles of a tenant whose database is gone
 ///
 /// --fix looks once more, ends the sessions of orphaned roles, drops roles, takes away what other
-/// databases grant them, and revokes leases. It never touches what is undecided, doubtful or surplus:
-/// leases that nobody renews end by themselves, and then it is known. The registry must name the
-/// servers where all sessions are, and each cluster's leased roles must come from this OpenBAO.
+/// databases grant them, and revokes leases. It never touches what is undecided, doubtful or
+/// surplus: leases that are not renewed end by themselves, and then it is known. The registry must
+/// name the servers where all sessions are, and each cluster's leased roles must come from this
+/// OpenBAO.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub struct Audit {
@@ -97,7 +98,8 @@ pub struct Audit {
     /// OpenBAO's address.
     #[arg(long, value_name = "URL", env = "BAO_ADDR")]
     bao: String,
-    /// A file that holds the provisioner's OpenBAO token [default: what PROVISIONER_BAO_TOKEN holds].
+    /// A file that holds the provisioner's OpenBAO token [default: what PROVISIONER_BAO_TOKEN
+    /// holds].
     #[arg(long, value_name = "FILE")]
     bao_token_file: Option<PathBuf>,
     /// PEM of the authorities that OpenBAO's certificate must chain to [default: the system's].
@@ -112,8 +114,8 @@ pub struct Audit {
     /// Take back what was found.
     #[arg(long)]
     fix: bool,
-    /// First give each tenant's broker a new password and tell it OpenBAO: after OpenBAO was restored from
-    /// a backup, or a standby promoted, that has another one than the other side.
+    /// First give each tenant's broker a new password and tell it OpenBAO: after OpenBAO was
+    /// restored from a backup, or a standby promoted, that has another one than the other side.
     #[arg(long, requires = "fix")]
     new_broker_passwords: bool,
     /// Print JSON objects, one a line: findings, and what could not be looked at (unseen).

@@ -1,7 +1,7 @@
 //! pgsiloctl: the control plane's hand.
 //!
-//! It works with the *provisioner* identity (see [`provision`]) and never with a tenant's credential.
-//! What a script would read goes to stdout, progress and errors go to stderr.
+//! It works with the *provisioner* identity (see [`provision`]) and never with a tenant's
+//! credential. What a script would read goes to stdout, progress and errors go to stderr.
 
 pub mod leases;
 mod postgres;

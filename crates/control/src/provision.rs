@@ -5,8 +5,9 @@
 //! PostgreSQL 16 or newer, where CREATEROLE reaches only the roles one has made. Every step may
 //! be repeated, so a provisioning that was cut short is finished by running it again.
 //!
-//! What a superuser has to do, once for each cluster, is done before: the provisioner's role, and the
-//! database [`TEMPLATE`], where PUBLIC lacks what would let any session use up what is the cluster's.
+//! What a superuser has to do, once for each cluster, is done before: the provisioner's role, and
+//! the database [`TEMPLATE`], where PUBLIC lacks what would let any session use up what is the
+//! cluster's.
 //!
 //! Per tenant `x`, in PostgreSQL:
 //!
@@ -46,7 +47,8 @@ const DATABASE: &str = include_str!("../../../docker/postgresql/database.sql");
 /// How OpenBAO makes a leased role.
 const CREATE: &str = include_str!("../../../docker/openbao/create.sql");
 
-/// What [`TEMPLATE`] takes from everybody, and a tenant that writes may be given: applications need it.
+/// What [`TEMPLATE`] takes from everybody, and a tenant that writes may be given: applications need
+/// it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Allowance {
     /// `pg_advisory_lock` and its kin, as migrations of many frameworks use them.
@@ -201,7 +203,8 @@ impl Provisioner {
     }
 }
 
-/// How OpenBAO makes and unmakes a leased role that works as the tenant's role of that kind, `app` or `ro`.
+/// How OpenBAO makes and unmakes a leased role that works as the tenant's role of that kind, `app`
+/// or `ro`.
 ///
 /// The leased role owns nothing: all it makes belongs to that role, which it becomes at login
 /// and comes back to at DISCARD ALL, RESET ROLE and SET SESSION AUTHORIZATION DEFAULT. The

@@ -1,26 +1,26 @@
-//! How a leased role ends: first nobody can log in as it any more, whoever objects; then it is dropped,
-//! if nobody does. The same statements for OpenBAO, which runs them when a lease ends, and for the
-//! audit, which runs them as the broker that made the role.
+//! How a leased role ends: first nobody can log in as it any more, whoever objects; then it is
+//! dropped, if nobody does. The same statements for OpenBAO, which runs them when a lease ends, and
+//! for the audit, which runs them as the broker that made the role.
 //!
 //! Invariant: what must hold is committed before anything is tried that can fail. OpenBAO runs all
-//! statements of a revocation in one transaction, so the second one ends it: a DROP ROLE that fails,
-//! as any grant of another tenant makes it, would take NOLOGIN back with it. And a role that is
-//! dropped in the transaction that says NOLOGIN leaves the sessions that log in at that moment.
+//! statements of a revocation in one transaction, so the second one ends it: a DROP ROLE that
+//! fails, as any grant of another tenant makes it, would take NOLOGIN back with it. And a role that
+//! is dropped in the transaction that says NOLOGIN leaves the sessions that log in at that moment.
 
 use anyhow::{Context, Result, ensure};
 use tokio_postgres::Client;
 
-/// Nobody logs in from its COMMIT on.
+/// The role cannot log in from its COMMIT on.
 const STOP: &str = include_str!("../../../docker/openbao/stop.sql");
 /// Drops the role; commits by itself, so it is no part of a transaction and of no other message.
 const DROP: &str = include_str!("../../../docker/openbao/drop.sql");
 
-/// `revocation_statements`, for each role that `{{name}}` may stand for. The last one is for OpenBAO,
-/// which commits when it is done.
+/// `revocation_statements`, for each role that `{{name}}` may stand for. The last one is for
+/// OpenBAO, which commits when it is done.
 pub(crate) const STATEMENTS: [&str; 4] = [STOP, "COMMIT", DROP, "BEGIN"];
 
-/// Ends the use of a role by its own broker, which the client is: nobody logs in as it afterwards, nobody
-/// is logged in as it, and if nothing objects, it is gone.
+/// Ends the use of a role by its own broker, which the client is: nobody logs in as it afterwards,
+/// nobody is logged in as it, and if nothing objects, it is gone.
 ///
 /// # Errors
 /// When it is not a name that OpenBAO makes, or the role could not even be stopped.
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_must_hold_is_committed_before_anything_is_dropped() {
+    fn login_is_forbidden_and_committed_before_anything_is_dropped() {
         assert!(STATEMENTS[0].contains("NOLOGIN PASSWORD NULL"));
         assert!(!STATEMENTS[0].contains("DROP"));
         assert_eq!(STATEMENTS[1], "COMMIT");

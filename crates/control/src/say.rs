@@ -1,6 +1,6 @@
 //! The two ways to speak to a person: results on stdout, progress on stderr.
 //!
-//! A closed pipe is no reason to fail or to panic: whoever stopped reading has stopped caring,
+//! A closed pipe is no reason to fail or to panic: a reader that stopped has stopped caring,
 //! and what runs must still be stopped in order.
 
 #![expect(clippy::disallowed_methods, reason = "a program's two streams")]

@@ -36,7 +36,7 @@ fn wrong_usage_exits_with_2_and_says_what_is_missing() {
 }
 
 #[test]
-fn what_cannot_be_done_exits_with_1_and_keeps_the_password_to_itself() {
+fn a_failed_command_exits_with_1_and_does_not_print_the_password() {
     let output = pgsiloctl(&[
         "leases",
         "audit",

@@ -1,7 +1,7 @@
-//! The addresses of a host, and which of them is connected to: Happy Eyeballs (RFC 8305). One that does
-//! not answer must not take the time of those that would.
+//! The addresses of a host, and which of them is connected to: Happy Eyeballs (RFC 8305). One that
+//! does not answer must not take the time of those that would.
 //!
-//! [`race`] connects to nothing by itself: whoever may dial says how. The HTTP clients connect by
+//! [`race`] connects to nothing by itself: its caller says how. The HTTP clients connect by
 //! themselves, to each family at the same time and one after the other within it; they take their
 //! [`Addresses`] from here, in the order of what is known of them.
 
@@ -42,8 +42,8 @@ pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     }
 }
 
-/// The families in turn, beginning with the one that the system puts first (RFC 8305, section 4); each
-/// address once.
+/// The families in turn, beginning with the one that the system puts first (RFC 8305, section 4);
+/// each address once.
 fn interleaved(found: &[SocketAddr]) -> Vec<SocketAddr> {
     let first = found.first().is_some_and(SocketAddr::is_ipv6);
     let (preferred, other): (Vec<_>, Vec<_>) =
@@ -63,7 +63,8 @@ fn interleaved(found: &[SocketAddr]) -> Vec<SocketAddr> {
     }
 }
 
-/// What has become of each address that was tried, for the log: `10.0.0.7:5432: Connection refused`.
+/// What has become of each address that was tried, for the log: `10.0.0.7:5432: Connection
+/// refused`.
 #[derive(Debug, Default)]
 pub struct Attempts(Mutex<Vec<(SocketAddr, String)>>);
 
@@ -87,8 +88,8 @@ pub struct Unreached {
 
 impl Unreached {
     fn of(failed: &[io::Error], attempts: &Attempts) -> Unreached {
-        // Of local ports as well, which may be used up; but also where a family of addresses is off,
-        // and then the other one's errors count.
+        // Of local ports as well, which may be used up; but also where a family of addresses is
+        // off, and then the other one's errors count.
         let is_ours = failed.iter().any(is_scarce)
             || !failed.is_empty() && failed.iter().all(|e| e.raw_os_error() == Some(EADDRNOTAVAIL));
         let kind = failed.first().map_or(io::ErrorKind::NotFound, io::Error::kind);
@@ -117,9 +118,9 @@ impl fmt::Display for Attempts {
     }
 }
 
-/// Connects to the first of the addresses that lets itself be connected to. Each gets a head start of
-/// a quarter of a second before the next one, none after it has failed; the others are given up when one is there.
-/// How long all of it may take is the caller's to say.
+/// Connects to the first of the addresses that lets itself be connected to. Each gets a head start
+/// of a quarter of a second before the next one, none after it has failed; the others are given up
+/// when one is there. How long all of it may take is the caller's to say.
 ///
 /// # Errors
 /// When all have failed.
@@ -165,9 +166,9 @@ where
     }
 }
 
-/// Where the HTTP client of one server gets its addresses from: the one that served last comes first, and
-/// last the one that failed last. So of a server with several addresses, one that is gone costs a
-/// request or two, and not a part of each connection's time.
+/// Where the HTTP client of one server gets its addresses from: the one that served last comes
+/// first, and last the one that failed last. So of a server with several addresses, one that is
+/// gone costs a request or two, and not a part of each connection's time.
 #[derive(Clone, Debug, Default)]
 pub struct Addresses(Arc<Mutex<Record>>);
 
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_answers_late_still_wins_over_those_that_never_do() {
+    async fn a_slow_address_wins_over_silent_ones() {
         let dial = async |to: SocketAddr| match to.port() {
             1 => {
                 sleep(Duration::from_secs(2)).await;
@@ -304,7 +305,7 @@ mod tests {
 
     /// Whatever comes first: a machine whose IPv6 is off says EADDRNOTAVAIL at once.
     #[tokio::test(start_paused = true)]
-    async fn whose_fault_it_is_follows_from_all_attempts() {
+    async fn the_kind_of_a_failure_follows_from_all_attempts() {
         let (refused, unreachable, unavailable) = (111, 113, EADDRNOTAVAIL);
         let (memory, of_all, of_ours, buffers) = (12, 23, 24, 105);
         for (errors, ours) in [

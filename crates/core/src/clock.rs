@@ -78,8 +78,8 @@ impl Suspensions {
 }
 
 impl<C: Fn() -> Duration> Suspensions<C> {
-    /// Resolves within 5 s of the machine's resuming after one. It may be dropped and asked for again as
-    /// often as one likes: a suspension is told of once, whenever it was.
+    /// Resolves within 5 s of the machine's resuming after one. It may be dropped and asked for
+    /// again as often as one likes: a suspension is told of once, whenever it was.
     pub async fn next(&mut self) {
         loop {
             let suspended = (self.suspended)();

@@ -1,5 +1,5 @@
-//! Answers over HTTP as they are: pgsilo asks for no coding (RFC 9110, 12.5.3), and takes none. What is
-//! compressed all the same, as some gateways do it to whoever asks, is said to be so, and not taken for
+//! Answers over HTTP as they are: pgsilo asks for no coding (RFC 9110, 12.5.3), and takes none.
+//! What is compressed all the same, as some gateways do, is said to be so, and not taken for
 //! something that cannot be understood. Used by the two parts that have an HTTP client.
 
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue};
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_coding_is_told_by_its_name_and_none_is_none() {
+    fn content_codings_are_recognised_by_name() {
         let told = |lines: &[&'static str]| {
             let mut answer = HeaderMap::new();
             for &line in lines {

@@ -1,7 +1,7 @@
 //! Reading files that an operator names and others may write: a token that an agent renews, a
 //! revocation list, a registry that a program makes.
 //!
-//! Whoever writes one of them must not be able to stop pgsilo with it: only regular files are read
+//! The writer of one of them must not be able to stop pgsilo with it: only regular files are read
 //! (a pipe or a device in a file's place would be waited for without end), and never more of one
 //! than its kind can need. Reading blocks: callers are at the start, or on a thread that may.
 
@@ -88,10 +88,10 @@ mod tests {
     use rustix::fs::{Mode, mkfifoat};
 
     #[test]
-    fn what_is_no_file_is_not_read() {
+    fn only_regular_files_are_read() {
         let pipe = std::env::temp_dir().join(format!("pgsilo-pipe-{}", std::process::id()));
         mkfifoat(rustix::fs::CWD, &pipe, Mode::RUSR | Mode::WUSR).expect("a pipe");
-        // Nobody writes into it: opening it would wait.
+        // It has no writer: opening it would block.
         for path in [&pipe, Path::new("/dev/zero"), Path::new("/tmp")] {
             let error = read(path, 10).expect_err("no file");
             assert_eq!(error.to_string(), "not a regular file");
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_read_than_may_be_there() {
+    fn a_file_is_read_up_to_its_limit_only() {
         let path = std::env::temp_dir().join(format!("pgsilo-long-{}", std::process::id()));
         std::fs::write(&path, "12345").expect("written");
         assert_eq!(read(&path, 5).expect("as long as it may be"), b"12345");

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-/// How long a session, and what it is in the middle of, may last; `None`: for ever. A session may set
-/// the database's own time-outs to 0, and not these; but whoever wants to can have something to do, and is
-/// neither idle nor waiting then.
+/// How long a session, and what it is in the middle of, may last; `None`: for ever. A session may
+/// set the database's own time-outs to 0, and not these; but a session that wants to can have
+/// something to do, and is neither idle nor waiting then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TimeLimits {
     /// Without a byte, outside of a request.
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_tenant_has_of_its_own_counts_and_zero_is_none() {
+    fn a_tenants_own_limits_override_and_zero_means_none() {
         let second = Some(Duration::from_secs(1));
         let all = TimeLimits { idle: second, transaction: second, ..TimeLimits::default() };
         let own = OwnLimits {

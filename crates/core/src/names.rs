@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_whole_identifiers_or_none_are_made() {
+    fn names_that_would_be_truncated_are_refused() {
         let names = |length: usize| Names::of(&TenantId::parse(&"x".repeat(length)).unwrap());
         for role in [Role::App, Role::ReadOnly, Role::Login, Role::Broker] {
             assert!(names(MAX_DERIVED).unwrap().role(role).len() <= MAX_IDENTIFIER);

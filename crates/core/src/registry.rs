@@ -32,8 +32,8 @@ pub struct Snapshot {
     clients: TlsClients,
 }
 
-/// How databases are checked, by all that it is made of: placements with equal settings share one, and
-/// the next snapshot's do, too.
+/// How databases are checked, by all that it is made of: placements with equal settings share one,
+/// and the next snapshot's do, too.
 type TlsClients = HashMap<(tls::Mode, Option<CaFile>), Arc<ClientConfig>>;
 
 /// Which tenant a certificate's holder is for: its certificate does not say, and it is not asked.
@@ -46,8 +46,8 @@ pub struct Binding {
 }
 
 impl Snapshot {
-    /// Reads a registry's file. A tenant of which it says what `before` said is the same one as there.
-    /// Blocks while it reads: a second or two for 100,000 tenants.
+    /// Reads a registry's file. A tenant of which it says what `before` said is the same one as
+    /// there. Blocks while it reads: a second or two for 100,000 tenants.
     ///
     /// # Errors
     /// When the file cannot be read, or one entry is not acceptable: then the whole file is not.
@@ -55,8 +55,8 @@ impl Snapshot {
         file::load(path, before)
     }
 
-    /// Makes one of what a source says. A tenant of which it says what `before` said is the same one as
-    /// there. `resolve` says where a file is that an entry names; it is read.
+    /// Makes one of what a source says. A tenant of which it says what `before` said is the same
+    /// one as there. `resolve` says where a file is that an entry names; it is read.
     ///
     /// # Errors
     /// When one entry is not acceptable: then none is.
@@ -89,8 +89,8 @@ impl Snapshot {
         !self.aliases.is_empty()
     }
 
-    /// The tenants of which this says something else than `before` did: their entries, what they are
-    /// called in tokens, or the certificates that are bound to them.
+    /// The tenants of which this says something else than `before` did: their entries, what they
+    /// are called in tokens, or the certificates that are bound to them.
     pub fn changes(&self, before: &Snapshot) -> HashSet<TenantId> {
         let mut changed = HashSet::new();
         for (one, other) in [(self, before), (before, self)] {
@@ -300,7 +300,7 @@ impl PartialEq for PlacementTls {
 
 impl Eq for PlacementTls {}
 
-/// Whether SCRAM is bound to its TLS connection, so that nobody in the middle can relay it. The
+/// Whether SCRAM is bound to its TLS connection, so that a man in the middle cannot relay it. The
 /// values are libpq's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChannelBinding {

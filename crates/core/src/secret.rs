@@ -77,7 +77,7 @@ mod tests {
     use super::Secret;
 
     #[test]
-    fn debug_says_nothing() {
+    fn debug_output_of_a_secret_is_redacted() {
         assert_eq!(format!("{:?}", Secret::new("hunter2")), "Secret(..)");
     }
 

@@ -40,7 +40,8 @@ impl Stamp {
 pub struct LastRead<S = Stamp>(S);
 
 impl<S: PartialEq> LastRead<S> {
-    /// Stamps that were looked at before the files were read: a change meanwhile is then seen later.
+    /// Stamps that were looked at before the files were read: a change meanwhile is then seen
+    /// later.
     pub fn new(stamp: S) -> LastRead<S> {
         LastRead(stamp)
     }

@@ -1,6 +1,6 @@
 //! The words that every part shares: which tenant, and how much access.
 //!
-//! A [`TenantId`] is opaque and strict: whoever holds one knows that it is safe in a
+//! A [`TenantId`] is opaque and strict: a value is known to be safe in a
 //! log line, an SQL identifier and a URL path segment. It is parsed once, at the edge,
 //! and never validated again.
 

@@ -2,7 +2,7 @@
 //!
 //! Control characters act on a terminal, format characters change how the text around them looks:
 //! a line that has either may show something else than it says. Names are refused for it, and what
-//! others wrote is escaped as the line goes out, whoever put it there.
+//! others wrote is escaped as the line is written.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -23,7 +23,8 @@ fn deceives(c: char) -> bool {
         || matches!(c, '\u{2066}'..='\u{2069}')
 }
 
-/// What has no width or changes how others look (Unicode's categories Cf, Zl and Zp, and Cc above ASCII).
+/// What has no width or changes how others look (Unicode's categories Cf, Zl and Zp, and Cc above
+/// ASCII).
 fn is_unseen(c: char) -> bool {
     deceives(c)
         || matches!(c, '\u{ad}' | '\u{600}'..='\u{605}' | '\u{6dd}' | '\u{70f}' | '\u{180e}')
@@ -35,8 +36,8 @@ fn is_unseen(c: char) -> bool {
 }
 
 /// A line with every such character written as JSON escapes it, which is where they are most: a
-/// reader of JSON gets them back. ASCII's controls are the formatter's affair, which has escaped them
-/// and ends the line with one.
+/// reader of JSON gets them back. ASCII's controls are the formatter's affair, which has escaped
+/// them and ends the line with one.
 pub fn escaped(line: &[u8]) -> Cow<'_, [u8]> {
     let is_plain = |byte: &u8| *byte < 0x7f;
     let Some(text) = (!line.iter().all(is_plain)).then(|| String::from_utf8_lossy(line)) else {
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_deceive_are_not_loggable() {
+    fn names_with_deceptive_characters_are_refused() {
         for good in ["alice", "älice@例え", "a b", &"é".repeat(256)] {
             assert!(is_loggable(good), "{good:?}");
         }
@@ -72,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_seen_goes_out_escaped_and_comes_back_from_json() {
+    fn invisible_characters_are_escaped_and_restored_by_json() {
         for hidden in
             ["\u{202e}", "\u{61c}", "\u{200b}", "\u{9b}", "\u{7f}", "\u{e0041}", "\u{feff}"]
         {

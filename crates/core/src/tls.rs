@@ -139,7 +139,7 @@ pub enum TlsError {
         /// The key's file.
         key: PathBuf,
     },
-    /// Verification was asked for, and the system trusts nobody.
+    /// Verification was asked for, and the system trusts no authority.
     #[error("the system has no trusted root certificates; name a ca file")]
     NoSystemRoots,
     /// The provider lacks what a setting needs; a bug of the build.
@@ -426,8 +426,8 @@ struct Made {
     validity: Option<Validity>,
 }
 
-/// What a listener shows: the chain (leaf first) and its key. Offers ALPN `postgresql`
-/// and accepts clients without ALPN. An authority that has expired is an error where `now` is given.
+/// What a listener shows: the chain (leaf first) and its key. Offers ALPN `postgresql` and accepts
+/// clients without ALPN. An authority that has expired is an error where `now` is given.
 fn server(files: &ServerFiles, now: Option<UnixTime>) -> Result<Made, TlsError> {
     let ServerFiles { certificate, key, clients } = files;
     let chain = certificates(certificate, &read(certificate)?)?;
@@ -473,7 +473,7 @@ fn again(files: &ServerFiles, before: &Current) -> Result<Made, TlsError> {
 }
 
 /// Each handshake is a whole one, as PostgreSQL's: a resumed session would bring a client's
-/// certificate along that nobody looks at again.
+/// certificate along that is not checked again.
 fn whole(mut config: ServerConfig) -> ServerConfig {
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});

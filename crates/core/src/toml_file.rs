@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn typing_errors_are_near() {
+    fn did_you_mean_suggests_similar_names() {
         assert_eq!(distance("listner", "listener"), 1);
         assert_eq!(distance("", "abc"), 3);
         assert_eq!(nearest("timeot", &["address", "timeout"]), " (did you mean \"timeout\"?)");

@@ -1,7 +1,7 @@
-//! Which of several clients a request is made with: the newest, or for a token of the certificate method
-//! the one that it was obtained with. Each client presents one certificate, and OpenBAO renews such a
-//! token for no other: without this, replacing a certificate would end every session whose lease was
-//! requested with the one before.
+//! Which of several clients a request is made with: the newest, or for a token of the certificate
+//! method the one that it was obtained with. Each client presents one certificate, and OpenBAO
+//! renews such a token for no other: without this, replacing a certificate would end every session
+//! whose lease was requested with the one before.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

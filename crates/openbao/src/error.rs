@@ -43,7 +43,7 @@ pub enum Error {
     #[error("its answer is not the JSON that was expected")]
     NotJson,
     /// An answer in a coding that was not asked for.
-    #[error("its answer is compressed ({0}), which nobody asked for: is a gateway in between?")]
+    #[error("its answer is compressed ({0}), which was not requested: is a gateway in between?")]
     Coded(String),
     /// An answer beyond any believable size, in bytes.
     #[error("its answer is longer than {} KiB", .0 / 1024)]

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_database_that_is_away_or_comes_back_will_pass() {
+    fn an_unreachable_or_starting_database_is_temporary() {
         let away = Some(DatabaseFault::Away);
         let server = "127.0.0.1:5432 (127.0.0.1)";
         for cause in [
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn whose_connections_are_used_up_is_told_apart() {
+    fn a_full_server_and_a_full_share_are_told_apart() {
         let full =
             |text: &str| at_login(&format!("h: server error: FATAL: {text} (SQLSTATE 53300)"));
         let [of_server, of_one] =
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_operator_must_mend_is_told_apart() {
+    fn lasting_database_faults_are_told_apart() {
         let refused = Some(DatabaseFault::Refused);
         for cause in [
             "h: failed SASL auth: FATAL: password authentication failed for user \"broker\" (SQLSTATE 28P01)",
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_sure_is_nothing() {
+    fn uncertain_errors_are_not_classified() {
         for cause in [
             "",
             "context deadline exceeded",

@@ -323,7 +323,7 @@ fn client(settings: &Settings, addresses: &Addresses) -> Result<Client, Error> {
         .dns_resolver(addresses.clone())
         // A node that vanished leaves connections behind that answer nothing. So a request waits on
         // one for no longer than its time, and none is used again that has been idle for so long:
-        // whoever comes after the first that waited in vain gets a new one.
+        // after the first request that timed out, the next one gets a new one.
         .tcp_user_timeout(settings.timeout)
         .tcp_keepalive(settings.timeout)
         .tcp_keepalive_interval(settings.timeout)
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_goes_where_it_says_and_nowhere_else() {
+    fn a_request_goes_to_its_configured_address_only() {
         let of = |path: &str| Read { path: path.to_owned() };
         assert_eq!(url(&of("/sys/auth")), "https://gateway.example/bao/v1/sys/auth");
         assert_eq!(url(&of("a?b#c%2f/d")), "https://gateway.example/bao/v1/a%3Fb%23c%252f/d");
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn only_openbao_says_that_there_is_nothing() {
+    fn only_a_404_of_openbao_means_not_found() {
         let unrouted = r#"{"errors":["no handler for route \"a/b\". route entry not found."]}"#;
         for (status, body, nothing) in [
             (404, r#"{"errors":[]}"#, true),

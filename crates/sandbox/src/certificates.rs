@@ -1,6 +1,6 @@
 //! A certificate authority of the sandbox's own and the proxy's certificate.
 //!
-//! The authority's key is dropped as soon as the certificate is signed: whoever trusts this
+//! The authority's key is dropped as soon as the certificate is signed: a client that trusts this
 //! sandbox's `ca.crt` trusts one certificate, for this machine's loopback names.
 
 use std::path::Path;

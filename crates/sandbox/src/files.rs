@@ -1,4 +1,4 @@
-//! Writing files so that nobody ever sees half of one, or a secret with loose permissions.
+//! Writing files atomically, and secrets never with loose permissions.
 
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};

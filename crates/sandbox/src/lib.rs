@@ -77,11 +77,11 @@ struct Start {
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u16).range(20..=10000))]
     max_connections: u16,
     /// What the tenants' applications may use that could use up the cluster for the other tenant:
-    /// it is everybody's in PostgreSQL, and nobody's here.
+    /// PostgreSQL allows it to everybody, the sandbox to no tenant.
     #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',')]
     allow: Vec<Allowance>,
-    /// Let leased roles log in to PostgreSQL over TCP from anything on this machine, and have the proxy
-    /// do so. By default pg_hba.conf admits them from the proxy only, by a socket of its own.
+    /// Let leased roles log in to PostgreSQL over TCP from anything on this machine, and have the
+    /// proxy do so. By default pg_hba.conf admits them from the proxy only, by a socket of its own.
     #[arg(long)]
     leased_over_tcp: bool,
     /// The folder of PostgreSQL's programs, 16 or newer [default: that of `postgres` on the PATH].

@@ -79,9 +79,9 @@ impl OpenBao {
 }
 
 impl OpenBao {
-    /// Lets sessions ask for leases with their own tokens (`lease.authority = "session"`): the
-    /// JWT method, with a role and a policy for each access. A token that says no access gets
-    /// none: whoever reaches OpenBAO could name any role. A login works from this machine only, and
+    /// Lets sessions ask for leases with their own tokens (`lease.authority = "session"`): the JWT
+    /// method, with a role and a policy for each access. A token that says no access gets none: a
+    /// client that reaches OpenBAO could name any role. A login works from this machine only, and
     /// not for longer than the token that it was made with.
     pub(super) async fn admit_sessions(&self, issuer_pem: &str) -> Result<()> {
         let root = &self.root;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::process::Process;
 
-/// A port that nobody has at this moment.
+/// A port that is free at this moment.
 pub(super) fn free_port() -> Result<u16> {
     let listener =
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;

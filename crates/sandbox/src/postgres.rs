@@ -270,7 +270,7 @@ async fn admit_provisioner(superuser: &Login) -> Result<Login> {
     Ok(provisioner)
 }
 
-/// Makes what tenants' databases are made from. Nobody can connect to it afterwards.
+/// Makes what tenants' databases are made from. It accepts no connections afterwards.
 async fn make_template(client: &Client, superuser: &Login) -> Result<()> {
     let create =
         format!("CREATE DATABASE {TEMPLATE} TEMPLATE template0 ENCODING 'UTF8' IS_TEMPLATE true");

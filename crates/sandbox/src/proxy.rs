@@ -111,8 +111,8 @@ fn write_config(options: &Options<'_>, port: u16) -> Result<String> {
     Ok(admin)
 }
 
-/// A tenant's sessions: what its database takes, less idle connections (`[pool] max_idle_per_tenant`),
-/// those of its broker (OpenBAO's `max_open_connections`) and the audit.
+/// A tenant's sessions: what its database takes, less idle connections (`[pool]
+/// max_idle_per_tenant`), those of its broker (OpenBAO's `max_open_connections`) and the audit.
 fn sessions(share: u16) -> u16 {
     share.saturating_sub(4 + 4 + 2).max(1)
 }

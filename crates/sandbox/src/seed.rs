@@ -19,7 +19,7 @@ pub(super) struct Data {
     invoices: u32,
 }
 
-/// Different counts, so that nobody takes one tenant's answer for another's.
+/// Different counts, so that one tenant's answer is not taken for another's.
 pub(super) const TENANTS: [Data; 2] = [
     Data {
         tenant: "acme",

@@ -45,7 +45,7 @@ async fn supervise(start: Start) -> Result<ExitCode> {
         say::progress(&format!("pgsilo-sandbox: error: {failure:#}"));
     }
     say::progress("stopping (Ctrl-C again kills at once)");
-    // Nobody may find `env` while things go away.
+    // `env` must not be found while the parts stop.
     workspace.forget_env()?;
     let killed = tokio::select! {
         () = workspace.processes.stop() => false,

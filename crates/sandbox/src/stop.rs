@@ -14,7 +14,7 @@ pub(super) struct Stop {
     hangup: Signal,
     /// Answers at the end of standard input; never when that does not matter.
     eof: oneshot::Receiver<()>,
-    /// Keeps `eof` unanswered when nobody reads.
+    /// Keeps `eof` unanswered when nothing is read.
     _silent: Option<oneshot::Sender<()>>,
 }
 

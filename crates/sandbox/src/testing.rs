@@ -38,8 +38,8 @@ use socket2::{SockFilter, SockRef};
 /// The longest that anything is waited for. Nothing takes this long unless it is broken.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The machine at this end of a connection vanishes: whatever arrives is dropped before TCP sees it,
-/// so nothing is answered, and nobody is told. Of a listening socket: it answers no one.
+/// The machine at this end of a connection vanishes: whatever arrives is dropped before TCP sees
+/// it, so nothing is answered, and no peer is told. Of a listening socket: it accepts none.
 pub fn vanish(socket: &impl AsFd) {
     // BPF_RET | BPF_K: not a byte of it.
     let nothing = [SockFilter::new(0x06, 0, 0, 0)];

@@ -1,4 +1,4 @@
-//! What a sandbox stands on: its folder, a lock on it, a short temporary folder, its children.
+//! A sandbox's workspace: its folder, a lock on it, a short temporary folder, its children.
 //!
 //! The folder (`--dir`) stays and belongs to one sandbox at a time. The temporary one holds what
 //! runs: its path is short enough for Unix sockets, and it is gone when the sandbox is.
@@ -19,7 +19,7 @@ pub(super) struct Workspace {
     pub(super) dir: PathBuf,
     pub(super) runtime: PathBuf,
     pub(super) processes: Processes,
-    /// Held while we live; the system lets go of it however we end.
+    /// Held while the process lives; the system releases it however that ends.
     _lock: File,
 }
 

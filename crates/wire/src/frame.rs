@@ -158,16 +158,16 @@ mod tests {
 
     #[test]
     fn the_newest_message_is_known_by_its_header() {
-        const GOODBYE: [u8; 5] = [b'X', 0, 0, 0, 4];
+        const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
         let mut counter = FrameCounter::default();
-        assert!(!counter.just_ended(GOODBYE));
+        assert!(!counter.just_ended(TERMINATE));
         counter.count(&[message(b'Q', b"x"), message(b'X', b"")].concat(), |_| {});
-        assert!(counter.just_ended(GOODBYE));
+        assert!(counter.just_ended(TERMINATE));
         counter.count(b"Q", |_| {});
-        assert!(!counter.just_ended(GOODBYE));
+        assert!(!counter.just_ended(TERMINATE));
         // A body that looks like it is none.
-        counter.count(&message(b'd', &GOODBYE)[1..], |_| {});
-        assert!(counter.at_boundary() && !counter.just_ended(GOODBYE));
+        counter.count(&message(b'd', &TERMINATE)[1..], |_| {});
+        assert!(counter.at_boundary() && !counter.just_ended(TERMINATE));
     }
 
     #[test]

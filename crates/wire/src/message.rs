@@ -122,7 +122,7 @@ pub struct ErrorFields {
 
 impl ErrorFields {
     /// Reads an ErrorResponse's body, tolerating whatever else is in it. What goes into a log is
-    /// one line of bounded length, whoever wrote it.
+    /// one line of bounded length, whatever its source.
     pub fn parse(body: &[u8]) -> ErrorFields {
         let mut fields = ErrorFields::default();
         for field in body.split(|byte| *byte == 0) {

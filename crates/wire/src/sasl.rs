@@ -1,8 +1,8 @@
 //! SASL as a client may speak it here: OAUTHBEARER (RFC 7628) in PostgreSQL's messages.
 //!
-//! As strict as PostgreSQL 18: what it calls malformed is malformed here, and nothing but the
-//! token is taken from a message. Source: `auth-sasl.c` and `auth-oauth.c`; RFC 7628, 3.1 and 3.2.3;
-//! RFC 6750, 2.1.
+//! As strict as PostgreSQL 18: what it calls malformed is malformed here, and nothing but the token
+//! is taken from a message. Source: `auth-sasl.c` and `auth-oauth.c`; RFC 7628, 3.1 and 3.2.3; RFC
+//! 6750, 2.1.
 
 /// The one mechanism.
 pub const OAUTHBEARER: &[u8] = b"OAUTHBEARER";
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_and_what_is_no_bearer_token_are_empty_tokens() {
+    fn empty_and_non_bearer_responses_yield_no_token() {
         for auth in [
             "",
             "Bearer",
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_postgresql_calls_malformed_is_malformed() {
+    fn responses_malformed_for_postgresql_are_refused() {
         use BearerError::{
             AuthorizationIdentity, ChannelBinding, Empty, Layout, NoAuth, SeveralAuths,
         };
@@ -222,7 +222,7 @@ mod tests {
         }
 
         #[test]
-        fn a_token_comes_out_as_it_went_in(token in "[A-Za-z0-9._~+/-]{1,200}=?") {
+        fn a_token_survives_encoding_and_parsing(token in "[A-Za-z0-9._~+/-]{1,200}=?") {
             let message = format!("n,,\x01host=h\x01auth=Bearer {token}\x01\x01");
             prop_assert_eq!(bearer(message.as_bytes()), Ok(token.as_bytes()));
         }

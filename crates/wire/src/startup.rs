@@ -215,8 +215,8 @@ impl Startup {
 /// The longest name of a user or a database, in bytes: `NAMEDATALEN` less one.
 const MAX_NAME: usize = 63;
 
-/// How much longer than a backend takes its StartupMessage could become, in bytes, whatever its user is
-/// called; `None` if it fits.
+/// How much longer than a backend takes its StartupMessage could become, in bytes, whatever its
+/// user is called; `None` if it fits.
 pub fn excess<'a>(
     database: &str,
     settings: impl Iterator<Item = (&'a [u8], &'a [u8])>,
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_postgresql_refuses_is_refused() {
+    fn startup_packets_refused_by_postgresql_are_refused() {
         let cases: [(&[u8], StartupError); 6] = [
             (b"", StartupError::Layout),
             (b"user\0a\0", StartupError::Layout),
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn only_user_database_and_what_pgsilo_answers_are_kept_from_the_backend() {
+    fn user_database_and_protocol_options_are_not_forwarded() {
         let parsed = startup(
             b"user\0a\0database\0d\0_pq_.x\0on\0options\0-c a=b\0replication\0off\0application_name\0n\0\0",
         )

@@ -158,7 +158,7 @@ impl Build<'_> {
         }
         let mode = raw.mode.map_or(0o660, |mode| mode.0.0);
         if raw.allow_uids.as_ref().is_some_and(Vec::is_empty) {
-            return self.wrong(format!("{at}.allow_uids"), "empty; nobody could connect");
+            return self.wrong(format!("{at}.allow_uids"), "empty; no user could connect");
         }
         let uids = raw.allow_uids.map(BTreeSet::from_iter);
         let place = ListenAddress::Unix { path, mode };

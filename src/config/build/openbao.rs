@@ -144,7 +144,7 @@ impl Build<'_> {
             }
             (RawAuthority::Session, _, Some(_)) => self.wrong(
                 "openbao.auth",
-                "remove it: with authority = \"session\" pgsilo is nobody to OpenBAO",
+                "remove it: with authority = \"session\" pgsilo itself does not log in to OpenBAO",
             ),
             (RawAuthority::Session, None, None) => {
                 self.wrong("lease.session", "missing; name the roles of OpenBAO's JWT method")

@@ -101,7 +101,7 @@ impl Build<'_> {
         Ok(Proof::Certificate)
     }
 
-    /// It is read at each login, and whoever writes it may come later than pgsilo.
+    /// It is read at each login, and may be written after pgsilo has started.
     fn token_file(&mut self, field: &str, path: &Path) -> Result<PathBuf, FileError> {
         let path = self.file.resolve(path);
         match file::read(&path, MAX_SECRET).map(Zeroizing::new) {
@@ -121,7 +121,7 @@ impl Build<'_> {
         Ok(path)
     }
 
-    /// Whoever reaches a sidecar is let in.
+    /// Every client that reaches a sidecar is let in.
     fn mind_neighbours(&mut self, field: &str, door: &Door<'_>) -> Result<(), FileError> {
         match door.place {
             ListenAddress::Unix { .. } => Ok(()),

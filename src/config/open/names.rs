@@ -1,5 +1,6 @@
-//! What of the registry, as the rest of the configuration has it, is allowed and unwise: names that mean
-//! something else than they seem to, or nothing; databases that are reached or shared without care.
+//! What of the registry, as the rest of the configuration has it, is allowed and unwise: names that
+//! mean something else than they seem to, or nothing; databases that are reached or shared without
+//! care.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ pub(super) fn tenants_of(issuers: &[Issuer<KeySource>]) -> Vec<(String, TenantId
 }
 
 impl Build<'_> {
-    /// Whoever names another tenant there lands in his own.
+    /// A client that names another tenant there gets its own.
     pub(super) fn mind_listeners(&mut self, snapshot: &Snapshot, listeners: &[Listener]) {
         for (number, listener) in listeners.iter().enumerate() {
             let DatabaseNames::Only(names) = &listener.database_names else { continue };
@@ -82,8 +83,8 @@ impl Build<'_> {
         }
     }
 
-    /// Two tenants whose names in tokens differ in their case or in slashes alone: who chooses one at the
-    /// issuer, or writes it here, takes it for the other.
+    /// Two tenants whose names in tokens differ in their case or in slashes alone: who chooses one
+    /// at the issuer, or writes it here, takes it for the other.
     pub(super) fn mind_lookalikes(&mut self, snapshot: &Snapshot) {
         let ids = snapshot.tenants().map(|tenant| (tenant.id().as_str(), tenant.id()));
         let mut words: Vec<(&str, &TenantId)> = ids.chain(snapshot.aliases()).collect();

@@ -1,7 +1,7 @@
 //! Whether a session is to be terminated: a function of the time and the facts.
 //!
-//! Several facts may terminate it at once; the earliest deadline counts. Each gives notice: from then on
-//! the session may end at a good moment, and by the deadline it must.
+//! Several facts may terminate it at once; the earliest deadline counts. Each gives notice: from
+//! then on the session may end at a good moment, and by the deadline it must.
 
 use std::time::Duration;
 
@@ -28,8 +28,8 @@ pub(super) struct Facts<'f> {
     /// The authority that certified the client is not believed any more.
     pub(super) uncertified: bool,
     pub(super) lease: &'f LeaseEnd,
-    /// When its identity ends, if that ends the session; what was left of that when the session began;
-    /// and what the session ends with.
+    /// When its identity ends, if that ends the session; what was left of that when the session
+    /// began; and what the session ends with.
     pub(super) expires: Option<(BootTime, Duration, Ending)>,
     /// When it is as old as it may become, and how old that is.
     pub(super) aged: Option<(BootTime, Duration)>,

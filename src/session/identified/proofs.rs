@@ -1,5 +1,5 @@
 //! The ways to prove who asks, one function each. Whatever a token came by, it is verified in one
-//! place; and whoever showed a certificate cannot use a token that is bound to another.
+//! place; and a client with a certificate cannot use a token that is bound to another.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,5 +1,5 @@
-//! Conversations: those of real drivers, and whatever a hostile client may send to a database that is
-//! slow wherever it likes.
+//! Conversations: those of real drivers, and whatever a hostile client may send to a database that
+//! is slow wherever it likes.
 
 use std::collections::VecDeque;
 
@@ -30,9 +30,9 @@ fn is_idle(conversation: &Conversation) -> bool {
 }
 
 #[test]
-fn what_drivers_do_leaves_them_idle() {
+fn conversations_of_drivers_end_idle() {
     // What the client sends, what the database answers to it, and so on.
-    let talks: &[&[(&[u8], &[u8])]] = &[
+    let conversations: &[&[(&[u8], &[u8])]] = &[
         &[(b"Q", b"TDCi")],
         &[(b"PBDES", b"12TDCi")],
         &[(b"QQQ", b"CiCiCi")],
@@ -61,7 +61,7 @@ fn what_drivers_do_leaves_them_idle() {
         &[(b"PS", b"Ei")],
         &[(b"F", b"Vi")],
     ];
-    for conversation in talks {
+    for conversation in conversations {
         let mut own = Conversation::begin();
         assert!(is_idle(&own));
         for (asked, answered) in *conversation {
@@ -69,8 +69,8 @@ fn what_drivers_do_leaves_them_idle() {
             answer(&mut own, answered);
         }
         assert!(is_idle(&own) && !own.is_busy(), "{conversation:?}: {own:?}");
-        let goodbye = own.ask(Header { tag: b'X', first: None, length: 0 });
-        assert_eq!(goodbye, Action::Intercept, "{conversation:?}");
+        let terminate = own.ask(Header { tag: b'X', first: None, length: 0 });
+        assert_eq!(terminate, Action::Intercept, "{conversation:?}");
     }
 }
 
@@ -348,7 +348,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// A session that counts as idle has a database that is, whoever sends what and when.
+    /// A session that counts as idle has a database that is, whatever is sent and when.
     #[test]
     fn no_client_looks_idle_while_the_database_is_not(moves in moves()) {
         let (mut conversation, mut database) = (Conversation::begin(), Database::default());

@@ -129,7 +129,7 @@ fn a_file_is_read_again_when_it_changes_and_not_before() {
         file.write(bad);
         assert!(ring.reload("i", false).unwrap().is_err());
         assert!(!ring.reload("i", false).unwrap().unwrap(), "said once");
-        assert_eq!(kids(&ring), ["b"], "for ever: there is nobody to ask");
+        assert_eq!(kids(&ring), ["b"], "for ever: it has no source");
     }
     fs::remove_file(&file.0).unwrap();
     let gone = ring.reload("i", false).unwrap().unwrap_err();

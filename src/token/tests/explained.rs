@@ -7,7 +7,7 @@ fn said(token: impl Into<Vec<u8>>) -> String {
 }
 
 #[test]
-fn what_was_found_and_what_was_expected_is_told() {
+fn rejections_name_expected_and_found_values() {
     let own = r#""https://exact.example" or "https://issuer.example" or "https://other.example""#;
     let exact = |changes: Value| {
         let base = json!({"iss": "https://exact.example", "aud": "pgsilo", "sub": "a", "exp": NOW,
@@ -43,7 +43,7 @@ fn what_was_found_and_what_was_expected_is_told() {
 }
 
 #[test]
-fn what_is_no_token_is_told_by_its_shape_and_never_shown() {
+fn a_malformed_token_is_described_by_shape_without_its_bytes() {
     let good = claiming(&json!({}));
     let opaque = "no JWT: an opaque access token? ask its issuer for one with an audience";
     let three = "three parts as a JWT has them, but not base64url without padding, or not strict JSON objects";
@@ -62,7 +62,7 @@ fn what_is_no_token_is_told_by_its_shape_and_never_shown() {
 }
 
 #[test]
-fn what_others_wrote_is_cut() {
+fn text_of_others_is_truncated() {
     let long = "\u{202e}x\"\n".repeat(1000);
     let many: Vec<String> = (0..300).map(|n| format!("{n}-{}", "y".repeat(50))).collect();
     for token in [

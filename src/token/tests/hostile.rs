@@ -9,7 +9,7 @@ fn texts(header: &str, payload: &str) -> String {
 }
 
 #[test]
-fn what_is_around_a_good_signature_is_read_strictly() {
+fn unsigned_token_parts_are_parsed_strictly() {
     use TokenError::{
         AlgorithmRefused, HeaderRefused, IssuerUnknown, KeyUnknown, Malformed, SignatureInvalid,
     };
@@ -139,7 +139,7 @@ fn what_is_around_a_good_signature_is_read_strictly() {
 
 /// Well signed by an issuer who is careless or does the bidding of its users.
 #[test]
-fn what_a_good_signature_covers_is_read_strictly() {
+fn signed_token_contents_are_parsed_strictly() {
     use TokenError::{
         AccessUnknown, AudienceWrong, ClaimInvalid, Expired, NotYetValid, TenantMalformed,
     };

@@ -37,7 +37,7 @@ async fn without_keys_every_token_of_an_issuer_is_told_the_same() {
 }
 
 #[test]
-fn only_a_key_that_is_named_is_looked_for() {
+fn only_tokens_that_name_a_key_of_a_known_issuer_request_a_refresh() {
     let named = |token: String| VERIFIER.named_keyring(&Token::new(token.into_bytes())).is_some();
     assert!(named(headed(&json!({"kid": "k9"}))));
     assert!(!named(headed(&json!({"kid": null}))));

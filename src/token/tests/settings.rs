@@ -143,7 +143,7 @@ fn an_issuer_speaks_for_its_own_tenants_and_grants_no_more_than_it_may() {
 
 /// What stands where a claim should be is not taken for nothing.
 #[test]
-fn what_cannot_hold_a_claim_is_no_absence_of_it() {
+fn a_claim_path_through_a_non_object_is_an_error() {
     let path = |text| ClaimPath::parse(text).unwrap();
     let access = judged(|issuer| issuer.access_claim = path("/realm_access/roles"));
     let granted = |changes| access(&changes).map(|claims| claims.access());

@@ -86,7 +86,7 @@ fn well_signed_tokens_must_also_say_the_right_things() {
     }
 }
 
-/// Whoever may know a word is asked; nobody makes an id of what is none.
+/// The issuer's table and the registry are asked for a word; it never becomes an id.
 #[test]
 fn a_tenant_is_an_id_or_a_word_that_is_known() {
     let acme = |_: &str| Some(ids(&["acme"]).remove(0));

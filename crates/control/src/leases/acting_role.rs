@@ -1,8 +1,9 @@
-//! How the provisioner does what only another role may: it becomes that role, and gives that up again.
+//! How the provisioner does what only another role may: it becomes that role, and gives that up
+//! again.
 //!
-//! PostgreSQL lets nobody but its maker drop a role, and nobody but the grantor take a grant away.
-//! The provisioner has made the tenants' roles and brokers, and brokers the leased roles: so it has ADMIN
-//! on each of them, or on who has it. Nothing else of the control plane becomes another role, and
+//! PostgreSQL lets only its maker drop a role, and only the grantor revoke a grant. The provisioner
+//! has made the tenants' roles and brokers, and brokers the leased roles: so it has ADMIN on each
+//! of them, or on who has it. Nothing else of the control plane becomes another role, and
 //! afterwards the provisioner is no longer a member of it (but for ADMIN, which it has anyway).
 
 use anyhow::{Context, Result, bail};

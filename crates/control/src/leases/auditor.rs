@@ -1,4 +1,4 @@
-//! Whoever looks, and mends: the provisioner, at OpenBAO and in each cluster of the registry.
+//! What audits and repairs: the provisioner, at OpenBAO and in each cluster of the registry.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,9 +22,10 @@ use crate::postgres::Identity;
 const AT_ONCE: usize = 8;
 /// Tenants mended at once.
 const MENDED_AT_ONCE: usize = 4;
-/// What is not begun by then is left to the next audit: one tenant's do not keep the others waiting.
+/// What is not begun by then is left to the next audit: one tenant's do not keep the others
+/// waiting.
 const MENDED_WITHIN: Duration = Duration::from_secs(300);
-/// The advisory lock of whoever mends.
+/// The advisory lock of a repair.
 const CLAIM: i64 = i64::from_be_bytes(*b"pgsilo-a");
 
 /// What is looked at.
@@ -38,7 +39,7 @@ pub(super) enum Subject {
 
 #[derive(Debug)]
 pub(super) struct Cluster {
-    /// As one of its tenants', in the database that is nobody's.
+    /// As one of its tenants', in the database that is no tenant's.
     placement: Placement,
     /// Its tenants' databases.
     databases: BTreeSet<String>,
@@ -101,7 +102,7 @@ pub(super) struct Suspect {
     pub(super) findings: Vec<Finding>,
 }
 
-/// Whoever may look, and mend.
+/// The identity that audits and repairs.
 #[derive(Debug)]
 pub(super) struct Auditor {
     pub(super) provisioner: Identity,
@@ -227,8 +228,8 @@ impl Auditor {
         Ok(mended)
     }
 
-    /// Keeps other audits from mending the suspects' clusters, for as long as what it answers lives.
-    /// Those of clusters where another one is at work are given up, and told of.
+    /// Keeps other audits from mending the suspects' clusters, for as long as what it answers
+    /// lives. Those of clusters where another one is at work are given up, and told of.
     pub(super) async fn claim(
         &self,
         suspects: &mut Vec<Suspect>,

@@ -1,5 +1,6 @@
-//! Gives a tenant's broker a password that PostgreSQL and OpenBAO both know, where one of them has another:
-//! a backup of OpenBAO that is older than `rotate-root`, or a standby that was promoted before it had it.
+//! Gives a tenant's broker a password that PostgreSQL and OpenBAO both know, where one of them has
+//! another: a backup of OpenBAO that is older than `rotate-root`, or a standby that was promoted
+//! before it had it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,8 +15,8 @@ use tokio_postgres::Client;
 
 use super::acting_role::ActingRole;
 
-/// What `provisioner.hcl` lets the provisioner write of a configuration, beside the password. Whatever else
-/// is set could not be written again.
+/// What `provisioner.hcl` lets the provisioner write of a configuration, beside the password.
+/// Whatever else is set could not be written again.
 const OUTER: [&str; 2] = ["plugin_name", "allowed_roles"];
 const DETAILS: [&str; 9] = [
     "connection_url",
@@ -32,8 +33,9 @@ const DETAILS: [&str; 9] = [
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Renews the broker of each of OpenBAO's database configurations that the tenant leases from. Where
-/// OpenBAO knows no role to lease from, that is a finding of the audit, and nothing is done here.
+/// Renews the broker of each of OpenBAO's database configurations that the tenant leases from.
+/// Where OpenBAO knows no role to lease from, that is a finding of the audit, and nothing is done
+/// here.
 ///
 /// # Errors
 /// When nothing was changed, or what an operator must write himself: that is said then.
@@ -58,8 +60,8 @@ pub(super) async fn renew(tenant: &Tenant, database: &Client, bao: &Bao) -> Resu
     Ok(())
 }
 
-/// Makes the configuration anew, with another password. It is not updated: one that is may lead elsewhere
-/// with the old one. So everything is checked before what is there is deleted.
+/// Makes the configuration anew, with another password. It is not updated: one that is may lead
+/// elsewhere with the old one. So everything is checked before what is there is deleted.
 async fn renew_one(
     (mount, name): (&str, &str),
     old: &DatabaseConfig,
@@ -119,7 +121,7 @@ fn writable(old: &DatabaseConfig) -> Result<Map<String, Value>> {
     Ok(new)
 }
 
-/// What nobody has set is not written.
+/// Fields that were not set are not written.
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -139,7 +141,7 @@ mod tests {
     const POLICY: &str = include_str!("../../../../docker/openbao/provisioner.hcl");
 
     #[test]
-    fn what_is_written_is_what_the_policy_allows() {
+    fn the_policy_allows_exactly_the_fields_that_are_written() {
         let block = POLICY.split("path \"pgsilo/+/config/tenant-*\"").nth(1).expect("it is there");
         let allowed = block.split("allowed_parameters = {").nth(1).expect("a list");
         let (allowed, _) = allowed.split_once("\n  }").expect("its end");
@@ -153,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_could_not_be_written_again_is_not_touched() {
+    fn a_configuration_that_cannot_be_written_back_is_left_unchanged() {
         let old = json!({
             "plugin_name": "postgresql-database-plugin",
             "plugin_version": "",

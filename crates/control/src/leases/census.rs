@@ -83,7 +83,7 @@ pub(super) async fn take(tenant: &Tenant, database: &Client, bao: &Bao) -> Resul
     Ok(census)
 }
 
-/// On a standby nobody is seen who works on the primary, and every role would look idle.
+/// A standby does not show the primary's sessions, and every role would look idle.
 async fn ensure_primary(database: &Client) -> Result<()> {
     let row = database.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await?;
     let standby: bool = row.try_get(0)?;
@@ -95,9 +95,9 @@ fn truncated(name: &str) -> &str {
     name.char_indices().nth(MAX_NAME_CHARS).map_or(name, |(end, _)| &name[..end])
 }
 
-/// Reads how OpenBAO makes a role's credentials; `None` where it knows none. Roles and leases are told to
-/// belong together by the roles' names and VALID UNTIL: where those are not as they should be, every
-/// lease would look like one whose role is gone.
+/// Reads how OpenBAO makes a role's credentials; `None` where it knows none. Roles and leases are
+/// told to belong together by the roles' names and VALID UNTIL: where those are not as they should
+/// be, every lease would look like one whose role is gone.
 async fn how_made(bao: &Bao, mount: &str, name: &str) -> Result<Option<Made>> {
     let Some(role) = bao.database_role(mount, name).await? else { return Ok(None) };
     let all = |statements: &[String]| statements.join(";").to_uppercase();
@@ -210,14 +210,14 @@ mod tests {
     }
 
     #[test]
-    fn names_are_told_by_the_numbers_of_the_template() {
+    fn truncation_and_suffix_lengths_match_the_template() {
         assert!(
             USERNAME_TEMPLATE.contains(&format!("truncate {MAX_NAME_CHARS}) (random {RANDOM})"))
         );
     }
 
     #[test]
-    fn a_long_name_is_cut_as_the_template_cuts_it() {
+    fn a_long_name_is_truncated_as_the_template_does() {
         assert_eq!(truncated("tenant-acme-rw"), "tenant-acme-rw");
         assert_eq!(truncated(&"x".repeat(50)).len(), 42);
     }

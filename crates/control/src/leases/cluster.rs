@@ -1,4 +1,4 @@
-//! What is wrong with a cluster, whoever the tenant is: sessions that have outlived their role,
+//! What is wrong with a cluster, for all tenants: sessions that have outlived their role,
 //! transactions that were prepared, roles of tenants that are no more.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,8 +20,8 @@ pub(super) async fn look(
     Ok(findings)
 }
 
-/// A session keeps the number of its role when that is dropped. A role that was made while sessions were
-/// read is there at the second look.
+/// A session keeps the number of its role when that is dropped. A role that was made while sessions
+/// were read is there at the second look.
 async fn roleless_sessions(database: &Client) -> Result<Vec<ClusterFinding>> {
     let query = "SELECT pid, usesysid, coalesce(datname::text, '')
         FROM pg_catalog.pg_stat_activity WHERE usesysid <> 0
@@ -56,8 +56,8 @@ async fn prepared(database: &Client, ours: &BTreeSet<String>) -> Result<Vec<Clus
     Ok(findings)
 }
 
-/// Roles that are named as a tenant's are, whose database is gone, and that no registry's tenant has.
-/// Brokers first: they have what they made.
+/// Roles that are named as a tenant's are, whose database is gone, and that no registry's tenant
+/// has. Brokers first: they have what they made.
 async fn removed_tenants(
     database: &Client,
     tenants: &BTreeSet<String>,

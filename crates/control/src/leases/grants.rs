@@ -1,9 +1,10 @@
-//! Takes away what is granted to roles, in whatever database and by whomever: they could not be dropped.
+//! Takes away what is granted to roles, in whatever database and by whomever: they could not be
+//! dropped.
 //!
 //! Roles are the cluster's, so a tenant may grant to another tenant's roles what it has, and
-//! PostgreSQL drops no role that a grant of any database names. DROP OWNED takes grants away only in
-//! the database it runs in, and only as one grantor; so each grantor takes its own away. For many
-//! roles at once: a tenant that attacks its neighbour leaves thousands.
+//! PostgreSQL drops no role that a grant of any database names. DROP OWNED takes grants away only
+//! in the database it runs in, and only as one grantor; so each grantor takes its own away. For
+//! many roles at once: a tenant that attacks its neighbour leaves thousands.
 
 use std::collections::BTreeMap;
 
@@ -62,8 +63,8 @@ const GRANTS: &str = "
     WHERE acls.acl IS NOT NULL AND r.rolname = ANY ($1) AND o.identity IS NOT NULL
     GROUP BY 1, 2";
 
-/// Which of the roles something names in this database all the same. A leased role owns nothing where
-/// it cannot log in but user mappings, which others make for it.
+/// Which of the roles something names in this database all the same. A leased role owns nothing
+/// where it cannot log in but user mappings, which others make for it.
 const LEFT: &str = "SELECT DISTINCT r.rolname::text FROM pg_catalog.pg_shdepend s
     JOIN pg_catalog.pg_roles r ON r.oid = s.refobjid
     JOIN pg_catalog.pg_database d ON d.oid = s.dbid
@@ -90,11 +91,11 @@ pub(super) struct Grants<'a> {
 }
 
 impl Grants<'_> {
-    /// Takes away all that any database of the cluster grants the roles, which own nothing but what is
-    /// to go with them.
+    /// Takes away all that any database of the cluster grants the roles, which own nothing but what
+    /// is to go with them.
     ///
     /// # Errors
-    /// When a database cannot be reached, a grantor is nobody that the provisioner may become, or
+    /// When a database cannot be reached, a grantor is no role that the provisioner may become, or
     /// something is left. All that can be taken away is.
     pub(super) async fn take_away(&self, roles: &[&str]) -> Result<()> {
         let named = self.database.query(DATABASES, &[&roles]).await;
@@ -130,15 +131,17 @@ impl Grants<'_> {
                 if grantor.run(database, &some.join("; ")).await.is_ok() {
                     continue;
                 }
-                // One that names what has gone meanwhile, or what nobody else may name, keeps no other.
+                // One that names what has gone meanwhile, or what only its owner may name, keeps no
+                // other.
                 for one in some {
                     refused = grantor.run(database, one).await.err().or(refused);
                 }
             }
             grantors.push(grantor);
         }
-        // Default privileges, policies and user mappings name roles, too, and have no grantor; and of
-        // what could not be named, as another session's temporary tables, PostgreSQL knows the number.
+        // Default privileges, policies and user mappings name roles, too, and have no grantor; and
+        // of what could not be named, as another session's temporary tables, PostgreSQL knows the
+        // number.
         let mut outcome = Ok(());
         for role in self.left(database, roles).await? {
             outcome = outcome.and(drop_owned(database, &role, &grantors).await);

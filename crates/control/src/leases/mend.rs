@@ -1,4 +1,4 @@
-//! Takes back what nobody should have any more: leases by OpenBAO, roles that no lease reaches as
+//! Removes what should be gone: leases by OpenBAO, roles that no lease reaches as
 //! the one who made them, and what keeps those from being dropped.
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,13 +22,13 @@ pub(super) struct Mender<'a> {
     pub(super) placement: &'a Placement,
     pub(super) provisioner: &'a Identity,
     pub(super) bao: &'a Bao,
-    /// Whoever takes grants away is a member of other tenants' roles meanwhile.
+    /// While it revokes grants, the provisioner is a member of other tenants' roles.
     pub(super) alone: &'a Mutex<()>,
 }
 
 impl Mender<'_> {
-    /// Mends one finding; whether there was anything to be done. What is doubtful is left alone, and
-    /// what an operator must do.
+    /// Mends one finding; whether there was anything to be done. What is doubtful is left alone,
+    /// and what an operator must do.
     pub(super) async fn mend(&self, finding: &Finding) -> Result<bool> {
         match finding {
             Finding::OrphanRole(role) => self.drop_role(&role.name, Sessions::End).await?,
@@ -154,7 +154,8 @@ impl Mender<'_> {
         })
     }
 
-    /// Whether it may: `pg_signal_backend` may, and a superuser, as nobody has such a role's privileges.
+    /// Whether it may: `pg_signal_backend` may, and a superuser, as no other role has such a role's
+    /// privileges.
     async fn end_session(&self, pid: i32, role: u32) -> Result<bool> {
         let may = "SELECT pg_catalog.pg_has_role('pg_signal_backend', 'USAGE')";
         if !self.database.query_one(may, &[]).await?.try_get::<_, bool>(0)? {
@@ -171,7 +172,7 @@ impl Mender<'_> {
         Ok(true)
     }
 
-    /// As its owner, in its database: nobody else may, but a superuser.
+    /// As its owner, in its database: only it and a superuser may.
     async fn roll_back(&self, name: &str, owner: &str, dbname: &str) -> Result<()> {
         let there = Placement { dbname: dbname.to_owned(), ..self.placement.clone() };
         let database = self.provisioner.connect(&there).await?;
@@ -186,7 +187,7 @@ impl Mender<'_> {
         acting.run_alone(&database, &format!("ROLLBACK PREPARED {literal}")).await
     }
 
-    /// A role of a tenant that was removed: nobody's sessions are it, and no database its.
+    /// A role of a tenant that was removed: it has no sessions and no database.
     async fn drop_group_role(&self, role: &str) -> Result<()> {
         let Some(acting) = ActingRole::of(self.database, role).await? else { return Ok(()) };
         let leased = "SELECT r.rolname::text FROM pg_catalog.pg_roles r
@@ -200,8 +201,8 @@ impl Mender<'_> {
         acting.drop(self.database).await
     }
 
-    /// What a removed tenant's roles still own is a copy of its data that somebody has kept: a database that was
-    /// renamed, or restored under another name.
+    /// What a removed tenant's roles still own is a copy of its data that somebody has kept: a
+    /// database that was renamed, or restored under another name.
     async fn ensure_nothing_is_owned(&self, roles: &[String]) -> Result<()> {
         let query = "SELECT DISTINCT coalesce(d.datname::text, s.objid::text)
             FROM pg_catalog.pg_shdepend s

@@ -20,7 +20,8 @@ pub(super) struct Role {
     pub(super) sessions: i64,
 }
 
-/// A leased role that was stopped, by a revocation or an audit, and is not dropped: nobody can log in as it.
+/// A leased role that was stopped, by a revocation or an audit, and is not dropped: it cannot log
+/// in.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Stopped {
     pub(super) name: String,
@@ -50,14 +51,14 @@ pub(super) struct Lease {
 pub(super) enum Finding {
     /// No lease can explain the role.
     OrphanRole(Role),
-    /// Nobody is logged in as these roles, which may be those of these leases.
+    /// These roles have no sessions, and may be those of these leases.
     IdleRoles {
         roles: Vec<Role>,
         leases: Vec<Lease>,
         /// No role in use may be any of the leases'.
         exact: bool,
     },
-    /// Nobody is logged in as these roles, and no lease in force explains them; but OpenBAO is
+    /// These roles have no sessions, and no lease in force explains them; but OpenBAO is
     /// revoking these leases, and any of them may be a role's.
     Undecided { roles: Vec<Role>, leases: Vec<Lease> },
     /// A role that was stopped and is still there.
@@ -66,7 +67,7 @@ pub(super) enum Finding {
     IrrevocableLease(Lease),
     /// OpenBAO does not know this role of its own: no lease can explain a credential of it.
     UnknownToOpenBao { role: String },
-    /// Of the whole cluster, whoever the tenant is.
+    /// Of the whole cluster, for all tenants.
     Cluster(ClusterFinding),
     /// The role that the lease made is gone.
     RolelessLease(Lease),
@@ -254,7 +255,7 @@ pub(super) fn confirmed(before: &[Finding], now: Vec<Finding>) -> Vec<Finding> {
     confirmed
 }
 
-/// Roles that nobody was logged in as, whatever could explain them.
+/// Roles without sessions, whatever could explain them.
 fn unused(findings: &[Finding]) -> impl Iterator<Item = &Role> {
     findings.iter().flat_map(|finding| match finding {
         Finding::IdleRoles { roles, .. } | Finding::Undecided { roles, .. } => roles.as_slice(),
@@ -280,9 +281,9 @@ fn still_idle(
     (!roles.is_empty()).then_some(Finding::IdleRoles { roles, leases, exact: exact && known })
 }
 
-/// Roles that no lease in force explains any more. The lease of one that was there at the look before is
-/// one of those that could explain it then, in force or ended; so where none of those is left, the
-/// role has no lease.
+/// Roles that no lease in force explains any more. The lease of one that was there at the look
+/// before is one of those that could explain it then, in force or ended; so where none of those is
+/// left, the role has no lease.
 fn decided(before: &[Finding], mut roles: Vec<Role>, mut leases: Vec<Lease>) -> Vec<Finding> {
     let mut possible = BTreeSet::new();
     for finding in before {
@@ -300,7 +301,8 @@ fn decided(before: &[Finding], mut roles: Vec<Role>, mut leases: Vec<Lease>) -> 
 }
 
 impl Role {
-    /// Whether it is the same as at a look before: a VALID UNTIL that moved is one that was renewed.
+    /// Whether it is the same as at a look before: a VALID UNTIL that moved is one that was
+    /// renewed.
     fn is_still(&self, now: &Role) -> bool {
         self.name == now.name && self.valid_until.to_bits() == now.valid_until.to_bits()
     }

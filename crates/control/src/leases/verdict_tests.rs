@@ -27,7 +27,7 @@ fn idle(roles: &[Role], leases: &[Lease], exact: bool) -> Finding {
 }
 
 #[test]
-fn a_role_in_use_with_its_lease_is_as_it_should_be() {
+fn a_role_in_use_with_its_lease_is_no_finding() {
     let roles = [role("a", 1005.0, 1), role("b", 2004.0, 3)];
     assert_eq!(judged(&roles, &[lease("2", 2000.0), lease("1", 1000.4)]), []);
 }
@@ -41,7 +41,7 @@ fn a_role_without_a_lease_is_an_orphan_in_use_or_not() {
 }
 
 #[test]
-fn a_lease_without_a_role_is_found_before_between_and_behind_others() {
+fn a_lease_without_a_role_is_found_at_any_position() {
     let leases = [lease("1", 1000.0), lease("2", 2000.0), lease("3", 3000.0)];
     let roleless = [&leases[0], &leases[2]].map(|lease| Finding::RolelessLease(lease.clone()));
     assert_eq!(judged(&[role("a", 2005.0, 1)], &leases), roleless);
@@ -49,28 +49,28 @@ fn a_lease_without_a_role_is_found_before_between_and_behind_others() {
 }
 
 #[test]
-fn roles_that_nobody_uses_are_found_with_their_leases() {
+fn idle_roles_are_reported_with_their_leases() {
     let roles = [role("a", 1005.0, 0), role("b", 1006.0, 0), role("c", 2005.0, 1)];
     let leases = [lease("1", 1000.0), lease("2", 1001.0), lease("3", 2000.0)];
     assert_eq!(judged(&roles, &leases), [idle(&roles[..2], &leases[..2], true)]);
 }
 
 #[test]
-fn which_lease_is_an_idle_roles_is_not_guessed_among_others_in_use() {
+fn the_lease_of_an_idle_role_is_not_guessed_among_leases_in_use() {
     let roles = [role("a", 1005.0, 0), role("b", 1005.0, 1)];
     let leases = [lease("1", 1000.2), lease("2", 1000.3)];
     assert_eq!(judged(&roles, &leases), [idle(&roles[..1], &leases, false)]);
 }
 
 #[test]
-fn roles_in_use_of_one_moment_with_too_few_leases_are_doubtful() {
+fn more_roles_in_use_than_leases_of_one_moment_are_doubtful() {
     let roles = [role("a", 1005.0, 1), role("b", 1005.0, 1)];
     let doubtful = Finding::Doubtful { roles: roles.to_vec(), unexplained: 1 };
     assert_eq!(judged(&roles, &[lease("1", 1000.2)]), [doubtful]);
 }
 
 #[test]
-fn leases_of_one_moment_with_too_few_roles_are_a_surplus() {
+fn more_leases_than_roles_of_one_moment_are_a_surplus() {
     let leases = [lease("1", 1000.2), lease("2", 1000.3)];
     let surplus = Finding::Surplus { leases: leases.to_vec(), roleless: 1 };
     assert_eq!(judged(&[role("a", 1005.0, 1)], &leases), [surplus]);
@@ -81,7 +81,7 @@ fn undecided(roles: &[Role], leases: &[Lease]) -> Finding {
 }
 
 #[test]
-fn what_openbao_is_just_revoking_may_explain_a_role_that_nobody_uses() {
+fn a_lease_being_revoked_may_explain_an_idle_role() {
     let unused = role("a", 1005.0, 0);
     let ending = ended("1", 0);
     let judgement = [undecided(from_ref(&unused), from_ref(&ending))];
@@ -98,7 +98,7 @@ fn what_openbao_is_just_revoking_may_explain_a_role_that_nobody_uses() {
 }
 
 #[test]
-fn what_openbao_has_given_up_is_told_as_that() {
+fn irrevocable_leases_are_reported_as_such() {
     let given_up = Lease { given_up: Some("out of retries".to_owned()), ..ended("1", 61) };
     assert_eq!(judged(&[], from_ref(&given_up)), [Finding::IrrevocableLease(given_up.clone())]);
     // It was not yet at the look before.
@@ -107,7 +107,7 @@ fn what_openbao_has_given_up_is_told_as_that() {
 }
 
 #[test]
-fn who_is_revoked_meanwhile_does_not_hide_a_role_that_has_no_lease() {
+fn a_revocation_under_way_does_not_hide_a_role_without_a_lease() {
     let lost = role("a", 1005.0, 0);
     let orphan = [Finding::OrphanRole(lost.clone())];
     let look = |ended: &[Lease]| judged(from_ref(&lost), ended);
@@ -119,7 +119,8 @@ fn who_is_revoked_meanwhile_does_not_hide_a_role_that_has_no_lease() {
     let stuck = [ended("1", 1), ended("2", 3)];
     let judgement = [undecided(from_ref(&lost), &stuck[..1])];
     assert_eq!(confirmed(&look(&stuck[..1]), look(&stuck)), judgement);
-    // Sessions of the same moment come and go: once theirs could be its, once they are being revoked.
+    // Sessions of the same moment come and go: once theirs could be its, once they are being
+    // revoked.
     let busy = || judged(&[lost.clone(), role("b", 1005.0, 1)], &[lease("b", 1000.0)]);
     assert_eq!(confirmed(&busy(), look(&[ended("c", 1)])), orphan);
     assert_eq!(confirmed(&busy(), look(&[])), orphan);
@@ -130,19 +131,19 @@ fn who_is_revoked_meanwhile_does_not_hide_a_role_that_has_no_lease() {
     let ending = ended("b", 1);
     let judgement = [undecided(from_ref(&lost), from_ref(&ending))];
     assert_eq!(confirmed(&busy(), look(from_ref(&ending))), judgement);
-    // A role that is gone or renewed is nobody's.
+    // A role that is gone or renewed is no finding.
     assert_eq!(confirmed(&look(&stuck), judged(&[role("a", 1006.0, 0)], &stuck)), []);
 }
 
 #[test]
-fn where_nothing_fits_nothing_is_said() {
+fn an_audit_fails_when_no_role_matches_a_lease() {
     let roles = [role("a", 9005.0, 1), role("b", 9010.0, 1)];
     let error = judge(roles.to_vec(), vec![lease("1", 1000.0)]).expect_err("no verdict");
     assert!(error.to_string().contains("batch tokens"), "{error}");
 }
 
 #[test]
-fn what_has_moved_between_two_looks_is_alive() {
+fn changes_between_two_audits_are_no_findings() {
     let orphan = |valid_until, sessions| Finding::OrphanRole(role("a", valid_until, sessions));
     assert_eq!(confirmed(&[orphan(1.0, 1)], vec![orphan(1.0, 2)]), [orphan(1.0, 2)]);
     assert_eq!(confirmed(&[orphan(1.0, 1)], vec![orphan(2.0, 1)]), [], "it was renewed");
@@ -153,7 +154,7 @@ fn what_has_moved_between_two_looks_is_alive() {
 }
 
 #[test]
-fn a_lease_that_came_between_two_looks_is_not_taken_for_an_idle_roles() {
+fn a_lease_made_between_two_audits_makes_an_idle_finding_inexact() {
     let (unused, old, new) = (role("a", 1005.0, 0), lease("1", 1000.0), lease("2", 1000.5));
     let before = [idle(from_ref(&unused), from_ref(&old), true)];
     // A session began: its lease is seen, its role not yet.
@@ -172,7 +173,7 @@ proptest! {
     /// However close together they were made: what has all that it needs is never accused, and
     /// what is accused by name is never one of those.
     #[test]
-    fn nobody_in_order_is_accused(
+    fn healthy_roles_are_never_reported(
         born in prop::collection::vec((0.0..300.0_f64, 0.0..100.0_f64), 1..40),
         orphans in prop::collection::vec(0.0..300.0_f64, 0..4),
     ) {
@@ -201,7 +202,7 @@ proptest! {
     /// Sessions that began between the reading of roles and the reading of leases, at both looks:
     /// none of their leases is ever named for revocation.
     #[test]
-    fn no_lease_of_a_session_that_is_beginning_is_taken(
+    fn the_lease_of_a_session_that_begins_is_never_reported(
         unused in prop::collection::vec(0.0..60.0_f64, 1..4),
         first in prop::collection::vec(0.0..60.0_f64, 0..4),
         second in prop::collection::vec(60.0..120.0_f64, 0..4),

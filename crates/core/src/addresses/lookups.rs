@@ -26,7 +26,7 @@ struct UnderWay {
 }
 
 impl LookUps {
-    /// What `ask` finds of a host: this one, or that of whoever asked before and has no answer yet.
+    /// What `ask` finds of a host: this call's, or that of an earlier one that has no answer yet.
     ///
     /// # Errors
     /// Those of `ask`.
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_host_is_looked_up_once_at_a_time_however_many_wait_or_give_up() {
+    async fn concurrent_lookups_of_a_host_share_one_query() {
         let all = look_ups();
         let (begun, begins) = mpsc::channel();
         let (answer, answers) = mpsc::channel::<()>();
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_fails_is_told_to_all_and_so_is_what_panics() {
+    async fn failures_and_panics_of_a_lookup_reach_all_waiters() {
         let all = look_ups();
         for (ask, kind, code) in [
             (

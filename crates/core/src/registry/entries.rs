@@ -177,8 +177,8 @@ fn wrong<T>(field: &'static str, what: impl Into<String>) -> Result<T, Wrong> {
     Err(Wrong(field, what.into()))
 }
 
-/// The snapshot that entries make. What they say of a tenant as `before` did is that one's. `resolve`
-/// says where a file is that an entry names.
+/// The snapshot that entries make. What they say of a tenant as `before` did is that one's.
+/// `resolve` says where a file is that an entry names.
 pub(super) fn snapshot(
     entries: Entries,
     before: Option<&Snapshot>,
@@ -218,8 +218,8 @@ pub(super) fn snapshot(
     Ok(Snapshot { tenants, aliases, bindings, clients: reading.clients })
 }
 
-/// The aliases, as they were listed for each tenant. A word in a token means one tenant: so an alias is
-/// that of one, and the id of none, be it its own.
+/// The aliases, as they were listed for each tenant. A word in a token means one tenant: so an
+/// alias is that of one, and the id of none, be it its own.
 fn unambiguous(
     listed: Vec<Vec<String>>,
     ids: &HashMap<TenantId, usize>,
@@ -247,8 +247,8 @@ fn unambiguous(
     Ok(aliases)
 }
 
-/// A tenant's id always means it (`route.rs`), so as another's further name it would mean nothing to a
-/// token for both. What a database is called where it stands is not the registry's to choose.
+/// A tenant's id always means it (`route.rs`), so as another's further name it would mean nothing
+/// to a token for both. What a database is called where it stands is not the registry's to choose.
 fn no_names_of_others(
     ids: &HashMap<TenantId, usize>,
     tenants: &HashMap<TenantId, Arc<Tenant>>,
@@ -267,8 +267,8 @@ fn no_names_of_others(
     Ok(())
 }
 
-/// Several tenants may have one mount, and none has the roles of another: a credential for one would be
-/// one for the other.
+/// Several tenants may have one mount, and none has the roles of another: a credential for one
+/// would be one for the other.
 fn no_roles_of_others(
     ids: &HashMap<TenantId, usize>,
     tenants: &HashMap<TenantId, Arc<Tenant>>,

@@ -78,7 +78,7 @@ fn an_empty_registry_must_be_written_down() {
 
 /// What hangs on a tenant, such as connections that wait for its sessions, stays with it.
 #[test]
-fn a_reload_leaves_a_tenant_as_it_is_unless_its_entry_says_something_else() {
+fn a_reload_keeps_a_tenant_whose_entry_is_equal() {
     let ca = rcgen::KeyPair::generate().and_then(|key| {
         let mut authority = rcgen::CertificateParams::default();
         authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -166,7 +166,7 @@ fn an_alias_means_one_tenant_and_is_no_tenants_id() {
         ("acme", Some("acme")),
         ("org_Ab1", Some("acme")),
         ("/acme", Some("acme")),
-        // An id's form, and nobody's id.
+        // An id's form, and no tenant's id.
         ("initech", Some("acme")),
         ("globex", Some("globex")),
         ("org_ab1", None),
@@ -227,7 +227,7 @@ fn an_alias_means_one_tenant_and_is_no_tenants_id() {
 }
 
 #[test]
-fn a_change_is_of_the_tenants_that_it_is_about() {
+fn a_reload_reports_the_tenants_that_changed() {
     let all = entry("acme") + &entry("globex") + &entry("initech");
     let file = File::new("changes", &all);
     let mut before = Snapshot::read(&file.0, None).unwrap();

@@ -2,9 +2,9 @@
 //!
 //! webpki searches for a path and checks everything in it but its end: of a trust anchor it knows a
 //! name and a key, and nothing of what the certificate says that it was taken from. That is looked
-//! at here, as OpenSSL does (`check_ca`, `check_chain` and `check_purpose` in `crypto/x509`): that it
-//! is an authority at all when it is read, and of each path until when it is one, how long the path
-//! may be, and what the certificates in it may sign. Made by `tls.rs`, asked by the verifiers.
+//! at here, as OpenSSL does (`check_ca`, `check_chain` and `check_purpose` in `crypto/x509`): that
+//! it is an authority at all when it is read, and of each path until when it is one, how long the
+//! path may be, and what the certificates in it may sign. Made by `tls.rs`, asked by the verifiers.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -62,7 +62,7 @@ pub enum NoAuthority {
     Unreadable,
     /// CA:FALSE, or nothing of the kind.
     #[error(
-        "is no authority's (basicConstraints CA:TRUE is missing): whoever has its key could sign \
+        "is no authority's (basicConstraints CA:TRUE is missing): its key could sign \
          for anybody; name the authority that signed it"
     )]
     Leaf,
@@ -97,8 +97,8 @@ enum Unfit {
 }
 
 impl Authorities {
-    /// Every certificate of a PEM file, each of which must be an authority's. One that has expired is
-    /// an error where `now` is given; else no chain that leads to it is believed.
+    /// Every certificate of a PEM file, each of which must be an authority's. One that has expired
+    /// is an error where `now` is given; else no chain that leads to it is believed.
     ///
     /// # Errors
     /// What is wrong with which file.
@@ -248,7 +248,8 @@ impl Authorities {
         }
         let mut between = 0;
         for certificate in path.intermediate_certificates() {
-            // RFC 5280, 4.2.1.9: an authority that has signed itself a new certificate does not count.
+            // RFC 5280, 4.2.1.9: an authority that has signed itself a new certificate does not
+            // count.
             between += u32::from(certificate.subject() != certificate.issuer());
             let usage = key_usage(&certificate.der()).map_err(unfit)?;
             if usage.is_some_and(|usage| !usage.key_cert_sign()) {

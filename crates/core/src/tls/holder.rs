@@ -1,7 +1,7 @@
-//! What a client's certificate says of whoever holds it, once its chain was verified.
+//! What a client's certificate says of its holder, once its chain was verified.
 //!
 //! One name and no choice: the one URI (as SPIFFE has it), or where there is none the one DNS name.
-//! A certificate of several names is nobody's: which of them is meant, would be the client's to say.
+//! A certificate of several names is refused: which of them is meant, would be the client's to say.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,7 +21,7 @@ pub struct Holder {
     expires_at: SystemTime,
 }
 
-/// Why a certificate names nobody.
+/// Why a certificate has no holder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HolderError {
     /// It cannot be read at all.
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_of_one_name_is_that_names() {
+    fn a_certificate_with_one_name_identifies_it() {
         let spiffe = "spiffe://example.org/ns/app/sa/billing";
         let one = holder(vec![uri(spiffe)]).expect("one");
         assert_eq!(one.name(), spiffe);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_of_no_name_or_several_is_nobodys() {
+    fn a_certificate_without_exactly_one_name_is_refused() {
         use HolderError::{Ambiguous, Nameless, Unfit};
         let address = SanType::IpAddress([127, 0, 0, 1].into());
         for (names, error) in [

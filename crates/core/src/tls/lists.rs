@@ -7,9 +7,9 @@
 //! clients show, since the first handshake that does. All else is webpki's: which list is for which
 //! certificate, whether it is out of date, who may sign it, what is on it.
 //!
-//! Invariant: a verdict is given again for the very bytes that it was given for. What is longer than
-//! any certificate is a list of these, and no two of them have one signature. Made by `tls.rs`, used
-//! by `authorities.rs`.
+//! Invariant: a verdict is given again for the very bytes that it was given for. What is longer
+//! than any certificate is a list of these, and no two of them have one signature. Made by
+//! `tls.rs`, used by `authorities.rs`.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -133,8 +133,8 @@ impl Lists {
         Ok(())
     }
 
-    /// Whether an authority's key has signed it, if it is a key for such a signature. Of a long one the
-    /// verdict is kept.
+    /// Whether an authority's key has signed it, if it is a key for such a signature. Of a long one
+    /// the verdict is kept.
     fn ask(
         &self,
         signed: &[u8],
@@ -156,9 +156,9 @@ impl Lists {
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         let complaint = |Source { file, next, is_forged }: &Source| {
             let what = if *is_forged {
-                "its authority has not signed the revocation list: nobody of that authority's is let in"
+                "its authority has not signed the revocation list: none of that authority's certificates is accepted"
             } else if next.is_some_and(|next| next < now) {
-                "the revocation list is out of date: nobody of its authority's is let in; renew it"
+                "the revocation list is out of date: none of its authority's certificates is accepted; renew it"
             } else {
                 return None;
             };
@@ -207,7 +207,7 @@ impl SignatureVerificationAlgorithm for Remembering<'_> {
         if let Some(signed) = known(&list.verdicts.lock().unwrap_or_else(PoisonError::into_inner)) {
             return signed;
         }
-        // Nobody who asks for another one waits for this.
+        // Lookups of other lists do not wait for this.
         let signed = verify();
         let mut verdicts = list.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
         if verdicts.len() >= MOST_KEYS {

@@ -260,7 +260,7 @@ fn read_roots(pem: &str, peers: Peers) -> Result<Arc<Authorities>, NoAuthority> 
 const VERSION_1: &str = include_str!("version-1.pem");
 
 #[test]
-fn what_is_no_authority_is_not_taken_for_one() {
+fn a_certificate_that_is_no_ca_is_refused_as_an_authority() {
     use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
     let cases: [(Root, Option<NoAuthority>, Option<NoAuthority>); 9] = [
         (root(|_| {}), None, None),
@@ -392,7 +392,7 @@ fn among_many_certificates_no_path_is_searched_for() {
 }
 
 #[test]
-fn what_an_expired_root_has_signed_is_not_believed() {
+fn certificates_of_an_expired_root_are_refused() {
     let good = root(|_| {});
     for root in [
         root(|params| params.not_after = date_time_ymd(2021, 1, 1)),
@@ -510,7 +510,7 @@ fn an_authority_that_has_expired_does_not_hold_the_listeners_own_certificate_up(
 }
 
 #[test]
-fn who_certified_a_client_is_searched_for_again_only_when_the_files_have_changed() {
+fn the_authority_of_a_client_is_searched_for_once_per_file_version() {
     let pki = pki();
     let (root, stranger) = (root(|_| {}), root(|_| {}));
     let key = KeyPair::generate().unwrap();
@@ -531,9 +531,9 @@ fn who_certified_a_client_is_searched_for_again_only_when_the_files_have_changed
             Some(own) => builder.with_client_auth_cert(vec![own.clone()], key).unwrap(),
         })
     };
-    let nobody = server.handshake();
-    shake(&nobody.config(), &client(None), "db.example").unwrap();
-    assert!(server.authority_of(&nobody, &[]).is_err());
+    let anonymous = server.handshake();
+    shake(&anonymous.config(), &client(None), "db.example").unwrap();
+    assert!(server.authority_of(&anonymous, &[]).is_err());
     let handshake = server.handshake();
     shake(&handshake.config(), &client(Some(&chain[0])), "db.example").unwrap();
     // What the handshake has found needs no chain.

@@ -1,10 +1,10 @@
-//! What of a listener's files is in force and yet of no use: a certificate that has expired or is not valid
-//! yet, a revocation list that is out of date or that its authority has not signed.
+//! What of a listener's files is in force and yet of no use: a certificate that has expired or is
+//! not valid yet, a revocation list that is out of date or that its authority has not signed.
 //!
-//! None of it is an error. A client that does not look at the certificate (`sslmode=require`) is served all the
-//! same, and a restart must not make an outage of what was a warning before it; a list that is no good turns away
-//! those whom it is about, as it does while pgsilo runs. All of it is said: at the start, by `check`, and when
-//! the files are read again.
+//! None of it is an error. A client that does not look at the certificate (`sslmode=require`) is
+//! served all the same, and a restart must not make an outage of what was a warning before it; a
+//! list that is no good turns away those whom it is about, as it does while pgsilo runs. All of it
+//! is said: at the start, by `check`, and when the files are read again.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

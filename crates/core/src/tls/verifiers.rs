@@ -56,8 +56,8 @@ impl Client {
 }
 
 impl Clients {
-    /// With any `lists`, a certificate whose authority has none there, or one that is out of date, is
-    /// not believed. `required`: whether a client without a certificate is turned away.
+    /// With any `lists`, a certificate whose authority has none there, or one that is out of date,
+    /// is not believed. `required`: whether a client without a certificate is turned away.
     pub(super) fn new(authorities: Arc<Authorities>, lists: Lists, required: bool) -> Clients {
         Clients { names: authorities.names(), authorities, lists, required }
     }

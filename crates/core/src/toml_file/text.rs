@@ -1,7 +1,7 @@
 //! Values that are written as text: durations, addresses, file modes.
 //!
 //! Each takes exactly the spellings that its error message lists, so that a file means
-//! the same to whoever reads it. For the schemas of such files.
+//! the same everywhere. For the schemas of such files.
 
 use std::fmt;
 use std::marker::PhantomData;

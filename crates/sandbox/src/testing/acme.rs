@@ -38,7 +38,7 @@ pub async fn refused(proxy: &Proxy, sqlstate: &str, within: Duration) -> Value {
     eventually("the event", async || proxy.events("refused").get(before).cloned()).await
 }
 
-/// A pgsilo that cannot log in says so: in its health, its log, and to whoever comes.
+/// A pgsilo that cannot log in says so: in its health, its log, and to clients.
 pub async fn is_not_logged_in(openbao: String, cause: &str) {
     let proxy = Proxy::unready(Settings { openbao, ..Settings::default() }).await;
     let says = |line: &Value, field: &str, words: &str| {

@@ -1,6 +1,6 @@
-//! OpenBAO of a test's own: real servers, alone or as a cluster, on free ports of 127.0.0.1. Each lends acme's credentials of the shared sandbox's PostgreSQL,
-//! through a broker that the tests share. A process is killed and waited for when it is dropped,
-//! and its files go with it.
+//! OpenBAO of a test's own: real servers, alone or as a cluster, on free ports of 127.0.0.1. Each
+//! lends acme's credentials of the shared sandbox's PostgreSQL, through a broker that the tests
+//! share. A process is killed and waited for when it is dropped, and its files go with it.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -308,7 +308,7 @@ fn configuration(shape: &Shape<'_>, dir: &Path, api: u16, cluster: u16) -> Strin
     )
 }
 
-/// A free port below those that the system gives out by itself: nobody is given it while its
+/// A free port below those that the system gives out by itself: it is not given out while its
 /// server is down for a moment.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);

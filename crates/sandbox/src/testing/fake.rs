@@ -62,8 +62,8 @@ pub fn number_in(question: &str) -> &str {
     question.split('\'').nth(1).unwrap_or_default()
 }
 
-/// A database that lets anybody in who has a password, and answers as told when it is asked whose it
-/// is: it is given the number that each row of its answer must begin with.
+/// A database that lets anybody in who has a password, and answers as told when it is asked whose
+/// it is: it is given the number that each row of its answer must begin with.
 pub async fn database(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> SocketAddr {
     let answer = Arc::new(answer);
     serves(move |mut tcp| {

@@ -1,4 +1,5 @@
-//! A gateway in front of a real OpenBAO, which says 429 where it is told to and passes everything else on.
+//! A gateway in front of a real OpenBAO, which says 429 where it is told to and passes everything
+//! else on.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -205,7 +205,7 @@ fn acceptor() -> TlsAcceptor {
     TlsAcceptor::from(Arc::new(config))
 }
 
-/// Connections end with the task: a stopped issuer answers nobody.
+/// Connections end with the task: a stopped issuer does not answer.
 async fn serve(listener: TcpListener, address: SocketAddr, state: Arc<Mutex<State>>) {
     let acceptor = acceptor();
     let mut connections = tokio::task::JoinSet::new();

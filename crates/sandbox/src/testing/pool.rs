@@ -26,7 +26,8 @@ pub enum EndedBy {
     Token,
     /// Both live for long: the pool itself retires each connection after so many seconds.
     Pool(u64),
-    /// Both live for long, and sessions become so many seconds old. The pool checks what it hands out.
+    /// Both live for long, and sessions become so many seconds old. The pool checks what it hands
+    /// out.
     Age(u64),
 }
 

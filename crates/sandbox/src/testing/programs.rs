@@ -1,8 +1,8 @@
 //! The programs under test: those that were built with the running test or benchmark.
 //!
-//! Cargo tells the place of a package's own programs only, and builds another package's only with that
-//! one's own tests. So a program that is older than its sources is refused: a test of it would say
-//! nothing of them.
+//! Cargo tells the place of a package's own programs only, and builds another package's only with
+//! that one's own tests. So a program that is older than its sources is refused: a test of it would
+//! say nothing of them.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;

@@ -263,8 +263,8 @@ impl Proxy {
         self.lines_that(|line| line["target"] == "pgsilo::audit" && line["event"] == kind)
     }
 
-    /// The audit events of one kind, once there are so many: a client may know what has become of it
-    /// before that can be read here.
+    /// The audit events of one kind, once there are so many: a client may know what has become of
+    /// it before that can be read here.
     pub async fn events_reach(&self, kind: &str, count: usize) -> Vec<Value> {
         let events = async || Some(self.events(kind)).filter(|events| events.len() >= count);
         eventually(kind, events).await

@@ -1,5 +1,6 @@
-//! A relay in front of a real server that takes all that it is sent to the server at once, and holds
-//! answers back until it is told to let go: a network, or a server, that is slow at the worst moment.
+//! A relay in front of a real server that takes all that it is sent to the server at once, and
+//! holds answers back until it is told to let go: a network, or a server, that is slow at the worst
+//! moment.
 
 use std::net::SocketAddr;
 
@@ -36,7 +37,7 @@ impl Slow {
     }
 }
 
-/// To the server nobody ever goes away: it answers, whether or not somebody still waits.
+/// The server sees no client leave: it answers, whether or not one still waits.
 async fn relay(client: TcpStream, server: TcpStream, mut held: watch::Receiver<bool>) {
     let ((mut asks, mut hears), (mut answers, mut takes)) =
         (client.into_split(), server.into_split());

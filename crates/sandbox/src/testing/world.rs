@@ -154,7 +154,7 @@ impl World {
         assert_eq!(status, 204);
     }
 
-    /// Asks OpenBAO as whoever holds a token.
+    /// Asks OpenBAO with a token.
     pub async fn bao_as(
         &self,
         token: &str,
@@ -176,7 +176,7 @@ impl World {
 
     /// Makes a role at OpenBAO like acme's read-write one, but for its times.
     pub async fn role_like_acme(&self, name: &str, default_ttl: &str, max_ttl: &str) {
-        // Once: it interrupts whoever is served meanwhile.
+        // Once: it interrupts sessions that are served meanwhile.
         static ALLOWED: tokio::sync::OnceCell<()> = tokio::sync::OnceCell::const_new();
         let allow = async || {
             let any = serde_json::json!({

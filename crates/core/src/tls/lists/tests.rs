@@ -119,7 +119,7 @@ fn a_long_list_is_hashed_when_it_is_read_and_never_again() {
     assert_eq!(hashed.load(Ordering::Relaxed), 1);
 }
 
-/// Whoever shows a public certificate, and its authority four times, has shown no key.
+/// A client that presents a public certificate, and its authority four times, has proved no key.
 #[test]
 fn the_list_of_an_authority_that_only_clients_show_is_hashed_once() {
     let root = root(|_| {});
@@ -140,7 +140,7 @@ fn the_list_of_an_authority_that_only_clients_show_is_hashed_once() {
 }
 
 #[test]
-fn a_list_is_its_signers_and_no_other_ones_of_that_name() {
+fn a_revocation_list_counts_for_its_signer_only_not_for_its_name() {
     let (one, other) = (root(|_| {}), root(|_| {}));
     for more in [0, MORE] {
         let known = known(&[&one, &other]);
@@ -155,7 +155,7 @@ fn a_list_is_its_signers_and_no_other_ones_of_that_name() {
 }
 
 #[test]
-fn what_was_changed_behind_a_signature_is_not_believed() {
+fn a_list_that_was_changed_after_signing_is_refused() {
     let root = root(|_| {});
     let known = known(&[&root]);
     let good = list(&root, MORE);
