@@ -12,7 +12,7 @@
 //!
 //! A session is identified and routed before it may take a connection. Under session authority,
 //! where a lease is requested with the client's own token, there is no prewarm, and a connection is
-//! only reused by sessions of the same subject. Idle connections are limited in total and per
+//! only reused by sessions with the same token. Idle connections are limited in total and per
 //! tenant, expire after a short time, and are closed when the registry changes their tenant; then
 //! their lease is revoked.
 

@@ -20,6 +20,10 @@ const ONE: &str = "max_idle_per_tenant = 1\nidle_timeout = \"60s\"\ncheck_delay 
 /// The same, but its seal is not read again within a minute.
 const UNCHECKED: &str = "max_idle_per_tenant = 1\nidle_timeout = \"60s\"\ncheck_delay = \"60s\"\n";
 
+/// Why the pool closes connections.
+const CLOSE_REASONS: [&str; 6] =
+    ["expired", "evicted", "backend_full", "check_failed", "tenant_changed", "shutdown"];
+
 async fn proxy() -> Proxy {
     Proxy::with(pool(ONE)).await
 }
@@ -381,6 +385,17 @@ async fn idle_connections_stay_within_their_limits() {
         gone += proxy.metric(&format!("pgsilo_pool_closed_total{{reason=\"{reason}\"}}")).await;
     }
     assert!(opened > 0.0 && used > 0.0 && opened - gone <= 3.0, "{opened} opened, {gone} gone");
+    eventually("all that was opened to be given to a session, closed or idle", async || {
+        let opened = proxy.metric("pgsilo_pool_prewarms_total{result=\"ok\"}").await;
+        let mut accounted = proxy.metric("pgsilo_pool_requests_total{result=\"hit\"}").await;
+        accounted += proxy.metric("pgsilo_pool_idle_connections").await;
+        for reason in CLOSE_REASONS {
+            accounted +=
+                proxy.metric(&format!("pgsilo_pool_closed_total{{reason=\"{reason}\"}}")).await;
+        }
+        (opened == accounted).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
