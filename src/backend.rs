@@ -52,7 +52,7 @@ pub(crate) struct Connection {
     stream: Stream,
     route: Arc<Route>,
     redial: Redial,
-    /// Of the server, once it has said so.
+    /// The server's version, once it was reported.
     version: Option<ServerVersion>,
     /// Received and not parsed yet: several messages arrive at once.
     unread: BytesMut,

@@ -1,4 +1,4 @@
-//! Cancel keys: what an attached session was given, and where a request that shows it leads.
+//! Cancel keys: handed out to attached sessions, and looked up for requests that present them.
 //!
 //! A CancelRequest is the one packet that reaches a database without a token, so its key is
 //! the proof: it was handed out by an attached session, leads to that session's database
@@ -51,18 +51,18 @@ struct Key {
     secret: Secret,
     process: Process,
     whose: Whose,
-    /// How many requests have shown it.
+    /// How many requests have presented it.
     shown: AtomicU64,
-    /// Held by the one that is on its way for all of them.
+    /// Locked by the request that is being forwarded for all of them.
     sent: AsyncMutex<Sent>,
     /// A cancel request may still be on its way although its sender was dropped.
     is_abandoned: AtomicBool,
 }
 
-/// What is known of the newest request that was sent to the database.
+/// The latest request that was forwarded to the database.
 #[derive(Debug, Default)]
 struct Sent {
-    /// It was sent for as many of those that have shown the key.
+    /// How many of the requests that have presented the key it was forwarded for.
     covers: u64,
     failure: Option<Arc<DialError>>,
 }
@@ -183,8 +183,8 @@ impl Found {
 }
 
 impl CancelKey {
-    /// Takes the key out of force. The process, unless somebody has shown the key and is cancelling
-    /// what runs there: whatever runs there next would be hit as well.
+    /// Withdraws the key. Returns the process, unless the key was presented and is being used to
+    /// cancel what runs there: whatever runs there next would be hit as well.
     pub(crate) fn withdraw(self) -> Option<Process> {
         let key = Arc::clone(&self.key);
         drop(self);

@@ -214,7 +214,7 @@ impl From<BackendError> for Refusal {
     fn from(error: BackendError) -> Refusal {
         let reason = match &error {
             BackendError::Full { .. } => Reason::BackendFull,
-            // Starting or stopping; or somebody who may has ended what was logging in.
+            // Starting or stopping; or an administrator has ended the login.
             BackendError::Said { sqlstate, .. }
                 if matches!(sqlstate.as_str(), "57P01" | "57P02" | "57P03") =>
             {

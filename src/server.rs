@@ -27,7 +27,7 @@ pub use listen::ListenError;
 
 /// How long a stopping pgsilo waits for OpenBAO to take the last leases back.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
-/// The same, where somebody does not want to wait.
+/// The same after a second signal.
 const HURRIED: Duration = Duration::from_millis(600);
 /// What a drained session may take beyond the drain's end to be told and closed.
 const LAST_WORDS: Duration = Duration::from_secs(8);

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_bounded_in_all_and_for_each_tenant_and_come_back() {
+    fn session_permits_are_bounded_in_total_and_per_tenant_and_returned() {
         let sessions = sessions(4);
         let (acme, globex) = (id("acme"), id("globex"));
         let bound = Some(2);

@@ -400,7 +400,7 @@ impl Verifier {
         select_all(asked.map(|asked| asked as _).chain([never])).await;
     }
 
-    /// Whether anybody's tokens can be verified.
+    /// Whether any issuer has usable keys.
     pub(crate) fn has_usable_keys(&self) -> bool {
         self.issuers.values().any(|issuer| issuer.keys.in_force().is_some())
     }

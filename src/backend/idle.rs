@@ -35,7 +35,7 @@ pub(crate) struct History {
     pub(crate) sessions: u32,
     /// Whether its login was bound to its TLS channel.
     pub(crate) is_bound: bool,
-    /// Of the server, if it has said so.
+    /// The server's version, if it was reported.
     pub(super) version: Option<ServerVersion>,
 }
 

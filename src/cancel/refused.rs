@@ -1,4 +1,4 @@
-//! Cancel requests that led nowhere: somebody guesses, or came late. Anybody can send them without
+//! Cancel requests with unknown keys: guessed, or too late. Anybody can send them without
 //! a token, so their events are bounded: the first one of an address is told of at once, those that
 //! follow within a [`PERIOD`] together, with their number.
 

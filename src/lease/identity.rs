@@ -136,7 +136,7 @@ impl Identity {
         Some((own.unwrap_or_default(), self.server.certificate_stamp()))
     }
 
-    /// Logs in, unless somebody else has done so since `needed` was found.
+    /// Logs in, unless another task has done so since `needed` was found.
     async fn log_in(self: &Arc<Self>, needed: &LoginNeed) -> Result<(), LoginError> {
         let _one_at_a_time = self.logging_in.lock().await;
         if self.is_closing() {

@@ -1,11 +1,11 @@
-//! Places for connections that have proved nothing yet.
+//! Slots for connections that are not authenticated yet.
 //!
-//! A stranger can always open as many connections as there are places. So a newcomer who finds all
-//! taken gets the place of the connection that has proved nothing for longest, which is closed, as
-//! sshd's MaxStartups makes room; but not before that one had `grace` to prove something: until
-//! then the newcomer waits, so that a crowd of honest clients does not push itself out. Who has
-//! proved who it is keeps its place, for as long as something else bounds how many such there may
-//! be. Each listener has places of its own, and so has the admin endpoint.
+//! A stranger can always open as many connections as there are slots. So when all are taken, the
+//! oldest unproved connection is closed and a new one gets its slot, similar to sshd's MaxStartups;
+//! but not before the old one had `grace` to prove something: until then the new one waits, so that
+//! many honest clients at once do not evict each other. A proved connection keeps its slot, for as
+//! long as something else bounds how many of them there may be. Each listener has slots of its own,
+//! and so has the admin endpoint.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,13 +14,13 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-/// Places, and who has them.
+/// All slots, and the connections that have them.
 #[derive(Debug)]
 pub(crate) struct Slots {
     max: usize,
     grace: Duration,
     state: Mutex<State>,
-    /// A place was given back, or cannot be another's any more.
+    /// A slot was released, or can no longer be taken over.
     freed: Notify,
 }
 
@@ -30,7 +30,7 @@ struct State {
     /// By number, so the oldest first.
     unproved: BTreeMap<u64, Taken>,
     proved: HashMap<u64, Taken>,
-    /// Those that are told to go and have not gone yet.
+    /// Evicted connections that are not closed yet.
     evicted: usize,
 }
 
@@ -40,18 +40,18 @@ struct Taken {
     evict: oneshot::Sender<()>,
 }
 
-/// A connection's place, given back when it is dropped.
+/// A connection's slot, released when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Slot {
     slots: &'static Slots,
     number: u64,
 }
 
-/// How a connection learns that its place is another's.
+/// How a connection learns that it is evicted.
 #[derive(Debug)]
 pub(crate) struct Eviction(Option<oneshot::Receiver<()>>);
 
-/// What a look at the places came to.
+/// What an attempt to take a slot came to.
 enum Look {
     Entered(Slot, Eviction),
     /// One can be evicted then.
@@ -65,11 +65,11 @@ impl Slots {
         Slots { max, grace, state: Mutex::default(), freed: Notify::new() }
     }
 
-    /// A place for one more, free or another's, after `grace` at most. `None` when all are with
-    /// connections that have proved something, or those that were evicted do not go.
+    /// Takes a slot, a free one or that of an evicted connection, after `grace` at most. `None`
+    /// when all connections are proved, or evicted ones do not close.
     pub(crate) async fn enter(&'static self) -> Option<(Slot, Eviction)> {
         loop {
-            // Made first: a place that comes free behind this line is not missed.
+            // Subscribed first: no slot that is released after this line is missed.
             let freed = self.freed.notified();
             match self.look(Instant::now()) {
                 Look::Entered(slot, eviction) => return Some((slot, eviction)),
@@ -82,7 +82,7 @@ impl Slots {
         }
     }
 
-    /// Places that are taken.
+    /// The number of slots that are taken.
     pub(crate) fn taken(&self) -> usize {
         self.lock().taken()
     }
@@ -122,8 +122,7 @@ impl State {
 }
 
 impl Slot {
-    /// Its connection has proved something: the place is its own from now on, unless it was just
-    /// given to another.
+    /// Its connection is proved: it is not evicted from now on, unless that has just happened.
     pub(crate) fn prove(&mut self) {
         let mut state = self.slots.lock();
         if let Some(taken) = state.unproved.remove(&self.number) {
@@ -134,7 +133,7 @@ impl Slot {
         }
     }
 
-    /// What it has proved does not count any more: the place may be another's.
+    /// Its connection is not proved any more: it may be evicted.
     pub(crate) fn unprove(&mut self) {
         let mut state = self.slots.lock();
         if let Some(taken) = state.proved.remove(&self.number) {
@@ -158,7 +157,7 @@ impl Drop for Slot {
 }
 
 impl Eviction {
-    /// Resolves when the place is another's; never, if it is given back before that.
+    /// Resolves on eviction; never, if the slot is released before that.
     pub(crate) async fn told(&mut self) {
         let told = match &mut self.0 {
             Some(told) => told.await,

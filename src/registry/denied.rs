@@ -2,7 +2,7 @@
 //!
 //! A file of its own, small and quick to read, so that what is added to it is in force within a
 //! second, for those who come and for those who are there. One bad entry refuses the whole file:
-//! a list that is partly read would let somebody in.
+//! a list that is partly read would admit a denied identity.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Accepted: a socket with its place among the connections that are not logged in yet.
+//! Accepted: a socket with its slot among the connections that are not logged in yet.
 
 use super::client::{Client, Stop};
 use crate::limits::TallyPermit;
@@ -13,7 +13,7 @@ pub(super) struct Accepted<'c> {
 }
 
 impl<'c> Accepted<'c> {
-    /// Takes a connection in, if there is room for it, once it is known whose it is.
+    /// Accepts a connection if the limits allow it, once the client's address is known.
     pub(super) async fn accept(client: &'c mut Client) -> Result<Accepted<'c>, Stop> {
         if let Some(peer) = client.peer
             && client.listener.balancers.iter().any(|trusted| trusted.contains(&peer))

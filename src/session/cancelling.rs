@@ -21,7 +21,7 @@ use crate::metrics::{self, Cancelled};
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why it was not seen to its end.
-const EVICTED: &str = "its place was needed before the database had closed it";
+const EVICTED: &str = "its slot was needed before the database had closed it";
 
 /// A cancel request on its way to the session whose key it shows.
 #[derive(Debug)]

@@ -27,7 +27,7 @@ pub(crate) struct Client {
     pub(super) listener: &'static Listener,
     /// Who connected: a balancer, or the client itself.
     pub(super) peer: Option<IpAddr>,
-    /// Whom bounds count: the client's network.
+    /// What limits per address count: the client's network.
     pub(super) address: Option<IpAddr>,
     pub(super) handshake: Option<Slot>,
     /// Who certified the client, if it showed a certificate.
@@ -54,12 +54,12 @@ pub(super) enum Stop {
     Refused(Box<Refusal>),
     /// The client has gone: a probe, a client that changed its mind, a broken connection.
     ClientLeft,
-    /// It had proved nothing, and its place is another's.
+    /// It had proved nothing, and was evicted for another connection.
     Evicted,
 }
 
 impl Client {
-    /// A connection that was just accepted. `handshake` is its place among those that are not
+    /// A connection that was just accepted. `handshake` is its slot among those that are not
     /// logged in; without one it will be refused.
     pub(crate) fn new(
         stream: Stream,
@@ -85,7 +85,7 @@ impl Client {
         }
     }
 
-    /// A balancer said who it is.
+    /// The address that a balancer has sent.
     pub(super) fn comes_from(&mut self, address: SocketAddr) {
         self.address = Some(network(address.ip()));
         self.trail.address = address.to_string().into();
@@ -101,14 +101,14 @@ impl Client {
         self.startup_deadline
     }
 
-    /// It has proved who it is, and its tenant's bound counts it: its place is its own.
+    /// It is identified and counted by its tenant's bound: it is not evicted any more.
     pub(super) fn prove(&mut self) {
         if let Some(slot) = &mut self.handshake {
             slot.prove();
         }
     }
 
-    /// No bound but that on places counts it any more: its place may be another's.
+    /// Only the bound on slots counts it: it may be evicted again.
     pub(super) fn unprove(&mut self) {
         if let Some(slot) = &mut self.handshake {
             slot.unprove();
@@ -139,7 +139,7 @@ impl Client {
         metrics::EVICTED.increment(1);
         tracing::debug!(
             session = %self.trail.session, address = &*self.trail.address,
-            "a connection that had proved nothing made room"
+            "a connection that had proved nothing was evicted"
         );
     }
 

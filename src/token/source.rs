@@ -1,4 +1,4 @@
-//! Where a sidecar's token comes from: a file that somebody renews, as Kubernetes does a projected
+//! Where a sidecar's token comes from: a file that is renewed, as Kubernetes does a projected
 //! service account token, or a command that prints one.
 //!
 //! The application then needs no password at all, and no pool has to learn how to renew one. What

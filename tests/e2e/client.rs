@@ -25,7 +25,7 @@ fn data_plane(server: &Server) -> OpenBao {
 }
 
 #[tokio::test]
-async fn leases_are_looked_up_renewed_and_taken_back() {
+async fn leases_are_looked_up_renewed_and_revoked() {
     let server = Server::start(Shape::default()).await;
     server.lend("1h").await;
     let (client, openbao, root) = (server.client(), data_plane(&server), server.token());

@@ -390,7 +390,7 @@ async fn a_reload_that_suspends_a_tenant_ends_its_sessions_and_no_others() {
 }
 
 #[tokio::test]
-async fn an_invalid_registry_changes_nothing_and_is_said_loudly() {
+async fn an_invalid_registry_changes_nothing_and_is_logged_as_an_error() {
     let proxy = Proxy::with(Settings::default()).await;
     let mut session = Raw::unix(&proxy.socket()).await;
     session.log_in(&mint::token("acme"), "acme").await;

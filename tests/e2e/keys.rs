@@ -316,7 +316,7 @@ fn wrong_answers(issuer: &Issuer, other: &Issuer) -> Vec<(&'static str, Wrong, &
 }
 
 #[tokio::test]
-async fn wrong_answers_are_said_loudly_and_the_keys_before_stay() {
+async fn wrong_answers_are_logged_as_errors_and_previous_keys_stay() {
     let mut issuer = Issuer::start().await;
     issuer.publish("a");
     let mut other = Issuer::start().await;

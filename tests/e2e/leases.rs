@@ -235,7 +235,7 @@ async fn a_database_that_is_not_postgresql_is_a_refusal() {
 /// A session that was there before could have left answers to questions that it foresaw, or a
 /// database could say more than it was asked.
 #[tokio::test]
-async fn only_the_answer_to_the_very_question_says_whose_a_database_is() {
+async fn only_the_answer_to_the_seal_query_is_taken_for_the_seal() {
     type Answer = fn(&str) -> Vec<u8>;
     let else_ = "an answer to something else";
     let unknown = "an unknown message behind a query";
@@ -408,7 +408,7 @@ async fn a_leased_role_cannot_make_itself_undroppable() {
 }
 
 #[tokio::test]
-async fn a_database_that_never_stops_talking_is_not_listened_to() {
+async fn endless_notices_during_the_seal_query_are_refused() {
     // It lets everybody in, then answers the question for the seal with notices without end.
     let address = fake::serves(|mut tcp| async move {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};

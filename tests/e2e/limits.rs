@@ -320,7 +320,7 @@ async fn logins_under_way_are_bounded() {
 }
 
 #[tokio::test]
-async fn sessions_are_bounded_in_all_and_for_each_tenant() {
+async fn sessions_are_bounded_in_total_and_per_tenant() {
     let proxy = Proxy::with(limits_of("max_sessions = 3\nmax_sessions_per_tenant = 2\n")).await;
     let log_in = async |tenant: &str| {
         let mut client = Raw::tcp(proxy.address()).await;
@@ -439,7 +439,7 @@ fn worked(proxy: &Proxy, names: &str) -> u64 {
 
 /// What a database asks for before it lets anybody in is its own to choose, and so a tenant's.
 #[tokio::test]
-async fn what_a_database_asks_to_be_hashed_is_not_hashed_on_the_event_loops() {
+async fn scram_hashing_does_not_run_on_event_loops() {
     let address = fake::asks_to_hash(100_000).await;
     let proxy = Proxy::with(Settings::default()).await;
     proxy.place_acme_at(address.port(), "").await;

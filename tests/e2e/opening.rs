@@ -153,7 +153,7 @@ async fn a_second_startup_message_is_fatal() {
 }
 
 #[tokio::test]
-async fn a_token_is_not_even_asked_for_in_clear() {
+async fn no_token_is_requested_in_clear() {
     let proxy = Proxy::start().await;
     let mut client = Raw::tcp(proxy.address()).await;
     client.send(&startup(&[("user", "app"), ("database", "acme")])).await;

@@ -89,7 +89,7 @@ async fn roles(world: &World) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn where_all_is_as_it_should_be_an_audit_finds_nothing() {
+async fn an_audit_of_a_healthy_deployment_finds_nothing() {
     let (world, proxy) = world_and_proxy().await;
     assert_eq!(audit(&world, &[]).await, (0, vec![]));
     let mut sessions = Vec::new();
@@ -186,7 +186,7 @@ async fn a_lease_that_no_session_uses_is_found_and_revoked_with_its_role() {
 }
 
 #[tokio::test]
-async fn an_unused_role_among_sessions_of_the_same_moment_goes_and_they_stay() {
+async fn an_idle_role_is_dropped_and_sessions_of_the_same_moment_stay() {
     let (world, proxy) = world_and_proxy().await;
     let mut sessions = vec![session(&world, &proxy).await];
     let (unused, _lease) = lease_by_hand(&world).await;
@@ -217,7 +217,7 @@ async fn an_unused_role_among_sessions_of_the_same_moment_goes_and_they_stay() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_looked_at_is_said_and_the_rest_is_looked_at() {
+async fn an_audit_reports_what_it_cannot_reach_and_checks_the_rest() {
     let (world, _proxy) = world_and_proxy().await;
     lease_by_hand(&world).await;
     // globex, the other one, is nowhere.
@@ -262,7 +262,7 @@ async fn what_cannot_be_looked_at_is_said_and_the_rest_is_looked_at() {
 
 /// Roles and leases are told to belong together by VALID UNTIL. Without it all would be accused.
 #[tokio::test]
-async fn a_role_whose_statements_do_not_tell_its_end_is_not_judged() {
+async fn a_role_whose_statements_set_no_valid_until_is_not_judged() {
     let (world, proxy) = world_and_proxy().await;
     let (_status, answer) = world.bao("GET", "pgsilo/acme/roles/tenant-acme-ro", None).await;
     let mut changed = answer["data"].clone();
@@ -394,7 +394,7 @@ async fn a_busy_tenants_orphan_is_found_and_dropped() {
 
 /// Renewals and logins go on while it looks.
 #[tokio::test]
-async fn sessions_that_begin_end_and_renew_meanwhile_are_never_accused() {
+async fn concurrent_sessions_are_never_reported_by_an_audit() {
     let world = World::own().await;
     let (_status, answer) = world.bao("GET", "pgsilo/acme/roles/tenant-acme-rw", None).await;
     let mut changed = answer["data"].clone();
@@ -429,7 +429,7 @@ async fn sessions_that_begin_end_and_renew_meanwhile_are_never_accused() {
 }
 
 #[tokio::test]
-async fn names_that_openbao_makes_otherwise_are_not_judged() {
+async fn roles_with_another_username_template_are_not_judged() {
     let (world, proxy) = world_and_proxy().await;
     let (mut client, _role) = session(&world, &proxy).await;
     let other = json!({

@@ -157,7 +157,7 @@ async fn an_openbao_that_is_killed_and_started_again_finds_its_leases_kept() {
 }
 
 #[tokio::test]
-async fn a_database_that_openbao_cannot_reach_is_a_matter_of_time() {
+async fn a_database_that_openbao_cannot_reach_is_temporary() {
     let (dir, server) = (Folder::new(), Server::start(Shape::default()).await);
     server.lend("1h").await;
     let auth = server.app_role(&dir, periodic()).await;
@@ -179,7 +179,7 @@ async fn a_database_that_openbao_cannot_reach_is_a_matter_of_time() {
 }
 
 #[tokio::test]
-async fn a_quota_that_is_used_up_is_a_matter_of_time() {
+async fn an_exhausted_quota_is_temporary() {
     let (dir, server) = (Folder::new(), Server::start(Shape::default()).await);
     server.lend("1h").await;
     let auth = server.app_role(&dir, periodic()).await;

@@ -279,12 +279,12 @@ fn every_ending_has_a_test() {
                 crate::limits::an_idle_session_is_ended_and_a_busy_one_is_not
             }
             pgsilo::Ending::IdleInTransaction => {
-                crate::times::waiting_in_a_transaction_has_its_time_and_working_in_one_goes_on
+                crate::times::a_session_idle_in_transaction_is_ended_and_a_working_one_is_not
             }
             pgsilo::Ending::TransactionTimeout => {
-                crate::times::a_transaction_has_its_time_whatever_the_session_sets
+                crate::times::transaction_timeout_holds_whatever_the_session_sets
             }
-            pgsilo::Ending::SessionAge => crate::times::a_session_becomes_as_old_as_it_may,
+            pgsilo::Ending::SessionAge => crate::times::a_session_ends_at_its_maximum_age,
             pgsilo::Ending::TokenExpired => crate::authority::a_session_ends_with_its_token,
             pgsilo::Ending::CertificateExpired => {
                 crate::certificates::a_session_ends_with_its_certificate

@@ -78,7 +78,7 @@ fn kinds(findings: &[Value]) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn after_openbao_was_restored_from_a_backup_it_is_said_what_to_do_and_done() {
+async fn an_audit_after_a_restore_of_openbao_says_what_to_do_and_repairs_it() {
     let world = World::own().await;
     let mut bao = Server::start(Shape { kept: true, ..Shape::default() }).await;
     let policy = PROVISIONER.replace("DATABASE", &format!("127.0.0.1:{}", world.var("PG_PORT")));

@@ -66,7 +66,7 @@ async fn too_few_descriptors_cause_a_warning() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_has_expired_is_served_and_said_until_it_is_renewed() {
+async fn an_expired_certificate_is_served_with_a_warning_until_renewed() {
     let (authority, hour) = (Authority::new(), Duration::hours(1));
     let now = OffsetDateTime::now_utc();
     let end = now - hour;

@@ -64,7 +64,7 @@ async fn ended(proxy: &Proxy, ending: &str, count: usize) {
 }
 
 #[tokio::test]
-pub(crate) async fn a_transaction_has_its_time_whatever_the_session_sets() {
+pub(crate) async fn transaction_timeout_holds_whatever_the_session_sets() {
     let proxy = with("transaction_timeout = \"1s\"\nidle_in_transaction_timeout = \"0s\"\n").await;
     let (mut idle, _pid) = session(&proxy).await;
     // A statement of its own is a transaction as well.
@@ -182,7 +182,7 @@ async fn a_copy_that_swallows_a_sync_leaves_nothing_behind() {
 /// Whether all of it was answered shows with the next request; but it does not wait in a
 /// transaction.
 #[tokio::test]
-async fn a_copy_that_was_given_up_is_no_transaction_that_waits() {
+async fn an_aborted_copy_does_not_count_as_idle_in_transaction() {
     let proxy = with("idle_in_transaction_timeout = \"1s\"\n").await;
     let (mut copied, _begin) = copying(&proxy).await;
     copied.send(&[tagged(b'f', b"no more\0"), tagged(b'S', b"")].concat()).await;
@@ -196,7 +196,7 @@ async fn a_copy_that_was_given_up_is_no_transaction_that_waits() {
 }
 
 #[tokio::test]
-pub(crate) async fn waiting_in_a_transaction_has_its_time_and_working_in_one_goes_on() {
+pub(crate) async fn a_session_idle_in_transaction_is_ended_and_a_working_one_is_not() {
     let proxy = with("idle_in_transaction_timeout = \"1s\"\n").await;
     let (mut working, _pid) = session(&proxy).await;
     working.send(&query("BEGIN; SELECT pg_sleep(3), 'done'")).await;
@@ -244,7 +244,7 @@ async fn a_client_that_reads_slowly_does_not_hide_how_old_its_transaction_is() {
 
 /// A listener that does not read holds the queue of the whole cluster up.
 #[tokio::test]
-async fn a_listener_that_reads_nothing_has_its_time() {
+async fn a_listening_session_that_reads_nothing_is_ended_in_time() {
     let proxy = with("transaction_timeout = \"1s\"\n").await;
     let (mut deaf, pid) = session(&proxy).await;
     deaf.ask("LISTEN gossip; SELECT 'listens'").await;
@@ -273,7 +273,7 @@ async fn a_listener_that_reads_nothing_has_its_time() {
 }
 
 #[tokio::test]
-pub(crate) async fn a_session_becomes_as_old_as_it_may() {
+pub(crate) async fn a_session_ends_at_its_maximum_age() {
     let proxy = with("max_session_age = \"2s\"\n").await;
     let (mut idle, pid) = session(&proxy).await;
     let (mut busy, _pid) = session(&proxy).await;

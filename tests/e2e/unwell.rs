@@ -234,7 +234,7 @@ async fn a_renewal_that_fails_and_then_works_leaves_events_with_the_whole_trail(
 /// A policy that lets pgsilo lease and not give back would leave a role for each session, until
 /// the database has too many: it is noticed after a few.
 #[tokio::test]
-async fn when_leases_cannot_be_given_back_no_more_are_asked_for() {
+async fn no_leases_are_requested_while_revocations_pile_up() {
     let world = World::own().await;
     let (_status, whole) = world.bao("GET", "sys/policies/acl/pgsilo", None).await;
     let whole = whole["data"]["policy"].as_str().expect("a policy").to_owned();

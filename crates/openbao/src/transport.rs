@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn openbaos_words_are_one_line_and_cut() {
+    fn error_texts_of_openbao_are_one_truncated_line() {
         let said = |status, body: &str| answer(status, body).refused().to_string();
         assert_eq!(said(400, r#"{"errors":["a\n\tb","c\u0007"]}"#), "it answered 400: a b; c");
         assert_eq!(said(403, &format!(r#"{{"errors":["{}"]}}"#, "x".repeat(50))).len(), 37);

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_say_what_was_wished() {
+    fn minted_claims_match_the_options() {
         let several = Options {
             access: Some("read-only"),
             claims: vec![("aud".to_owned(), json!("another")), ("exp".to_owned(), Value::Null)],

@@ -151,7 +151,7 @@ fn listed_keys_do_not_change() {
 }
 
 #[test]
-fn an_issuers_words_are_one_short_line() {
+fn text_of_an_issuer_is_logged_as_one_short_line() {
     assert_eq!(cut("a\nb\u{1b}[31m"), "ab[31m");
     assert_eq!(cut(&"é".repeat(1000)).chars().count(), MAX_WORDS);
 }

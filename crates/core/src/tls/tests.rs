@@ -410,7 +410,7 @@ fn certificates_of_an_expired_root_are_refused() {
 }
 
 #[test]
-fn an_authority_that_is_certified_anew_is_the_same_one() {
+fn a_recertified_authority_is_the_same_authority() {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(DnType::CommonName, "root");
