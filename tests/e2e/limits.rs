@@ -141,7 +141,7 @@ async fn cancel_requests_held_open_by_a_database_do_not_block_clients() {
     }
     assert_eq!(came(), 2);
     let given_up = proxy.event("cancel_failed", |_| true).await;
-    assert!(given_up["cause"].as_str().is_some_and(|cause| cause.contains("place")), "{given_up}");
+    assert!(given_up["cause"].as_str().is_some_and(|cause| cause.contains("slot")), "{given_up}");
 }
 
 /// Whose token is good, and who may not have a session for all that, holds no place.
