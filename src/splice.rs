@@ -149,8 +149,8 @@ enum Source {
     Ended(Option<io::Error>),
 }
 
-/// How far a session has come, and what will end it, for those who ask from outside. The relay
-/// alone writes it.
+/// A session's progress, and its termination if there is one, read from outside. Only the relay
+/// writes it.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     to_backend: AtomicU64,

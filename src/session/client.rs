@@ -134,7 +134,7 @@ impl Client {
         OfSession { frontend, proxy, trail, listener, certified_by }
     }
 
-    /// Closed without a word: who has many such connections would have each of them take time.
+    /// Closed without a message: with many such connections each message would take time.
     pub(super) fn evict(self) {
         metrics::EVICTED.increment(1);
         tracing::debug!(
