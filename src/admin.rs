@@ -1,6 +1,7 @@
-//! Seen from outside: `/metrics` for Prometheus, `/livez` and `/readyz` for whatever restarts
-//! or routes. On an address of its own, without authentication: it says nothing of tenants,
-//! and belongs on loopback or behind a network policy.
+//! Seen from outside: `/metrics` for Prometheus, `/livez` and `/readyz` for whatever restarts or
+//! routes. On an address of its own, without authentication: it says nothing of tenants, and
+//! belongs on loopback or behind a network policy. `/livez` gives each event loop something to do
+//! and waits 750 ms for it.
 
 pub(crate) mod metrics;
 

@@ -2,9 +2,9 @@
 //!
 //! Invariant: a connection is opened to the placement of a [`Route`], which only a routed session
 //! has, and nowhere else, and logs in with that route's settings; so tenant, placement and
-//! credential cannot be crossed. A [`Redial`] remembers where a route led, for cancel requests. No
-//! other module connects a socket to a database; `login.rs` is all that may speak first on a fresh
-//! connection.
+//! credential cannot be crossed. A [`Redial`] remembers where a route led, for cancel requests, and
+//! is made nowhere else. No other module connects a socket to a database; `login.rs` is all that
+//! may speak first on a fresh connection.
 
 mod binding;
 mod error;

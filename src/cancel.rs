@@ -1,10 +1,17 @@
 //! Cancel keys: handed out to attached sessions, and looked up for requests that present them.
 //!
-//! A CancelRequest is the one packet that reaches a database without a token, so its key is
-//! the proof: it was handed out by an attached session, leads to that session's database
-//! process and nowhere else, and dies with the session. Secrets are ours, not the database's,
-//! and are compared in constant time; how many an address may show is limited, and those that lead
-//! nowhere leave events whose number is bounded.
+//! A CancelRequest is the one packet that reaches a database without a token, so its key is the
+//! proof: it was handed out by an attached session, leads to that session's database process and
+//! nowhere else, and dies with the session. The client gets the database's real process id, which
+//! drivers show and compare with the one in a NOTIFY, and a secret of ours: 4 bytes for protocol
+//! 3.0, 32 for 3.2. A key is looked up by process id and its secret compared in constant time.
+//!
+//! A request goes to the very address that its session is connected to, as its key is that
+//! server's. Of one key one request at a time is on its way; those that come meanwhile share the
+//! next. The client's socket is held until the database has closed the forwarded request, because a
+//! late cancel would hit the next query (`session/cancelling.rs`); it gets no other answer. How
+//! many keys an address may show is limited, and requests that lead nowhere leave events whose
+//! number is bounded (`refused.rs`).
 
 mod refused;
 

@@ -1,8 +1,9 @@
 //! The client's side of the handshake: framed reads with bounds, and the close after a refusal.
 //!
-//! Reads take exactly the bytes of one packet, never more: what a client sends behind it stays
-//! in the kernel (or in rustls), so nothing can survive a change to TLS, and bytes pipelined
-//! behind the password wait for the splice in constant memory.
+//! Reads take exactly the bytes of one packet, never more: what a client sends behind it stays in
+//! the kernel (or in rustls), so nothing can survive a change to TLS, and bytes pipelined behind
+//! the password wait for the splice in constant memory. What is sent in clear behind a request for
+//! encryption is fatal (CVE-2021-43766).
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,10 +1,46 @@
-//! Leases: a fresh database credential from OpenBAO for one session, revoked when it ends.
+//! Leases: database credentials from OpenBAO, each for one session, revoked when that ends.
 //!
-//! Invariant: a credential that OpenBAO gave out is owned by exactly one `LeaseInner`, which
-//! sessions have through a `Lease`, and dropping that hands its id to the revoker, whatever became
-//! of the session in between: the request runs on a task of its own, so a session that ends while
-//! it is under way leaves no lease behind. Only the session's `Leased` stage asks for one, and the
-//! pool for the next session.
+//! Invariant: a credential that OpenBAO gave out has one owner, which sessions have through a
+//! [`Lease`], and dropping that owner hands the lease's id to the revoker, whatever became of the
+//! session in between. Only the session's `Leased` stage asks for a lease, and the pool for a later
+//! session.
+//!
+//! # The life of a lease
+//!
+//! 1. *Requested.* A session waits for one of `max_concurrent_requests` places and for OpenBAO's
+//!    answer, for no longer than `[openbao] timeout` in all. Requests for one role take an eighth
+//!    of the places at most, so a database that hangs delays no other. The request runs on a task
+//!    of its own and is seen to its end: if the session has gone, dropping the answer revokes the
+//!    lease. With `scope = "window"` sessions of one subject share a lease (`window.rs`), until the
+//!    last has ended.
+//! 2. *Renewed* at about two thirds of its time, with jitter, until its maximum (`renewer.rs`). A
+//!    lease has no task and no timer of its own: the session that holds it starts the renewal when
+//!    that is due, and the renewal runs in the background. An idle connection's lease is not
+//!    renewed.
+//! 3. *Revoked* when it is dropped: asynchronously (`sync: false`, which OpenBAO retries), at most
+//!    16 at once, tried again until the lease would have ended by itself (`revoker.rs`). No
+//!    revocation is turned away; while `max_pending_revocations` wait, no lease is requested.
+//!    OpenBAO's revocation statement drops the role, and ends its sessions that still run.
+//! 4. *Ended with its token*, whatever becomes of pgsilo. A lease is a child of the OpenBAO token
+//!    that requested it: pgsilo's own login, or under session authority a token made of the
+//!    client's for that lease alone. So make these tokens short and periodic.
+//!
+//! # The life of a login
+//!
+//! A token that OpenBAO would end by itself takes its sessions with it, so it is refused at the
+//! login (`fitness.rs`). A login is renewed, from a quarter of its time on, for as long as a lease
+//! holds it. One that nears its maximum is followed by another, and its sessions are ended before
+//! it ends (`login.rs`, `identity.rs`). A login whose answer comes too late is given back.
+//!
+//! # When OpenBAO fails
+//!
+//! What fails is tried again after pauses that grow and differ, so that not all requests come in
+//! one moment when OpenBAO is back (`backoff.rs` in `crates/core`). Where it answers that it is
+//! asked too often (429), the next attempt waits for what `Retry-After` says, up to 30 s (less
+//! where a lease or a login has less time left), and so do new requests for the same role. Renewals
+//! that got this answer go first: while one is to be tried again, no lease is requested, unless
+//! none has got through for 30 s (`precedence.rs`). A failed renewal is an audit event of its
+//! session, and so is the first that works again.
 
 mod fitness;
 mod given_up;

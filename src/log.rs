@@ -1,11 +1,12 @@
 //! The queue between all writers of log lines and the one thread that writes them out.
 //!
 //! Nothing waits for the log: a reader that has stopped must not stop a session, a login or the end
-//! of the process. So a line is put into a bounded queue and written by a thread of its own, which
-//! alone may block. Lines of the log and events of the audit trail keep their order, and each kind
-//! has a bound of its own, so that neither displaces the other. What finds no room, or cannot be
-//! written, is lost: it is counted, and the log tells of it as soon as it can be written again. The
-//! program makes the one queue and gives it standard error; the lines come from `tracing`.
+//! of the process, which waits a second for it at most. So a line is put into a bounded queue and
+//! written by a thread of its own, which alone may block. Lines of the log and events of the audit
+//! trail keep their order, and each kind has a bound of its own, so that neither displaces the
+//! other. What finds no room, or cannot be written, is lost: it is counted, and the log tells of it
+//! as soon as it can be written again. The program makes the one queue and gives it standard error;
+//! the lines come from `tracing`.
 
 mod failures;
 

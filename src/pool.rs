@@ -1,20 +1,53 @@
-//! The pool of idle backend connections: logged in, and used by no session.
+//! The pool of idle connections to databases: logged in, and used by no session.
 //!
 //! A login costs a lease, a process and a SCRAM exchange, and the client waits for them. So the
 //! pool opens the next connection of a route that sessions ask for before the next session arrives
 //! (*prewarm*): with a lease of its own, by the same dial and the same login, its seal checked,
-//! never used. The next session on an equal [`Route`] (the same tenant at the same place, the same
-//! access, the same settings byte for byte) takes it; its seal is read again first if that was long
-//! ago.
+//! never used. It belongs to no event loop until a session takes it.
 //!
-//! With `reuse = "reset"` the pool keeps connections that sessions have left instead (*reuse*):
-//! reset, checked, and with the lease that they were opened with.
+//! With `[pool] reuse = "reset"` the pool keeps connections that sessions have left instead
+//! (*reuse*): reset, checked, and with the lease that they were opened with.
 //!
-//! A session is identified and routed before it may take a connection. Under session authority,
-//! where a lease is requested with the client's own token, there is no prewarm, and a connection is
-//! only reused by sessions with the same token. Idle connections are limited in total and per
-//! tenant, expire after a short time, and are closed when the registry changes their tenant; then
-//! their lease is revoked.
+//! # Who may take one
+//!
+//! A session is identified and routed before it may take a connection, and takes only one of an
+//! equal [`Route`]: the same tenant at the same place, the same access, the same settings byte for
+//! byte. Under session authority a lease is requested with the client's own token. So there is no
+//! prewarm, as there is no token before a client has come, and a connection is reused only by
+//! sessions that show the very token that it was leased with.
+//!
+//! The seal is read again when a connection is taken, which also shows that it still works; what a
+//! reload of PostgreSQL's settings has changed meanwhile becomes part of the greeting. A connection
+//! whose seal was read within `check_delay` and that has been silent since then is taken as it is:
+//! nothing has used it meanwhile, and a close by the database would show. What ALTER ROLE or ALTER
+//! DATABASE has changed since the login is not in force. The login is at most `idle_timeout` old,
+//! with reuse at most `max_lifetime`.
+//!
+//! # How many there are
+//!
+//! Prewarm follows how often sessions come: no connection for a route that is asked for less often
+//! than every `idle_timeout`, else one, and as many more as sessions come while two are opened.
+//! Bounds in all and for each tenant hold for both kinds. A connection leaves the pool, and its
+//! lease is revoked, when
+//!
+//! - it has been idle for `idle_timeout`, or is older than `max_lifetime` with reuse, or its lease
+//!   nears its end: an idle connection's lease is not renewed;
+//! - the registry changes its tenant;
+//! - a bound is reached and another route needs the place: prewarm evicts a connection that has
+//!   been idle for more than twice the time between sessions of its route, reuse the one of another
+//!   route that has been idle for longest;
+//! - its database has no connection left for a session (`pool/full.rs`): the tenant's own are
+//!   evicted first, then, where all of the server is full, those of other tenants on it. For
+//!   `idle_timeout` none is prewarmed there.
+//!
+//! # Reuse
+//!
+//! The relay keeps a client's Terminate from the database if everything is answered, the session is
+//! outside a transaction, and nothing follows (`splice.rs`). Any other end closes the connection.
+//! The session's cancel key is withdrawn first. If a cancel request is using the key at that
+//! moment, the connection is closed as well: that request would hit the next session (`cancel.rs`).
+//! Then the connection is reset (`backend/reset.rs`). Its lease stays with it, until `max_lifetime`
+//! or its own end.
 
 mod full;
 mod state;

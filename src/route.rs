@@ -1,14 +1,24 @@
 //! Where a session leads: a pure decision over what was proved, what the client stated, and what
 //! the registry knows of the proved tenants.
 //!
-//! What a client states selects nothing by itself. It has to agree: a name that belongs to none of
+//! What a client states (its database's name, the host in its TLS handshake) selects nothing by
+//! itself. It has to agree, or chooses among several memberships: a name that belongs to none of
 //! the session's own tenants is refused, no matter whose it is. One that is the id of one of them
 //! means that one, whatever others call their databases; other names choose only where they are of
 //! exactly one. Only the session's own tenants are looked up, so no answer tells of another's
-//! existence.
+//! existence. The user's name chooses nothing: a database's name that equals it says nothing, as
+//! libpq sends that where none is given. A certificate says nothing of tenants: the registry binds
+//! its holder to one.
 //!
 //! [`Route::resolve`] is the only way to a [`Route`], and nothing is dialled without one. The
 //! Routed stage calls it.
+//!
+//! A route is everything that a connection to a database is made of: the tenant as the registry has
+//! it now, the access and its OpenBAO role, the client's settings byte for byte, and under session
+//! authority a hash of the token. Only sessions of equal routes use one connection, one after the
+//! other (`pool.rs`). A reload of the registry keeps a tenant whose entry says what it said before,
+//! the files that it names included; a route made before a change of its tenant equals none made
+//! after it.
 
 use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};

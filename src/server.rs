@@ -1,8 +1,24 @@
 //! Listeners and event loops: accepts connections, hands each to a core, and stops in order.
 //!
-//! Each core runs one single-threaded runtime; a connection lives on one core from its accept
-//! to its ending. Accepting, OpenBAO, signals and the HTTP endpoints have a runtime of their
-//! own, so that slow work never holds up a relay.
+//! Each core runs one single-threaded runtime; a connection lives on one core from its accept to
+//! its ending (`core.rs`). Accepting, OpenBAO, signals, files that change (`watched_files.rs`) and
+//! the HTTP endpoints have a runtime of their own, so that slow work never holds up a relay.
+//!
+//! # Stopping
+//!
+//! At SIGTERM or SIGINT:
+//!
+//! 1. Listeners go on accepting, to refuse with 57P03 before a token is asked for: so clients try
+//!    their next host, and health checks see it.
+//! 2. The pool is closed. Sessions end when they have been idle outside a transaction for a second;
+//!    after `drain_timeout` those that are left are ended.
+//! 3. The listeners close, and the files of Unix sockets go.
+//! 4. pgsilo gives up its own logins: one request for each, with which OpenBAO revokes every lease
+//!    that is left. A login that came from a token file is left to its owner, and its leases are
+//!    revoked one by one; so are those of session authority.
+//!
+//! A second signal cuts the waiting short: sessions that still run are dropped, their leases
+//! revoked.
 
 mod core;
 mod listen;

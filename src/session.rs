@@ -6,6 +6,10 @@
 //! ```text
 //! Accepted -> Secured -> Started -> Identified -> Routed -> Leased -> Attached -> Spliced -> Ending
 //! ```
+//!
+//! Beside the stages stand `client.rs` (what they hand on, and what outlives them), `cancelling.rs`
+//! (the one fork without a token) and `authority.rs` (what may end a spliced session).
+//! ARCHITECTURE.md has the packets of a session in a picture.
 
 mod accepted;
 mod attached;

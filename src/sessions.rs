@@ -2,7 +2,9 @@
 //!
 //! A session is in the directory from its splice to its end. What may end it wakes it by name of
 //! its tenant, so that a change of one tenant costs the sessions of others nothing; how far it has
-//! come is read here without asking it. A place is taken when a session is routed, before anything
+//! come is read here without asking it. But for its lease and its timer, nothing else wakes a
+//! session that has nothing to do: its tenant's entry, the list of those denied, a stop, a machine
+//! that was suspended all come this way. A place is taken when a session is routed, before anything
 //! is leased for it, and given back when it ends. No lock is held across an await.
 
 use std::collections::HashMap;

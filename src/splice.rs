@@ -1,16 +1,37 @@
 //! The relay: bytes both ways between a client and its database, until one of them, or a
 //! termination, ends it.
 //!
-//! It copies, and looks at frame headers while it does and at nothing else of a session's bytes, so
-//! that an ending can be told at a message boundary and a vanished client's query cancelled.
-//! All sessions of a core share one scratch buffer: a session holds memory only for what its
-//! peer would not take yet, and reads no more until that is gone.
+//! It copies, and looks at frame headers while it does: where messages begin and end, what kind
+//! they are, how many ReadyForQuery the client is owed, and the status in the newest one. It looks
+//! at nothing else of a session's bytes. That is enough to end a session between two messages, to
+//! cancel the query of a client that vanished, and to bound transactions. A stream that stops
+//! looking like frames claims no boundary any more: it is still copied, but nothing is written into
+//! it.
+//!
+//! All sessions of a core share one scratch buffer (64 KiB): a session holds memory only for what
+//! its peer would not take yet, at most one buffer's worth, and reads no more until that is gone.
 //!
 //! It also bounds what a session may keep a transaction open for, whatever the session sends: a
 //! bound in the database itself is the session's to lift. For that a session has one timer, set
 //! when it begins something, looked at when it is due, and gone when it finds the session idle: so
 //! a session that has done something holds it for as long as the shorter of the two bounds, with
 //! the defaults an hour.
+//!
+//! # How a session ends
+//!
+//! - A side closes, or its connection breaks. A client's query that still runs is cancelled.
+//! - The session was idle for too long, or in a transaction (`age.rs`).
+//! - A termination: why it has to end, and by which deadline (`session/authority.rs`). An earlier
+//!   deadline replaces a later one. From then on a session that is idle outside a transaction ends
+//!   at a moment at which the client is probably not using it (`moment.rs`).
+//!
+//! When the time is up, a running query is cancelled and its answer relayed for at most 2 s. The
+//! client is told at a message boundary, a little behind the last answer: libpq makes a notice of
+//! an error that it reads together with one. The database gets a Terminate and a close. The lease
+//! is dropped last, when nothing uses its credential any more (`session/attached.rs`).
+//!
+//! A client's own Terminate is kept from the database if the connection may serve another session
+//! (`pool.rs`): everything is answered, outside a transaction, and nothing follows.
 
 mod age;
 mod conversation;

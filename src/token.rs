@@ -1,11 +1,20 @@
 //! Tokens: what a client shows, and the claims that a verified one makes.
 //!
-//! A [`Token`] is unverified bytes. [`Verifier::verify`] is the only way from
-//! it to [`Claims`]: the signature is checked by jsonwebtoken, everything around it
-//! (shape, header, which key, which algorithm, every claim) strictly here. The algorithm
-//! comes from the key and the issuer's list, never from the token. Nothing is said about
-//! a token's content unless its signature verified ([`Rejected::verified`]).
-//! The configuration makes the verifier; the Identified stage asks it.
+//! A [`Token`] is unverified bytes. [`Verifier::verify`] is the only way from it to [`Claims`], and
+//! does no I/O: the signature is checked by jsonwebtoken, everything around it (shape, header,
+//! which key, which algorithm, every claim) strictly here. The algorithm comes from the key and the
+//! issuer's list, never from the token. Nothing is said about a token's content unless its
+//! signature verified ([`Rejected::verified`]). Of a well-formed token only the issuer's name is
+//! looked at before it is known whether that issuer has keys in force: so a refusal for want of
+//! keys says nothing about the token.
+//!
+//! A token names tenants by their ids, or by words of its issuer's that the issuer's
+//! `tenant_values` or the registry knows. A session belongs to the tenant that the word means now,
+//! and ends when it means another.
+//!
+//! [`Verifier::identify`] verifies once more when a token names a key that is not there.
+//! `keyring.rs` tells how keys come and go. The configuration makes the verifier; the Identified
+//! stage asks it.
 
 mod explain;
 mod fetch;

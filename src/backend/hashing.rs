@@ -1,5 +1,5 @@
-//! SCRAM's hashing, off the event loops: how much of it a login takes is the database's to say,
-//! which may be a tenant's own.
+//! SCRAM's hashing, off the event loops: how much of it a login takes is the database's to say (up
+//! to 100,000 rounds are accepted), and that may be a tenant's own.
 //!
 //! It has threads of its own, one for each processor and two at least, which step back where an
 //! event loop has something to do. A tenant has half of them at most: whatever its database asks

@@ -1,4 +1,9 @@
 //! Makes a connection that a session has left as good as new, or finds that it is not.
+//!
+//! `DISCARD ALL` and `RESET ROLE` must both succeed. Then what the greeting told is asked for
+//! again, and the seal: if either is not what a new session would find, the connection is closed.
+//! Every row of the answer must begin with a random number that was made for the question
+//! (`seal.rs`), so that what a session left behind cannot answer in the database's place.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,7 +1,9 @@
-//! Whose a database is, asked of the database; and how anything is asked there by pgsilo itself.
+//! Whose a database is, asked of the database; and how pgsilo itself asks anything there.
 //!
-//! The seal is a setting of the database that its tenant cannot change. It is read from the catalog
-//! of a connection that is logged in, under settings of its own.
+//! The seal (`ALTER DATABASE ... SET pgsilo.tenant = 'ID'`) is a setting of the database that its
+//! tenant cannot change. It is read from the catalog of a connection that is logged in, with
+//! qualified names and under settings of its own: a SHOW would tell what the client's own `options`
+//! say.
 
 use aws_lc_rs::rand;
 use pgsilo_core::names::SEAL;

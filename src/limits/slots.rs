@@ -3,8 +3,10 @@
 //! A stranger can always open as many connections as there are slots. So when all are taken, the
 //! oldest unproved connection is closed and a new one gets its slot, similar to sshd's MaxStartups;
 //! but not before the old one had `grace` to prove something: until then the new one waits, so that
-//! many honest clients at once do not evict each other. A proved connection keeps its slot, for as
-//! long as something else bounds how many of them there may be. Each listener has slots of its own,
+//! many honest clients at once do not evict each other. Neither silence nor slowness keeps others
+//! out. A proved connection keeps its slot, for as long as something else bounds how many of them
+//! there may be: from `Routed` on a client is counted among its tenant's sessions. A refusal gives
+//! that up before it is told, and a cancel request never has it. Each listener has slots of its own,
 //! and so has the admin endpoint.
 
 use std::collections::{BTreeMap, HashMap};

@@ -1,4 +1,8 @@
 //! The event loops: one thread a core, each with a single-threaded runtime of its own.
+//!
+//! An accepted socket goes to the core that has the fewest connections and stays there, so a relay
+//! shares nothing with another core. `/livez` asks each loop for a sign of life: one that is stuck
+//! is not hidden by those that turn (`admin.rs`).
 
 use std::io;
 use std::sync::Arc;

@@ -1,9 +1,12 @@
-//! Files that change while pgsilo runs: polled twice a second, and when a token names a key that
-//! its issuer's file did not have; read again when they have changed, and always at SIGHUP. A file
-//! that is not valid changes nothing, and is logged as an error.
+//! Files that change while pgsilo runs (certificates, authorities, revocation lists, keys, the list
+//! of those denied): polled twice a second, by their stamps, and when a token names a key that its
+//! issuer's file did not have; read again when they have changed, and always at SIGHUP. The
+//! registry is read at SIGHUP only. Each part reads its own file, and takes a new one in place of
+//! the old as a whole or not at all: a file that is not valid changes nothing, and is logged as an
+//! error.
 //!
 //! Reading blocks, so it is done on a thread that may; and one reading of a file at a time, so that
-//! the newest wins.
+//! the newest wins. The list of those denied has a task of its own, so that nothing delays it.
 
 use std::collections::HashMap;
 use std::fmt::Display;

@@ -1,4 +1,7 @@
 //! Attached: logged in to the tenant's own database, its seal read back, the client told.
+//!
+//! AuthenticationOk is held back until the seal was read: a client is never told that it is in, and
+//! then that it is not.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -1,5 +1,12 @@
 //! What a session depends on: its lease, its identity and who certified that, its tenant, the
 //! process. Each may terminate it by a deadline; an earlier deadline replaces a later one.
+//!
+//! A session ends when pgsilo stops, the registry withdraws its tenant or gives its token's word or
+//! its certificate to another, its identity is put on the list of those denied, its authority is
+//! withdrawn, its lease or its identity ends, or it is as old as it may be. `decision.rs` decides
+//! the deadline. Its clock is CLOCK_BOOTTIME, which goes on in a suspended machine: setting the
+//! wall clock neither lengthens nor shortens a session. `splice/moment.rs` chooses the moment.
+//! docs/refusals.md has every ending.
 
 mod decision;
 

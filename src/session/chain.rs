@@ -1,7 +1,9 @@
 //! The chain as a specification: the order of the stages, and the only call that refuses.
 //!
 //! It stands beside the stages and not above them: what is private here none of them can name, so
-//! this file shows every way to be refused.
+//! this file shows every way to be refused. A stage that stops answers with a refusal, or says that
+//! there is no client left to tell. A panic in a stage is a refusal, too, and the login's deadline
+//! is around all of them. A connection whose place is given to another is closed without a word.
 
 use std::panic::AssertUnwindSafe;
 

@@ -1,8 +1,9 @@
 //! Identified: a token was shown and verified, or a certificate was.
 //!
-//! How that is done is the listener's to say: the token is the password, which every driver can
-//! send, or SASL OAUTHBEARER; the certificate is that of the TLS handshake; a sidecar's token is
-//! pgsilo's own to read. Either way it is over TLS, a Unix socket or loopback.
+//! How that is done is the listener's to say (`listener::Proof`): the token is the password, which
+//! every driver can send, or SASL OAUTHBEARER; the certificate is that of the TLS handshake; a
+//! sidecar's token is pgsilo's own to read. Either way it is over TLS, a Unix socket or loopback,
+//! and what comes of it is an `Identity`.
 
 mod proofs;
 

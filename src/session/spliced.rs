@@ -1,4 +1,9 @@
 //! Spliced: bytes both ways until the ending.
+//!
+//! Most sessions are idle, so an idle one is small: one task that waits for two sockets, a timer
+//! and three notifications (and for a while the relay's timer, see `splice.rs`). What comes once in
+//! a session (its login, a cancel request, its last words) is boxed, so that its memory is held
+//! neither before nor after.
 
 use std::sync::atomic::AtomicU32;
 use std::time::SystemTime;

@@ -1,5 +1,9 @@
 //! Started: a well-formed startup packet of a protocol that is spoken here, asking for a
 //! session that may exist.
+//!
+//! Of the packet's parameters only `user`, `database`, `replication` and names that begin with
+//! `_pq_.` are acted on; `application_name` is also written to the audit trail. Everything else,
+//! `options` included, is forwarded unparsed.
 
 use pgsilo_wire::startup::{Startup, Version};
 

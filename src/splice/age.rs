@@ -1,5 +1,5 @@
 //! How long a session has been in the middle of something: a transaction, or a request that is not
-//! answered. For the relay alone.
+//! answered. For the relay alone. Bytes that pass cost it no clock reading beyond the relay's own.
 //!
 //! No session can make that look shorter than it is. It counts from the newest moment at which the
 //! database was surely outside a transaction: when the session was idle, or told of by a

@@ -1,11 +1,11 @@
 //! When to end a session that has to end and is idle outside a transaction. For the relay alone.
 //!
 //! An application keeps its connections in a pool, takes one out, may have it answer a ping, and
-//! then uses it. From outside it cannot be seen whether a connection is in the pool or was just
-//! taken out, and a session that ends then fails its user. So an ending waits for a silence, and is
-//! put off when the client asks for something. Behind a transaction a second is enough: the
-//! connection was probably put back. Behind any other answer, which may be a ping's, it is half of
-//! the time that was left.
+//! then uses it. From outside, a connection in the pool looks like one that was just taken out, and
+//! if that one ends, what the application does next fails. So an ending waits for a silence, and is
+//! put off when the client asks for something, which is done. Behind a transaction a second is
+//! enough: the connection was probably put back. Behind any other answer, which may be a ping's, it
+//! is half of the time that was left; a second where pgsilo is stopping.
 //!
 //! A pool that is never silent has its connection ended when time grows short: in the last half
 //! behind a transaction, in the last eighth behind any answer. What it asks next (its ping, if it

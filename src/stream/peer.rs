@@ -3,8 +3,10 @@
 //! No socket option says that. Where bytes are unacknowledged Linux sends no keepalives, and gives
 //! up after a quarter of an hour, or after TCP_USER_TIMEOUT. But that counts a window that stays
 //! closed as well: a reader that pauses would be lost with those that are gone, although its
-//! machine answers every probe. So TCP_USER_TIMEOUT is what the one that is gone may take, and the
-//! relay checks now and then, and puts it off for a reader that pauses ([`Peer::look`]). Source:
+//! machine answers every probe. So TCP_USER_TIMEOUT is set to `dead_peer_timeout`. While a peer
+//! owes acknowledgements, the relay asks the kernel (sock_diag, as `ss` does) when it last
+//! answered, eight times in that time, and puts TCP_USER_TIMEOUT off for one that does
+//! ([`Peer::look`]). A connection that owes nothing is left to keepalives. Source:
 //! `tcp_keepalive_timer`, `tcp_probe_timer` and `tcp_write_timeout` in the kernel's
 //! `net/ipv4/tcp_timer.c`.
 //!

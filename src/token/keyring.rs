@@ -1,10 +1,21 @@
 //! The keys of one issuer that are in force, and where they come from.
 //!
-//! Keys that the configuration lists never change. A file is read again when it has changed,
-//! keys of an address are fetched again after a time; both also when a token names a key that is
-//! not there. A new set takes the old one's place as a whole or, where it is not valid, not at
-//! all. Fetched keys serve for `max_stale`, counted from when they were last asked for. The
-//! configuration makes keyrings; [`super::Verifier`] asks them and has them kept.
+//! - *Listed* keys, in the configuration, never change.
+//! - *A file's* keys are read again when it has changed (`server/watched_files.rs`).
+//! - *Fetched* keys have a task for each issuer, on the control runtime: it fetches them at once at
+//!   the start, then every `refresh` with jitter, and after growing pauses where that failed. They
+//!   are in force for `max_stale` (in CLOCK_BOOTTIME), counted from the beginning of the fetch that
+//!   brought them.
+//!
+//! A new set takes the old one's place as a whole or, where it is not valid, not at all.
+//!
+//! A token may name a key that is not there: it was published a moment ago, or it is invented. Its
+//! session requests a refresh that begins after its request, waits for the end of that, 7 s at
+//! most, and verifies once more. However many request one, there is one, and requested fetches
+//! begin 5 s apart at least (`refresh_gate.rs`). The session itself fetches nothing: if it goes
+//! away, the fetch goes on.
+//!
+//! The configuration makes keyrings; [`super::Verifier`] asks them and has them kept.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -4,6 +4,13 @@
 //! TLS 1.2 and 1.3. A setting is either ready to use or an error that names its file.
 //! Called by the configuration and the registry when they load; nothing here opens a
 //! connection.
+//!
+//! What is believed of a certificate is decided in the modules below: `bound` limits how much of a
+//! chain is looked at, `authorities` searches for a path and says which authority it leads to,
+//! `lists` checks each revocation list's signature once for each key, and `verifiers` gives them to
+//! rustls. `holder` reads whose a client's certificate is, `end_point` what a login is bound to,
+//! and `validity` what of the files is in force and of no use. A session remembers its client's
+//! authority as an [`AuthorityId`], a hash, and ends when the listener's files no longer have it.
 
 mod authorities;
 mod bound;
