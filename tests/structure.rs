@@ -96,6 +96,7 @@ fn a_stage_has_one_constructor_that_takes_its_predecessor_by_value() {
             ("src/session/attached.rs", "impl Default for Attached<'_> {}"),
             ("src/session/attached.rs", "impl<'c> From<Leased<'c>> for Attached<'c> {}"),
             ("src/session/spliced.rs", "#[derive(Clone)] pub struct Spliced<'c> {}"),
+            ("src/session/spliced.rs", "fn again() -> Spliced { panic!() }"),
         ],
     );
 }

@@ -102,7 +102,7 @@ pub(crate) fn one_constructor(sources: &Sources) -> Vec<String> {
         let path = format!("src/session/{file}.rs");
         let source = sources.iter().find(|source| source.path == path).expect(&path);
         let stage = file[..1].to_uppercase() + &file[1..];
-        let is_stage = |ty: &Type| text(ty).starts_with(&format!("{stage}<"));
+        let is_stage = |ty: &Type| text(ty).split('<').next() == Some(&stage);
         let mut functions: Vec<&Signature> = Vec::new();
         for item in &source.file.items {
             match item {
@@ -132,9 +132,11 @@ pub(crate) fn one_constructor(sources: &Sources) -> Vec<String> {
             }
         }
         // A fork answers with what a stage is a variant of.
-        let made = [format!("{stage}<"), "StartOutcome<".to_owned(), "Self".to_owned()];
-        functions.retain(|of| made.iter().any(|made| text(&of.output).contains(made)));
-        let takes = |of: &Signature| matches!(of.inputs.first(), Some(FnArg::Typed(first)) if text(&first.ty) == before);
+        let made = [stage.as_str(), "StartOutcome", "Self"];
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        functions
+            .retain(|of| text(&of.output).split(|c| !is_word(c)).any(|word| made.contains(&word)));
+        let takes = |of: &Signature| matches!(of.inputs.first(), Some(FnArg::Typed(first)) if text(&first.ty).replace("'_", "'c") == before);
         if functions.len() != 1 || !takes(functions[0]) {
             complaints
                 .push(format!("{path} has not one constructor, or it does not take {before}"));
