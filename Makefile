@@ -48,6 +48,8 @@ lint: ## what must be clean: formatting, clippy
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@cargo clippy --test more -- -D warnings
+	@cargo clippy -p pgsilo -- -D warnings
+	@cargo clippy -p pgsiloctl -- -D warnings
 
 clean: ## remove what was built (not the tools)
 	@cargo clean

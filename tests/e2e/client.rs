@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pgsilo_core::secret::Secret;
-use pgsilo_openbao::requests::{
-    CapabilitiesSelf, GenerateCredentialsRequest, RevokeLeases, SetPolicy,
-};
+use pgsilo_openbao::requests::{CapabilitiesSelf, Read, RevokeLeases, SetPolicy};
 use pgsilo_openbao::{Error, OpenBao, Settings};
 use pgsilo_sandbox::testing::bao::{Folder, Server, Shape};
 use pgsilo_sandbox::testing::{eventually, mint};
@@ -46,10 +44,10 @@ async fn leases_are_looked_up_renewed_and_revoked() {
     .await;
     let unknown = openbao.renew(&root, &granted.lease_id, Duration::from_secs(60)).await;
     assert!(unknown.expect_err("it is gone").is_status(400));
-    let second = client.creds(MOUNT, ROLE).await.expect("a credential");
+    let second = openbao.creds(&root, MOUNT, ROLE).await.expect("a credential");
     client.revoke_lease(&second.lease_id).await.expect("revoked");
     assert!(client.lease(&second.lease_id).await.expect("an answer").is_none());
-    client.creds(MOUNT, ROLE).await.expect("a credential");
+    openbao.creds(&root, MOUNT, ROLE).await.expect("a credential");
     client.run(&RevokeLeases { prefix: CREDS.to_owned(), sync: true }).await.expect("revoked");
     assert_eq!(client.leases(CREDS).await.expect("an answer"), Vec::<String>::new());
 }
@@ -185,8 +183,7 @@ async fn log_lines_of_every_level_hold_no_secret() {
     let statuses: Vec<_> = failed.iter().map(ToString::to_string).collect();
     assert_eq!(failed.len(), 6, "{statuses:?}");
     // An answer with a password that is not what was expected.
-    let (mount, name) = (MOUNT.to_owned(), ROLE.to_owned());
-    let unread = client.ask::<Vec<u8>>(&GenerateCredentialsRequest { mount, name }).await;
+    let unread = client.ask::<Vec<u8>>(&Read { path: CREDS.to_owned() }).await;
     let unread = unread.expect_err("no list");
     assert!(matches!(unread.error(), Error::NotJson), "{unread}");
     let password = Secret::new("a password of a configuration");

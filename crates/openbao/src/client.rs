@@ -1,8 +1,10 @@
-//! OpenBAO as one identity: what the control plane asks with one token.
+//! OpenBAO as one identity: what the control plane alone asks, with one token.
 //!
 //! An error says the request and OpenBAO's own errors, in one line; what was sent is never part of
 //! it. Where OpenBAO says that there is nothing, that is no error: other failures may have the same
 //! status.
+
+mod answers;
 
 use std::sync::Arc;
 
@@ -10,21 +12,19 @@ use pgsilo_core::secret::Secret;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::answers::{
-    AuthAnswer, CredsAnswer, Data, DatabaseConfig, DatabaseRole, EngineData, LeaseInfo, ListData,
-    SecretIdData,
-};
+use crate::answers::{AuthAnswer, Data, SecretIdData};
 use crate::error::Error;
-use crate::leases::Granted;
 use crate::requests::{
-    DeleteConnectionRequest, EnableEngineRequest, Endpoint, GenerateCredentialsRequest,
-    GenerateNewSecretIDRequest, GetConfigurationOfTheSecretEngineRequest, ListLeases, LookUpLease,
-    Read, ReadConnectionRequest, ReadRoleRequest, RevokeLeaseAt, RotateRootRequest,
-    SetDatabaseConfig, Write,
+    DeleteConnectionRequest, EnableEngineRequest, Endpoint, GenerateNewSecretIDRequest,
+    GetConfigurationOfTheSecretEngineRequest, ListLeases, LookUpLease, Read, ReadConnectionRequest,
+    ReadRoleRequest, RevokeLeaseAt, RotateRootRequest, SetDatabaseConfig, Write,
 };
 use crate::settings::Settings;
 use crate::tokens::Token;
 use crate::transport::{Answer, OpenBao, Request};
+
+pub use answers::{DatabaseConfig, DatabaseRole, LeaseInfo};
+use answers::{EngineData, ListData};
 
 /// OpenBAO as one identity. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -227,17 +227,6 @@ impl Client {
     ) -> Result<Option<DatabaseRole>, Failure> {
         let (mount, name) = (mount.to_owned(), name.to_owned());
         self.find(&ReadRoleRequest { mount, name }).await
-    }
-
-    /// A credential, and the lease on it.
-    ///
-    /// # Errors
-    /// See [`run`](Client::run).
-    pub async fn creds(&self, mount: &str, role: &str) -> Result<Granted, Failure> {
-        let (mount, name) = (mount.to_owned(), role.to_owned());
-        self.ask::<CredsAnswer>(&GenerateCredentialsRequest { mount, name })
-            .await
-            .map(Granted::from)
     }
 
     /// One more secret id of an AppRole.

@@ -1,13 +1,70 @@
-//! Credentials and their leases, as the data plane asks for them.
+//! Credentials and their leases: what the data plane alone asks for.
 
 use std::time::Duration;
 
 use pgsilo_core::secret::Secret;
+use rustify_derive::Endpoint;
+use serde::{Deserialize, Serialize};
+use vaultrs::api::database::requests::GenerateCredentialsRequest;
 
-use crate::answers::{CountData, CredsAnswer, Data, RenewAnswer};
+use crate::answers::Data;
 use crate::error::Error;
-use crate::requests::{CountLeases, GenerateCredentialsRequest, RenewLease, RevokeLease};
 use crate::transport::{OpenBao, Request};
+
+/// `PUT sys/leases/renew`. vaultrs has nothing of `sys/leases`.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "sys/leases/renew", method = "PUT")]
+struct RenewLease {
+    lease_id: String,
+    /// How long it is to live from now on, in seconds.
+    increment: u64,
+}
+
+/// `PUT sys/leases/revoke`.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "sys/leases/revoke", method = "PUT")]
+struct RevokeLease {
+    lease_id: String,
+    /// Whether the answer is that of the revocation. If not, OpenBAO retries until it works.
+    sync: bool,
+}
+
+/// `GET sys/leases/count`.
+#[derive(Debug, Endpoint, Serialize)]
+#[endpoint(path = "sys/leases/count")]
+struct CountLeases {
+    /// `irrevocable`, or all.
+    #[endpoint(query)]
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+#[derive(Deserialize)]
+struct CredsAnswer {
+    lease_id: String,
+    lease_duration: u64,
+    #[serde(default)]
+    renewable: bool,
+    data: CredsData,
+}
+
+#[derive(Deserialize)]
+struct CredsData {
+    username: String,
+    password: Secret,
+}
+
+#[derive(Deserialize)]
+struct RenewAnswer {
+    lease_duration: u64,
+    #[serde(default)]
+    renewable: bool,
+}
+
+#[derive(Deserialize)]
+struct CountData {
+    lease_count: u64,
+}
 
 /// A database credential and its lease.
 #[derive(Debug)]
@@ -80,5 +137,35 @@ impl OpenBao {
         let request = Request::of(&CountLeases { kind: "irrevocable".to_owned() })?;
         let answer = self.send(&request, Some(token)).await?;
         Ok(answer.parse::<Data<CountData>>()?.data.lease_count)
+    }
+}
+
+impl From<CredsAnswer> for Granted {
+    fn from(answer: CredsAnswer) -> Granted {
+        Granted {
+            lease_id: answer.lease_id,
+            duration: Duration::from_secs(answer.lease_duration),
+            renewable: answer.renewable,
+            username: answer.data.username,
+            password: answer.data.password,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renewal_and_a_count_say_what_openbao_reads() {
+        let renewal = RenewLease { lease_id: "a/b".to_owned(), increment: 60 };
+        let renewal = Request::of(&renewal).expect("a request");
+        let renewed = "PUT https://gateway.example/bao/v1/sys/leases/renew \
+                       {\"lease_id\":\"a/b\",\"increment\":60}";
+        assert_eq!(renewal.shown(), renewed);
+        let count = CountLeases { kind: "irrevocable".to_owned() };
+        let count = Request::of(&count).expect("a request");
+        let counted = "GET https://gateway.example/bao/v1/sys/leases/count?type=irrevocable";
+        assert_eq!(count.shown(), counted);
     }
 }

@@ -1,12 +1,16 @@
 //! OpenBAO's HTTP API, as far as pgsilo needs it: the one client of the data plane and of the
 //! control plane. Each request is a type, and each is sent by one function.
 //!
-//! | module | what |
-//! |---|---|
-//! | [`requests`] | what is asked: request types, of vaultrs or ours |
-//! | `transport` | how it is sent, and what of an answer is believed |
-//! | `tokens`, `leases` | the data plane: logins, credentials and their leases |
-//! | [`Client`] | the control plane: OpenBAO as one identity |
+//! | module | feature | what |
+//! |---|---|---|
+//! | `transport` | | how requests are sent, and what of an answer is believed |
+//! | `tokens` | | logins and tokens |
+//! | `leases` | `data` | credentials and their leases: the data plane's |
+//! | `client`, `requests` | `control` | OpenBAO as one identity, and what may be asked of it: the control plane's |
+//!
+//! The features are the boundary between the planes. The proxy depends on this package with `data`,
+//! `pgsiloctl` with `control`: `cargo check -p pgsilo` and `cargo check -p pgsiloctl` show that neither
+//! names what is the other's. A build of the whole workspace has both.
 //!
 //! # What is used of vaultrs
 //!
@@ -31,20 +35,24 @@
 //! - Nothing is read of the environment, but by the system's certificate store (`SSL_CERT_FILE`).
 
 mod answers;
+#[cfg(feature = "control")]
 mod client;
 mod clients_by_token;
 mod error;
 mod fault;
+#[cfg(feature = "data")]
 mod leases;
+#[cfg(feature = "control")]
 pub mod requests;
 mod settings;
 mod tokens;
 mod transport;
 
-pub use answers::{DatabaseConfig, DatabaseRole, LeaseInfo};
-pub use client::{Client, Failure};
+#[cfg(feature = "control")]
+pub use client::{Client, DatabaseConfig, DatabaseRole, Failure, LeaseInfo};
 pub use error::Error;
 pub use fault::{DatabaseFault, FullScope};
+#[cfg(feature = "data")]
 pub use leases::{Granted, Renewed};
 pub use settings::{Bounds, ClientCertificate, Settings};
 pub use tokens::{Nature, Token};

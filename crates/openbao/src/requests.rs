@@ -1,5 +1,5 @@
-//! What is asked of OpenBAO. vaultrs' own request types where they are right, and these where it
-//! has none, or one that lacks what OpenBAO reads.
+//! What the control plane asks of OpenBAO. vaultrs' own request types where they are right, and these
+//! where it has none, or one that lacks what OpenBAO reads.
 
 use pgsilo_core::secret::Secret;
 use rustify::enums::{RequestMethod, RequestType, ResponseType};
@@ -12,42 +12,23 @@ use zeroize::Zeroizing;
 pub use rustify::Endpoint;
 pub use vaultrs::api::auth::approle::requests::{GenerateNewSecretIDRequest, SetAppRoleRequest};
 pub use vaultrs::api::database::requests::{
-    DeleteConnectionRequest, GenerateCredentialsRequest, ReadConnectionRequest, ReadRoleRequest,
-    RotateRootRequest, SetRoleRequest,
+    DeleteConnectionRequest, ReadConnectionRequest, ReadRoleRequest, RotateRootRequest,
+    SetRoleRequest,
 };
 pub use vaultrs::api::sys::requests::{
     EnableAuthRequest, EnableEngineRequest, GetConfigurationOfTheSecretEngineRequest,
 };
 pub use vaultrs::api::token::requests::CreateOrphanTokenRequest;
 
-/// `PUT sys/leases/renew`. vaultrs has nothing of `sys/leases`.
-#[derive(Debug, Endpoint)]
-#[endpoint(path = "sys/leases/renew", method = "PUT")]
-pub struct RenewLease {
-    /// Its id.
-    pub lease_id: String,
-    /// How long it is to live from now on, in seconds.
-    pub increment: u64,
-}
-
-/// `PUT sys/leases/revoke`.
-#[derive(Debug, Endpoint)]
-#[endpoint(path = "sys/leases/revoke", method = "PUT")]
-pub struct RevokeLease {
-    /// Its id.
-    pub lease_id: String,
-    /// Whether the answer is that of the revocation. If not, OpenBAO retries until it works.
-    pub sync: bool,
-}
-
-/// `POST sys/leases/revoke/{lease_id}`: the same, where a policy allows some leases only.
+/// `POST sys/leases/revoke/{lease_id}`. vaultrs has nothing of `sys/leases`. OpenBAO has a path without
+/// the id, too, of which a policy cannot say which leases it is for.
 #[derive(Debug, Endpoint)]
 #[endpoint(path = "sys/leases/revoke/{self.lease_id}", method = "POST")]
 pub struct RevokeLeaseAt {
     /// Its id.
     #[endpoint(skip)]
     pub lease_id: String,
-    /// As in [`RevokeLease`].
+    /// Whether the answer is that of the revocation. If not, OpenBAO retries until it works.
     pub sync: bool,
 }
 
@@ -58,7 +39,7 @@ pub struct RevokeLeases {
     /// A path: `pgsilo/acme/creds/tenant-acme-rw`.
     #[endpoint(skip)]
     pub prefix: String,
-    /// As in [`RevokeLease`].
+    /// As in [`RevokeLeaseAt`].
     pub sync: bool,
 }
 
@@ -88,28 +69,6 @@ impl ListLeases {
     pub fn below(prefix: impl Into<String>) -> ListLeases {
         ListLeases { prefix: prefix.into(), list: true }
     }
-}
-
-/// `GET sys/leases/count`.
-#[derive(Debug, Endpoint, Serialize)]
-#[endpoint(path = "sys/leases/count")]
-pub struct CountLeases {
-    /// `irrevocable`, or all.
-    #[endpoint(query)]
-    #[serde(rename = "type")]
-    pub kind: String,
-}
-
-/// `POST auth/{mount}/login` of the certificate method. vaultrs' sends `cert_name`, which is not
-/// read.
-#[derive(Debug, Endpoint)]
-#[endpoint(path = "auth/{self.mount}/login", method = "POST")]
-pub struct CertificateLogin {
-    /// Where the method is.
-    #[endpoint(skip)]
-    pub mount: String,
-    /// Its role; `None`: whichever fits.
-    pub name: Option<String>,
 }
 
 /// `POST sys/capabilities-self`: what a token may do.
@@ -212,5 +171,20 @@ impl Endpoint for Write<'_> {
 
     fn body(&self) -> Result<Option<Vec<u8>>, ClientError> {
         Ok(Some(self.body.to_string().into_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::transport::Request;
+
+    #[test]
+    fn leases_are_listed_with_get() {
+        let list = Request::of(&ListLeases::below("pgsilo/acme/creds/x")).expect("a request");
+        let listed =
+            "GET https://gateway.example/bao/v1/sys/leases/lookup/pgsilo/acme/creds/x?list=true";
+        assert_eq!(list.shown(), listed);
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pgsilo_core::secret::Secret;
+use rustify_derive::Endpoint;
 use vaultrs::api::auth::approle::requests::LoginWithApproleRequest;
 use vaultrs::api::auth::oidc::requests::JWTLoginRequest;
 use vaultrs::api::sys::requests::UnwrapRequest;
@@ -13,8 +14,18 @@ use zeroize::Zeroize;
 
 use crate::answers::{AuthAnswer, Data, LookupData, SecretIdData};
 use crate::error::Error;
-use crate::requests::CertificateLogin;
 use crate::transport::{OpenBao, Request};
+
+/// `POST auth/{mount}/login` of the certificate method. vaultrs' sends `cert_name`, which is not
+/// read.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "auth/{self.mount}/login", method = "POST")]
+struct CertificateLogin {
+    #[endpoint(skip)]
+    mount: String,
+    /// Its role; `None`: whichever fits.
+    name: Option<String>,
+}
 
 /// A token, with what OpenBAO said of it.
 #[derive(Clone, Debug)]
@@ -147,4 +158,29 @@ impl OpenBao {
 fn text(secret: &Secret) -> Result<String, Error> {
     let text = secret.expose_text();
     text.map(str::to_owned).map_err(|_invalid| Error::Client("the secret is not text".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificates_login_names_its_role_if_it_is_to_have_one() {
+        let login = |name: Option<&str>| {
+            let (mount, name) = ("cert".to_owned(), name.map(str::to_owned));
+            Request::of(&CertificateLogin { mount, name }).expect("a request").shown()
+        };
+        let url = "POST https://gateway.example/bao/v1/auth/cert/login";
+        assert_eq!(login(Some("pgsilo")), format!("{url} {{\"name\":\"pgsilo\"}}"));
+        assert_eq!(login(None), url);
+    }
+
+    #[test]
+    fn a_token_speaks_for_itself() {
+        let shown = |request: Result<Request, Error>| request.expect("a request").shown();
+        let renewal = shown(Request::of(&RenewTokenSelfRequest::default()));
+        assert_eq!(renewal, "POST https://gateway.example/bao/v1/auth/token/renew-self");
+        let revocation = shown(Request::of(&RevokeTokenSelfRequest::default()));
+        assert_eq!(revocation, "POST https://gateway.example/bao/v1/auth/token/revoke-self");
+    }
 }

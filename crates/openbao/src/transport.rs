@@ -101,6 +101,16 @@ impl Request {
     }
 }
 
+#[cfg(test)]
+impl Request {
+    /// Its method, its URL and its body.
+    pub(crate) fn shown(&self) -> String {
+        let base = Url::parse("https://gateway.example/bao/").expect("a URL");
+        let (url, body) = (self.url(&base).expect("a URL"), String::from_utf8_lossy(&self.body));
+        format!("{} {url} {body}", self.method).trim_end().to_owned()
+    }
+}
+
 impl Answer {
     /// Its body, where the status is 2xx.
     pub(crate) fn good(self) -> Result<Zeroizing<Vec<u8>>, Error> {
@@ -113,24 +123,6 @@ impl Answer {
     /// What it says, where the status is 2xx.
     pub(crate) fn parse<T: DeserializeOwned>(self) -> Result<T, Error> {
         serde_json::from_slice(&self.good()?).map_err(|_error| Error::NotJson)
-    }
-
-    /// Whether there is no body.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.body.is_empty()
-    }
-
-    /// Whether OpenBAO itself says that there is nothing: no entry of that name, or no engine
-    /// there. A gateway that knows no such path says something else.
-    pub(crate) fn is_nothing(&self) -> bool {
-        let unrouted = |error: &String| error.starts_with("no handler for route");
-        self.status == StatusCode::NOT_FOUND
-            && self.errors().is_some_and(|errors| errors.iter().all(unrouted))
-    }
-
-    /// Whether it is an error of this status, and of these words alone.
-    pub(crate) fn says(&self, status: u16, words: &str) -> bool {
-        self.status.as_u16() == status && self.errors().is_some_and(|errors| errors == [words])
     }
 
     fn errors(&self) -> Option<Vec<String>> {
@@ -150,6 +142,28 @@ impl Answer {
             Some(fault) => Error::Database { fault, words },
             None => Error::Said { status: self.status.as_u16(), words },
         }
+    }
+}
+
+/// What the control plane asks of an answer.
+#[cfg(feature = "control")]
+impl Answer {
+    /// Whether there is no body.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.body.is_empty()
+    }
+
+    /// Whether OpenBAO itself says that there is nothing: no entry of that name, or no engine
+    /// there. A gateway that knows no such path says something else.
+    pub(crate) fn is_nothing(&self) -> bool {
+        let unrouted = |error: &String| error.starts_with("no handler for route");
+        self.status == StatusCode::NOT_FOUND
+            && self.errors().is_some_and(|errors| errors.iter().all(unrouted))
+    }
+
+    /// Whether it is an error of this status, and of these words alone.
+    pub(crate) fn says(&self, status: u16, words: &str) -> bool {
+        self.status.as_u16() == status && self.errors().is_some_and(|errors| errors == [words])
     }
 }
 
@@ -382,49 +396,24 @@ fn retry_after(response: &Response) -> Option<Duration> {
 mod tests {
     use super::*;
 
-    use vaultrs::api::token::requests::{RenewTokenSelfRequest, RevokeTokenSelfRequest};
+    use rustify_derive::Endpoint;
 
-    use crate::requests::{CertificateLogin, CountLeases, ListLeases, Read, RenewLease};
-
-    fn url(request: &impl Endpoint) -> String {
-        let base = Url::parse("https://gateway.example/bao/").expect("a URL");
-        Request::of(request).expect("a request").url(&base).expect("a URL").into()
+    #[derive(Debug, Endpoint)]
+    #[endpoint(path = "{self.path}")]
+    struct At {
+        #[endpoint(skip)]
+        path: &'static str,
     }
 
     #[test]
     fn a_request_goes_to_its_configured_address_only() {
-        let of = |path: &str| Read { path: path.to_owned() };
-        assert_eq!(url(&of("/sys/auth")), "https://gateway.example/bao/v1/sys/auth");
-        assert_eq!(url(&of("a?b#c%2f/d")), "https://gateway.example/bao/v1/a%3Fb%23c%252f/d");
+        let shown = |path| Request::of(&At { path }).map(|request| request.shown());
+        let url = |path| shown(path).expect("a request");
+        assert_eq!(url("\tsys/auth/"), "GET https://gateway.example/bao/v1/sys/auth");
+        assert_eq!(url("a?b#c%2f/d"), "GET https://gateway.example/bao/v1/a%3Fb%23c%252f/d");
         for elsewhere in ["", "/", "a/../b", "a/./b", "a//b", ".."] {
-            assert!(Request::of(&of(elsewhere)).is_err(), "{elsewhere}");
+            assert!(shown(elsewhere).is_err(), "{elsewhere}");
         }
-        let renewal = RenewTokenSelfRequest::default();
-        assert_eq!(url(&renewal), "https://gateway.example/bao/v1/auth/token/renew-self");
-        let revocation = RevokeTokenSelfRequest::default();
-        assert_eq!(url(&revocation), "https://gateway.example/bao/v1/auth/token/revoke-self");
-        let list = ListLeases::below("pgsilo/acme/creds/x");
-        let listed =
-            "https://gateway.example/bao/v1/sys/leases/lookup/pgsilo/acme/creds/x?list=true";
-        assert_eq!(url(&list), listed);
-        let count = CountLeases { kind: "irrevocable".to_owned() };
-        let counted = "https://gateway.example/bao/v1/sys/leases/count?type=irrevocable";
-        assert_eq!(url(&count), counted);
-    }
-
-    #[test]
-    fn a_request_says_what_openbao_reads() {
-        let body = |request: Request| String::from_utf8(request.body.to_vec()).expect("text");
-        let renewal = RenewLease { lease_id: "a/b".to_owned(), increment: 60 };
-        let renewal = Request::of(&renewal).expect("a request");
-        assert_eq!(renewal.method, Method::PUT);
-        assert_eq!(body(renewal), r#"{"lease_id":"a/b","increment":60}"#);
-        let login = |name: Option<&str>| {
-            let (mount, name) = ("cert".to_owned(), name.map(str::to_owned));
-            body(Request::of(&CertificateLogin { mount, name }).expect("a request"))
-        };
-        assert_eq!(login(Some("pgsilo")), r#"{"name":"pgsilo"}"#);
-        assert_eq!(login(None), "");
     }
 
     #[test]
@@ -447,6 +436,7 @@ mod tests {
         Answer { status, after: None, body, bounds: Bounds { answer: 1000, words: 20 } }
     }
 
+    #[cfg(feature = "control")]
     #[test]
     fn only_a_404_of_openbao_means_not_found() {
         let unrouted = r#"{"errors":["no handler for route \"a/b\". route entry not found."]}"#;

@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use pgsilo_core::names::Names;
-use pgsilo_openbao::Client;
 use pgsiloctl::provision::Login;
+
+use crate::openbao::OpenBao;
 
 /// A tenant of the sandbox and how much is in its database.
 #[derive(Debug)]
@@ -56,11 +57,13 @@ impl Data {
     pub(super) async fn write(
         &self,
         tenant: &Names,
-        bao: &Client,
+        bao: &OpenBao,
         superuser: &Login,
         admits_leased: &str,
     ) -> Result<()> {
-        let lease = bao.creds(&tenant.mount(), &tenant.lease_role("migrate")).await?;
+        let (mount, role) = (tenant.mount(), tenant.lease_role("migrate"));
+        let granted = bao.root.openbao().creds(&bao.root_token, &mount, &role).await;
+        let lease = granted.context("OpenBAO gives no credential")?;
         let leased = Login {
             user: lease.username,
             password: lease.password,
@@ -69,7 +72,7 @@ impl Data {
         };
         let session = leased.connect(&tenant.database()).await?;
         session.batch_execute(&self.sql()).await.context("writing the tenant's data")?;
-        bao.revoke_lease(&lease.lease_id).await?;
+        bao.root.revoke_lease(&lease.lease_id).await?;
         let cluster = superuser.connect("postgres").await?;
         let left = cluster
             .query_opt("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = $1", &[&leased.user])

@@ -180,7 +180,7 @@ async fn make_tenant(
     let work = async {
         provisioner.create_tenant(tenant).await?;
         let Postgres { superuser, admits_leased, .. } = postgres;
-        data.write(tenant, &openbao.root, superuser, admits_leased).await
+        data.write(tenant, openbao, superuser, admits_leased).await
     };
     step(&name, work, |()| {
         format!(
