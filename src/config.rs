@@ -1,11 +1,12 @@
 //! The configuration: what the file says, as values.
 //!
-//! [`Config::load`] reads the file and checks all that can be checked without what it names;
-//! [`Config::open`] reads that, too, and makes what a proxy is started with. Either returns one
-//! line that says where the error is and what to do. Nothing is started and nothing is fetched: the
-//! program's `check` calls both, and its `serve` goes on from there. Nothing else in the library
-//! looks at the environment, and what reads a file again while pgsilo runs keeps the one before
-//! where it is not valid.
+//! [`Config::load`] reads the file, and of the files that it names those of OpenBAO's and issuers'
+//! authorities and of listed keys, which become part of its values, and those of secrets, which it
+//! only looks at. [`Config::open`] reads the others and makes what a proxy is started with. Either
+//! returns one line that says where the error is and what to do. Nothing is started and nothing is
+//! fetched: the program's `check` calls both, and its `serve` goes on from there. Nothing else in
+//! the library looks at the environment, and what reads a file again while pgsilo runs keeps the
+//! one before where it is not valid.
 
 mod build;
 mod open;

@@ -26,8 +26,9 @@
 //!
 //! - No token, secret or password is in an error, in Debug or in a log. Of an answer that is an
 //!   error only OpenBAO's `errors` are kept, in one line and cut.
-//! - An answer is read up to a bound and wiped after it was understood; a request's body is wiped
-//!   when it was sent. What stays is one copy that rustify makes while it writes JSON.
+//! - An answer is read up to a bound and wiped after it was understood; a request's body that holds a
+//!   secret is written once and wiped when it was sent. These are the copies made here: what the HTTP
+//!   and TLS libraries keep in their buffers and headers is not wiped.
 //! - A token is sent over TLS, or to this machine. One redirect is followed, of a standby to the
 //!   active server, and never from https to http.
 //! - An answer that an agent kept is refused, and one in a coding that was not asked for.
@@ -40,6 +41,7 @@ mod client;
 mod clients_by_token;
 mod error;
 mod fault;
+mod json;
 #[cfg(feature = "data")]
 mod leases;
 #[cfg(feature = "control")]

@@ -7,7 +7,8 @@ use rustify::errors::ClientError;
 use rustify_derive::Endpoint;
 use serde::Serialize;
 use serde_json::Value;
-use zeroize::Zeroizing;
+
+use crate::json;
 
 pub use rustify::Endpoint;
 pub use vaultrs::api::auth::approle::requests::{GenerateNewSecretIDRequest, SetAppRoleRequest};
@@ -130,10 +131,7 @@ impl Endpoint for SetDatabaseConfig<'_> {
         let invalid = |source| ClientError::DataParseError { source };
         let password = self.password.expose_text().map_err(|error| invalid(error.into()))?;
         let body = Body { password, settings: self.settings };
-        // Never grown, which would leave a copy behind.
-        let room = 64 + 6 * password.len() + self.settings.to_string().len();
-        let mut json = Zeroizing::new(Vec::with_capacity(room));
-        serde_json::to_writer(&mut *json, &body).map_err(|error| invalid(error.into()))?;
+        let mut json = json::written(&body).map_err(|error| invalid(error.into()))?;
         Ok(Some(std::mem::take(&mut *json)))
     }
 }

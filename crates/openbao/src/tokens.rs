@@ -3,28 +3,40 @@
 use std::time::Duration;
 
 use pgsilo_core::secret::Secret;
-use rustify_derive::Endpoint;
-use vaultrs::api::auth::approle::requests::LoginWithApproleRequest;
-use vaultrs::api::auth::oidc::requests::JWTLoginRequest;
+use serde::Serialize;
 use vaultrs::api::sys::requests::UnwrapRequest;
 use vaultrs::api::token::requests::{
     LookupTokenSelfRequest, RenewTokenSelfRequest, RevokeTokenSelfRequest,
 };
-use zeroize::Zeroize;
 
 use crate::answers::{AuthAnswer, Data, LookupData, SecretIdData};
 use crate::error::Error;
 use crate::transport::{OpenBao, Request};
 
-/// `POST auth/{mount}/login` of the certificate method. vaultrs' sends `cert_name`, which is not
-/// read.
-#[derive(Debug, Endpoint)]
-#[endpoint(path = "auth/{self.mount}/login", method = "POST")]
-struct CertificateLogin {
-    #[endpoint(skip)]
-    mount: String,
-    /// Its role; `None`: whichever fits.
-    name: Option<String>,
+/// The bodies of `POST auth/{mount}/login`. vaultrs' are `String`s, which are copied and print in Debug,
+/// and of the certificate method it sends `cert_name`, which is not read.
+mod login {
+    use serde::Serialize;
+
+    #[derive(Serialize)]
+    pub(super) struct AppRole<'a> {
+        pub(super) role_id: &'a str,
+        pub(super) secret_id: &'a str,
+    }
+
+    /// Of the JWT and Kubernetes methods.
+    #[derive(Serialize)]
+    pub(super) struct Jwt<'a> {
+        pub(super) role: &'a str,
+        pub(super) jwt: &'a str,
+    }
+
+    #[derive(Serialize)]
+    pub(super) struct Certificate<'a> {
+        /// The method's role; `None`: whichever fits.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub(super) name: Option<&'a str>,
+    }
 }
 
 /// A token, with what OpenBAO said of it.
@@ -66,14 +78,7 @@ impl OpenBao {
         role_id: &str,
         secret_id: &Secret,
     ) -> Result<Token, Error> {
-        let mut login = LoginWithApproleRequest {
-            mount: mount.to_owned(),
-            role_id: role_id.to_owned(),
-            secret_id: text(secret_id)?,
-        };
-        let request = Request::of(&login);
-        login.secret_id.zeroize();
-        self.log_in(request?).await
+        self.log_in(mount, &login::AppRole { role_id, secret_id: text(secret_id)? }).await
     }
 
     /// `POST auth/{mount}/login` of the JWT and Kubernetes methods.
@@ -81,14 +86,7 @@ impl OpenBao {
     /// # Errors
     /// See [`log_in_approle`](OpenBao::log_in_approle).
     pub async fn log_in_jwt(&self, mount: &str, role: &str, jwt: &Secret) -> Result<Token, Error> {
-        let mut login = JWTLoginRequest {
-            mount: mount.to_owned(),
-            jwt: text(jwt)?,
-            role: Some(role.to_owned()),
-        };
-        let request = Request::of(&login);
-        login.jwt.zeroize();
-        self.log_in(request?).await
+        self.log_in(mount, &login::Jwt { role, jwt: text(jwt)? }).await
     }
 
     /// `POST auth/{mount}/login` of the certificate method.
@@ -101,13 +99,13 @@ impl OpenBao {
         role: Option<&str>,
     ) -> Result<Token, Error> {
         let client = self.clients().newest();
-        let login = CertificateLogin { mount: mount.to_owned(), name: role.map(str::to_owned) };
-        let made = self.log_in(Request::of(&login)?).await?;
+        let made = self.log_in(mount, &login::Certificate { name: role }).await?;
         self.clients().bind(&made.secret, made.ttl, client);
         Ok(made)
     }
 
-    async fn log_in(&self, request: Request) -> Result<Token, Error> {
+    async fn log_in(&self, mount: &str, body: &impl Serialize) -> Result<Token, Error> {
+        let request = Request::post(&format!("auth/{mount}/login"), body)?;
         let answer = self.send(&request.made_with(self.patience()), None).await?;
         Ok(answer.parse::<AuthAnswer>()?.auth.into())
     }
@@ -155,9 +153,8 @@ impl OpenBao {
 }
 
 /// A secret as JSON wants it.
-fn text(secret: &Secret) -> Result<String, Error> {
-    let text = secret.expose_text();
-    text.map(str::to_owned).map_err(|_invalid| Error::Client("the secret is not text".into()))
+fn text(secret: &Secret) -> Result<&str, Error> {
+    secret.expose_text().map_err(|_invalid| Error::Client("the secret is not text".into()))
 }
 
 #[cfg(test)]
@@ -166,13 +163,11 @@ mod tests {
 
     #[test]
     fn a_certificates_login_names_its_role_if_it_is_to_have_one() {
-        let login = |name: Option<&str>| {
-            let (mount, name) = ("cert".to_owned(), name.map(str::to_owned));
-            Request::of(&CertificateLogin { mount, name }).expect("a request").shown()
-        };
+        let login = |name| Request::post("auth/cert/login", &login::Certificate { name });
+        let shown = |name| login(name).expect("a request").shown();
         let url = "POST https://gateway.example/bao/v1/auth/cert/login";
-        assert_eq!(login(Some("pgsilo")), format!("{url} {{\"name\":\"pgsilo\"}}"));
-        assert_eq!(login(None), url);
+        assert_eq!(shown(Some("pgsilo")), format!("{url} {{\"name\":\"pgsilo\"}}"));
+        assert_eq!(shown(None), format!("{url} {{}}"));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use pgsilo_core::stamp::Stamp;
 use reqwest::header::{CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Certificate, Client, Identity, Method, Response, StatusCode, Url, redirect};
 use rustify::Endpoint;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use vaultrs::api::sys::requests::ReadHealthRequest;
 use zeroize::Zeroizing;
@@ -26,6 +27,7 @@ use crate::answers::Errors;
 use crate::clients_by_token::ClientsByToken;
 use crate::error::Error;
 use crate::fault;
+use crate::json;
 use crate::settings::{Bounds, Settings};
 
 /// Room that no usual answer outgrows: growing would leave a copy of it behind.
@@ -68,17 +70,27 @@ impl Request {
     pub(crate) fn of(endpoint: &impl Endpoint) -> Result<Request, Error> {
         // Errors of these hold at most what JSON or a query cannot hold.
         let unfit = |_error| Error::Client("the request cannot be written".into());
-        // Some of vaultrs' paths begin with a tab.
-        let path = endpoint.path().trim().trim_matches('/').to_owned();
-        if path.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
-            return Err(Error::Client(format!("{path:?} is no path of its API")));
-        }
         let body = endpoint.body().map_err(unfit)?.unwrap_or_default();
         Ok(Request {
             method: endpoint.method().into(),
-            path,
+            path: path(&endpoint.path())?,
             query: endpoint.query().map_err(unfit)?,
             body: Bytes::from_owner(Zeroizing::new(body)),
+            patience: None,
+        })
+    }
+
+    /// `POST` of a body that holds a secret. Of an endpoint's body rustify makes copies.
+    ///
+    /// # Errors
+    /// As of [`of`](Request::of).
+    pub(crate) fn post(to: &str, body: &impl Serialize) -> Result<Request, Error> {
+        let unfit = |_error| Error::Client("the request cannot be written".into());
+        Ok(Request {
+            method: Method::POST,
+            path: path(to)?,
+            query: None,
+            body: Bytes::from_owner(json::written(body).map_err(unfit)?),
             patience: None,
         })
     }
@@ -301,6 +313,15 @@ impl OpenBao {
             return Error::Timeout(tried);
         }
         Error::Unreachable(root_cause(&error.without_url()) + &tried)
+    }
+}
+
+/// A path as it is sent. Some of vaultrs' begin with a tab.
+fn path(said: &str) -> Result<String, Error> {
+    let path = said.trim().trim_matches('/');
+    match path.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
+        true => Err(Error::Client(format!("{path:?} is no path of its API"))),
+        false => Ok(path.to_owned()),
     }
 }
 
