@@ -39,6 +39,7 @@ pub struct OpenBao {
     http: ClientsByToken<Client>,
     base: Url,
     addresses: Addresses,
+    namespace: Option<HeaderValue>,
     settings: Arc<Settings>,
 }
 
@@ -183,8 +184,8 @@ impl OpenBao {
     /// Asks nothing yet.
     ///
     /// # Errors
-    /// When the address would show tokens to a network, or the HTTP client cannot be made of the
-    /// settings.
+    /// When the address would show tokens to a network, the namespace cannot be sent, or the HTTP client
+    /// cannot be made of the settings.
     pub fn new(settings: Settings) -> Result<OpenBao, Error> {
         let base = Url::parse(&settings.address).ok().filter(is_private).ok_or_else(|| {
             let address = &settings.address;
@@ -192,9 +193,14 @@ impl OpenBao {
                 "{address:?} would show credentials to the network: use https, or http on loopback"
             ))
         })?;
+        let namespace = settings.namespace.as_deref().map(|name| {
+            let unfit = |_invalid| Error::Client(format!("{name:?} is no namespace"));
+            HeaderValue::from_str(name).map_err(unfit)
+        });
+        let namespace = namespace.transpose()?;
         let addresses = Addresses::default();
         let http = ClientsByToken::new(client(&settings, &addresses)?);
-        Ok(OpenBao { http, base, addresses, settings: Arc::new(settings) })
+        Ok(OpenBao { http, base, addresses, namespace, settings: Arc::new(settings) })
     }
 
     /// How long an answer is waited for.
@@ -279,7 +285,7 @@ impl OpenBao {
         if let Some(patience) = request.patience {
             asking = asking.timeout(patience);
         }
-        if let Some(namespace) = &self.settings.namespace {
+        if let Some(namespace) = &self.namespace {
             asking = asking.header("X-Vault-Namespace", namespace);
         }
         if let Some(token) = token {
@@ -448,6 +454,19 @@ mod tests {
         for bad in ["http://bao.example", "http://127.0.0.1.example", "ftp://127.0.0.1", "bao", ""]
         {
             assert!(made(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_that_cannot_be_sent_is_refused_at_once() {
+        let made = |namespace: &str| {
+            let namespace = Some(namespace.to_owned());
+            OpenBao::new(Settings { namespace, ..Settings::for_control("https://bao.example") })
+        };
+        assert!(made("team-a/blue").is_ok());
+        for bad in ["a\nb", "a\0"] {
+            let error = made(bad).expect_err(bad).to_string();
+            assert!(error.ends_with(&format!("{bad:?} is no namespace")), "{error}");
         }
     }
 
