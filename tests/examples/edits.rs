@@ -529,6 +529,11 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "pgsilo.toml:72: openbao.ca: cannot read \"absent.crt\": No such file or directory (os error 2)",
     ),
     (
+        "# namespace = \"team-a\"",
+        "namespace = \"a\\nb\"",
+        "pgsilo.toml:73: openbao.namespace: not a namespace; write it like \"team-a\"",
+    ),
+    (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"absent\" } }",
         "pgsilo.toml:76: openbao.auth.approle.secret_id_file: cannot read \"absent\": No such file or directory (os error 2)",
