@@ -5,9 +5,12 @@
 //! and that each planted violation leads to one: no rule passes because it sees nothing.
 
 #![expect(clippy::expect_used, reason = "what a test needs may panic")]
+#![expect(clippy::disallowed_methods, reason = "Cargo is asked what packages are built of")]
 
 #[path = "structure/documents.rs"]
 mod documents;
+#[path = "structure/packages.rs"]
+mod packages;
 #[path = "structure/rules.rs"]
 mod rules;
 #[path = "structure/source.rs"]
