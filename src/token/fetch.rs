@@ -6,6 +6,8 @@
 //! time and size. No body is ever printed. Only [`super::Keyring`] fetches; the configuration
 //! makes fetchers.
 
+#![expect(clippy::disallowed_types, reason = "it has the client for issuers' keys")]
+
 use std::time::Duration;
 
 use pgsilo_core::addresses::Addresses;

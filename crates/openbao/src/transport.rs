@@ -3,6 +3,8 @@
 //! A [`Request`] is what an endpoint says of itself, made ready to be sent; an [`Answer`] is what
 //! came back, whatever its status. The callers decide what follows from it.
 
+#![expect(clippy::disallowed_types, reason = "it has the client for OpenBAO")]
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -355,6 +357,7 @@ fn redirect(response: &Response, from: &Url) -> Result<Option<Url>, Error> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the client for OpenBAO")]
 fn client(settings: &Settings, addresses: &Addresses) -> Result<Client, Error> {
     let failed = |error: reqwest::Error| Error::Client(error.without_url().to_string());
     let mut builder = Client::builder()

@@ -5,6 +5,12 @@
 //! in one folder (`--dir`); what runs lies in a short temporary folder, removed at the end.
 //! However it ends, nothing it started is left; `env` is there exactly while all is ready.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "it runs and connects whatever it likes: it is never shipped"
+)]
+
 mod certificates;
 mod env;
 mod files;

@@ -2,6 +2,7 @@
 //! end-to-end tests stand on.
 
 #![expect(clippy::expect_used, reason = "what a test needs may panic")]
+#![expect(clippy::disallowed_methods, reason = "the program is run")]
 
 use std::process::{Command, Output};
 
