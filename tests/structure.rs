@@ -132,6 +132,8 @@ fn steps_that_happen_once_in_the_chain_have_one_caller() {
         rules::called_once,
         &[
             ("src/session/routed.rs", "fn f() { backend::dial(&routed); }"),
+            ("src/session/routed.rs", "use crate::backend::dial; fn f() { dial(&routed); }"),
+            ("src/session/spliced.rs", "fn f() { super::leased::dial(&route); }"),
             ("src/session/attached.rs", "fn f() { proxy.lessor.lease(a, b); }"),
             ("src/server.rs", "fn f() { connection.log_in(a, b); }"),
             ("src/session/attached.rs", "fn f() { proxy.pool.take(route); }"),

@@ -11,10 +11,10 @@ use pgsilo_core::tenant::Access;
 use pgsilo_wire::message;
 
 use super::client::{Client, Stop};
-use super::leased::{Connected, Leased, dial};
+use super::leased::{Connected, Leased};
 use super::routed::Admission;
 use crate::audit::Stage;
-use crate::backend::{Attachment, Connection, History};
+use crate::backend::{self, Attachment, Connection, History};
 use crate::cancel::{CancelKey, Whose};
 use crate::identity::Identity;
 use crate::lease::Lease;
@@ -134,6 +134,6 @@ async fn log_in(
         if freed.is_none() {
             return Err(error.into());
         }
-        connection = dial(route, proxy.limits().dead_peer_timeout).await?;
+        connection = backend::dial(route, proxy.limits().dead_peer_timeout).await?;
     }
 }

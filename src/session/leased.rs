@@ -12,7 +12,6 @@ use crate::audit::Stage;
 use crate::backend::{self, Attachment, Connection, DialError};
 use crate::lease::{Lease, LeaseError};
 use crate::refusal::{Reason, Refusal};
-use crate::route::Route;
 
 /// How much longer than for OpenBAO's answer the dial's is waited for, where that says more.
 const TRUER: Duration = Duration::from_millis(250);
@@ -52,8 +51,8 @@ impl<'c> Leased<'c> {
                     let cause = "the database said 53300 a moment ago, and others try";
                     return Err(Refusal::new(Reason::BackendFull, cause).into());
                 }
-                let (lease, connection) =
-                    both(credential(&mut routed), dial(&route, patience)).await?;
+                let dial = backend::dial(&route, patience);
+                let (lease, connection) = both(credential(&mut routed), dial).await?;
                 (lease, Connected::Dialled(connection))
             }
         };
@@ -89,14 +88,6 @@ async fn credential(routed: &mut Routed<'_>) -> Result<Lease, LeaseError> {
             return Err(error);
         }
     }
-}
-
-/// To the database of a route.
-pub(super) async fn dial(
-    route: &Arc<Route>,
-    dead_peer_timeout: Duration,
-) -> Result<Connection, DialError> {
-    backend::dial(route, dead_peer_timeout).await
 }
 
 /// A lease and a connection, had at once. Whatever fails first ends it; a credential that still

@@ -146,12 +146,13 @@ pub(crate) fn one_constructor(sources: &Sources) -> Vec<String> {
     complaints
 }
 
-/// One place dials, one leases, one logs in, one verifies, one welcomes, one refuses: what stands
-/// before it in the chain then stands before every session. The pool does the first three once
-/// more, for a route that a session had.
+/// One place leases, one logs in, one verifies, one welcomes, one refuses: what stands before it in
+/// the chain then stands before every session. The dial is beside the lease, and once more where
+/// the database had no room for the login. The pool does these three, too, for a route that a
+/// session had.
 pub(crate) fn called_once(sources: &Sources) -> Vec<String> {
     const CALLS: [(&str, &[&str]); 9] = [
-        ("backend::dial(", &["src/pool.rs", "src/session/leased.rs"]),
+        ("dial(", &["src/pool.rs", "src/session/attached.rs", "src/session/leased.rs"]),
         ("lessor.lease(", &["src/pool.rs", "src/session/leased.rs"]),
         // pgsilo's own login to OpenBAO is called the same.
         (".log_in(", &["src/pool.rs", "src/session/attached.rs"]),
@@ -168,13 +169,20 @@ pub(crate) fn called_once(sources: &Sources) -> Vec<String> {
         .collect();
     let mut complaints = Vec::new();
     for (call, places) in CALLS {
-        let found = codes.iter().flat_map(|(path, code)| code.matches(call).map(|_| *path));
-        if !found.clone().eq(places.iter().copied()) {
-            let found: Vec<_> = found.collect();
+        let found = codes.iter().flat_map(|(path, code)| calls(code, call).map(|_| *path));
+        let found: Vec<_> = found.collect();
+        if found != places {
             complaints.push(format!("`{call}` is in {found:?}, not in {places:?}"));
         }
     }
     complaints
+}
+
+/// Where a name is called, by whatever path. Spaces are gone, so a function's own `fn` is part of its name.
+fn calls<'a>(code: &'a str, call: &'a str) -> impl Iterator<Item = usize> + 'a {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let begins = move |at: &usize| call.starts_with('.') || !code[..*at].ends_with(is_word);
+    code.match_indices(call).map(|(at, _)| at).filter(begins)
 }
 
 /// Each file begins with what it is for.
