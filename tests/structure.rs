@@ -94,34 +94,35 @@ fn a_stage_has_one_constructor_that_takes_its_predecessor_by_value() {
         rules::one_constructor,
         &[
             ("src/session/routed.rs", "fn again<'c>() -> Routed<'c> { panic!() }"),
+            ("src/session/spliced.rs", "fn again() -> Box<Spliced> { panic!() }"),
             ("src/session/leased.rs", "fn other() -> Result<Leased<'static>, Stop> { panic!() }"),
             ("src/session/started.rs", "impl StartOutcome<'_> { fn other() -> Self { panic!() } }"),
-            ("src/session/attached.rs", "impl Default for Attached<'_> {}"),
-            ("src/session/attached.rs", "impl<'c> From<Leased<'c>> for Attached<'c> {}"),
-            ("src/session/spliced.rs", "#[derive(Clone)] pub struct Spliced<'c> {}"),
-            ("src/session/spliced.rs", "fn again() -> Spliced { panic!() }"),
+            (
+                "src/session/attached.rs",
+                "impl Default for Attached<'_> { fn default() -> Self { panic!() } }",
+            ),
+            (
+                "src/session/attached.rs",
+                "impl<'c> From<Leased<'c>> for Attached<'c> { fn from(_: Leased<'c>) -> Self {} }",
+            ),
         ],
     );
 }
 
-/// What planting beside the code cannot show: the constructor, the fields and what is derived.
+/// What planting beside the code cannot show: the constructor and the fields.
 #[test]
 fn a_stage_is_made_of_the_one_before_it_and_of_nothing_else() {
     let sources = sources();
     for (sound, planted) in [
-        ("fn lease(mut routed: Routed<'c>)", "fn lease(routed: &mut Routed<'c>)"),
-        ("fn lease(mut routed: Routed<'c>)", "fn lease(mut started: Started<'c>)"),
-        (
-            "#[derive(Debug)]\npub(super) struct Leased",
-            "#[derive(Debug, Clone)]\npub(super) struct Leased",
-        ),
-        ("struct Leased<'c> {\n    ", "struct Leased<'c> {\n    pub(super) "),
+        ("fn route(mut identified: Identified<'c>)", "fn route(identified: &mut Identified<'c>)"),
+        ("fn route(mut identified: Identified<'c>)", "fn route(mut started: Started<'c>)"),
+        ("struct Routed<'c> {\n    ", "struct Routed<'c> {\n    pub(super) "),
     ] {
         let mut changed = sources.clone();
-        let leased = changed.iter_mut().find(|source| source.path == "src/session/leased.rs");
-        let leased = leased.expect("leased.rs");
-        assert!(leased.text.contains(sound), "{sound}");
-        *leased = Rc::new(Source::new(&leased.path, &leased.text.replacen(sound, planted, 1)));
+        let routed = changed.iter_mut().find(|source| source.path == "src/session/routed.rs");
+        let routed = routed.expect("routed.rs");
+        assert!(routed.text.contains(sound), "{sound}");
+        *routed = Rc::new(Source::new(&routed.path, &routed.text.replacen(sound, planted, 1)));
         assert_eq!(rules::one_constructor(&changed).len(), 1, "not noticed: {planted}");
     }
 }
