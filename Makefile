@@ -30,7 +30,7 @@ test-all: clients ## what needs more than a fresh machine; installs Debian, npm 
 	@. "$(TOOLS)/env" && exec bash scripts/test-all.sh $(ARGS)
 
 bench: clients ## beside a direct connection and peers; QUICK=1 for less; installs Debian and npm packages
-	@. "$(TOOLS)/env" && exec bash scripts/bench.sh $(ARGS)
+	@. "$(TOOLS)/env" && exec bash scripts/bench.sh
 
 plots: ## docs/benchmarks/*.svg, drawn from RUN=benches/runs/DATE-bench.txt
 	@[ -n "$(RUN)" ] || { echo "make plots RUN=benches/runs/DATE-bench.txt" >&2; exit 2; }
@@ -38,8 +38,7 @@ plots: ## docs/benchmarks/*.svg, drawn from RUN=benches/runs/DATE-bench.txt
 	@PYTHONPATH="$(TOOLS)/pygal" python3 scripts/plots.py "$(RUN)" docs/benchmarks
 
 soak: clients ## many short sessions, and nothing left of them; SESSIONS=10000 AT_ONCE=50, ATTACK=grants MINUTES=10
-	@cargo build --release --bins
-	@. "$(TOOLS)/env" && exec cargo bench -p pgsilo --bench soak
+	@. "$(TOOLS)/env" && exec bash scripts/measure.sh soak
 
 fmt: ## format the code
 	@cargo fmt --all

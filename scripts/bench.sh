@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What `make bench` needs beside the tools: PgBouncer and HAProxy, a PostgreSQL that speaks TLS, and
 # a psql and a pgbench that do. Installs Debian packages (as root or by sudo) and npm packages, then
-# runs benches/peers. Arguments go to cargo bench; QUICK=1 ends within three minutes, and
+# runs benches/peers. QUICK=1 ends within three minutes, and
 # ONLY=queries,copies,connects,idle,scale runs some parts, and
 # ONLY=relays pgsilo's relay beside bare ones. ONLY=neighbour, a tenant under attack, and ONLY=endings, what
 # the users of pools notice of endings, need none of them.
@@ -12,8 +12,7 @@ cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin"
 if [ "${ONLY:-}" = neighbour ] || [ "${ONLY:-}" = endings ]; then
     ulimit -S -n "$(ulimit -H -n)"
-    cargo build --quiet --release --bins
-    exec cargo bench -p pgsilo --bench peers "$@"
+    exec bash scripts/measure.sh peers
 fi
 wanted=()
 command -v pgbouncer >/dev/null || wanted+=(pgbouncer)
@@ -57,5 +56,4 @@ export PGSILO_PGBENCH_BIN="$clients"
 most=$(ulimit -H -n)
 [ "$most" = unlimited ] || [ "$most" -ge 65536 ] || ulimit -H -n 65536 2>/dev/null || true
 ulimit -S -n "$(ulimit -H -n)"
-cargo build --quiet --release --bins
-exec cargo bench -p pgsilo --bench peers "$@"
+exec bash scripts/measure.sh peers
