@@ -3,12 +3,13 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use pgsilo_sandbox::testing::programs;
+use pgsilo_sandbox::testing::bao::{Server, Shape};
 use pgsilo_sandbox::testing::proxy::{Proxy, Settings, folder, write_files};
 use pgsilo_sandbox::testing::raw::{Raw, startup};
-use pgsilo_sandbox::testing::{eventually, mint};
+use pgsilo_sandbox::testing::world::world;
+use pgsilo_sandbox::testing::{eventually, mint, passwords, programs};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The smallest queues: a pipe and they are soon full.
 const SMALL: &str = "queue_bytes = 65536\n[audit]\nqueue_bytes = 65536\n";
@@ -259,4 +260,25 @@ async fn a_credential_of_a_prewarmed_connection_is_followed_as_well() {
     proxy.signal(Signal::TERM);
     assert_eq!(proxy.ended().await.code(), Some(0));
     leased_and_revoked(&proxy, leased["role"].as_str().expect("a role")).await;
+}
+
+/// Every log of every test is searched for them when its proxy is dropped.
+#[tokio::test]
+async fn what_is_leased_in_tests_has_a_password_that_a_search_of_a_log_finds() {
+    let (world, server) = (world(), Server::start(Shape::default()).await);
+    server.lend("1h").await;
+    let mut answers = vec![server.ask("GET", "pgsilo/acme/creds/tenant-acme-rw", None).await];
+    for tenant in ["acme", "globex"] {
+        for kind in ["rw", "ro", "migrate"] {
+            let path = format!("pgsilo/{tenant}/creds/tenant-{tenant}-{kind}");
+            answers.push(world.bao("GET", &path, None).await);
+            let lease = answers.last().expect("there").1["lease_id"].clone();
+            world.bao("PUT", "sys/leases/revoke", Some(json!({ "lease_id": lease }))).await;
+        }
+    }
+    for (status, answer) in answers {
+        assert_eq!(status, 200, "{answer}");
+        let password = answer["data"]["password"].as_str().expect("a password");
+        assert!(passwords::is_in(password), "{password}");
+    }
 }

@@ -2,6 +2,7 @@
 //! tenants made that it knows nothing of. The audit says what there is to do, and does what it can.
 
 use pgsilo_sandbox::testing::bao::{Server, Shape};
+use pgsilo_sandbox::testing::passwords;
 use pgsilo_sandbox::testing::world::World;
 use serde_json::{Value, json};
 
@@ -30,6 +31,7 @@ async fn describe(world: &World, bao: &Server, tenant: &str) {
         "username_template": "{{ printf \"%s-%s\" (.RoleName | truncate 42) (random 20) }}",
     });
     bao.write(&format!("pgsilo/{tenant}/config/tenant-{tenant}"), config).await;
+    bao.write(passwords::POLICY_PATH, passwords::policy()).await;
     rotate(bao, tenant).await;
     for kind in KINDS {
         let role = format!("pgsilo/{tenant}/roles/tenant-{tenant}-{kind}");

@@ -22,6 +22,7 @@ pub mod fake;
 pub mod gateway;
 pub mod issuer;
 pub mod mint;
+pub mod passwords;
 pub mod pool;
 pub mod programs;
 pub mod proxy;

@@ -20,7 +20,7 @@ use tokio_postgres::error::SqlState;
 
 use super::certificates::Signed;
 use super::world::{World, world};
-use super::{eventually, proxy};
+use super::{eventually, passwords, proxy};
 
 /// The proxy's policy, as a real deployment would use it.
 const POLICY: &str = include_str!("../../../../docker/openbao/pgsilo.hcl");
@@ -384,6 +384,7 @@ impl Root {
     pub async fn lend(&self, default_ttl: &str) {
         self.write("sys/mounts/pgsilo/acme", json!({ "type": "database" })).await;
         self.write("sys/policies/acl/pgsilo", json!({ "policy": POLICY })).await;
+        self.write(passwords::POLICY_PATH, passwords::policy()).await;
         self.connect_to(world().var("PG_PORT")).await;
         // As the provisioner makes it, for another broker.
         let (_status, role) = world().bao("GET", "pgsilo/acme/roles/tenant-acme-rw", None).await;

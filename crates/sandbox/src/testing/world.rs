@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio_postgres::types::ToSql;
 
-use super::programs;
+use super::{passwords, programs};
 
 /// A running sandbox.
 #[derive(Debug)]
@@ -60,7 +60,18 @@ impl World {
         }
         std::thread::spawn(move || lines.for_each(drop));
         let env = std::fs::read_to_string(dir.join("env")).expect("the sandbox wrote its env file");
-        World { env: parse(&env), sandbox }
+        let world = World { env: parse(&env), sandbox };
+        world.mark_passwords();
+        world
+    }
+
+    /// On a thread of its own: the caller may be a runtime's.
+    fn mark_passwords(&self) {
+        let mark = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(passwords::mark(self));
+        };
+        std::thread::scope(|scope| scope.spawn(mark).join().expect("passwords are marked"));
     }
 
     /// A sandbox of its own, without a proxy, for a test that makes a part of it unwell.
