@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds a benchmark, and each program that it runs as it is shipped, and runs it:
-# scripts/measure.sh NAME. `cargo bench` would put another pgsilo where the benchmark looks for it, built
-# with what tests turn on in the libraries (tokio's test-util, by which each look at the clock costs more).
+# scripts/measure.sh NAME. `cargo bench` would put another pgsilo where the benchmark looks for it,
+# built with what tests turn on in the libraries (tokio's test-util).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name=$1

@@ -264,7 +264,7 @@ async fn a_credential_of_a_prewarmed_connection_is_followed_as_well() {
 
 /// Every log of every test is searched for them when its proxy is dropped.
 #[tokio::test]
-async fn what_is_leased_in_tests_has_a_password_that_a_search_of_a_log_finds() {
+async fn leased_passwords_are_recognised_in_a_log() {
     let (world, server) = (world(), Server::start(Shape::default()).await);
     server.lend("1h").await;
     let mut answers = vec![server.ask("GET", "pgsilo/acme/creds/tenant-acme-rw", None).await];

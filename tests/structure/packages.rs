@@ -1,5 +1,6 @@
-//! What packages are built of, as Cargo resolves them. `deny.toml` says who may depend on what, but does
-//! not tell a dependency from one of tests; and a test that runs a program must know if that is stale.
+//! What packages are built of, as Cargo resolves them. `deny.toml` says who may depend on what, but
+//! does not tell a dependency from one of tests; and a test that runs a program must know if that
+//! is stale.
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
@@ -9,14 +10,15 @@ use pgsilo_sandbox::testing::programs::SOURCES;
 
 use crate::source::sources;
 
-/// What must not be in a plane's package: the other plane, what tests need, and of the proxy a client
-/// of PostgreSQL's that could log in with anything but a lease.
+/// What must not be in a plane's package: the other plane, what tests need, and of the proxy a
+/// client of PostgreSQL's that could log in with anything but a lease.
 const FORBIDDEN: [(&str, &[&str]); 2] = [
     ("pgsilo", &["pgsiloctl", "pgsilo-sandbox", "rcgen", "tokio-postgres"]),
     ("pgsiloctl", &["pgsilo", "pgsilo-wire", "pgsilo-sandbox", "rcgen"]),
 ];
 
-/// A package and all that it depends on, by dependencies of these kinds: lines that begin with a name.
+/// A package and all that it depends on, by dependencies of these kinds: lines that begin with a
+/// name.
 fn tree(package: &str, kinds: &str) -> String {
     let mut tree = Command::new(env!("CARGO"));
     tree.args(["tree", "--locked", "--offline", "--prefix", "none", "-e", kinds, "-p", package]);
@@ -35,7 +37,7 @@ fn packages(package: &str, kinds: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn neither_plane_is_built_of_the_other_or_of_what_tests_need() {
+fn each_plane_depends_on_neither_the_other_nor_test_code() {
     // The proxy's tests have all of them: so they are called so, and would be seen.
     let of_tests = packages("pgsilo", "normal,build,dev");
     for (package, forbidden) in FORBIDDEN {

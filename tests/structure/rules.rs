@@ -181,7 +181,8 @@ pub(crate) fn called_once(sources: &Sources) -> Vec<String> {
     complaints
 }
 
-/// Where a name is called, by whatever path. Spaces are gone, so a function's own `fn` is part of its name.
+/// Where a name is called, by whatever path. Spaces are gone, so a function's own `fn` is part of
+/// its name.
 fn calls<'a>(code: &'a str, call: &'a str) -> impl Iterator<Item = usize> + 'a {
     let begins = move |at: &usize| call.starts_with('.') || !code[..*at].ends_with(is_of_word);
     code.match_indices(call).map(|(at, _)| at).filter(begins)

@@ -1,5 +1,5 @@
-//! JSON of a secret, written once: in room that it fills and does not outgrow, as growing would leave a
-//! copy of it behind.
+//! JSON of a secret, written once: in room that it fills and does not outgrow, as growing would
+//! leave a copy of it behind.
 
 use std::io::{self, Write};
 

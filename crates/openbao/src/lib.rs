@@ -5,12 +5,12 @@
 //! |---|---|---|
 //! | `transport` | | how requests are sent, and what of an answer is believed |
 //! | `tokens` | | logins and tokens |
-//! | `leases` | `data` | credentials and their leases: the data plane's |
-//! | `client`, `requests` | `control` | OpenBAO as one identity, and what may be asked of it: the control plane's |
+//! | `leases` | `data` | the data plane's: credentials and their leases |
+//! | `client`, `requests` | `control` | the control plane's: OpenBAO as one identity |
 //!
 //! The features are the boundary between the planes. The proxy depends on this package with `data`,
-//! `pgsiloctl` with `control`: `cargo check -p pgsilo` and `cargo check -p pgsiloctl` show that neither
-//! names what is the other's. A build of the whole workspace has both.
+//! `pgsiloctl` with `control`: `cargo check -p pgsilo` and `cargo check -p pgsiloctl` show that
+//! neither names what is the other's. A build of the whole workspace has both.
 //!
 //! # What is used of vaultrs
 //!
@@ -26,9 +26,9 @@
 //!
 //! - No token, secret or password is in an error, in Debug or in a log. Of an answer that is an
 //!   error only OpenBAO's `errors` are kept, in one line and cut.
-//! - An answer is read up to a bound and wiped after it was understood; a request's body that holds a
-//!   secret is written once and wiped when it was sent. These are the copies made here: what the HTTP
-//!   and TLS libraries keep in their buffers and headers is not wiped.
+//! - An answer is read up to a bound and wiped after it was understood; a request's body that holds
+//!   a secret is written once and wiped when it was sent. These are the copies made here: what the
+//!   HTTP and TLS libraries keep in their buffers and headers is not wiped.
 //! - A token is sent over TLS, or to this machine. One redirect is followed, of a standby to the
 //!   active server, and never from https to http.
 //! - An answer that an agent kept is refused, and one in a coding that was not asked for.

@@ -1,5 +1,5 @@
-//! What the control plane asks of OpenBAO. vaultrs' own request types where they are right, and these
-//! where it has none, or one that lacks what OpenBAO reads.
+//! What the control plane asks of OpenBAO. vaultrs' own request types where they are right, and
+//! these where it has none, or one that lacks what OpenBAO reads.
 
 use pgsilo_core::secret::Secret;
 use rustify::enums::{RequestMethod, RequestType, ResponseType};
@@ -21,8 +21,8 @@ pub use vaultrs::api::sys::requests::{
 };
 pub use vaultrs::api::token::requests::CreateOrphanTokenRequest;
 
-/// `POST sys/leases/revoke/{lease_id}`. vaultrs has nothing of `sys/leases`. OpenBAO has a path without
-/// the id, too, of which a policy cannot say which leases it is for.
+/// `POST sys/leases/revoke/{lease_id}`. vaultrs has nothing of `sys/leases`. OpenBAO has a path
+/// without the id, too, of which a policy cannot say which leases it is for.
 #[derive(Debug, Endpoint)]
 #[endpoint(path = "sys/leases/revoke/{self.lease_id}", method = "POST")]
 pub struct RevokeLeaseAt {

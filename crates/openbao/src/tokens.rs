@@ -13,8 +13,8 @@ use crate::answers::{AuthAnswer, Data, LookupData, SecretIdData};
 use crate::error::Error;
 use crate::transport::{OpenBao, Request};
 
-/// The bodies of `POST auth/{mount}/login`. vaultrs' are `String`s, which are copied and print in Debug,
-/// and of the certificate method it sends `cert_name`, which is not read.
+/// The bodies of `POST auth/{mount}/login`. vaultrs' are `String`s, which are copied and print in
+/// Debug, and of the certificate method it sends `cert_name`, which is not read.
 mod login {
     use serde::Serialize;
 

@@ -186,8 +186,8 @@ impl OpenBao {
     /// Asks nothing yet.
     ///
     /// # Errors
-    /// When the address would show tokens to a network, the namespace cannot be sent, or the HTTP client
-    /// cannot be made of the settings.
+    /// When the address would show tokens to a network, the namespace cannot be sent, or the HTTP
+    /// client cannot be made of the settings.
     pub fn new(settings: Settings) -> Result<OpenBao, Error> {
         let base = Url::parse(&settings.address).ok().filter(is_private).ok_or_else(|| {
             let address = &settings.address;

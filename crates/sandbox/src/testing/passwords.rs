@@ -1,5 +1,5 @@
-//! Leased passwords that can be told apart from any other text: long, and of one alphabet. So a search
-//! of a log for passwords needs to know none of them.
+//! Leased passwords that can be told apart from any other text: long, and of one alphabet. So a
+//! search of a log for passwords needs to know none of them.
 
 use serde_json::{Value, json};
 
@@ -12,8 +12,8 @@ const POLICY: &str = "tests";
 const ALPHABET: &str = "BCDFGHJKLMNPQRSTVWXZ";
 /// Of a password, 138 bits.
 const LENGTH: usize = 32;
-/// What is taken for one, whole or cut. Random letters and digits have so many consonants in a row once
-/// in 10^12 times.
+/// What is taken for one, whole or cut. Random letters and digits have so many consonants in a row
+/// once in 10^12 times.
 const TELLING: usize = 24;
 
 /// The policy's text.

@@ -7,8 +7,8 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// Each program with the folders and files that it is built of. tests/structure/packages.rs compares them
-/// with what Cargo and the sources say.
+/// Each program with the folders and files that it is built of. tests/structure/packages.rs
+/// compares them with what Cargo and the sources say.
 pub const SOURCES: [(&str, &[&str]); 3] = [
     ("pgsilo", &["src", "crates/core/src", "crates/openbao/src", "crates/wire/src"]),
     (

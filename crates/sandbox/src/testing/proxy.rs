@@ -1,10 +1,11 @@
 //! A pgsilo under test: the program itself, with a configuration of its own, its log read as
 //! it is written.
 //!
-//! When it is dropped it is stopped, and its whole log is searched for secrets: for anything like a JWT,
-//! a token of OpenBAO's or a leased password, and for the secret id. So every test is also a test that
-//! pgsilo logs none at any level. What libraries say below a warning is in no log: the program's filter
-//! keeps it out; of those that OpenBAO is asked with, tests/e2e/client.rs listens to all.
+//! When it is dropped it is stopped, and its whole log is searched for secrets: for anything like a
+//! JWT, a token of OpenBAO's or a leased password, and for the secret id. So every test is also a
+//! test that pgsilo logs none at any level. What libraries say below a warning is in no log: the
+//! program's filter keeps it out; of those that OpenBAO is asked with, tests/e2e/client.rs listens
+//! to all.
 
 use std::fmt::Write as _;
 use std::fs;
