@@ -400,6 +400,17 @@ fn reuse_needs_a_pool() {
     );
 }
 
+/// A window's credential is one subject's, and a connection is handed on with its credential.
+#[test]
+fn reuse_and_windows_exclude_each_other() {
+    let folder = Folder::new();
+    folder.edit("scope = \"session\"", "scope = \"window\"");
+    assert!(folder.load().is_ok());
+    folder.edit("reuse = \"never\"", "reuse = \"reset\"");
+    let error = folder.load().map(|_| ()).expect_err("refused");
+    assert!(error.starts_with("pgsilo.toml:137: pool.reuse: \"reset\" would give"), "{error}");
+}
+
 /// Under session authority OpenBAO reads the token for itself.
 #[test]
 fn issuers_own_values_cause_a_warning_under_session_authority() {

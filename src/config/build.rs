@@ -66,6 +66,9 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let openbao = build.openbao(raw.openbao, raw.lease, raw.limits.max_sessions)?;
     let limits = build.limits(&raw.limits)?;
     let pool = build.pool(&raw.pool)?;
+    if pool.reuse.is_some() && openbao.window.is_some() {
+        return build.wrong("pool.reuse", WINDOWS);
+    }
     let regions = build.regions(raw.registry.regions)?;
     let cores = build.cores(&raw.runtime)?;
     let log = build.log(&raw.log)?;
@@ -103,9 +106,16 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     })
 }
 
+/// A window's credential is one subject's.
+const WINDOWS: &str = "\"reset\" would give the credential of one subject's window to others; keep this or \
+                       lease.scope = \"window\"";
+
 /// Whether both cannot be bound at once. An address that stands for all of them is none of IPv6
 /// alone.
 fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let canonical =
+        |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    let (one, other) = (canonical(one), canonical(other));
     let all_of = |all: SocketAddr, single: SocketAddr| {
         all.ip().is_unspecified() && (all.is_ipv6() || single.is_ipv4())
     };

@@ -362,8 +362,13 @@ fn advice(error: &LoginError) -> &'static str {
         LoginError::Unfit(_) => return "mend the role, or the token, that [openbao] auth names",
     };
     match error {
-        Error::Said { status: 400 | 403, .. } => {
+        Error::Said { status: 400, .. } => {
             "check the mount, the role and the secret that [openbao] auth names"
+        }
+        // A role that is locked out is told so even with the right secret.
+        Error::Said { status: 403, .. } => {
+            "check the mount, the role and the secret that [openbao] auth names, and that OpenBAO has \
+             not locked the role out (sys/locked-users)"
         }
         Error::Said { status: 404, .. } => "is the auth method enabled there?",
         Error::Said { status: 503, .. } => "unseal it",

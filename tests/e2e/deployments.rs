@@ -14,6 +14,7 @@ use pgsilo_sandbox::testing::agent::Agent;
 use pgsilo_sandbox::testing::bao::{Folder, Server, Shape};
 use pgsilo_sandbox::testing::certificates::{Authority, Signed};
 use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
+use pgsilo_sandbox::testing::raw::Raw;
 use pgsilo_sandbox::testing::world::world;
 use pgsilo_sandbox::testing::{eventually, mint};
 use rustix::process::Signal;
@@ -292,6 +293,18 @@ async fn a_credential_from_an_agents_cache_is_refused_for_it_is_another_sessions
     // Nothing of the first session's was given back for it.
     proxy.metric_reaches("pgsilo_revocations_pending", 0.0).await;
     lives_to_its_end(&proxy, client, &role).await;
+}
+
+/// OpenBAO locks a user out for a quarter of an hour after five wrong logins, whoever they were of.
+#[tokio::test]
+async fn wrong_secret_ids_of_strangers_do_not_lock_the_proxy_out() {
+    let login = json!({ "role_id": "pgsilo", "secret_id": "wrong" });
+    for _ in 0..8 {
+        let (status, answer) = world().bao("POST", "auth/approle/login", Some(login.clone())).await;
+        assert_eq!(status, 400, "{answer}");
+    }
+    let proxy = Proxy::start().await;
+    Raw::unix(&proxy.socket()).await.log_in(&mint::token("acme"), "acme").await;
 }
 
 #[tokio::test]

@@ -209,6 +209,16 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "pgsilo.toml:26: listener[1].address: another listener has it already",
     ),
     (
+        "socket = \"/run/pgsilo/.s.PGSQL.6432\"\nmode = \"0660\"",
+        "address = \"[::ffff:127.0.0.1]:6432\"\nplaintext = true\n#",
+        "pgsilo.toml:26: listener[1].address: another listener has it already",
+    ),
+    (
+        "socket = \"/run/pgsilo/.s.PGSQL.6432\"",
+        "socket = \"\"",
+        "pgsilo.toml:26: listener[1].socket: empty or with a NUL; name the socket's file",
+    ),
+    (
         "socket = \"/run/pgsilo",
         "socket = \"/xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
         "pgsilo.toml:26: listener[1].socket: longer than a socket's path can be (107 bytes)",

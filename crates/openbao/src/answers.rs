@@ -7,6 +7,14 @@ use serde::Deserialize;
 
 use crate::tokens::{Nature, Token};
 
+/// No time that OpenBAO tells is believed to be longer: about ten years.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+/// A time of an answer. Whatever is told, it can be added to a time.
+pub(crate) fn seconds(told: u64) -> Duration {
+    Duration::from_secs(told).min(LONGEST)
+}
+
 /// What most answers are wrapped in.
 #[derive(Deserialize)]
 pub(crate) struct Data<T> {
@@ -60,7 +68,7 @@ impl From<AuthData> for Token {
     fn from(auth: AuthData) -> Token {
         Token {
             secret: auth.client_token,
-            ttl: Duration::from_secs(auth.lease_duration),
+            ttl: seconds(auth.lease_duration),
             renewable: auth.renewable,
             nature: Nature {
                 uses: auth.num_uses,
@@ -77,10 +85,10 @@ impl LookupData {
     /// The token that was looked up.
     pub(crate) fn of(self, secret: Secret) -> Token {
         let least = u64::from(self.expire_time.is_some());
-        let max = Duration::from_secs(self.explicit_max_ttl);
+        let max = seconds(self.explicit_max_ttl);
         Token {
             secret,
-            ttl: Duration::from_secs(self.ttl.max(least)),
+            ttl: seconds(self.ttl.max(least)),
             renewable: self.renewable,
             nature: Nature {
                 uses: self.num_uses,

@@ -7,7 +7,7 @@ use rustify_derive::Endpoint;
 use serde::{Deserialize, Serialize};
 use vaultrs::api::database::requests::GenerateCredentialsRequest;
 
-use crate::answers::Data;
+use crate::answers::{Data, seconds};
 use crate::error::Error;
 use crate::transport::{OpenBao, Request};
 
@@ -116,7 +116,7 @@ impl OpenBao {
         let request = Request::of(&RenewLease { lease_id, increment })?;
         let answer: RenewAnswer = self.send(&request, Some(token)).await?.parse()?;
         let RenewAnswer { lease_duration, renewable } = answer;
-        Ok(Renewed { duration: Duration::from_secs(lease_duration), renewable })
+        Ok(Renewed { duration: seconds(lease_duration), renewable })
     }
 
     /// `PUT sys/leases/revoke`, asynchronously: OpenBAO retries by itself until it works.
@@ -144,7 +144,7 @@ impl From<CredsAnswer> for Granted {
     fn from(answer: CredsAnswer) -> Granted {
         Granted {
             lease_id: answer.lease_id,
-            duration: Duration::from_secs(answer.lease_duration),
+            duration: seconds(answer.lease_duration),
             renewable: answer.renewable,
             username: answer.data.username,
             password: answer.data.password,

@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 use vaultrs::api::sys::requests::ReadHealthRequest;
 use zeroize::Zeroizing;
 
-use crate::answers::Errors;
+use crate::answers::{Errors, seconds};
 use crate::clients_by_token::ClientsByToken;
 use crate::error::Error;
 use crate::fault;
@@ -418,8 +418,8 @@ fn header_value(token: &Secret) -> Result<HeaderValue, Error> {
 
 /// In seconds, as OpenBAO says it (RFC 9110, 10.2.3).
 fn retry_after(response: &Response) -> Option<Duration> {
-    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    let told = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(seconds(told))
 }
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! Where clients connect: TLS, a Unix socket, or clear text said in so many words.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use pgsilo_core::tls::{ClientAuthorities, ServerFiles};
 
 use super::super::raw::{RawDemand, RawListener, RawListenerTls};
 use super::super::{ListenAddress, ListenerTls, Proof};
 use super::proofs::{Door, Known};
-use super::{Build, FileError, ListenerSettings};
+use super::{Build, FileError, ListenerSettings, collide};
 
 /// What fits into `sockaddr_un` on Linux, its NUL included.
 const MAX_SOCKET_PATH: usize = 108;
@@ -23,7 +23,6 @@ impl Build<'_> {
             return self.wrong("listener", "there is none; add a [[listener]] table");
         }
         let mut listeners = Vec::with_capacity(raw.len());
-        let mut places = HashSet::new();
         for (index, raw) in raw.into_iter().enumerate() {
             let at = format!("listener[{index}]");
             let listener = match (&raw.address, &raw.socket) {
@@ -35,13 +34,14 @@ impl Build<'_> {
                 (Some(_), None) => self.tcp(&at, raw, known)?,
                 (None, Some(_)) => self.unix(&at, raw, known)?,
             };
-            let (field, place, chosen) = match &listener.place {
-                ListenAddress::Tcp(address) => {
-                    ("address", address.to_string(), address.port() == 0)
-                }
-                ListenAddress::Unix { path, .. } => ("socket", path.display().to_string(), false),
-            };
-            if !chosen && !places.insert(place) {
+            if listeners
+                .iter()
+                .any(|other: &ListenerSettings| places_collide(&listener.place, &other.place))
+            {
+                let field = match listener.place {
+                    ListenAddress::Tcp(_) => "address",
+                    ListenAddress::Unix { .. } => "socket",
+                };
                 return self.wrong(format!("{at}.{field}"), "another listener has it already");
             }
             listeners.push(listener);
@@ -149,7 +149,12 @@ impl Build<'_> {
                 return self.wrong(format!("{at}.{key}"), "only a TCP listener has it; remove it");
             }
         }
-        let path = self.file.resolve(&raw.socket.unwrap_or_default());
+        let path = raw.socket.unwrap_or_default();
+        if path.as_os_str().is_empty() || path.as_os_str().as_encoded_bytes().contains(&0) {
+            return self
+                .wrong(format!("{at}.socket"), "empty or with a NUL; name the socket's file");
+        }
+        let path = self.file.resolve(&path);
         if path.as_os_str().len() >= MAX_SOCKET_PATH {
             return self.wrong(
                 format!("{at}.socket"),
@@ -173,5 +178,18 @@ impl Build<'_> {
         let (tls, sni_suffix, balancers) = (None, None, Vec::new());
         let database_names = self.database_names(at, raw.database_names)?;
         Ok(ListenerSettings { place, tls, proof, uids, sni_suffix, database_names, balancers })
+    }
+}
+
+/// Whether both cannot be bound at once, as far as names tell.
+fn places_collide(one: &ListenAddress, other: &ListenAddress) -> bool {
+    match (one, other) {
+        (ListenAddress::Tcp(one), ListenAddress::Tcp(other)) => collide(*one, *other),
+        // Neither `//` nor `/./` is another folder.
+        (ListenAddress::Unix { path: one, .. }, ListenAddress::Unix { path: other, .. }) => {
+            one.components().eq(other.components())
+        }
+        (ListenAddress::Tcp(_), ListenAddress::Unix { .. })
+        | (ListenAddress::Unix { .. }, ListenAddress::Tcp(_)) => false,
     }
 }
