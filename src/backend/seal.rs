@@ -5,6 +5,8 @@
 //! qualified names and under settings of its own: a SHOW would tell what the client's own `options`
 //! say.
 
+use std::collections::HashMap;
+
 use aws_lc_rs::rand;
 use pgsilo_core::names::SEAL;
 use pgsilo_core::tenant::TenantId;
@@ -164,13 +166,15 @@ fn ended_by_setting(error: BackendError) -> BackendError {
     }
 }
 
-/// A greeting with settings that were told behind it: of what is told twice, the last counts.
+/// A greeting with settings that were told behind it: of what is told twice, the last counts. A server
+/// may tell of tens of thousands within the bound of a login.
 fn told_anew(greeting: &[u8], news: &[u8]) -> Vec<u8> {
-    let messages: Vec<_> = message::split(greeting).chain(message::split(news)).collect();
+    let messages = || message::split(greeting).chain(message::split(news)).enumerate();
+    let last: HashMap<_, _> =
+        messages().filter_map(|(at, message)| Some((setting_told(&message)?, at))).collect();
     let mut told = Vec::with_capacity(greeting.len());
-    for (at, message) in messages.iter().enumerate() {
-        let name = setting_told(message);
-        if name.is_none() || messages[at + 1..].iter().all(|later| setting_told(later) != name) {
+    for (at, message) in messages() {
+        if setting_told(&message).is_none_or(|name| last.get(name) == Some(&at)) {
             message::raw(&mut told, message.0, message.1);
         }
     }
@@ -224,5 +228,19 @@ mod tests {
         ]);
         assert_eq!(told, expected);
         assert_eq!(told_anew(&told, &news), expected);
+    }
+
+    /// As many as a login may tell of: each is looked at twice, and not with each other.
+    #[test]
+    fn a_greeting_of_very_many_settings_is_told_anew() {
+        let setting = |number: usize, value: &str| {
+            let mut bytes = Vec::new();
+            message::raw(&mut bytes, b'S', format!("s{number}\0{value}\0").as_bytes());
+            bytes
+        };
+        let greeting: Vec<u8> = (0..100_000).flat_map(|number| setting(number, "a")).collect();
+        let told = told_anew(&greeting, &setting(99_999, "b"));
+        assert_eq!(told.len(), greeting.len());
+        assert!(told.ends_with(&setting(99_999, "b")));
     }
 }
