@@ -21,6 +21,7 @@ mod validity;
 mod verifiers;
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -488,11 +489,24 @@ fn whole(mut config: ServerConfig) -> ServerConfig {
     config
 }
 
-/// A PEM file of roots, as it was when it was read. Equal ones make the same settings.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// A PEM file of roots, as it was when it was read. Equal ones make the same settings. It is looked up
+/// for each tenant of a registry, so clones are equal at a glance, and a hash does not read all of it.
+#[derive(Debug, Clone, Eq)]
 pub struct CaFile {
     path: PathBuf,
     pem: Arc<[u8]>,
+}
+
+impl PartialEq for CaFile {
+    fn eq(&self, other: &CaFile) -> bool {
+        self.path == other.path && (Arc::ptr_eq(&self.pem, &other.pem) || self.pem == other.pem)
+    }
+}
+
+impl Hash for CaFile {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.path.hash(state);
+    }
 }
 
 impl CaFile {
