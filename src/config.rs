@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 pub use pgsilo_core::limits::TimeLimits;
 pub use pgsilo_core::toml_file::FileError;
 use pgsilo_core::toml_file::TomlFile;
+use pgsilo_openbao::OpenBao;
 
 pub use crate::audit::{AuditSettings, OnLoss};
 pub use crate::lease::{Auth, Authority};
@@ -47,6 +48,8 @@ pub struct Config {
     pub denied: Option<PathBuf>,
     /// How sessions are served.
     pub proxy: ProxySettings,
+    /// How OpenBAO is reached.
+    pub openbao: pgsilo_openbao::Settings,
     /// Where metrics and health are served, if anywhere.
     pub admin: Option<SocketAddr>,
     /// How to log.
@@ -66,6 +69,8 @@ pub struct Opened {
     pub(crate) sources: Sources,
     /// How sessions are served there.
     pub(crate) settings: ProxySettings,
+    /// The client that leases are asked for with. It has asked nothing.
+    pub(crate) openbao: OpenBao,
     /// Where metrics and health are served, if anywhere.
     pub(crate) admin: Option<SocketAddr>,
     /// Event loops, at least one.

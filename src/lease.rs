@@ -63,7 +63,7 @@ use pgsilo_core::backoff::spread;
 use pgsilo_core::clock::BootTime;
 use pgsilo_core::secret::Secret;
 use pgsilo_core::tenant::{Access, TenantId};
-use pgsilo_openbao::{Granted, Token};
+use pgsilo_openbao::{Granted, OpenBao, Token};
 use tokio::runtime::Handle;
 use tokio::sync::futures::Notified;
 use tokio::sync::{AcquireError, Semaphore};
@@ -84,11 +84,9 @@ use revoker::{Revocation, Revoker};
 use server::{Server, retry_after};
 use window::{Sharers, Windows};
 
-/// How to reach OpenBAO and as whom; made by [`crate::config`].
+/// As whom OpenBAO is asked, for what and how often; made by [`crate::config`].
 #[derive(Debug)]
 pub struct Settings {
-    /// Where it is, and how it is asked. A session waits for its timeout.
-    pub server: pgsilo_openbao::Settings,
     /// Whose authority leases are asked for with.
     pub authority: Authority,
     /// How long a lease is shared with sessions that begin after its own; `None`: never.
@@ -323,16 +321,11 @@ impl Role {
 pub(crate) type Subject<'r> = (Option<&'r str>, &'r str);
 
 impl Lessor {
-    /// Prepares the client and starts its tasks (login, revocation) on `runtime`. It talks to
-    /// OpenBAO in the background: that OpenBAO is down is no reason not to start.
-    ///
-    /// # Errors
-    /// When the HTTP client cannot be made of the settings.
-    pub(crate) fn start(
-        settings: &'static Settings,
-        runtime: Handle,
-    ) -> Result<Lessor, OpenBaoError> {
-        let server = Arc::new(Server::new(settings)?);
+    /// Starts its tasks (login, revocation) on `runtime`. They talk to OpenBAO in the background:
+    /// that it is down is no reason not to start. A session waits for the client's timeout.
+    pub(crate) fn start(settings: &'static Settings, openbao: OpenBao, runtime: Handle) -> Lessor {
+        let patience = openbao.timeout();
+        let server = Arc::new(Server::new(openbao));
         let revoker = Revoker::new(Arc::clone(&server), settings.max_pending_revocations, &runtime);
         let source = match &settings.authority {
             Authority::Proxy(auth) => {
@@ -348,11 +341,10 @@ impl Lessor {
         };
         let slots = Arc::new(Semaphore::new(settings.max_concurrent_requests));
         let windows = settings.window.map(|length| Windows::new(length, runtime.clone()));
-        let (lines, patience) = (Arc::default(), settings.server.timeout);
-        let slot_count = settings.max_concurrent_requests;
+        let (lines, slot_count) = (Arc::default(), settings.max_concurrent_requests);
         let health = Health::default();
         runtime.spawn(health.clone().watch(Arc::clone(&server)));
-        Ok(Lessor {
+        Lessor {
             server,
             health,
             source,
@@ -363,7 +355,7 @@ impl Lessor {
             slot_count,
             patience,
             runtime,
-        })
+        }
     }
 
     /// Whether pgsilo is logged in to OpenBAO, as far as it knows.

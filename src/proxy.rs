@@ -9,12 +9,13 @@ use std::time::Duration;
 use pgsilo_core::clock::{BootTime, Suspensions};
 use pgsilo_core::registry::Snapshot;
 use pgsilo_core::tenant::TenantId;
+use pgsilo_openbao::OpenBao;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::audit::{AuditSettings, OnLoss};
 use crate::cancel::CancelKeys;
-use crate::lease::{self, Lessor, OpenBaoError};
+use crate::lease::{self, Lessor};
 use crate::limits::{Limits, Slots, Tally};
 use crate::listener::Listener;
 use crate::log::LogQueue;
@@ -45,8 +46,8 @@ pub struct ProxySettings {
     pub audit: AuditSettings,
     /// Idle connections to databases.
     pub pool: PoolSettings,
-    /// Where credentials come from.
-    pub openbao: lease::Settings,
+    /// How credentials are asked for.
+    pub lease: lease::Settings,
 }
 
 /// How sessions end with their authority.
@@ -91,19 +92,17 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     /// Makes the shared parts. Their background tasks run on `runtime`.
-    ///
-    /// # Errors
-    /// When the OpenBAO client cannot be set up.
     pub(crate) fn start(
         settings: ProxySettings,
+        openbao: OpenBao,
         sources: Sources,
         runtime: Handle,
         log: LogQueue,
-    ) -> Result<&'static Proxy, OpenBaoError> {
+    ) -> &'static Proxy {
         let settings: &'static ProxySettings = Box::leak(Box::new(settings));
         let limits = &settings.limits;
         let background = runtime.clone();
-        let lessor = Lessor::start(&settings.openbao, runtime.clone())?;
+        let lessor = Lessor::start(&settings.lease, openbao, runtime.clone());
         let proxy = Proxy {
             pool: Pool::new(&settings.pool, limits.dead_peer_timeout, lessor.clone(), runtime),
             lessor,
@@ -126,7 +125,7 @@ impl Proxy {
         background.spawn(proxy.tell_of_changes());
         background.spawn(proxy.pool.run_sweeper());
         background.spawn(proxy.cancel_keys.report_periodically());
-        Ok(proxy)
+        proxy
     }
 
     pub(crate) fn verifier(&self) -> &Verifier {

@@ -102,7 +102,7 @@ impl Control {
 async fn run(opened: Opened, log: LogQueue, mut signals: Signals) -> Result<(), ServeError> {
     let failed = |error: std::io::Error| ServeError::Start(error.to_string());
     let metrics = admin::metrics::install().map_err(ServeError::Start)?;
-    let Opened { sources, settings, admin, cores, .. } = opened;
+    let Opened { sources, settings, openbao, admin, cores, .. } = opened;
     let tenants = sources.registry.snapshot().len();
     let bound = listen::bind_all(&sources.listeners, settings.limits.max_handshakes)?;
     let admin = match admin {
@@ -112,8 +112,7 @@ async fn run(opened: Opened, log: LogQueue, mut signals: Signals) -> Result<(), 
     stream::check_kernel();
     tokio::spawn(admin::metrics::tidy(metrics.clone()));
     let runtime = tokio::runtime::Handle::current();
-    let proxy = Proxy::start(settings, sources, runtime, log)
-        .map_err(|error| ServeError::Start(error.to_string()))?;
+    let proxy = Proxy::start(settings, openbao, sources, runtime, log);
     let (hangups, hung_up) = watch::channel(0);
     watched_files::watch(proxy, &hung_up);
     let tasks = TaskTracker::new();

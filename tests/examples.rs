@@ -187,16 +187,16 @@ fn the_examples_load_and_mean_what_they_say() {
     assert_eq!(*mode, 0o660);
     assert_eq!(config.proxy.max_staleness, None);
     assert_eq!(config.proxy.regions, None);
-    assert_eq!(config.proxy.openbao.server.address, "https://127.0.0.1:8200");
-    assert!(config.proxy.openbao.server.ca.is_none());
+    assert_eq!(config.openbao.address, "https://127.0.0.1:8200");
+    assert!(config.openbao.ca.is_none());
     let Authority::Proxy(Auth::AppRole { mount, role_id, secret_id_file, wrapped: false }) =
-        &config.proxy.openbao.authority
+        &config.proxy.lease.authority
     else {
         panic!()
     };
     assert_eq!(mount, "approle");
     assert_eq!((role_id.as_str(), secret_id_file), ("pgsilo", &folder.0.join("secret-id")));
-    assert_eq!(config.proxy.openbao.server.timeout, Duration::from_secs(5));
+    assert_eq!(config.openbao.timeout, Duration::from_secs(5));
     assert_eq!(config.proxy.limits.max_sessions_per_tenant, Some(80));
     assert_eq!(config.proxy.limits.max_connections_per_address, None);
     let hour = Some(Duration::from_secs(3600));
@@ -250,13 +250,13 @@ fn defaults_are_those_of_the_example() {
     assert_eq!(short.proxy.limits, full.proxy.limits);
     assert_eq!(short.log, full.log);
     assert_eq!(short.cores, full.cores);
-    assert_eq!(short.proxy.openbao.server.timeout, full.proxy.openbao.server.timeout);
+    assert_eq!(short.openbao.timeout, full.openbao.timeout);
     assert_eq!(
-        short.proxy.openbao.max_concurrent_requests,
-        full.proxy.openbao.max_concurrent_requests
+        short.proxy.lease.max_concurrent_requests,
+        full.proxy.lease.max_concurrent_requests
     );
     // As its comment says; the default is made of another bound.
-    assert_eq!(short.proxy.openbao.max_pending_revocations, 20_000);
+    assert_eq!(short.proxy.lease.max_pending_revocations, 20_000);
     assert_eq!(format!("{:?}", short.listeners[1]), format!("{:?}", full.listeners[1]));
     let settings = |config: &Config| {
         let text = format!("{:?}", config.issuers);
@@ -368,7 +368,7 @@ fn the_commented_alternatives_load_too() {
             folder.edit(from, to);
         }
         let config = folder.load().unwrap_or_else(|error| panic!("{edits:?}: {error}"));
-        assert!(!config.proxy.openbao.server.address.ends_with('/'));
+        assert!(!config.openbao.address.ends_with('/'));
         let opened = folder.open().unwrap_or_else(|error| panic!("{edits:?}: {error}"));
         assert_eq!(opened.warnings, Vec::<String>::new());
     }

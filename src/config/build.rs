@@ -63,10 +63,10 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let issuers = build.issuers(raw.issuer)?;
     let grace = raw.lease.grace.0;
     let end_at_expiry = raw.lease.end_at_expiry;
-    let openbao = build.openbao(raw.openbao, raw.lease, raw.limits.max_sessions)?;
+    let (openbao, lease) = build.openbao(raw.openbao, raw.lease, raw.limits.max_sessions)?;
     let limits = build.limits(&raw.limits)?;
     let pool = build.pool(&raw.pool)?;
-    if pool.reuse.is_some() && openbao.window.is_some() {
+    if pool.reuse.is_some() pool.reuse.is_some() && openbao.windowpool.reuse.is_some() && openbao.window lease.window.is_some() {
         return build.wrong("pool.reuse", WINDOWS);
     }
     let regions = build.regions(raw.registry.regions)?;
@@ -96,8 +96,9 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
             max_staleness: raw.registry.max_staleness.map(|staleness| staleness.0),
             audit,
             pool,
-            openbao,
+            lease,
         },
+        openbao,
         admin,
         log,
         cores,

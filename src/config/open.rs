@@ -8,7 +8,8 @@ mod names;
 use std::collections::HashSet;
 use std::path::Path;
 
-use pgsilo_core::tls::{OfClients, ServerFiles, TlsError};
+use pgsilo_core::tls::{self, OfClients, ServerFiles, TlsError};
+use pgsilo_openbao::{ClientCertificate, OpenBao};
 use rustls_pki_types::UnixTime;
 
 use super::build::Build;
@@ -19,7 +20,7 @@ use crate::registry::{Denied, Registry, RegistryFile};
 use crate::token::{Issuer, IssuerFault, KeySource, Verifier};
 
 pub(super) fn open(config: Config) -> Result<Opened, FileError> {
-    let Config { proxy, admin, cores, file, .. } = config;
+    let Config { proxy, openbao, admin, cores, file, .. } = config;
     let mut build = Build { file: &file, warnings: config.warnings };
     let listeners = config.listeners.into_iter().enumerate();
     let listeners: Vec<_> = listeners
@@ -28,6 +29,7 @@ pub(super) fn open(config: Config) -> Result<Opened, FileError> {
     let named = names::tenants_of(&config.issuers);
     let issuers = config.issuers.iter().map(|issuer| issuer.issuer.to_string()).collect();
     let verifier = build.verifier(config.issuers)?;
+    let openbao = build.client_of_openbao(openbao)?;
     let denied = config.denied.as_deref().map(|path| build.denied(path, issuers)).transpose()?;
     // Last: it is the file that can be large.
     let (registry_file, registry) = build.registry(&config.registry)?;
@@ -37,13 +39,13 @@ pub(super) fn open(config: Config) -> Result<Opened, FileError> {
     build.mind_lookalikes(&snapshot);
     build.mind_unknown_tenants(&snapshot, &named);
     build.mind_databases_in_clear(&snapshot);
-    if matches!(proxy.openbao.authority, Authority::Session { .. }) && snapshot.has_aliases() {
+    if matches!(proxy.lease.authority, Authority::Session { .. }) && snapshot.has_aliases() {
         build.warn("registry.file", WORDS);
     }
     build.mind_listeners(&snapshot, &listeners);
     let warnings = build.warnings;
     let sources = Sources { listeners, verifier, registry, registry_file, denied };
-    Ok(Opened { sources, settings: proxy, admin, cores, warnings })
+    Ok(Opened { sources, settings: proxy, openbao, admin, cores, warnings })
 }
 
 impl Build<'_> {
@@ -93,6 +95,21 @@ impl Build<'_> {
         })
     }
 
+    /// Made here, where what it is made of has a line; it connects to nothing yet.
+    fn client_of_openbao(&self, settings: pgsilo_openbao::Settings) -> Result<OpenBao, FileError> {
+        const SHOWN: &str = "openbao.client_certificate";
+        let mut field = "openbao.address";
+        if let Some(ClientCertificate { certificate, key }) = settings.identity.clone() {
+            // The HTTP client names no file where they are no chain and its key.
+            let files = ServerFiles { certificate, key, clients: None };
+            if let Err(error) = tls::Server::open(files.clone()) {
+                return self.wrong(format!("{SHOWN}.{}", field_of(&error, &files)), error);
+            }
+            field = SHOWN;
+        }
+        OpenBao::new(settings).or_else(|error| self.wrong(field, error))
+    }
+
     fn denied(&self, path: &Path, issuers: HashSet<String>) -> Result<Denied, FileError> {
         Denied::open(path, issuers).map_err(|error| self.of_a_file("registry.denied", error))
     }
@@ -110,7 +127,7 @@ impl Build<'_> {
     }
 }
 
-/// Which of a listener's files an error is about.
+/// Which of the files of TLS an error is about.
 fn field_of(error: &TlsError, files: &ServerFiles) -> &'static str {
     let of_the_key = match error {
         TlsError::NoKey { .. } | TlsError::BadKey { .. } | TlsError::KeyMismatch { .. } => true,

@@ -10,7 +10,6 @@ use pgsilo_core::backoff::Backoff;
 use pgsilo_openbao::{Error, OpenBao, Token};
 use tokio::time::sleep;
 
-use super::Settings;
 use super::fitness::{Unfit, is_revocable};
 use super::precedence::{LONGEST, Precedence};
 
@@ -70,9 +69,8 @@ impl Deref for Server {
 }
 
 impl Server {
-    pub(super) fn new(settings: &Settings) -> Result<Server, Error> {
-        let openbao = OpenBao::new(settings.server.clone())?;
-        Ok(Server { openbao, precedence: Precedence::default() })
+    pub(super) fn new(openbao: OpenBao) -> Server {
+        Server { openbao, precedence: Precedence::default() }
     }
 
     /// Who asks first.

@@ -50,7 +50,7 @@ async fn check_says_ok_of_a_good_configuration() {
 
 #[tokio::test]
 async fn mistakes_in_files_name_file_line_and_field() {
-    let cases: [(&str, &str, &str, &[&str]); 5] = [
+    let cases: [(&str, &str, &str, &[&str]); 6] = [
         (
             "pgsilo.toml",
             "[admin]\naddress",
@@ -62,6 +62,12 @@ async fn mistakes_in_files_name_file_line_and_field() {
             "server.key",
             "no-such.key",
             &["pgsilo.toml:", "no-such.key", "No such file"],
+        ),
+        (
+            "pgsilo.toml",
+            "[openbao]",
+            "[openbao]\nclient_certificate = { certificate = \"server.crt\", key = \"tenants.toml\" }",
+            &["pgsilo.toml:", "openbao.client_certificate.key: ", "no private key"],
         ),
         ("pgsilo.toml", "[\"ES256\"]", "[\"HS256\"]", &["pgsilo.toml:", "HS256"]),
         ("tenants.toml", "id = \"globex\"", "id = \"acme\"", &["tenants.toml:", "acme"]),

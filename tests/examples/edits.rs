@@ -544,6 +544,26 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "pgsilo.toml:73: openbao.namespace: not a namespace; write it like \"team-a\"",
     ),
     (
+        "# client_certificate = { certificate = \"pgsilo.crt\", key = \"pgsilo.key\" }",
+        "client_certificate = { certificate = \"absent.crt\", key = \"server.key\" }",
+        "pgsilo.toml:74: openbao.client_certificate.certificate: cannot read \"absent.crt\": No such file or directory (os error 2)",
+    ),
+    (
+        "# client_certificate = { certificate = \"pgsilo.crt\", key = \"pgsilo.key\" }",
+        "client_certificate = { certificate = \"token\", key = \"server.key\" }",
+        "pgsilo.toml:74: openbao.client_certificate.certificate: \"token\" holds no certificate; it must be PEM with a CERTIFICATE section",
+    ),
+    (
+        "# client_certificate = { certificate = \"pgsilo.crt\", key = \"pgsilo.key\" }",
+        "client_certificate = { certificate = \"server.crt\", key = \"token\" }",
+        "pgsilo.toml:74: openbao.client_certificate.key: \"token\" holds no private key; it must be PEM with an unencrypted PRIVATE KEY section",
+    ),
+    (
+        "# client_certificate = { certificate = \"pgsilo.crt\", key = \"pgsilo.key\" }",
+        "client_certificate = { certificate = \"server.crt\", key = \"other.key\" }",
+        "pgsilo.toml:74: openbao.client_certificate.key: the key in \"other.key\" does not belong to the first certificate in \"server.crt\"",
+    ),
+    (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"absent\" } }",
         "pgsilo.toml:76: openbao.auth.approle.secret_id_file: cannot read \"absent\": No such file or directory (os error 2)",

@@ -34,7 +34,7 @@ impl Build<'_> {
         raw: RawOpenbao,
         lease: RawLease,
         max_sessions: usize,
-    ) -> Result<lease::Settings, FileError> {
+    ) -> Result<(pgsilo_openbao::Settings, lease::Settings), FileError> {
         let (address, socket) = self.openbao_address(&raw.address)?;
         let ca = match raw.ca.map(|ca| self.file.resolve(&ca)) {
             Some(_) if address.starts_with("http:") => {
@@ -80,8 +80,7 @@ impl Build<'_> {
             max_idle_connections: raw.max_concurrent_requests,
             bounds: Bounds::DATA,
         };
-        Ok(lease::Settings {
-            server,
+        let lease = lease::Settings {
             authority: self.authority(raw.auth, lease, shows_certificate)?,
             window,
             max_concurrent_requests: raw.max_concurrent_requests,
@@ -89,7 +88,8 @@ impl Build<'_> {
             max_pending_revocations: raw
                 .max_pending_revocations
                 .unwrap_or(max_sessions.saturating_mul(2)),
-        })
+        };
+        Ok((server, lease))
     }
 
     fn window(&self, lease: &RawLease) -> Result<Option<Duration>, FileError> {
