@@ -17,7 +17,7 @@ use super::{Config, FileError, ListenerSettings, Opened, Sources, WORDS};
 use crate::lease::Authority;
 use crate::listener::Listener;
 use crate::registry::{Denied, Registry, RegistryFile};
-use crate::token::{Issuer, IssuerFault, KeySource, Verifier};
+use crate::token::{Issuer, IssuerFault, KeySource, KeysAt, Verifier};
 
 pub(super) fn open(config: Config) -> Result<Opened, FileError> {
     let Config { proxy, openbao, admin, cores, file, .. } = config;
@@ -67,17 +67,16 @@ impl Build<'_> {
     fn verifier(&mut self, issuers: Vec<Issuer<KeySource>>) -> Result<Verifier, FileError> {
         let (mut opened, mut fields) = (Vec::new(), Vec::new());
         for (index, issuer) in issuers.into_iter().enumerate() {
-            let at = format!("issuer[{index}]");
             let field = match &issuer.keys {
                 KeySource::Listed(_) => "keys",
                 KeySource::File(_) => "jwks",
-                KeySource::Fetched { .. } => "",
+                KeySource::Fetched { at: KeysAt::Jwks(_), .. } => "jwks_url",
+                KeySource::Fetched { at: KeysAt::Discovery { .. }, .. } => "discovery",
             };
-            let of_keys = format!("{at}.{field}");
-            let of_keys = of_keys.trim_end_matches('.');
-            let (issuer, warnings) = issuer.open().or_else(|error| self.wrong(of_keys, error))?;
+            let of_keys = format!("issuer[{index}].{field}");
+            let (issuer, warnings) = issuer.open().or_else(|error| self.wrong(&of_keys, error))?;
             for warning in warnings {
-                self.warn(of_keys, warning);
+                self.warn(&of_keys, warning);
             }
             opened.push(issuer);
             fields.push(field);
