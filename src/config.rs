@@ -23,7 +23,7 @@ use pgsilo_openbao::OpenBao;
 pub use crate::audit::{AuditSettings, OnLoss};
 pub use crate::lease::{Auth, Authority};
 pub use crate::limits::Limits;
-pub use crate::listener::{ListenAddress, ListenerSettings, ListenerTls, Proof};
+pub use crate::listener::{ListenAddress, Listener, ListenerSettings, ListenerTls, Proof};
 pub use crate::log::{LogFormat, LogSettings};
 pub use crate::pool::PoolSettings;
 pub use crate::proxy::{EndingRules, ProxySettings, Sources};

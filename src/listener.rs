@@ -1,7 +1,7 @@
 //! Where clients connect, what is asked of them there, and what they are shown.
 //!
-//! [`ListenerSettings`] is what the configuration says; a [`Listener`] has read the files that it
-//! names. It binds nothing: `server` does.
+//! [`ListenerSettings`] is what the configuration says; a [`Listener`] as it is without parameters has
+//! read the files that it names. It binds nothing: `server` does.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,15 +14,16 @@ use pgsilo_core::tls::{self, ServerFiles, TlsError};
 use crate::route::DatabaseNames;
 use crate::token::{Source, SourceSettings};
 
-/// Where clients connect, and what is asked of them there.
+/// Where clients connect, and what is asked of them there: with what the files of its TLS came to and
+/// its source of tokens, or with where they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListenerSettings {
+pub struct Listener<T = tls::Server, S = Source> {
     /// What to bind.
     pub place: ListenAddress,
     /// `None`: a Unix socket, or the file says `plaintext = true`.
-    pub tls: Option<ListenerTls<ServerFiles>>,
+    pub tls: Option<ListenerTls<T>>,
     /// How clients prove who they are.
-    pub proof: Proof<SourceSettings>,
+    pub proof: Proof<S>,
     /// Who may use a Unix socket, by user id; `None`: every user that may open its file.
     pub uids: Option<BTreeSet<u32>>,
     /// What follows a tenant's id in the host that a client names in TLS: `.db.example.com`.
@@ -32,6 +33,9 @@ pub struct ListenerSettings {
     /// Who says on whose behalf it connects (PROXY protocol).
     pub balancers: Vec<IpNet>,
 }
+
+/// A listener as the configuration says it.
+pub type ListenerSettings = Listener<ServerFiles, SourceSettings>;
 
 /// How clients of a listener prove who they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,42 +85,30 @@ pub struct ListenerTls<S> {
     pub required: bool,
 }
 
-/// A listener with the files that it was made of.
-#[derive(Debug)]
-pub(crate) struct Listener {
-    pub(crate) place: ListenAddress,
-    pub(crate) tls: Option<ListenerTls<tls::Server>>,
-    pub(crate) proof: Proof<Source>,
-    pub(crate) uids: Option<BTreeSet<u32>>,
-    pub(crate) sni_suffix: Option<String>,
-    pub(crate) database_names: DatabaseNames,
-    pub(crate) balancers: Vec<IpNet>,
-}
-
-impl Listener {
+impl ListenerSettings {
     /// Reads the files of its TLS. Blocks.
     ///
     /// # Errors
     /// When they are no chain and its key, or no authorities and their lists.
-    pub(crate) fn open(settings: ListenerSettings) -> Result<Listener, TlsError> {
+    pub(crate) fn open(self) -> Result<Listener, TlsError> {
         let open = |tls: ListenerTls<ServerFiles>| {
             let server = tls::Server::open(tls.server)?;
             Ok(ListenerTls { server, required: tls.required })
         };
-        let proof = match settings.proof {
+        let proof = match self.proof {
             Proof::Password => Proof::Password,
             Proof::Bearer { challenge } => Proof::Bearer { challenge },
             Proof::Certificate => Proof::Certificate,
             Proof::Sidecar(source) => Proof::Sidecar(Source::new(source)),
         };
         Ok(Listener {
-            place: settings.place,
-            tls: settings.tls.map(open).transpose()?,
+            place: self.place,
+            tls: self.tls.map(open).transpose()?,
             proof,
-            uids: settings.uids,
-            sni_suffix: settings.sni_suffix,
-            database_names: settings.database_names,
-            balancers: settings.balancers,
+            uids: self.uids,
+            sni_suffix: self.sni_suffix,
+            database_names: self.database_names,
+            balancers: self.balancers,
         })
     }
 }

@@ -44,8 +44,8 @@ pub(crate) use self::keyring::KeySourceError;
 pub use self::keyring::{KeyFile, KeyFileError, KeySource, Keyring};
 pub use self::keys::{Algorithm, AlgorithmError, Key, KeyError, KeySet};
 pub use self::rules::{ClaimPath, ClaimPathError};
-pub use self::source::SourceSettings;
-pub(crate) use self::source::{Source, SourceError};
+pub(crate) use self::source::SourceError;
+pub use self::source::{Source, SourceSettings};
 
 /// No token is longer, whatever the configuration says.
 pub const MAX_TOKEN_BYTES: usize = 65_536;

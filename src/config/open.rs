@@ -51,7 +51,7 @@ pub(super) fn open(config: Config) -> Result<Opened, FileError> {
 impl Build<'_> {
     fn listener(&mut self, at: &str, settings: ListenerSettings) -> Result<Listener, FileError> {
         let files = settings.tls.as_ref().map(|tls| tls.server.clone());
-        let listener = Listener::open(settings).or_else(|error| {
+        let listener = settings.open().or_else(|error| {
             let field = files.as_ref().map_or("certificate", |files| field_of(&error, files));
             self.wrong(format!("{at}.tls.{field}"), error)
         })?;

@@ -46,7 +46,7 @@ pub enum SourceSettings {
 
 /// The same, with what was read there last.
 #[derive(Debug)]
-pub(crate) struct Source {
+pub struct Source {
     settings: SourceSettings,
     /// By the command.
     printed: Mutex<Option<Printed>>,
