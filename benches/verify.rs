@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{EncodingKey, Header};
-use pgsilo::token::{Algorithm, ClaimPath, Issuer, Key, Keyring, Token, Verifier};
+use pgsilo::token::{Algorithm, ClaimPath, Issuer, Key, Keyring, Verifier};
+use pgsilo_core::secret::Secret;
 use pgsilo_core::tenant::Access;
 use rcgen::{
     KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256,
@@ -84,7 +85,7 @@ fn now() -> u64 {
 fn verify(bencher: divan::Bencher<'_, '_>, algorithm: Algorithm) {
     let Signed { verifier, token, .. } = signed(algorithm);
     bencher
-        .with_inputs(|| Token::new(token.clone().into_bytes()))
+        .with_inputs(|| Secret::new(token.clone().into_bytes()))
         .bench_values(|token| verifier.verify(&token, SystemTime::now()).expect("verified"));
 }
 
@@ -96,7 +97,7 @@ fn reject(bencher: divan::Bencher<'_, '_>, algorithm: Algorithm) {
     let at = forged.len() - 10;
     forged[at] = if forged[at] == b'A' { b'B' } else { b'A' };
     bencher
-        .with_inputs(|| Token::new(forged.clone()))
+        .with_inputs(|| Secret::new(forged.clone()))
         .bench_values(|token| verifier.verify(&token, SystemTime::now()).expect_err("rejected"));
 }
 

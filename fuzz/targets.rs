@@ -8,7 +8,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use pgsilo::proxy_protocol;
-use pgsilo::token::{Algorithm, ClaimPath, Issuer, KeySet, Keyring, Token, TokenError, Verifier};
+use pgsilo::token::{Algorithm, ClaimPath, Issuer, KeySet, Keyring, TokenError, Verifier};
+use pgsilo_core::secret::Secret;
 use pgsilo_core::tenant::Access;
 use pgsilo_wire::frame::{FrameCounter, Status};
 use pgsilo_wire::message::{self, Authentication, ErrorFields};
@@ -108,7 +109,7 @@ fn body(data: &[u8]) {
 /// A password: what a client says is a token.
 pub(crate) fn token(data: &[u8]) {
     let now = UNIX_EPOCH + NOW;
-    match verifier().verify(&Token::new(data.to_vec()), now) {
+    match verifier().verify(&Secret::new(data.to_vec()), now) {
         Ok(claims) => {
             assert_eq!(claims.issuer(), "https://issuer.example");
             assert!(!claims.subject().is_empty());
@@ -130,7 +131,7 @@ pub(crate) fn token(data: &[u8]) {
 
 /// Whether it is a token that is believed, of tenants that it names by their ids.
 pub(crate) fn is_verified(data: &[u8]) -> bool {
-    let token = Token::new(data.to_vec());
+    let token = Secret::new(data.to_vec());
     let verified = verifier().verify(&token, UNIX_EPOCH + NOW);
     verified.is_ok_and(|claims| claims.tenants(|_| None).is_ok())
 }

@@ -285,7 +285,35 @@ pub(crate) struct Lessor {
 #[derive(Clone, Debug)]
 enum Source {
     Proxy(Arc<Identity>),
-    Session { mount: &'static str, roles: &'static BTreeMap<Access, String> },
+    Session(JwtMethod),
+}
+
+/// OpenBAO's method for sessions' tokens: where it is mounted, and its role for each access.
+#[derive(Clone, Copy, Debug)]
+struct JwtMethod {
+    mount: &'static str,
+    roles: &'static BTreeMap<Access, String>,
+}
+
+/// As whom a lease is asked for. Which it is follows from [`Settings::authority`], so only a [`Lessor`]
+/// makes one. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Authorization(Whom);
+
+#[derive(Clone, Debug)]
+enum Whom {
+    Proxy(Arc<Identity>),
+    Session(JwtMethod, Arc<Secret>),
+}
+
+impl Authorization {
+    /// A hash of the session's token, where the lease is asked for with that.
+    pub(crate) fn token(&self) -> Option<[u8; 32]> {
+        match &self.0 {
+            Whom::Proxy(_) => None,
+            Whom::Session(_, token) => Some(token.sha256()),
+        }
+    }
 }
 
 /// What a lease is asked for, and on whose behalf.
@@ -299,8 +327,8 @@ pub(crate) struct Request<'r> {
     pub(crate) session: Option<SessionId>,
     /// Whose session it is; `None`: of none yet. Only sessions of one subject share a lease.
     pub(crate) subject: Option<Subject<'r>>,
-    /// The session token, where the authority is the session's.
-    pub(crate) token: Option<Secret>,
+    /// As whom.
+    pub(crate) authorization: Authorization,
 }
 
 /// A role of the database engine, and where that is mounted.
@@ -336,7 +364,7 @@ impl Lessor {
             }
             Authority::Session { mount, roles } => {
                 runtime.spawn(Arc::clone(&server).watch_certificate());
-                Source::Session { mount, roles }
+                Source::Session(JwtMethod { mount, roles })
             }
         };
         let slots = Arc::new(Semaphore::new(settings.max_concurrent_requests));
@@ -362,7 +390,7 @@ impl Lessor {
     pub(crate) fn is_ready(&self) -> bool {
         match &self.source {
             Source::Proxy(identity) => identity.login().is_ok(),
-            Source::Session { .. } => true,
+            Source::Session(_) => true,
         }
     }
 
@@ -371,27 +399,39 @@ impl Lessor {
         self.health.trouble()
     }
 
-    /// Whether a session's token is needed to lease for it.
-    pub(crate) fn needs_token(&self) -> bool {
-        matches!(self.source, Source::Session { .. })
+    /// As whom to ask for a session that was let in with this token.
+    pub(crate) fn authorization(&self, token: Secret) -> Authorization {
+        Authorization(match &self.source {
+            Source::Proxy(identity) => Whom::Proxy(Arc::clone(identity)),
+            Source::Session(method) => Whom::Session(*method, Arc::new(token)),
+        })
+    }
+
+    /// As whom to ask without any session's token: pgsilo itself. `None` where each session asks with
+    /// its own.
+    pub(crate) fn own_authorization(&self) -> Option<Authorization> {
+        match &self.source {
+            Source::Proxy(identity) => Some(Authorization(Whom::Proxy(Arc::clone(identity)))),
+            Source::Session(_) => None,
+        }
     }
 
     /// A hold on a credential: a fresh one, or where it may be shared that of the window.
     pub(crate) async fn lease(&self, request: Request<'_>) -> Result<Lease, LeaseError> {
-        let Request { tenant, mount, role, access, session, subject, token } = request;
+        let Request { tenant, mount, role, access, session, subject, authorization } = request;
         let role = Role { mount: mount.to_owned(), name: role.to_owned() };
         let asker = Asker { tenant: tenant.clone(), access, session };
         let held = match self.windows.as_ref().zip(subject) {
-            None => self.clone().ask_on(role, asker, token).await.map(Arc::new)?,
+            None => self.clone().ask_on(role, asker, authorization).await.map(Arc::new)?,
             Some((windows, (issuer, name))) => {
                 let sharers = Sharers {
                     tenant: tenant.clone(),
                     role: role.clone(),
                     access,
                     subject: (issuer.map(Into::into), name.into()),
-                    token: token.as_ref().map(Secret::sha256),
+                    token: authorization.token(),
                 };
-                let ask = || self.clone().ask_on(role, asker, token).boxed();
+                let ask = || self.clone().ask_on(role, asker, authorization).boxed();
                 windows.join(sharers, ask).await.map_err(LeaseError::Shared)?
             }
         };
@@ -404,7 +444,7 @@ impl Lessor {
         self,
         role: Role,
         asker: Asker,
-        token: Option<Secret>,
+        authorization: Authorization,
     ) -> Result<LeaseInner, LeaseError> {
         if self.revoker.is_full() {
             return Err(LeaseError::Unrevoked(self.revoker.pending()));
@@ -421,7 +461,7 @@ impl Lessor {
             Err(_elapsed) => return Err(LeaseError::Crowded),
         };
         let asking = self.runtime.clone().spawn(async move {
-            let held = self.ask(&role, asker, token, deadline).await;
+            let held = self.ask(&role, asker, authorization, deadline).await;
             // The permits are returned when the lease has an owner or is revoked.
             held.map(|held| (held, places))
         });
@@ -460,16 +500,16 @@ impl Lessor {
         self,
         asked_for: &Role,
         asker: Asker,
-        token: Option<Secret>,
+        Authorization(whom): Authorization,
         deadline: Deadline,
     ) -> Result<LeaseInner, LeaseError> {
         let (began, asked) = (Instant::now(), BootTime::now());
-        let result = match &self.source {
-            Source::Proxy(identity) => self.ask_as_proxy(identity, asked_for).await,
-            Source::Session { mount, roles } => {
+        let with_login = matches!(whom, Whom::Session(..));
+        let result = match whom {
+            Whom::Proxy(identity) => self.ask_as_proxy(&identity, asked_for).await,
+            Whom::Session(JwtMethod { mount, roles }, token) => {
                 let access = asker.access;
                 let role = roles.get(&access).ok_or(LeaseError::NoRole(access))?;
-                let token = token.ok_or(LeaseError::Abandoned)?;
                 let asked = BootTime::now();
                 let login = self.server.log_in_jwt(mount, role, &token).await;
                 drop(token);
@@ -496,7 +536,6 @@ impl Lessor {
             failure: None,
         };
         let lease_id = granted.lease_id.into();
-        let with_login = self.needs_token();
         let renewer = Renewer::new(self.server, login, lease_id, self.runtime, end);
         let credential =
             Credential { username: granted.username.into(), password: granted.password };

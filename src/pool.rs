@@ -64,7 +64,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::backend::{self, Attachment, BackendError, DialError, History, IdleBackend};
-use crate::lease::{FullScope, Lease, LeaseEnd, LeaseError, Lessor};
+use crate::lease::{Authorization, FullScope, Lease, LeaseEnd, LeaseError, Lessor};
 use crate::limits::{Tally, TallyPermit};
 use crate::metrics::{self, Outcome, PoolClose, PoolRequest};
 use crate::registry::Registry;
@@ -149,6 +149,7 @@ pub(crate) struct FreedSlot {
 struct Prewarm {
     pool: &'static Pool,
     route: Arc<Route>,
+    authorization: Authorization,
     _of_tenant: TallyPermit<TenantId>,
 }
 
@@ -183,10 +184,12 @@ impl Pool {
         }
     }
 
-    /// Whether connections are opened before a session asks for them. Not under session authority,
-    /// where a lease is requested with the session's token; nor where connections are reused.
-    fn prewarms(&self) -> bool {
-        self.settings.max_idle > 0 && !self.reuses() && !self.lessor.needs_token()
+    /// With what to lease for connections that are opened before a session asks for them. `None`: none
+    /// are. Not under session authority, where a lease is requested with the session's token; nor
+    /// where connections are reused.
+    fn prewarms(&self) -> Option<Authorization> {
+        let may = self.settings.max_idle > 0 && !self.reuses();
+        self.lessor.own_authorization().filter(|_| may)
     }
 
     /// Whether connections that a session has left are kept for another.
@@ -196,7 +199,7 @@ impl Pool {
 
     /// An idle connection of an equal route that passes its check, if there is one.
     pub(crate) async fn take(&'static self, route: &Arc<Route>) -> Option<(Lease, Attachment)> {
-        if !self.prewarms() && !self.reuses() {
+        if self.prewarms().is_none() && !self.reuses() {
             return None;
         }
         while let Some(connection) = self.take_newest(route) {
@@ -245,9 +248,7 @@ impl Pool {
     /// Records that a session of this route is served, and opens connections for the next ones if
     /// more are likely to arrive before `idle_timeout`.
     pub(crate) fn prewarm(&'static self, route: &Arc<Route>, registry: &Registry) {
-        if !self.prewarms() {
-            return;
-        }
+        let Some(authorization) = self.prewarms() else { return };
         let now = Instant::now();
         let idle_timeout = self.settings.idle_timeout;
         let is_full = self.full_databases().was_full_within(route.tenant(), now, idle_timeout);
@@ -259,14 +260,19 @@ impl Pool {
             }
         };
         for _ in 0..count {
-            if !self.start_prewarm(route, now) {
+            if !self.start_prewarm(route, &authorization, now) {
                 return;
             }
         }
     }
 
     /// Starts to open one connection, if the limits allow it or a stale connection can be evicted.
-    fn start_prewarm(&'static self, route: &Arc<Route>, now: Instant) -> bool {
+    fn start_prewarm(
+        &'static self,
+        route: &Arc<Route>,
+        authorization: &Authorization,
+        now: Instant,
+    ) -> bool {
         let tenant = route.tenant().id();
         let Some(of_tenant) = self.prewarms_by_tenant.count(tenant) else { return false };
         let permits = self.permits_or_evict(tenant, |state, limit| state.evict_stale(now, limit));
@@ -275,7 +281,8 @@ impl Pool {
         let Some(route_pool) = state.get(route) else { return false };
         route_pool.connecting += 1;
         drop(state);
-        let prewarm = Prewarm { pool: self, route: Arc::clone(route), _of_tenant: of_tenant };
+        let (route, authorization) = (Arc::clone(route), authorization.clone());
+        let prewarm = Prewarm { pool: self, route, authorization, _of_tenant: of_tenant };
         self.tasks.spawn_on(self.run_prewarm(prewarm, permits), &self.runtime);
         true
     }
@@ -311,7 +318,7 @@ impl Pool {
             return;
         }
         let started = Instant::now();
-        let opened = match timeout(PREWARM_TIMEOUT, self.open(route)).await {
+        let opened = match timeout(PREWARM_TIMEOUT, self.open(&prewarm)).await {
             Ok(opened) => opened,
             Err(_elapsed) => Err(PrewarmError::Timeout),
         };
@@ -369,8 +376,10 @@ impl Pool {
     }
 
     /// Opens a connection as a session does: the lease and the dial concurrently, then the login.
-    async fn open(&self, route: &Arc<Route>) -> Result<(Lease, IdleBackend), PrewarmError> {
-        let lease = async { Ok::<_, PrewarmError>(self.lessor.lease(route.request()).await?) };
+    async fn open(&self, prewarm: &Prewarm) -> Result<(Lease, IdleBackend), PrewarmError> {
+        let route = &prewarm.route;
+        let request = route.request(prewarm.authorization.clone());
+        let lease = async { Ok::<_, PrewarmError>(self.lessor.lease(request).await?) };
         let dial = async { Ok(backend::dial(route, self.dead_peer_timeout).await?) };
         let (lease, connection) = tokio::try_join!(lease, dial)?;
         let attachment = connection.log_in(lease.credential()).await?;

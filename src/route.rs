@@ -29,7 +29,7 @@ use pgsilo_core::tenant::{Access, TenantId};
 use pgsilo_wire::startup::{self, Startup};
 
 use crate::identity::Identity;
-use crate::lease::Request;
+use crate::lease::{Authorization, Request};
 use crate::token::Rejected;
 
 /// Names of databases that a listener takes for no name at all, beside the user's: what tools open
@@ -234,10 +234,10 @@ impl Route {
     }
 
     /// What to ask OpenBAO for, for no session in particular.
-    pub(crate) fn request(&self) -> Request<'_> {
+    pub(crate) fn request(&self, authorization: Authorization) -> Request<'_> {
         let (tenant, mount) = (self.tenant.id(), &self.tenant.lease().mount);
         let (role, access) = (&*self.role, self.access);
-        Request { tenant, mount, role, access, session: None, subject: None, token: None }
+        Request { tenant, mount, role, access, session: None, subject: None, authorization }
     }
 }
 

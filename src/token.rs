@@ -1,6 +1,6 @@
 //! Tokens: what a client shows, and the claims that a verified one makes.
 //!
-//! A [`Token`] is unverified bytes. [`Verifier::verify`] is the only way from it to [`Claims`], and
+//! A token is a [`Secret`], unverified. [`Verifier::verify`] is the only way from it to [`Claims`], and
 //! does no I/O: the signature is checked by jsonwebtoken, everything around it (shape, header,
 //! which key, which algorithm, every claim) strictly here. The algorithm comes from the key and the
 //! issuer's list, never from the token. Nothing is said about a token's content unless its
@@ -33,10 +33,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::select_all;
+use pgsilo_core::secret::Secret;
 use pgsilo_core::tenant::{Access, TenantId, TenantPattern};
 use serde_json::Value;
 use tokio::runtime::Handle;
-use zeroize::Zeroizing;
 
 pub use self::fetch::{FetchError, Fetcher, KeysAt, KeysUrl, KeysUrlError};
 pub use self::issuer::{Issuer, IssuerError, IssuerFault};
@@ -52,27 +52,6 @@ pub const MAX_TOKEN_BYTES: usize = 65_536;
 
 /// Clocks that differ more than this are to be repaired, not tolerated.
 pub const MAX_LEEWAY: Duration = Duration::from_secs(300);
-
-/// A token as it was received: secret, unverified, wiped when dropped.
-pub struct Token(Zeroizing<Vec<u8>>);
-
-impl Token {
-    /// Takes the bytes over; they are wiped when the token is dropped.
-    pub fn new(bytes: Vec<u8>) -> Token {
-        Token(Zeroizing::new(bytes))
-    }
-
-    /// Whether the client sent nothing.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(redacted)")
-    }
-}
 
 /// What a verified token says. Only [`Verifier::verify`] makes one.
 #[derive(Debug)]
@@ -363,7 +342,7 @@ impl Verifier {
     /// Verifies a token now. If it names a key that its issuer does not have, the issuer's source
     /// is looked at once more, as soon as it may be, and the token verified again: so a new key
     /// works from its first token on. Strangers can ask for that; see `refresh_gate.rs`.
-    pub async fn identify(&self, token: &Token) -> Result<Claims, Rejected> {
+    pub async fn identify(&self, token: &Secret) -> Result<Claims, Rejected> {
         let verdict = self.verify(token, SystemTime::now());
         if !verdict.as_ref().is_err_and(Rejected::names_an_unknown_key) {
             return verdict;
@@ -381,8 +360,8 @@ impl Verifier {
     }
 
     /// Whose key a token names, if it names one.
-    fn named_keyring(&self, token: &Token) -> Option<&Keyring> {
-        let parts = strict::read(&token.0).ok()?;
+    fn named_keyring(&self, token: &Secret) -> Option<&Keyring> {
+        let parts = strict::read(token.expose()).ok()?;
         strict::header(&parts.header).ok()?.key_id?;
         let issuer = parts.payload.get("iss").and_then(Value::as_str)?;
         self.issuers.get(issuer).map(|issuer| &issuer.keys)
@@ -420,12 +399,12 @@ impl Verifier {
     }
 
     /// The one way from a token to claims. `now` is the only clock for what the token says.
-    pub fn verify(&self, token: &Token, now: SystemTime) -> Result<Claims, Rejected> {
-        if token.is_empty() {
+    pub fn verify(&self, token: &Secret, now: SystemTime) -> Result<Claims, Rejected> {
+        if token.expose().is_empty() {
             return Err(TokenError::Missing.into());
         }
-        let parts = strict::read(&token.0).map_err(|error| {
-            let detail = explain::shape(&token.0).to_owned();
+        let parts = strict::read(token.expose()).map_err(|error| {
+            let detail = explain::shape(token.expose()).to_owned();
             Rejected { detail, ..Rejected::from(error) }
         })?;
         let issuer = parts.payload.get("iss").and_then(Value::as_str);
@@ -440,7 +419,7 @@ impl Verifier {
 /// The header and `iss` are not believed here: they only choose whose signature to check, among
 /// keys that are all trusted.
 fn judged(
-    token: &Token,
+    token: &Secret,
     parts: &strict::Parts,
     issuer: Option<&Issuer>,
     now: SystemTime,

@@ -251,10 +251,7 @@ fn defaults_are_those_of_the_example() {
     assert_eq!(short.log, full.log);
     assert_eq!(short.cores, full.cores);
     assert_eq!(short.openbao.timeout, full.openbao.timeout);
-    assert_eq!(
-        short.proxy.lease.max_concurrent_requests,
-        full.proxy.lease.max_concurrent_requests
-    );
+    assert_eq!(short.proxy.lease.max_concurrent_requests, full.proxy.lease.max_concurrent_requests);
     // As its comment says; the default is made of another bound.
     assert_eq!(short.proxy.lease.max_pending_revocations, 20_000);
     assert_eq!(format!("{:?}", short.listeners[1]), format!("{:?}", full.listeners[1]));

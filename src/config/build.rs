@@ -66,7 +66,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let (openbao, lease) = build.openbao(raw.openbao, raw.lease, raw.limits.max_sessions)?;
     let limits = build.limits(&raw.limits)?;
     let pool = build.pool(&raw.pool)?;
-    if pool.reuse.is_some() pool.reuse.is_some() && openbao.windowpool.reuse.is_some() && openbao.window lease.window.is_some() {
+    if pool.reuse.is_some() && lease.window.is_some() {
         return build.wrong("pool.reuse", WINDOWS);
     }
     let regions = build.regions(raw.registry.regions)?;

@@ -59,16 +59,16 @@ pub(super) struct Reusable {
 impl<'c> Attached<'c> {
     /// Logs in with the leased credential. Only then does the client read AuthenticationOk.
     pub(super) async fn attach(leased: Leased<'c>) -> Result<Attached<'c>, Stop> {
-        let (mut routed, lease, connection) = leased.into_parts();
+        let (mut admission, lease, connection) = leased.into_parts();
         let attachment = match connection {
             Connected::LoggedIn(attachment) => attachment,
             Connected::Dialled(connection) => {
-                let proxy = routed.client().proxy;
-                log_in(connection, &lease, routed.resolved(), proxy).await?
+                let proxy = admission.started.client().proxy;
+                log_in(connection, &lease, &admission.route, proxy).await?
             }
         };
 
-        let Admission { started, route, identity, permit } = routed.into_parts();
+        let Admission { started, route, identity, permit } = admission;
         let version = started.version();
         let (accepted, _startup) = started.into_parts();
         let (client, address) = accepted.into_parts();

@@ -7,13 +7,13 @@
 
 mod proofs;
 
-use pgsilo_core::secret::Secret;
 use pgsilo_wire::message;
 
 use super::client::{Client, Stop};
 use super::started::Started;
 use crate::audit::Stage;
 use crate::identity::Identity;
+use crate::lease::Authorization;
 use crate::listener::Proof;
 
 /// Proves who asks: what an issuer or an authority signed, for this service, for now.
@@ -21,8 +21,7 @@ use crate::listener::Proof;
 pub(super) struct Identified<'c> {
     started: Started<'c>,
     identity: Box<Identity>,
-    /// Kept only where OpenBAO is to be shown it.
-    token: Option<Secret>,
+    authorization: Authorization,
 }
 
 impl<'c> Identified<'c> {
@@ -50,15 +49,16 @@ impl<'c> Identified<'c> {
             }
         };
         client.reached(Stage::Identified);
-        Ok(Identified { started, identity: Box::new(proved.identity), token: proved.token })
+        let (identity, authorization) = proved;
+        Ok(Identified { started, identity: Box::new(identity), authorization })
     }
 
     pub(super) fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    pub(super) fn token(&self) -> Option<&Secret> {
-        self.token.as_ref()
+    pub(super) fn authorization(&self) -> &Authorization {
+        &self.authorization
     }
 
     pub(super) fn started(&self) -> &Started<'c> {
@@ -69,8 +69,8 @@ impl<'c> Identified<'c> {
         self.started.client()
     }
 
-    pub(super) fn into_parts(self) -> (Started<'c>, Box<Identity>, Option<Secret>) {
-        (self.started, self.identity, self.token)
+    pub(super) fn into_parts(self) -> (Started<'c>, Box<Identity>, Authorization) {
+        (self.started, self.identity, self.authorization)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::client::Stop;
-use super::routed::Routed;
+use super::routed::{Admission, Routed};
 use crate::audit::Stage;
 use crate::backend::{self, Attachment, Connection, DialError};
 use crate::lease::{Lease, LeaseError};
@@ -19,7 +19,7 @@ const TRUER: Duration = Duration::from_millis(250);
 /// Proves that OpenBAO granted a credential, which is this session's for as long as it lives.
 #[derive(Debug)]
 pub(super) struct Leased<'c> {
-    routed: Routed<'c>,
+    admission: Admission<'c>,
     lease: Lease,
     connection: Connected,
 }
@@ -58,17 +58,17 @@ impl<'c> Leased<'c> {
         };
         routed.client().trail.role = Arc::clone(lease.credential().name());
         routed.client().reached(Stage::Leased);
-        Ok(Leased { routed, lease, connection })
+        Ok(Leased { admission: routed.into_parts(), lease, connection })
     }
 
-    pub(super) fn into_parts(self) -> (Routed<'c>, Lease, Connected) {
-        (self.routed, self.lease, self.connection)
+    pub(super) fn into_parts(self) -> (Admission<'c>, Lease, Connected) {
+        (self.admission, self.lease, self.connection)
     }
 }
 
 /// A credential. If the database has no connection left for OpenBAO, an idle one of the pool is
-/// evicted, and the request made once more; not under session authority, where the token has been
-/// used up.
+/// evicted, and the request made once more; not under session authority, where that would be
+/// another login.
 async fn credential(routed: &mut Routed<'_>) -> Result<Lease, LeaseError> {
     let proxy = routed.client().proxy;
     let mut freed = None;
@@ -80,7 +80,7 @@ async fn credential(routed: &mut Routed<'_>) -> Result<Lease, LeaseError> {
         let Some(scope) = error.full_scope().filter(|_| freed.is_none()) else { return Err(error) };
         let tenant = routed.resolved().tenant();
         proxy.pool.record_full(tenant, scope);
-        if proxy.lessor.needs_token() {
+        if proxy.lessor.own_authorization().is_none() {
             return Err(error);
         }
         freed = proxy.pool.free_slot(tenant, scope).await;

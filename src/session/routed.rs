@@ -7,14 +7,13 @@
 use std::sync::Arc;
 
 use pgsilo_core::registry::Tenant;
-use pgsilo_core::secret::Secret;
 
 use super::client::{Client, Stop};
 use super::identified::Identified;
 use super::started::Started;
 use crate::audit::Stage;
 use crate::identity::Identity;
-use crate::lease::Request;
+use crate::lease::{Authorization, Request};
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 use crate::route::{Route, RouteError, Rules};
@@ -26,11 +25,12 @@ pub(super) struct Routed<'c> {
     started: Started<'c>,
     route: Arc<Route>,
     identity: Box<Identity>,
-    token: Option<Secret>,
+    authorization: Authorization,
     permit: SessionPermit,
 }
 
-/// What is left of a `Routed` when its credential and its connection have been used.
+/// What is left of a `Routed` once it has a lease: nothing to ask for another with.
+#[derive(Debug)]
 pub(super) struct Admission<'c> {
     pub(super) started: Started<'c>,
     pub(super) route: Arc<Route>,
@@ -56,12 +56,12 @@ impl<'c> Routed<'c> {
         let permit = take_permit(tenant, proxy)?;
         identified.client().prove();
 
-        let (mut started, identity, token) = identified.into_parts();
+        let (mut started, identity, authorization) = identified.into_parts();
         let client = started.client();
         client.trail.placement = Arc::clone(tenant.placement_text());
         client.trail.role = route.role().into();
         client.reached(Stage::Routed);
-        Ok(Routed { started, route, identity, token, permit })
+        Ok(Routed { started, route, identity, authorization, permit })
     }
 
     /// Where it leads.
@@ -69,11 +69,11 @@ impl<'c> Routed<'c> {
         &self.route
     }
 
-    /// What to ask OpenBAO for, for this session. Its token is needed once.
+    /// What to ask OpenBAO for, for this session.
     pub(super) fn request(&mut self) -> Request<'_> {
         let session = Some(self.started.client().trail.session);
-        let (subject, token) = (Some(self.identity.subject()), self.token.take());
-        Request { session, subject, token, ..self.route.request() }
+        let subject = Some(self.identity.subject());
+        Request { session, subject, ..self.route.request(self.authorization.clone()) }
     }
 
     pub(super) fn client(&mut self) -> &mut Client {
@@ -105,7 +105,7 @@ fn resolve(identified: &mut Identified<'_>) -> Result<Route, RouteError> {
     let regions = proxy.settings.regions.as_ref();
     let rules = Rules { allowed: &listener.database_names, regions };
     let startup = identified.started().startup();
-    let token = identified.token().map(Secret::sha256);
+    let token = identified.authorization().token();
     let registry = proxy.registry().snapshot();
     let route =
         Route::resolve(identified.identity(), startup, host.as_deref(), &registry, rules, token);

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgsilo_core::secret::Secret;
 use pgsilo_core::tenant::{Access, TenantId, TenantPattern};
 use serde::de::IgnoredAny;
 
 use super::keys::ED25519_NAME;
 use super::strict::Header;
 use super::{
-    Algorithm, ClaimPath, Key, KeySource, KeySourceError, Keyring, MAX_LEEWAY, Token, TokenError,
+    Algorithm, ClaimPath, Key, KeySource, KeySourceError, Keyring, MAX_LEEWAY, TokenError,
 };
 
 /// Whose tokens are believed, and how they are read: with its keys, or with where they come from.
@@ -143,7 +144,7 @@ impl Issuer {
     /// would read another clock than `now`.
     pub(super) fn check_signature(
         &self,
-        token: &Token,
+        token: &Secret,
         key: &Key,
         header: &Header<'_>,
     ) -> Result<bool, TokenError> {
@@ -155,7 +156,7 @@ impl Issuer {
         }
         // So that below a JSON error can only come from the payload, which is read after
         // the signature was verified.
-        jsonwebtoken::decode_header(token.0.as_slice()).map_err(|_| TokenError::Malformed)?;
+        jsonwebtoken::decode_header(token.expose()).map_err(|_| TokenError::Malformed)?;
         let mut net = jsonwebtoken::Validation::new(algorithm);
         net.set_issuer(&[&self.issuer]);
         if self.audience_claim.is_aud() {
@@ -167,7 +168,7 @@ impl Issuer {
         }
         net.validate_exp = false;
         net.validate_nbf = false;
-        match jsonwebtoken::decode::<IgnoredAny>(token.0.as_slice(), key.decoding(), &net) {
+        match jsonwebtoken::decode::<IgnoredAny>(token.expose(), key.decoding(), &net) {
             Ok(_) => Ok(true),
             Err(error) => match error.kind() {
                 ErrorKind::Json(_)
@@ -183,11 +184,11 @@ impl Issuer {
 /// Whether a token is signed, where its header has a name for the algorithm that jsonwebtoken's own
 /// reader of headers does not know.
 fn has_signature(
-    token: &Token,
+    token: &Secret,
     key: &Key,
     algorithm: jsonwebtoken::Algorithm,
 ) -> Result<(), TokenError> {
-    let text = std::str::from_utf8(&token.0).map_err(|_| TokenError::Malformed)?;
+    let text = token.expose_text().map_err(|_| TokenError::Malformed)?;
     let (message, signature) = text.rsplit_once('.').ok_or(TokenError::Malformed)?;
     match jsonwebtoken::crypto::verify(signature, message.as_bytes(), key.decoding(), algorithm) {
         Ok(true) => Ok(()),

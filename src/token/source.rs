@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgsilo_core::file;
+use pgsilo_core::secret::Secret;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
@@ -54,7 +55,7 @@ pub struct Source {
 
 /// What a command printed, or how it failed, and when it is to be run again.
 struct Printed {
-    token: Result<Zeroizing<Vec<u8>>, Arc<SourceError>>,
+    token: Result<Secret, Arc<SourceError>>,
     until: Instant,
 }
 
@@ -94,7 +95,7 @@ impl Source {
     }
 
     /// The token as it is now, without the white space around it.
-    pub(crate) async fn token(&self) -> Result<Zeroizing<Vec<u8>>, SourceError> {
+    pub(crate) async fn token(&self) -> Result<Secret, SourceError> {
         match &self.settings {
             SourceSettings::File(path) => read(path).await,
             SourceSettings::Command { words, refresh } => {
@@ -122,7 +123,7 @@ impl Source {
     }
 }
 
-async fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, SourceError> {
+async fn read(path: &Path) -> Result<Secret, SourceError> {
     let failed = |error| SourceError::File { path: path.to_path_buf(), error };
     let from = path.to_path_buf();
     let read =
@@ -131,7 +132,7 @@ async fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, SourceError> {
     trimmed(&bytes)
 }
 
-async fn run(words: &[String]) -> Result<Zeroizing<Vec<u8>>, SourceError> {
+async fn run(words: &[String]) -> Result<Secret, SourceError> {
     let name = words.first().cloned().unwrap_or_default();
     let failed = |error| SourceError::Command { command: name.clone(), error };
     #[expect(clippy::disallowed_methods, reason = "a sidecar's token may come from a command")]
@@ -233,10 +234,10 @@ impl Drop for Running {
 }
 
 /// Without the white space around it, if it can be a token.
-fn trimmed(bytes: &[u8]) -> Result<Zeroizing<Vec<u8>>, SourceError> {
+fn trimmed(bytes: &[u8]) -> Result<Secret, SourceError> {
     match bytes.len() > MOST {
         true => Err(SourceError::TooLong),
-        false => Ok(Zeroizing::new(bytes.trim_ascii().to_vec())),
+        false => Ok(Secret::new(bytes.trim_ascii())),
     }
 }
 
@@ -252,7 +253,7 @@ mod tests {
 
     async fn token(source: &Source) -> Result<String, String> {
         let token = source.token().await.map_err(|error| error.to_string())?;
-        Ok(String::from_utf8(token.to_vec()).expect("UTF-8"))
+        Ok(token.expose_text().expect("UTF-8").to_owned())
     }
 
     #[tokio::test]

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey};
 use pgsilo::config::Opened;
-use pgsilo::token::{Claims, Rejected, Token};
+use pgsilo::token::{Claims, Rejected};
+use pgsilo_core::secret::Secret;
 use rcgen::{KeyPair, PKCS_RSA_SHA256};
 use serde_json::Value;
 
@@ -94,13 +95,13 @@ impl Shown {
     }
 
     /// As it is made by its provider.
-    fn sign(&self, key: &KeyPair) -> Token {
+    fn sign(&self, key: &KeyPair) -> Secret {
         let part = |value: &Value| super::base64url(value.to_string().as_bytes());
         let message = format!("{}.{}", part(&self.header), part(&self.payload));
         let signing = EncodingKey::from_rsa_pem(key.serialize_pem().as_bytes()).unwrap();
         let signature =
             jsonwebtoken::crypto::sign(message.as_bytes(), &signing, Algorithm::RS256).unwrap();
-        Token::new(format!("{message}.{signature}").into_bytes())
+        Secret::new(format!("{message}.{signature}").into_bytes())
     }
 
     /// A minute after it was issued.

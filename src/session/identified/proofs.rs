@@ -12,17 +12,15 @@ use tokio::time::timeout;
 
 use super::super::client::{Client, Stop};
 use crate::identity::Identity;
+use crate::lease::Authorization;
 use crate::refusal::{Reason, Refusal};
-use crate::token::{Source, Token};
+use crate::token::Source;
 
 /// How long a client may take to answer that its bearer token was refused.
 const ANSWER: Duration = Duration::from_secs(3);
 
-/// What was proved, and the token it was proved with, where OpenBAO is to be shown that.
-pub(super) struct Proved {
-    pub(super) identity: Identity,
-    pub(super) token: Option<Secret>,
-}
+/// What was proved, and as whom a lease is asked for after that.
+pub(super) type Proved = (Identity, Authorization);
 
 /// Whether the process at the other end of a Unix socket may be there.
 pub(super) fn peer(client: &Client) -> Result<(), Refusal> {
@@ -47,7 +45,7 @@ pub(super) async fn password(client: &mut Client, greeting: &[u8]) -> Result<Pro
     let Some(password) = message::parse_password(&body) else {
         return Err(Refusal::from(StartupError::Layout).into());
     };
-    Ok(verify(client, password).await?)
+    Ok(verify(client, Secret::new(password)).await?)
 }
 
 /// The token travels as SASL OAUTHBEARER. Who has none, or none that is good, is told where to get
@@ -80,7 +78,7 @@ pub(super) async fn bearer(
         }
     };
     let token = sasl::bearer(said).map_err(|error| malformed(&error))?;
-    let refusal = match verify(client, token).await {
+    let refusal = match verify(client, Secret::new(token)).await {
         Ok(proved) => return Ok(proved),
         Err(refusal) => refusal,
     };
@@ -114,13 +112,17 @@ pub(super) fn certificate(client: &mut Client) -> Result<Proved, Refusal> {
         let cause = "the certificate has expired since its handshake";
         return Err(Refusal::new(Reason::CertificateMissing, cause));
     }
-    Ok(Proved { identity: Identity::Certificate(holder), token: None })
+    let authorization = client.proxy.lessor.own_authorization().ok_or_else(|| {
+        let cause = "a certificate is no token to show to OpenBAO, which lease.authority = \"session\" needs";
+        Refusal::new(Reason::TokenMissing, cause)
+    })?;
+    Ok((Identity::Certificate(holder), authorization))
 }
 
 /// pgsilo has the token itself.
 pub(super) async fn sidecar(client: &mut Client, source: &Source) -> Result<Proved, Refusal> {
     let token = source.token().await.map_err(Refusal::from)?;
-    let verified = verify(client, &token).await;
+    let verified = verify(client, token).await;
     if let Err(refusal) = &verified {
         match refusal.reason() {
             // No other token would be taken either.
@@ -131,9 +133,7 @@ pub(super) async fn sidecar(client: &mut Client, source: &Source) -> Result<Prov
     verified
 }
 
-async fn verify(client: &mut Client, token: &[u8]) -> Result<Proved, Refusal> {
-    let kept = client.proxy.lessor.needs_token().then(|| Secret::new(token));
-    let token = Token::new(token.to_vec());
+async fn verify(client: &mut Client, token: Secret) -> Result<Proved, Refusal> {
     let claims = match client.proxy.verifier().identify(&token).await {
         Ok(claims) => claims,
         Err(rejected) => {
@@ -150,5 +150,5 @@ async fn verify(client: &mut Client, token: &[u8]) -> Result<Proved, Refusal> {
                 .hint("Connect with the client certificate that the token was issued for."));
         }
     }
-    Ok(Proved { identity: Identity::Token(claims), token: kept })
+    Ok((Identity::Token(claims), client.proxy.lessor.authorization(token)))
 }

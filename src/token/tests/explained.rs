@@ -83,7 +83,7 @@ fn text_of_others_is_truncated() {
     // However many would do.
     let keys = (0..50).map(|n| key(&format!("k{n}"), Algorithm::Es256)).collect();
     let verifier = Verifier::new(vec![issuer(ISSUER, keys)]).unwrap();
-    let token = Token::new(headed(&json!({"kid": "none"})).into_bytes());
+    let token = Secret::new(headed(&json!({"kid": "none"})).into_bytes());
     let said = verifier.verify(&token, now()).unwrap_err().to_string();
     assert_eq!(
         said,

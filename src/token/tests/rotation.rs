@@ -25,11 +25,11 @@ async fn without_keys_every_token_of_an_issuer_is_told_the_same() {
         headed(&json!({"alg": "RS256"})),
         resigned([0; 64]),
     ] {
-        let token = Token::new(token.into_bytes());
+        let token = Secret::new(token.into_bytes());
         let expected = Err(TokenError::KeysUnavailable.into());
         assert_eq!(verifier.identify(&token).await.map(|_| ()), expected);
     }
-    let others = Token::new(claiming(&json!({"iss": "https://evil.example"})).into_bytes());
+    let others = Secret::new(claiming(&json!({"iss": "https://evil.example"})).into_bytes());
     assert_eq!(
         told(verifier.verify(&others, now()).unwrap_err()),
         (TokenError::IssuerUnknown, false)
@@ -38,7 +38,7 @@ async fn without_keys_every_token_of_an_issuer_is_told_the_same() {
 
 #[test]
 fn only_tokens_that_name_a_key_of_a_known_issuer_request_a_refresh() {
-    let named = |token: String| VERIFIER.named_keyring(&Token::new(token.into_bytes())).is_some();
+    let named = |token: String| VERIFIER.named_keyring(&Secret::new(token.into_bytes())).is_some();
     assert!(named(headed(&json!({"kid": "k9"}))));
     assert!(!named(headed(&json!({"kid": null}))));
     assert!(!named(headed(&json!({"kid": "k9", "jku": "https://evil.example"}))));

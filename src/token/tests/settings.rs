@@ -8,7 +8,7 @@ fn judged(change: impl FnOnce(&mut Issuer)) -> impl Fn(&Value) -> Result<Claims,
     change(&mut changed);
     let verifier = Verifier::new(vec![changed]).unwrap();
     move |changes| {
-        let token = Token::new(claiming(changes).into_bytes());
+        let token = Secret::new(claiming(changes).into_bytes());
         verifier.verify(&token, now()).map_err(|rejected| rejected.error)
     }
 }
@@ -21,7 +21,7 @@ fn an_access_map_says_what_the_claim_means_and_nothing_else_is_taken() {
     mapped.default_access = Some(Access::ReadOnly);
     let verifier = Verifier::new(vec![mapped]).unwrap();
     let access = |changes: &Value| {
-        let token = Token::new(claiming(changes).into_bytes());
+        let token = Secret::new(claiming(changes).into_bytes());
         verifier.verify(&token, now()).map(|claims| claims.access()).map_err(|r| r.error)
     };
     assert_eq!(access(&json!({"access": "admin"})), Ok(Access::ReadWrite));
@@ -49,7 +49,7 @@ fn roles_and_scopes_add_up_and_others_are_passed_over() {
     mapped.default_access = Some(Access::Migrate);
     let verifier = Verifier::new(vec![mapped]).unwrap();
     let access = |roles: Value| {
-        let token = Token::new(claiming(&json!({"realm_access": {"roles": roles}})).into_bytes());
+        let token = Secret::new(claiming(&json!({"realm_access": {"roles": roles}})).into_bytes());
         verifier.verify(&token, now()).map(|claims| claims.access()).map_err(|r| r.error)
     };
     let offline = "offline_access";
@@ -93,7 +93,7 @@ fn a_token_without_an_access_claim_is_refused_where_nothing_else_is_said() {
     strict.default_access = None;
     let verifier = Verifier::new(vec![strict]).unwrap();
     let access = |changes: &Value| {
-        let token = Token::new(claiming(changes).into_bytes());
+        let token = Secret::new(claiming(changes).into_bytes());
         verifier.verify(&token, now()).map(|claims| claims.access()).map_err(|r| r.error)
     };
     assert_eq!(access(&json!({"access": "read-only"})), Ok(Access::ReadOnly));
@@ -109,7 +109,7 @@ fn an_issuer_speaks_for_its_own_tenants_and_grants_no_more_than_it_may() {
     partner.max_access = Some(Access::ReadWrite);
     let verifier = Verifier::new(vec![partner]).unwrap();
     let verdict = |changes: Value| {
-        let token = Token::new(claiming(&changes).into_bytes());
+        let token = Secret::new(claiming(&changes).into_bytes());
         // Wherever the registry sends a word, the tenant must be one that the issuer may name.
         let known = |word: &str| match word {
             "/acme" => Some(ids(&["acme"]).remove(0)),
