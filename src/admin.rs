@@ -150,7 +150,6 @@ impl Asked {
 
 /// Why no session could be served now, if so.
 fn unready(proxy: &Proxy, asked: &Asked) -> Option<&'static str> {
-    let stale = proxy.registry().stale_for();
     let trouble = proxy.lessor.trouble();
     if proxy.is_draining() {
         Some("stopping\n")
@@ -162,7 +161,7 @@ fn unready(proxy: &Proxy, asked: &Asked) -> Option<&'static str> {
         Some("not logged in to OpenBAO\n")
     } else if !proxy.verifier().has_usable_keys() {
         Some("no issuer's keys are usable\n")
-    } else if stale.zip(proxy.settings.max_staleness).is_some_and(|(age, max)| age > max) {
+    } else if proxy.too_stale().is_some() {
         Some("the registry is stale\n")
     } else if !proxy.is_audited() {
         Some("sessions cannot be audited\n")

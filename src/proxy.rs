@@ -136,6 +136,12 @@ impl Proxy {
         &self.sources.registry
     }
 
+    /// For how long the registry could not be reloaded, once that is longer than it may serve.
+    pub(crate) fn too_stale(&self) -> Option<Duration> {
+        let max = self.settings.max_staleness?;
+        self.registry().stale_for().filter(|stale| *stale > max)
+    }
+
     pub(crate) fn limits(&self) -> &Limits {
         &self.settings.limits
     }

@@ -42,7 +42,10 @@ impl<'c> Routed<'c> {
     /// Resolves the one tenant, or refuses.
     pub(super) fn route(mut identified: Identified<'c>) -> Result<Routed<'c>, Stop> {
         let proxy = identified.client().proxy;
-        refuse_if_stale(proxy)?;
+        if let Some(stale) = proxy.too_stale() {
+            let cause = format!("the registry could not be reloaded for {} s", stale.as_secs());
+            return Err(Refusal::new(Reason::RegistryStale, cause).into());
+        }
         if !proxy.is_audited() {
             let cause = "audit events are not written in time, and [audit] on_loss is \"refuse\"";
             return Err(Refusal::new(Reason::AuditUnavailable, cause).into());
@@ -84,18 +87,6 @@ impl<'c> Routed<'c> {
         let Routed { started, route, identity, permit, .. } = self;
         Admission { started, route, identity, permit }
     }
-}
-
-fn refuse_if_stale(proxy: &Proxy) -> Result<(), Refusal> {
-    let (Some(max), Some(stale)) = (proxy.settings.max_staleness, proxy.registry().stale_for())
-    else {
-        return Ok(());
-    };
-    if stale <= max {
-        return Ok(());
-    }
-    let cause = format!("the registry could not be reloaded for {} s", stale.as_secs());
-    Err(Refusal::new(Reason::RegistryStale, cause))
 }
 
 /// Decides, and writes down for whom, be that one reached or not.
