@@ -17,6 +17,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use pgsilo_core::addresses::is_scarce;
+use rustix::io::Errno;
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -210,8 +212,8 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// Whether it is this process or machine that has no more to give: ENOMEM, ENFILE, EMFILE,
-/// EADDRNOTAVAIL, ENOBUFS. Ours to mend, not the peer's.
+/// Whether it is this process or machine that has no more to give, local ports included. Ours to mend,
+/// not the peer's.
 pub(crate) fn out_of_resources(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(12 | 23 | 24 | 99 | 105))
+    is_scarce(error) || Errno::from_io_error(error) == Some(Errno::ADDRNOTAVAIL)
 }

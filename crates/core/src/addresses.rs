@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use rustix::io::Errno;
 use tokio::time::sleep;
 
 use lookups::LookUps;
@@ -91,17 +92,20 @@ impl Unreached {
         // Of local ports as well, which may be used up; but also where a family of addresses is
         // off, and then the other one's errors count.
         let is_ours = failed.iter().any(is_scarce)
-            || !failed.is_empty() && failed.iter().all(|e| e.raw_os_error() == Some(EADDRNOTAVAIL));
+            || !failed.is_empty() && failed.iter().all(|error| is(error, Errno::ADDRNOTAVAIL));
         let kind = failed.first().map_or(io::ErrorKind::NotFound, io::Error::kind);
         Unreached { is_ours, error: io::Error::new(kind, attempts.to_string()) }
     }
 }
 
-const EADDRNOTAVAIL: i32 = 99;
+fn is(error: &io::Error, errno: Errno) -> bool {
+    Errno::from_io_error(error) == Some(errno)
+}
 
-/// ENOMEM, ENFILE, EMFILE, ENOBUFS.
-fn is_scarce(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(12 | 23 | 24 | 105))
+/// Whether this process or machine has no more memory, descriptors or buffers to give.
+pub fn is_scarce(error: &io::Error) -> bool {
+    let scarce = [Errno::NOMEM, Errno::NFILE, Errno::MFILE, Errno::NOBUFS];
+    scarce.into_iter().any(|errno| is(error, errno))
 }
 
 impl fmt::Display for Attempts {
@@ -306,8 +310,10 @@ mod tests {
     /// Whatever comes first: a machine whose IPv6 is off says EADDRNOTAVAIL at once.
     #[tokio::test(start_paused = true)]
     async fn the_kind_of_a_failure_follows_from_all_attempts() {
-        let (refused, unreachable, unavailable) = (111, 113, EADDRNOTAVAIL);
-        let (memory, of_all, of_ours, buffers) = (12, 23, 24, 105);
+        let (refused, unreachable) = (Errno::CONNREFUSED, Errno::HOSTUNREACH);
+        let unavailable = Errno::ADDRNOTAVAIL;
+        let (memory, of_all, of_ours) = (Errno::NOMEM, Errno::NFILE, Errno::MFILE);
+        let buffers = Errno::NOBUFS;
         for (errors, ours) in [
             (&[refused, unreachable][..], false),
             (&[unavailable, unreachable], false),
@@ -324,13 +330,13 @@ mod tests {
         ] {
             let all = (0..errors.len()).map(|port| SocketAddr::from(([10, 0, 0, 1], port as u16)));
             let dial = async |to: SocketAddr| -> io::Result<()> {
-                Err(io::Error::from_raw_os_error(errors[usize::from(to.port())]))
+                Err(errors[usize::from(to.port())].into())
             };
             let attempts = Attempts::default();
             let failed = race(all.collect(), &attempts, dial).await.expect_err("none");
             assert_eq!(failed.is_ours, ours, "{errors:?}");
             for (port, code) in errors.iter().enumerate() {
-                let each = format!("10.0.0.1:{port}: {}", io::Error::from_raw_os_error(*code));
+                let each = format!("10.0.0.1:{port}: {}", io::Error::from(*code));
                 assert!(failed.to_string().contains(&each), "{failed}");
             }
         }

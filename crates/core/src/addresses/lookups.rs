@@ -83,6 +83,7 @@ mod tests {
     use std::sync::mpsc;
 
     use futures_util::future::join_all;
+    use rustix::io::Errno;
     use tokio::time::{Duration, timeout};
 
     use super::*;
@@ -145,9 +146,9 @@ mod tests {
                 None,
             ),
             (
-                |_| Err(io::Error::from_raw_os_error(111)),
+                |_| Err(Errno::CONNREFUSED.into()),
                 io::ErrorKind::ConnectionRefused,
-                Some(111),
+                Some(Errno::CONNREFUSED.raw_os_error()),
             ),
             (|_| panic!("of a test"), io::ErrorKind::Other, None),
         ] {
