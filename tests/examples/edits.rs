@@ -461,7 +461,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "# tenant_values = { org_Ab1 = \"acme\" }",
         "tenant_values = { org_Ab1 = \"Acme\" }",
-        "pgsilo.toml:49: issuer[0].tenant_values.org_Ab1: \"Acme\" is not one: a tenant id is 1 to 63 of a-z 0-9 _ - and starts with a letter or a digit",
+        "pgsilo.toml:49: issuer[0].tenant_values.org_Ab1: \"Acme\" is not one: a tenant id is 1 to 49 of a-z 0-9 _ - and starts with a letter or a digit",
     ),
     (
         "# tenant_values = { org_Ab1 = \"acme\" }",
@@ -666,7 +666,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "id = \"globex\"",
         "id = \"Globex\"",
-        "tenants.toml:27: tenant[1].id: \"Globex\" is not one: a tenant id is 1 to 63 of a-z 0-9 _ - and starts with a letter or a digit",
+        "tenants.toml:27: tenant[1].id: \"Globex\" is not one: a tenant id is 1 to 49 of a-z 0-9 _ - and starts with a letter or a digit",
     ),
     ("id = \"globex\"\n", "", "tenants.toml:26: tenant[1]: the key \"id\" is missing; add it"),
     (

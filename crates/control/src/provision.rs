@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn lease_statements_name_this_tenant_only_and_never_an_owner() {
-        let acme = Names::of(&TenantId::parse("acme").unwrap()).unwrap();
+        let acme = Names::of(&TenantId::parse("acme").unwrap());
         let made = lease_statements(&acme, "tenant-acme", "ro").creation_statements.unwrap();
         let body = made.concat();
         assert!(body.contains(r#"CREATE ROLE "{{name}}" LOGIN PASSWORD '{{password}}'"#));

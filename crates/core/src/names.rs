@@ -7,17 +7,12 @@ pub const SEAL: &str = "pgsilo.tenant";
 
 /// PostgreSQL cuts longer names, without an error that anybody sees.
 const MAX_IDENTIFIER: usize = 63;
-/// `tenant_` and the longest suffix, `_broker`.
-const MAX_DERIVED: usize = MAX_IDENTIFIER - 14;
+
+const _: () = assert!("tenant_".len() + TenantId::MAX_LENGTH + "_broker".len() == MAX_IDENTIFIER);
 
 /// Names that are made of a tenant's id: of its database, its roles, and what OpenBAO has of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names(TenantId);
-
-/// An id of which no such names can be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("names of databases and roles are made of ids of at most {MAX_DERIVED} characters")]
-pub struct NamesError;
 
 /// A tenant's roles in PostgreSQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,14 +29,8 @@ pub enum Role {
 
 impl Names {
     /// The names of one tenant's things.
-    ///
-    /// # Errors
-    /// When the id is too long for them.
-    pub fn of(id: &TenantId) -> Result<Names, NamesError> {
-        match id.as_str().len() <= MAX_DERIVED {
-            true => Ok(Names(id.clone())),
-            false => Err(NamesError),
-        }
+    pub fn of(id: &TenantId) -> Names {
+        Names(id.clone())
     }
 
     /// Whose they are.
@@ -87,11 +76,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_would_be_truncated_are_refused() {
-        let names = |length: usize| Names::of(&TenantId::parse(&"x".repeat(length)).unwrap());
-        for role in [Role::App, Role::ReadOnly, Role::Login, Role::Broker] {
-            assert!(names(MAX_DERIVED).unwrap().role(role).len() <= MAX_IDENTIFIER);
+    fn names_of_the_longest_id_are_not_truncated() {
+        let longest = "x".repeat(TenantId::MAX_LENGTH);
+        let names = Names::of(&TenantId::parse(&longest).unwrap());
+        let roles = [Role::App, Role::ReadOnly, Role::Login, Role::Broker];
+        let all = roles.map(|role| names.role(role));
+        for name in all.iter().chain([&names.database()]) {
+            assert!(name.len() <= MAX_IDENTIFIER && name.contains(&longest), "{name}");
         }
-        assert_eq!(names(MAX_DERIVED + 1), Err(NamesError));
     }
 }

@@ -10,10 +10,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, de};
 
-/// PostgreSQL truncates identifiers at 63 bytes; an id must survive as one.
-const MAX_LENGTH: usize = 63;
-
-/// A tenant's name: `[a-z0-9][a-z0-9_-]{0,62}`. Cheap to clone. Only [`TenantId::parse`] makes one.
+/// A tenant's name: `[a-z0-9][a-z0-9_-]{0,48}`. Cheap to clone. Only [`TenantId::parse`] makes one.
 ///
 /// ```compile_fail,E0423
 /// pgsilo_core::tenant::TenantId("acme".into());
@@ -23,15 +20,19 @@ pub struct TenantId(Arc<str>);
 
 /// Why a text is not a [`TenantId`]. Holds no part of the text: it may come from a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a tenant id is 1 to 63 of a-z 0-9 _ - and starts with a letter or a digit")]
+#[error("a tenant id is 1 to 49 of a-z 0-9 _ - and starts with a letter or a digit")]
 pub struct TenantIdError;
 
 impl TenantId {
+    /// The longest id: names that are made of it are whole in PostgreSQL, which cuts longer ones
+    /// ([`Names`](crate::names::Names)).
+    pub const MAX_LENGTH: usize = 49;
+
     /// Takes exactly the texts of the grammar above; never trims or folds case.
     pub fn parse(text: &str) -> Result<TenantId, TenantIdError> {
         let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         let (first, rest) = text.as_bytes().split_first().ok_or(TenantIdError)?;
-        let accepted = text.len() <= MAX_LENGTH
+        let accepted = text.len() <= TenantId::MAX_LENGTH
             && alphanumeric(*first)
             && rest.iter().all(|b| alphanumeric(*b) || matches!(b, b'_' | b'-'));
         if accepted { Ok(TenantId(Arc::from(text))) } else { Err(TenantIdError) }
@@ -169,11 +170,11 @@ mod tests {
 
     #[test]
     fn ids_are_strict() {
-        let longest = "a".repeat(63);
+        let longest = "a".repeat(49);
         for good in ["a", "0", "acme", "acme-1", "a_b", "9-", longest.as_str()] {
             assert_eq!(TenantId::parse(good).unwrap().as_str(), good);
         }
-        let too_long = "a".repeat(64);
+        let too_long = "a".repeat(50);
         let bad = [
             "",
             "-a",

@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn the_files_are_toml_whatever_the_paths() {
-        let tenants = [Names::of(&TenantId::parse("acme").unwrap()).unwrap()];
+        let tenants = [Names::of(&TenantId::parse("acme").unwrap())];
         let options = Options {
             dir: Path::new("/x"),
             socket_dir: Path::new("/tmp/a \"b\\c"),

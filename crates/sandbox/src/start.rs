@@ -96,7 +96,7 @@ async fn start_all(workspace: &Workspace, start: &Start) -> Result<Running> {
     let issuer = Issuer::create(dir).context("making the token issuer")?;
     let tenants = seed::TENANTS
         .iter()
-        .map(|data| Ok(Names::of(&TenantId::parse(data.tenant)?)?))
+        .map(|data| Ok(Names::of(&TenantId::parse(data.tenant)?)))
         .collect::<Result<Vec<_>>>()?;
     let (postgres, openbao) =
         tokio::try_join!(start_postgres(workspace, start), start_openbao(workspace, start))?;
