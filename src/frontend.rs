@@ -207,3 +207,6 @@ impl Frontend {
         .await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -217,3 +217,6 @@ impl AsyncWrite for Stream {
 pub(crate) fn out_of_resources(error: &io::Error) -> bool {
     is_scarce(error) || Errno::from_io_error(error) == Some(Errno::ADDRNOTAVAIL)
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,14 +21,22 @@ pub(super) struct Cores(Vec<Core>);
 
 #[derive(Debug)]
 struct Core {
-    arrivals: mpsc::UnboundedSender<Arrival>,
+    arrivals: mpsc::UnboundedSender<(Arrival, Counted)>,
     connections: Arc<AtomicUsize>,
     turns: Handle,
     thread: thread::JoinHandle<()>,
 }
 
 /// A connection of a core, counted until it ends, however it ends.
+#[derive(Debug)]
 struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn among(connections: &Arc<AtomicUsize>) -> Counted {
+        connections.fetch_add(1, Ordering::Relaxed);
+        Counted(Arc::clone(connections))
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
@@ -58,27 +66,28 @@ impl Cores {
     /// Hands a connection to the core that has the fewest. The queue needs no bound of its own:
     /// every arrival holds a permit.
     pub(super) fn hand_over(&self, arrival: Arrival) {
-        let least = self.0.iter().min_by_key(|core| core.connections.load(Ordering::Relaxed));
-        if let Some(core) = least {
-            core.connections.fetch_add(1, Ordering::Relaxed);
+        if let Some(core) = self.least() {
+            let counted = Counted::among(&core.connections);
             // A core's loop ends only with the process.
-            let _gone = core.arrivals.send(arrival);
+            let _gone = core.arrivals.send((arrival, counted));
         }
+    }
+
+    fn least(&self) -> Option<&Core> {
+        self.0.iter().min_by_key(|core| core.connections.load(Ordering::Relaxed))
     }
 }
 
 impl Core {
     fn start(number: usize) -> io::Result<Core> {
-        let (arrivals, mut queue) = mpsc::unbounded_channel::<Arrival>();
-        let connections = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&connections);
+        let (arrivals, mut queue) = mpsc::unbounded_channel::<(Arrival, Counted)>();
+        let connections = Arc::default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let turns = runtime.handle().clone();
         let thread =
             thread::Builder::new().name(format!("pgsilo-core-{number}")).spawn(move || {
                 runtime.block_on(async move {
-                    while let Some(arrival) = queue.recv().await {
-                        let counted = Counted(Arc::clone(&count));
+                    while let Some((arrival, counted)) = queue.recv().await {
                         let Some((client, eviction, permits)) = arrival.open() else { continue };
                         tokio::spawn(async move {
                             session::serve(client, eviction).await;
@@ -91,5 +100,57 @@ impl Core {
                 runtime.shutdown_background();
             })?;
         Ok(Core { arrivals, connections, turns, thread })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[test]
+    fn each_loop_has_its_thread_and_drops_its_tasks_when_stopped() {
+        let cores = Cores::start(3).expect("started");
+        let (told, name) = std::sync::mpsc::channel();
+        let mut left = Vec::new();
+        for turns in cores.loops() {
+            let (holds, held) = oneshot::channel::<()>();
+            left.push(held);
+            let told = told.clone();
+            turns.spawn(async move {
+                let name = thread::current().name().map(str::to_owned);
+                told.send(name).expect("awaited");
+                // As a session does that nobody ends.
+                std::future::pending::<()>().await;
+                drop(holds);
+            });
+        }
+        let names = (0..3).map(|_| name.recv().expect("it turns").expect("a name"));
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        assert_eq!(names, ["pgsilo-core-0", "pgsilo-core-1", "pgsilo-core-2"]);
+        cores.stop();
+        for mut held in left {
+            assert_eq!(held.try_recv(), Err(oneshot::error::TryRecvError::Closed), "dropped");
+        }
+    }
+
+    #[test]
+    fn a_connection_goes_to_the_loop_with_the_fewest() {
+        let cores = Cores::start(3).expect("started");
+        let another = || Counted::among(&cores.least().expect("three").connections);
+        let mut all: Vec<_> = (0..8).map(|_| another()).collect();
+        let counts = || {
+            cores.0.iter().map(|core| core.connections.load(Ordering::Relaxed)).collect::<Vec<_>>()
+        };
+        assert_eq!(counts(), [3, 3, 2]);
+        // However they end: here with the first loop.
+        let first = Arc::clone(&cores.0[0].connections);
+        all.retain(|Counted(of)| !Arc::ptr_eq(of, &first));
+        assert_eq!(counts(), [0, 3, 2]);
+        all.extend((0..2).map(|_| another()));
+        assert_eq!(counts(), [2, 3, 2]);
+        cores.stop();
     }
 }

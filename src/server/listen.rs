@@ -249,3 +249,88 @@ impl Arrival {
         Some((Box::new(client), eviction, permits))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where sockets of one test are; removed at the end.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Folder {
+            let path = std::env::temp_dir().join(format!("pgsilo-{}-{name}", std::process::id()));
+            fs::create_dir_all(&path).expect("made");
+            Folder(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _left = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn said(path: &Path) -> String {
+        match bind_unix(path, 0o600) {
+            Ok(_) => "bound".to_owned(),
+            Err(error) => refused("it".to_owned(), error).to_string(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_left_over_socket_file_is_replaced_and_no_other_file() {
+        let folder = Folder::new("sockets");
+        let path = folder.0.join("socket");
+        let living = bind_unix(&path, 0o600).expect("bound");
+        let taken = said(&path);
+        assert!(taken.contains("another process has it"), "{taken}");
+        drop(living);
+        assert!(path.exists(), "it is left over");
+        assert_eq!(said(&path), "bound");
+        fs::remove_file(&path).expect("removed");
+        fs::write(&path, "kept").expect("written");
+        assert!(said(&path).contains("another process has it"));
+        assert_eq!(fs::read_to_string(&path).expect("still there"), "kept");
+        let nowhere = said(&folder.0.join("absent/socket"));
+        assert!(nowhere.contains("its folder does not exist"), "{nowhere}");
+    }
+
+    #[tokio::test]
+    async fn a_socket_file_has_its_mode_and_is_removed_with_its_listener() {
+        let folder = Folder::new("socket-modes");
+        for mode in [0o600, 0o660, 0o777] {
+            let path = folder.0.join(format!("{mode:o}"));
+            let socket = bind_unix(&path, mode).expect("bound");
+            let bound = Bound(Socket::Unix(socket, SocketFile(path.clone())));
+            let file = fs::metadata(&path).expect("there");
+            assert_eq!(file.permissions().mode() & 0o777, mode);
+            assert_eq!(bound.name(), path.display().to_string());
+            drop(bound);
+            assert!(!path.exists());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_reported_with_advice() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let first = bind_admin(any).await.expect("bound");
+        let address = first.local_addr().expect("an address");
+        for error in [
+            bind_admin(address).await.map(drop).expect_err("taken"),
+            bind_tcp(address, 1)
+                .map(drop)
+                .map_err(|e| refused(address.to_string(), e))
+                .expect_err("taken"),
+        ] {
+            let expected = format!(
+                "cannot listen on {address}: Address already in use (os error 98); \
+                 another process has it: stop that, or choose another"
+            );
+            assert_eq!(error.to_string(), expected);
+        }
+        let elsewhere = SocketAddr::from(([192, 0, 2, 1], 0));
+        let error = bind_admin(elsewhere).await.expect_err("not here").to_string();
+        assert!(error.contains("this machine does not have that address"), "{error}");
+    }
+}

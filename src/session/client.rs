@@ -175,3 +175,31 @@ impl From<FrontendError> for Stop {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use pgsilo_wire::startup::StartupError;
+
+    use super::*;
+    use crate::proxy_protocol::NoHeader;
+
+    #[test]
+    fn a_lost_client_is_not_refused_and_others_are() {
+        let left = FrontendError::Io(io::ErrorKind::UnexpectedEof.into());
+        assert!(matches!(Stop::from(left), Stop::ClientLeft));
+        for (error, expected) in [
+            (FrontendError::Startup(StartupError::Length(3)), Reason::StartupMalformed),
+            (FrontendError::Startup(StartupError::NoUser), Reason::UserMissing),
+            (FrontendError::Balancer(NoHeader), Reason::StartupMalformed),
+            (FrontendError::Smuggled, Reason::StartupMalformed),
+            (FrontendError::NotAPassword('Q'), Reason::StartupMalformed),
+            (FrontendError::TooLong(70_000), Reason::TokenInvalid),
+        ] {
+            let cause = error.to_string();
+            let Stop::Refused(refusal) = Stop::from(error) else { panic!("{cause}") };
+            assert_eq!((refusal.reason(), refusal.cause()), (expected, &*cause));
+        }
+    }
+}
