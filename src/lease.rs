@@ -53,7 +53,7 @@ mod revoker;
 mod server;
 mod window;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -591,6 +591,14 @@ impl Lessor {
 
     async fn creds(&self, login: &Login, role: &Role) -> Result<Granted, OpenBaoError> {
         self.server.creds(login.secret(), &role.mount, &role.name).await
+    }
+
+    /// The registry says something else of these tenants: no later session shares a lease that was
+    /// asked for before.
+    pub(crate) fn forget_tenants(&self, changed: &HashSet<TenantId>) {
+        if let Some(windows) = &self.windows {
+            windows.forget_tenants(changed);
+        }
     }
 
     /// Waits until no request is under way, then gives up pgsilo's own logins: one request that

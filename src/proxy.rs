@@ -1,7 +1,7 @@
 //! What every session of the process shares: made once at the start, never changed by a
 //! session, alive as long as the process.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -179,7 +179,10 @@ impl Proxy {
     /// Has sessions look again whenever something changes that may end them.
     async fn tell_of_changes(&'static self) {
         let Sources { registry, denied, .. } = &self.sources;
-        let withdrawn = |now: &Snapshot| self.pool.retain_current(now);
+        let withdrawn = |tenants: &HashSet<TenantId>, now: &Snapshot| {
+            self.pool.retain_current(now);
+            self.lessor.forget_tenants(tenants);
+        };
         let suspensions = Suspensions::watch();
         wake_on_changes(&self.sessions, registry, denied.as_ref(), suspensions, withdrawn).await;
     }
@@ -193,13 +196,13 @@ async fn wake_on_changes(
     registry: &Registry,
     denied: Option<&Denied>,
     mut suspensions: Suspensions<impl Fn() -> Duration>,
-    withdrawn: impl Fn(&Snapshot),
+    withdrawn: impl Fn(&HashSet<TenantId>, &Snapshot),
 ) {
     let mut denied = denied.map(Denied::subscribe);
     loop {
         tokio::select! {
             tenants = registry.changed() => {
-                withdrawn(&registry.snapshot());
+                withdrawn(&tenants, &registry.snapshot());
                 for tenant in &tenants {
                     sessions.wake(tenant);
                 }
@@ -247,7 +250,8 @@ mod tests {
         };
 
         let told = Cell::new(0);
-        let withdrawn = |now: &Snapshot| {
+        let withdrawn = |tenants: &HashSet<TenantId>, now: &Snapshot| {
+            assert_eq!(*tenants, HashSet::from([id(7)]));
             let suspended = now.tenants().filter(|tenant| tenant.state() == State::Suspended);
             told.set(told.get() + suspended.count());
         };

@@ -2,8 +2,8 @@
 //! second: those of one subject, tenant, role and access that begin within a window, and under
 //! session authority with one token. What may not be shared is in the key, so it cannot be.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -74,6 +74,16 @@ impl Windows {
     pub(super) fn forget(&self) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let closed = std::mem::take(&mut *open);
+        drop(open);
+        drop(closed);
+    }
+
+    /// Closes the windows of tenants whose entry has changed: a lease is for where its tenant was, and
+    /// sessions that begin now are asked for again. Those that have it go on holding it.
+    pub(super) fn forget_tenants(&self, changed: &HashSet<TenantId>) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let closed: Vec<_> =
+            open.extract_if(|sharers, _| changed.contains(&sharers.tenant)).collect();
         drop(open);
         drop(closed);
     }

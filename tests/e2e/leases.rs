@@ -349,6 +349,25 @@ async fn sessions_of_a_window_share_a_lease_and_no_others_do() {
     b.0.simple_query("SELECT 1").await.expect("still served");
 }
 
+/// A credential is for the database that its tenant had when it was asked for.
+#[tokio::test]
+async fn a_window_closes_when_its_tenants_entry_changes() {
+    let lease = "scope = \"window\"\nwindow = \"60s\"\n".to_owned();
+    let proxy = Proxy::with(Settings { lease, ..Settings::default() }).await;
+    let role = async |tenant: &str| {
+        let client = proxy.connect(&mint::token(tenant), tenant).await.expect("connected");
+        session_role(&client).await
+    };
+    let (before, other) = (role("acme").await, role("globex").await);
+    assert_eq!(role("acme").await, before);
+    let tenants = std::fs::read_to_string(proxy.dir().join("tenants.toml")).expect("read");
+    let acme = "id = \"acme\"\n";
+    assert!(tenants.contains(acme));
+    proxy.reload(&tenants.replacen(acme, &format!("{acme}database_names = [\"books\"]\n"), 1));
+    eventually("another lease", async || (role("acme").await != before).then_some(())).await;
+    assert_eq!(role("globex").await, other, "its entry says what it said");
+}
+
 #[tokio::test]
 async fn a_shared_lease_goes_with_its_last_session_once_its_window_is_over() {
     let lease = "scope = \"window\"\nwindow = \"100ms\"\n".to_owned();
