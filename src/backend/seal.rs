@@ -166,8 +166,8 @@ fn ended_by_setting(error: BackendError) -> BackendError {
     }
 }
 
-/// A greeting with settings that were told behind it: of what is told twice, the last counts. A server
-/// may tell of tens of thousands within the bound of a login.
+/// A greeting with settings that were told behind it: of what is told twice, the last counts. A
+/// server may tell of tens of thousands within the bound of a login.
 fn told_anew(greeting: &[u8], news: &[u8]) -> Vec<u8> {
     let messages = || message::split(greeting).chain(message::split(news)).enumerate();
     let last: HashMap<_, _> =

@@ -6,8 +6,8 @@
 //! many honest clients at once do not evict each other. Neither silence nor slowness keeps others
 //! out. A proved connection keeps its slot, for as long as something else bounds how many of them
 //! there may be: from `Routed` on a client is counted among its tenant's sessions. A refusal gives
-//! that up before it is told, and a cancel request never has it. Each listener has slots of its own,
-//! and so has the admin endpoint.
+//! that up before it is told, and a cancel request never has it. Each listener has slots of its
+//! own, and so has the admin endpoint.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};

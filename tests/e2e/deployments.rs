@@ -295,7 +295,7 @@ async fn a_credential_from_an_agents_cache_is_refused_for_it_is_another_sessions
     lives_to_its_end(&proxy, client, &role).await;
 }
 
-/// OpenBAO locks a user out for a quarter of an hour after five wrong logins, whoever they were of.
+/// By default OpenBAO locks a role out for 15 minutes after five wrong logins of any sender.
 #[tokio::test]
 async fn wrong_secret_ids_of_strangers_do_not_lock_the_proxy_out() {
     let login = json!({ "role_id": "pgsilo", "secret_id": "wrong" });

@@ -1,5 +1,5 @@
-//! How a leased role ends: first nobody can log in as it any more, whoever objects; then it is
-//! dropped, if nobody does. The same statements for OpenBAO, which runs them when a lease ends, and
+//! How a leased role ends: first it loses its logins, which nothing can prevent; then it is dropped,
+//! if nothing depends on it. The same statements for OpenBAO, which runs them when a lease ends, and
 //! for the audit, which runs them as the broker that made the role.
 //!
 //! Invariant: what must hold is committed before anything is tried that can fail. OpenBAO runs all

@@ -2,7 +2,7 @@
 //! suspended and does not jump when somebody sets the clock.
 //!
 //! The runtime's timers stand still in a suspended machine. So a sleep until some time is made
-//! of short ones: after a resume it is late by one of these at most. Whoever has many of them
+//! of short ones: after a resume it is late by one of these at most. A caller with many of them
 //! sleeps at a stretch, and is woken by the one task that waits for [`Suspensions`].
 
 use std::ops::Add;

@@ -195,7 +195,7 @@ async fn set_up(
 
 async fn admit_proxy(root: &Client, secret_id_file: &Path) -> Result<()> {
     enable_login(root, "approle").await?;
-    // Five wrong secret ids would keep the proxy out for a quarter of an hour, whoever sent them.
+    // Five wrong secret ids, of any sender, would keep the proxy out for a quarter of an hour.
     let no_lockout = json!({ "user_lockout_config": { "lockout_disable": true } });
     root.write("sys/auth/approle/tune", no_lockout).await?;
     let role = SetAppRoleRequest {

@@ -2,8 +2,8 @@
 //!
 //! A search for a path tries the certificates that were shown in every order that fits, and checks
 //! what each order ends with by the key of every authority that has the name of its issuer. Where
-//! all have one name, the authority's, those are as many orders as there can be; and whoever has
-//! not proved anything chooses them. So there may be few, and no choice among keys, of which one is
+//! all have one name, the authority's, those are as many orders as there can be; and a client
+//! that has proved nothing chooses them. So there may be few, and no choice among keys, of which one is
 //! tried once in an order: then there are seven orders at most (the peer's own, two of a name
 //! behind it, and behind each of those two of another). Asked by `authorities.rs` before each
 //! search.
