@@ -295,8 +295,8 @@ struct JwtMethod {
     roles: &'static BTreeMap<Access, String>,
 }
 
-/// As whom a lease is asked for. Which it is follows from [`Settings::authority`], so only a [`Lessor`]
-/// makes one. Cheap to clone.
+/// As whom a lease is requested. Which it is follows from [`Settings::authority`], so only a
+/// [`Lessor`] makes one. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Authorization(Whom);
 
@@ -407,8 +407,8 @@ impl Lessor {
         })
     }
 
-    /// As whom to ask without any session's token: pgsilo itself. `None` where each session asks with
-    /// its own.
+    /// As whom to ask without any session's token: pgsilo itself. `None` where each session asks
+    /// with its own.
     pub(crate) fn own_authorization(&self) -> Option<Authorization> {
         match &self.source {
             Source::Proxy(identity) => Some(Authorization(Whom::Proxy(Arc::clone(identity)))),

@@ -1,7 +1,7 @@
 //! Where clients connect, what is asked of them there, and what they are shown.
 //!
-//! [`ListenerSettings`] is what the configuration says; a [`Listener`] as it is without parameters has
-//! read the files that it names. It binds nothing: `server` does.
+//! [`ListenerSettings`] is what the configuration says; a [`Listener`] with its default parameters
+//! has read the files that it names. It binds nothing: `server` does.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,8 +14,8 @@ use pgsilo_core::tls::{self, ServerFiles, TlsError};
 use crate::route::DatabaseNames;
 use crate::token::{Source, SourceSettings};
 
-/// Where clients connect, and what is asked of them there: with what the files of its TLS came to and
-/// its source of tokens, or with where they are.
+/// Where clients connect, and what is asked of them there. `T` and `S` are its TLS and its source of
+/// tokens: opened, or the settings that say where they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener<T = tls::Server, S = Source> {
     /// What to bind.

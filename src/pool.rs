@@ -184,9 +184,9 @@ impl Pool {
         }
     }
 
-    /// With what to lease for connections that are opened before a session asks for them. `None`: none
-    /// are. Not under session authority, where a lease is requested with the session's token; nor
-    /// where connections are reused.
+    /// As whom to lease for connections that are opened before a session asks for them. `None`: none
+    /// are opened. Not under session authority, where a lease is requested with the session's token;
+    /// nor where connections are reused.
     fn prewarms(&self) -> Option<Authorization> {
         let may = self.settings.max_idle > 0 && !self.reuses();
         self.lessor.own_authorization().filter(|_| may)

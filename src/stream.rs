@@ -212,8 +212,8 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// Whether it is this process or machine that has no more to give, local ports included. Ours to mend,
-/// not the peer's.
+/// Whether it is this process or machine that has no more to give, local ports included. Ours to
+/// mend, not the peer's.
 pub(crate) fn out_of_resources(error: &io::Error) -> bool {
     is_scarce(error) || Errno::from_io_error(error) == Some(Errno::ADDRNOTAVAIL)
 }

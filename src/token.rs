@@ -1,7 +1,7 @@
 //! Tokens: what a client shows, and the claims that a verified one makes.
 //!
-//! A token is a [`Secret`], unverified. [`Verifier::verify`] is the only way from it to [`Claims`], and
-//! does no I/O: the signature is checked by jsonwebtoken, everything around it (shape, header,
+//! A token is an unverified [`Secret`]. [`Verifier::verify`] is the only way from it to [`Claims`],
+//! and does no I/O: the signature is checked by jsonwebtoken, everything around it (shape, header,
 //! which key, which algorithm, every claim) strictly here. The algorithm comes from the key and the
 //! issuer's list, never from the token. Nothing is said about a token's content unless its
 //! signature verified ([`Rejected::verified`]). Of a well-formed token only the issuer's name is

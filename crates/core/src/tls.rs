@@ -489,8 +489,8 @@ fn whole(mut config: ServerConfig) -> ServerConfig {
     config
 }
 
-/// A PEM file of roots, as it was when it was read. Equal ones make the same settings. It is looked up
-/// for each tenant of a registry, so clones are equal at a glance, and a hash does not read all of it.
+/// A PEM file of roots, as it was when it was read. Equal ones make the same settings. It is looked
+/// up for each tenant of a registry, so comparing clones and hashing do not read its contents.
 #[derive(Debug, Clone, Eq)]
 pub struct CaFile {
     path: PathBuf,
