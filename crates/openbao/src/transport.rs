@@ -359,7 +359,7 @@ fn redirect(response: &Response, from: &Url) -> Result<Option<Url>, Error> {
 
 #[expect(clippy::disallowed_methods, reason = "the client for OpenBAO")]
 fn client(settings: &Settings, addresses: &Addresses) -> Result<Client, Error> {
-    let failed = |error: reqwest::Error| Error::Client(error.without_url().to_string());
+    let failed = |error: reqwest::Error| Error::Client(root_cause(&error.without_url()));
     let mut builder = Client::builder()
         .timeout(settings.timeout)
         // Shared by a host's addresses, and half of it is left for the question.
