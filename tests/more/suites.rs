@@ -2,7 +2,7 @@
 //! role that is made like a leased one, and through pgsilo. What became of each test has to be the
 //! same, but for what docs/suites.md lists; and what is listed there has to differ.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -102,14 +102,24 @@ async fn same_both_ways(suite: Suite) {
         password: mint::signed_by(&world, json!({ "exp": mint::now() + 4 * 60 * 60 })),
         database: "acme",
     };
-    let direct = run(&suite, &direct, &proxy.dir().join("directly.json")).await;
+    let (file, rows) = (proxy.dir().join("directly.json"), listed(suite.name));
+    let mut directly = vec![run(&suite, &direct, &file).await];
     let through = run(&suite, &through, &proxy.dir().join("through.json")).await;
     all_ended(&proxy).await;
 
-    let passed = direct.values().filter(|outcome| *outcome == "passed").count();
-    println!("{}: {passed} of {} tests pass directly", suite.name, direct.len());
-    assert!(passed > direct.len() / 2, "most tests have to pass, or they compare nothing");
-    compare(&listed(suite.name), &direct, &through);
+    let first = &directly[0];
+    let passed = first.values().filter(|outcome| *outcome == "passed").count();
+    println!("{}: {passed} of {} tests pass directly", suite.name, first.len());
+    assert!(passed > first.len() / 2, "most tests have to pass, or they compare nothing");
+    // Some tests do not always come to the same, on a busy machine least of all: what one has come to
+    // through pgsilo must be what it comes to without, in one run of three.
+    let mut wrong = differences(&rows, &directly, &through);
+    while !wrong.is_empty() && directly.len() < 3 {
+        println!("differences, to be looked at again: {wrong:#?}");
+        directly.push(run(&suite, &direct, &file).await);
+        wrong = differences(&rows, &directly, &through);
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 /// A sandbox of its own: a PostgreSQL that has extensions, and two tenants whose databases are
@@ -223,31 +233,34 @@ impl Row {
     }
 }
 
-fn compare(rows: &[Row], direct: &Outcomes, through: &Outcomes) {
+/// What is neither the same both ways nor listed, and what is listed and is no difference.
+fn differences(rows: &[Row], directly: &[Outcomes], through: &Outcomes) -> Vec<String> {
     let mut wrong = Vec::new();
-    let tests = direct.keys().chain(through.keys().filter(|test| !direct.contains_key(*test)));
-    for test in tests {
+    let tests: BTreeSet<&String> =
+        directly.iter().chain([through]).flat_map(|outcomes| outcomes.keys()).collect();
+    for test in &tests {
         let of =
-            |outcomes: &Outcomes| outcomes.get(test).map_or("absent", String::as_str).to_owned();
-        let (direct, through) = (of(direct), of(through));
+            |outcomes: &Outcomes| outcomes.get(*test).map_or("absent", String::as_str).to_owned();
+        let through = of(through);
+        let directly: Vec<_> = directly.iter().map(of).collect();
         let row = rows.iter().find(|row| row.tells_of(test));
         let expected = match row {
-            Some(row) => row.direct == direct && row.through == through,
-            None => direct == through,
+            Some(row) => row.through == through && directly.contains(&row.direct),
+            None => directly.contains(&through),
         };
         if !expected {
             wrong.push(format!(
-                "{test}: {direct} directly, {through} through pgsilo; listed: {row:?}"
+                "{test}: {directly:?} directly, {through} through pgsilo; listed: {row:?}"
             ));
         }
     }
     for row in rows {
-        if !direct.keys().any(|test| row.tells_of(test)) {
+        if !tests.iter().any(|test| row.tells_of(test)) {
             wrong.push(format!("no such test: {row:?}"));
         }
         if row.direct == row.through {
             wrong.push(format!("not a difference: {row:?}"));
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    wrong
 }
