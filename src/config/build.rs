@@ -111,9 +111,22 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
 const WINDOWS: &str = "\"reset\" would give the credential of one subject's window to others; keep this or \
                        lease.scope = \"window\"";
 
+/// Whether both cannot be bound at once, as far as names tell.
+fn collide(one: &ListenAddress, other: &ListenAddress) -> bool {
+    match (one, other) {
+        (ListenAddress::Tcp(one), ListenAddress::Tcp(other)) => addresses_collide(*one, *other),
+        // Neither `//` nor `/./` is another folder.
+        (ListenAddress::Unix { path: one, .. }, ListenAddress::Unix { path: other, .. }) => {
+            one.components().eq(other.components())
+        }
+        (ListenAddress::Tcp(_), ListenAddress::Unix { .. })
+        | (ListenAddress::Unix { .. }, ListenAddress::Tcp(_)) => false,
+    }
+}
+
 /// Whether both cannot be bound at once. An address that stands for all of them is none of IPv6
 /// alone.
-fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+fn addresses_collide(one: SocketAddr, other: SocketAddr) -> bool {
     let canonical =
         |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
     let (one, other) = (canonical(one), canonical(other));
@@ -226,13 +239,13 @@ impl Build<'_> {
         admin: Option<SocketAddr>,
         listeners: &[ListenerSettings],
     ) -> Result<(), FileError> {
-        let taken = |listener: &&ListenerSettings| match (&listener.place, admin) {
-            (ListenAddress::Tcp(address), Some(admin)) => collide(*address, admin),
-            (ListenAddress::Tcp(_) | ListenAddress::Unix { .. }, _) => false,
+        let admin = admin.map(ListenAddress::Tcp);
+        let taken = |listener: &ListenerSettings| {
+            admin.as_ref().is_some_and(|admin| collide(&listener.place, admin))
         };
-        match listeners.iter().find(taken) {
-            Some(_) => self.wrong("admin.address", "a listener has it; choose another port"),
-            None => Ok(()),
+        match listeners.iter().any(taken) {
+            true => self.wrong("admin.address", "a listener has it; choose another port"),
+            false => Ok(()),
         }
     }
 

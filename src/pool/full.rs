@@ -129,33 +129,21 @@ fn server_of(tenant: &Tenant) -> Backend {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pgsilo_core::registry::Snapshot;
+    use crate::registry::tests::{entry, read};
 
     const RETENTION: Duration = Duration::from_secs(10);
 
     /// Two tenants of one server and one of another.
-    fn tenants(test: &str) -> [std::sync::Arc<Tenant>; 3] {
-        let entry = |id: &str, host: &str| {
-            format!(
-                "[[tenant]]\nid = \"{id}\"\n[tenant.placement]\nhost = \"{host}\"\n\
-                 tls = {{ mode = \"require\" }}\ndbname = \"tenant_{id}\"\n\
-                 [tenant.lease]\nroles = {{ read-only = \"{id}-ro\" }}\n"
-            )
-        };
-        let name = format!("pgsilo-full-{test}-{}.toml", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        let text = entry("acme", "db1") + &entry("globex", "DB1") + &entry("initech", "db2");
-        std::fs::write(&path, text).expect("written");
-        let snapshot = Snapshot::read(&path, None).expect("a registry");
-        std::fs::remove_file(&path).expect("removed");
+    fn tenants() -> [std::sync::Arc<Tenant>; 3] {
+        let on = |host: &str, id: &str| entry(id).replace("\"db\"", &format!("\"{host}\""));
+        let snapshot = read(&(on("db1", "acme") + &on("DB1", "globex") + &on("db2", "initech")));
         ["acme", "globex", "initech"]
             .map(|id| snapshot.tenant(&TenantId::parse(id).expect("an id")).expect("there"))
     }
 
     #[test]
     fn sessions_are_limited_until_the_report_is_old_or_one_connects() {
-        let ([acme, _, _], mut full, start) =
-            (tenants("fresh"), FullDatabases::default(), Instant::now());
+        let ([acme, _, _], mut full, start) = (tenants(), FullDatabases::default(), Instant::now());
         assert_eq!(full.may_connect(&acme, start), Ok(()));
         full.record_full(&acme, FullScope::Tenant, start, RETENTION);
         let mut tried = 0;
@@ -178,8 +166,7 @@ mod tests {
 
     #[test]
     fn a_session_that_ends_allows_sessions_but_no_prewarm() {
-        let ([acme, _, _], mut full, now) =
-            (tenants("ends"), FullDatabases::default(), Instant::now());
+        let ([acme, _, _], mut full, now) = (tenants(), FullDatabases::default(), Instant::now());
         full.record_full(&acme, FullScope::Server, now, RETENTION);
         assert_eq!(full.may_connect(&acme, now), Err(FullScope::Server));
         full.record_free_slot(&acme);
@@ -190,7 +177,7 @@ mod tests {
     #[test]
     fn a_full_share_limits_one_tenant_and_a_full_server_all_of_its_tenants() {
         let ([acme, globex, initech], mut full, now) =
-            (tenants("share"), FullDatabases::default(), Instant::now());
+            (tenants(), FullDatabases::default(), Instant::now());
         full.record_full(&acme, FullScope::Tenant, now, RETENTION);
         assert!(full.may_connect(&acme, now).is_err() && full.may_connect(&globex, now).is_ok());
         assert!(!full.was_full_within(&globex, now, RETENTION));

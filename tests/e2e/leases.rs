@@ -360,7 +360,7 @@ async fn a_window_closes_when_its_tenants_entry_changes() {
     };
     let (before, other) = (role("acme").await, role("globex").await);
     assert_eq!(role("acme").await, before);
-    let tenants = std::fs::read_to_string(proxy.dir().join("tenants.toml")).expect("read");
+    let tenants = proxy.tenants();
     let acme = "id = \"acme\"\n";
     assert!(tenants.contains(acme));
     proxy.reload(&tenants.replacen(acme, &format!("{acme}database_names = [\"books\"]\n"), 1));

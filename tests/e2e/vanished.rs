@@ -71,9 +71,8 @@ async fn vanished_clients_are_detected_and_paused_readers_are_not_mistaken_for_t
     waits_for(&pid, "ClientWrite").await;
     vanish(&machine);
 
-    eventually("all of them to be gone", async || (proxy.events("ended").len() >= 3).then_some(()))
-        .await;
-    assert!(proxy.events("ended").iter().all(|event| event["ending"] == "client_lost"));
+    let ended = proxy.events_reach("ended", 3).await;
+    assert!(ended.iter().all(|event| event["ending"] == "client_lost"));
     proxy.metric_reaches("pgsilo_sessions_active", 2.0).await;
     // Its query was cancelled, not left to itself.
     waits_for_nothing(&pid).await;

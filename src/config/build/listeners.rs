@@ -36,7 +36,7 @@ impl Build<'_> {
             };
             if listeners
                 .iter()
-                .any(|other: &ListenerSettings| places_collide(&listener.place, &other.place))
+                .any(|other: &ListenerSettings| collide(&listener.place, &other.place))
             {
                 let field = match listener.place {
                     ListenAddress::Tcp(_) => "address",
@@ -178,18 +178,5 @@ impl Build<'_> {
         let (tls, sni_suffix, balancers) = (None, None, Vec::new());
         let database_names = self.database_names(at, raw.database_names)?;
         Ok(ListenerSettings { place, tls, proof, uids, sni_suffix, database_names, balancers })
-    }
-}
-
-/// Whether both cannot be bound at once, as far as names tell.
-fn places_collide(one: &ListenAddress, other: &ListenAddress) -> bool {
-    match (one, other) {
-        (ListenAddress::Tcp(one), ListenAddress::Tcp(other)) => collide(*one, *other),
-        // Neither `//` nor `/./` is another folder.
-        (ListenAddress::Unix { path: one, .. }, ListenAddress::Unix { path: other, .. }) => {
-            one.components().eq(other.components())
-        }
-        (ListenAddress::Tcp(_), ListenAddress::Unix { .. })
-        | (ListenAddress::Unix { .. }, ListenAddress::Tcp(_)) => false,
     }
 }
