@@ -14,7 +14,7 @@ use pgsilo_sandbox::testing::driver::{Transport, all_left, output, passes, pytho
 use pgsilo_sandbox::testing::proxy::Proxy;
 use pgsilo_sandbox::testing::raw::{Io, Raw};
 use pgsilo_sandbox::testing::world::world;
-use pgsilo_sandbox::testing::{eventually, mint, ways};
+use pgsilo_sandbox::testing::{mint, ways};
 use serde_json::json;
 use tokio::process::Command;
 use tokio::sync::mpsc;
@@ -420,16 +420,10 @@ async fn notifications(client: &Client, mut messages: Messages) {
 }
 
 async fn cancels(proxy: &Proxy, client: &Client, transport: Transport) {
-    let watcher = world().superuser("postgres").await;
     let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.expect("a pid").get(0);
     for n in 0..3_i32 {
         let cancel = async {
-            eventually("the query to run", async || {
-                let sleeps =
-                    "SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep'";
-                watcher.query_opt(sleeps, &[&pid]).await.expect("asked")
-            })
-            .await;
+            world().waits_for(pid, "PgSleep").await;
             let token = client.cancel_token();
             token.cancel_query_raw(open(proxy, transport).await, NoTls).await.expect("sent");
         };

@@ -213,12 +213,7 @@ async fn a_cancel_key_reaches_its_own_session_only() {
 
     victim.send(&query("SELECT pg_sleep(600)")).await;
     let watcher = world().superuser("postgres").await;
-    pgsilo_sandbox::testing::eventually("the query to run", async || {
-        let sleeping =
-            "SELECT 1 FROM pg_stat_activity WHERE pid = $1::text::int AND wait_event = 'PgSleep'";
-        watcher.query_opt(sleeping, &[&pid]).await.expect("asked")
-    })
-    .await;
+    world().waits_for(&pid, "PgSleep").await;
 
     // The right pid with wrong secrets, of the right and of other lengths: nothing, no answer.
     for secret in [&[0u8, 0, 0, 0][..], &[1; 32], &[0; 256], &key[4..7]] {
@@ -269,7 +264,10 @@ async fn the_secret_of_the_database_is_not_handed_out() {
     let mut client = Raw::unix(&proxy.socket()).await;
     let login = client.log_in(&mint::token("acme"), "acme").await;
     let key = login.iter().find(|message| message.tag == b'K').expect("a key").body.clone();
+    let pid = client.ask("SELECT pg_backend_pid()::text").await;
     client.send(&query("SELECT pg_sleep(600)")).await;
+    // A request that is there before the query cancels nothing.
+    world().waits_for(&pid, "PgSleep").await;
     // Shown to the database itself, the key is nothing.
     let address = format!("127.0.0.1:{}", world().var("PG_PORT")).parse().expect("an address");
     let mut direct = Raw::tcp(address).await;

@@ -1,9 +1,9 @@
 //! Sessions of one tenant see, cancel and end each other by SQL, though each has a role of its own;
 //! and reach no other tenant's, whatever they try.
 
+use pgsilo_sandbox::testing::mint;
 use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
 use pgsilo_sandbox::testing::world::{World, world};
-use pgsilo_sandbox::testing::{eventually, mint};
 use serde_json::json;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -35,14 +35,9 @@ async fn listed(client: &Client, view: &str) -> Vec<i32> {
 
 /// Runs `pg_sleep` in a session until another one has cancelled it.
 async fn cancels(canceller: &Client, function: &str, victim: &Client) {
-    let superuser = world().superuser("postgres").await;
     let pid = pid(victim).await;
     let cancel = async {
-        eventually("the query to run", async || {
-            let sleeps = "SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep'";
-            superuser.query_opt(sleeps, &[&pid]).await.expect("asked")
-        })
-        .await;
+        world().waits_for(pid, "PgSleep").await;
         assert_eq!(signal(canceller, function, pid).await, Ok(true));
     };
     let (slept, ()) = tokio::join!(victim.batch_execute("SELECT pg_sleep(600)"), cancel);

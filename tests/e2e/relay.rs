@@ -7,7 +7,7 @@ use std::time::Duration;
 use pgsilo_sandbox::testing::proxy::{PLAIN, Proxy, Settings, UNIX};
 use pgsilo_sandbox::testing::raw::{Raw, password, query, startup, tagged};
 use pgsilo_sandbox::testing::world::world;
-use pgsilo_sandbox::testing::{eventually, fake, mint};
+use pgsilo_sandbox::testing::{fake, mint};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -122,12 +122,7 @@ async fn a_reader_that_stops_reading_stops_the_database_and_costs_no_memory() {
     let before = resident(&proxy);
     let pid = client.ask("SELECT pg_backend_pid()::text").await;
     client.send(&query("SELECT repeat('x', 1000) FROM generate_series(1, 300000)")).await;
-    let watcher = world().superuser("postgres").await;
-    eventually("the database to wait for its client", async || {
-        let waits = "SELECT 1 FROM pg_stat_activity WHERE pid = $1::text::int AND wait_event = 'ClientWrite'";
-        watcher.query_opt(waits, &[&pid]).await.expect("asked")
-    })
-    .await;
+    world().waits_for(&pid, "ClientWrite").await;
     assert!(resident(&proxy).saturating_sub(before) < 8 * 1024);
     // When it reads again, all of it is there.
     let messages = client.until(b'Z').await;
@@ -140,18 +135,10 @@ async fn a_client_that_vanishes_in_a_query_has_it_cancelled() {
     let mut client = session(&proxy).await;
     let pid = client.ask("SELECT pg_backend_pid()::text").await;
     client.send(&query("SELECT pg_sleep(600)")).await;
-    let watcher = world().superuser("postgres").await;
-    let runs =
-        "SELECT 1 FROM pg_stat_activity WHERE pid = $1::text::int AND wait_event = 'PgSleep'";
-    eventually("the query to run", async || watcher.query_opt(runs, &[&pid]).await.expect("asked"))
-        .await;
+    world().waits_for(&pid, "PgSleep").await;
     drop(client);
     assert_eq!(proxy.event("ended", |_| true).await["ending"], "client_left");
-    eventually("the query to be over", async || {
-        let query = "SELECT 1 FROM pg_stat_activity WHERE pid = $1::text::int";
-        watcher.query_opt(query, &[&pid]).await.expect("asked").is_none().then_some(())
-    })
-    .await;
+    world().has_ended(&pid).await;
 }
 
 #[tokio::test]

@@ -43,15 +43,6 @@ async fn ends(client: &mut Raw, (sqlstate, text): (&str, &str)) {
     assert_eq!(last.field(b'S').as_deref(), Some("FATAL"));
 }
 
-async fn is_gone(pid: &str) {
-    let watcher = world().superuser("postgres").await;
-    eventually("the database's session to be over", async || {
-        let query = "SELECT 1 FROM pg_stat_activity WHERE pid = $1::text::int";
-        watcher.query_opt(query, &[&pid]).await.expect("asked").is_none().then_some(())
-    })
-    .await;
-}
-
 async fn ended(proxy: &Proxy, ending: &str, count: usize) {
     proxy
         .metric_reaches(&format!("pgsilo_endings_total{{ending=\"{ending}\"}}"), count as f64)
@@ -71,30 +62,30 @@ pub(crate) async fn transaction_timeout_holds_whatever_the_session_sets() {
     let (mut alone, pid) = session(&proxy).await;
     alone.send(&query("SELECT pg_sleep(600)")).await;
     ends(&mut alone, TRANSACTION).await;
-    is_gone(&pid).await;
+    world().has_ended(&pid).await;
     // Waiting in one and working in one are both in it, failed ones are, and what a Sync ends.
     let (mut waiting, pid) = session(&proxy).await;
     waiting.ask("BEGIN; SELECT 'begun'").await;
     ends(&mut waiting, TRANSACTION).await;
-    is_gone(&pid).await;
+    world().has_ended(&pid).await;
     let (mut failed, pid) = session(&proxy).await;
     failed.send(&query("BEGIN; SELECT 1/0")).await;
     failed.until(b'Z').await;
     ends(&mut failed, TRANSACTION).await;
-    is_gone(&pid).await;
+    world().has_ended(&pid).await;
     let (mut unsynced, pid) = session(&proxy).await;
     let parse = tagged(b'P', b"\0SELECT 1\0\0\0");
     let run = [tagged(b'B', b"\0\0\0\0\0\0\0\0"), tagged(b'E', b"\0\0\0\0\0"), tagged(b'H', b"")];
     unsynced.send(&[parse, run.concat()].concat()).await;
     unsynced.until(b'C').await;
     ends(&mut unsynced, TRANSACTION).await;
-    is_gone(&pid).await;
+    world().has_ended(&pid).await;
     // So is one that makes itself look as if it had something to do, which it may.
     let (mut parsing, pid) = session(&proxy).await;
     parsing.ask("BEGIN; SELECT 'begun'").await;
     parsing.send(&tagged(b'P', b"\0SELECT 1\0\0\0")).await;
     ends(&mut parsing, TRANSACTION).await;
-    is_gone(&pid).await;
+    world().has_ended(&pid).await;
     ended(&proxy, "transaction_timeout", 5).await;
     // A session that was idle meanwhile was never in one.
     assert_eq!(idle.ask("SELECT 'still here'").await, "still here");
@@ -123,14 +114,14 @@ async fn no_client_can_make_its_transaction_look_over() {
         proxy
             .metric_reaches("pgsilo_endings_total{ending=\"transaction_timeout\"}", number as f64)
             .await;
-        is_gone(&pid).await;
+        world().has_ended(&pid).await;
         drop(client);
         println!("{way}: ended");
     }
     // What does not look like messages has no boundary any more; the database closes.
     let (mut client, pid) = session(&proxy).await;
     client.send(&[b'Q', 0, 0, 0, 1]).await;
-    is_gone(&pid).await;
+    world().has_ended(&pid).await;
     while client.next().await.is_some() {}
 }
 
@@ -204,7 +195,7 @@ pub(crate) async fn a_session_idle_in_transaction_is_ended_and_a_working_one_is_
     let (mut waiting, pid) = session(&proxy).await;
     waiting.ask("BEGIN; SELECT 'begun'").await;
     ends(&mut waiting, WAITING).await;
-    is_gone(&pid).await;
+    world().has_ended(&pid).await;
     let answered = working.until(b'Z').await;
     assert!(answered.iter().all(|message| message.tag != b'E'), "{answered:?}");
     ends(&mut working, WAITING).await;
@@ -239,7 +230,7 @@ async fn a_client_that_reads_slowly_does_not_hide_how_old_its_transaction_is() {
     }
     assert!(taken < ANSWERS / 2 * BYTES, "{taken} bytes, all of them old");
     proxy.metric_reaches(over, 1.0).await;
-    is_gone(&pid).await;
+    world().has_ended(&pid).await;
 }
 
 /// A listener that does not read holds the queue of the whole cluster up.
@@ -261,7 +252,7 @@ async fn a_listening_session_that_reads_nothing_is_ended_in_time() {
     })
     .await;
     ended(&proxy, "transaction_timeout", 1).await;
-    is_gone(&pid).await;
+    world().has_ended(&pid).await;
     eventually("the queue to be empty", async || {
         let usage = "SELECT pg_notification_queue_usage()";
         // The tail moves when somebody notifies.
@@ -279,7 +270,7 @@ pub(crate) async fn a_session_ends_at_its_maximum_age() {
     let (mut busy, _pid) = session(&proxy).await;
     busy.send(&query("SELECT pg_sleep(600)")).await;
     ends(&mut idle, AGE).await;
-    is_gone(&pid).await;
+    world().has_ended(&pid).await;
     ends(&mut busy, AGE).await;
     ended(&proxy, "session_age", 2).await;
 }

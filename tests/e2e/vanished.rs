@@ -37,16 +37,6 @@ async fn session(proxy: &Proxy, receives: Option<u32>) -> (Raw, OwnedFd, String)
     (client, machine, pid)
 }
 
-/// Waits until a backend waits for that.
-async fn waits_for(pid: &str, event: &str) {
-    let watcher = world().superuser("postgres").await;
-    let waits = "SELECT 1 FROM pg_stat_activity WHERE pid = $1::text::int AND wait_event = $2";
-    eventually("the backend to wait", async || {
-        watcher.query_opt(waits, &[&pid, &event]).await.expect("asked")
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn vanished_clients_are_detected_and_paused_readers_are_not_mistaken_for_them() {
     let proxy = impatient().await;
@@ -54,28 +44,28 @@ async fn vanished_clients_are_detected_and_paused_readers_are_not_mistaken_for_t
     // Two that pause: one stops the database, of the other all is on its way.
     let (mut pausing, _machine, pid) = session(&proxy, None).await;
     pausing.send(&rows).await;
-    waits_for(&pid, "ClientWrite").await;
+    world().waits_for(&pid, "ClientWrite").await;
     let (mut behind, _machine, pid) = session(&proxy, Some(4096)).await;
     behind.send(&query("SELECT repeat('y', 200000)")).await;
-    waits_for(&pid, "ClientRead").await;
+    world().waits_for(&pid, "ClientRead").await;
 
     // Three that vanish: idle, with a query that runs, and with an answer that they did not take.
     let (idle, machine, _pid) = session(&proxy, None).await;
     vanish(&machine);
     let (mut asking, machine, pid) = session(&proxy, None).await;
     asking.send(&query("SELECT pg_sleep(2)")).await;
-    waits_for(&pid, "PgSleep").await;
+    world().waits_for(&pid, "PgSleep").await;
     vanish(&machine);
     let (mut reading, machine, pid) = session(&proxy, None).await;
     reading.send(&rows).await;
-    waits_for(&pid, "ClientWrite").await;
+    world().waits_for(&pid, "ClientWrite").await;
     vanish(&machine);
 
     let ended = proxy.events_reach("ended", 3).await;
     assert!(ended.iter().all(|event| event["ending"] == "client_lost"));
     proxy.metric_reaches("pgsilo_sessions_active", 2.0).await;
     // Its query was cancelled, not left to itself.
-    waits_for_nothing(&pid).await;
+    world().has_ended(&pid).await;
     drop((idle, asking, reading));
 
     let messages = pausing.until(b'Z').await;
@@ -85,15 +75,6 @@ async fn vanished_clients_are_detected_and_paused_readers_are_not_mistaken_for_t
     for mut client in [pausing, behind] {
         assert_eq!(client.ask("SELECT 'alive'").await, "alive");
     }
-}
-
-async fn waits_for_nothing(pid: &str) {
-    let watcher = world().superuser("postgres").await;
-    eventually("the backend to be gone", async || {
-        let query = "SELECT 1 FROM pg_stat_activity WHERE pid = $1::text::int";
-        watcher.query_opt(query, &[&pid]).await.expect("asked").is_none().then_some(())
-    })
-    .await;
 }
 
 /// A stand-in for a database, whose machine can be made to vanish.

@@ -2,6 +2,7 @@
 //! the end of this process, which closes its standard input.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio_postgres::types::ToSql;
 
-use super::{passwords, programs};
+use super::{eventually, passwords, programs};
 
 /// A running sandbox.
 #[derive(Debug)]
@@ -127,6 +128,29 @@ impl World {
             config.dbname(dbname).connect(tokio_postgres::NoTls).await.expect("superuser logs in");
         tokio::spawn(connection);
         client
+    }
+
+    /// Waits until a process of the database waits for that: `PgSleep`, `ClientWrite`.
+    pub async fn waits_for(&self, pid: impl Display, event: &str) {
+        let watcher = self.superuser("postgres").await;
+        let pid = pid.to_string();
+        let waits = "SELECT 1 FROM pg_stat_activity WHERE pid::text = $1 AND wait_event = $2";
+        eventually(&format!("process {pid} to wait for {event}"), async || {
+            watcher.query_opt(waits, &[&pid, &event]).await.expect("asked")
+        })
+        .await;
+    }
+
+    /// Waits until there is no such process of the database.
+    pub async fn has_ended(&self, pid: impl Display) {
+        let watcher = self.superuser("postgres").await;
+        let pid = pid.to_string();
+        let there = "SELECT 1 FROM pg_stat_activity WHERE pid::text = $1";
+        eventually(&format!("process {pid} to end"), async || {
+            let there = watcher.query_opt(there, &[&pid]).await.expect("asked");
+            there.is_none().then_some(())
+        })
+        .await;
     }
 
     /// How many of the roles of these names anybody can use: they may log in, or are logged in. A
