@@ -242,8 +242,9 @@ mod tests {
         std::fs::write(&path, &text).expect("written");
         let (file, registry) = RegistryFile::open(&path).expect("a registry");
         let sessions: &'static Sessions = Box::leak(Box::new(Sessions::new(10_000)));
-        let begin = |number: usize| sessions.begin(&id(number % 1_000), Trail::new(None));
-        let running: Vec<_> = (0..10_000).map(begin).collect();
+        let admit = |number: usize| sessions.admit(&id(number % 1_000), None).expect("a place");
+        let places: Vec<_> = (0..10_000).map(admit).collect();
+        let running: Vec<_> = places.iter().map(|place| place.begin(Trail::new(None))).collect();
         let waits = || running.iter().map(|one| Box::pin(one.changed())).collect::<Vec<_>>();
         let woken = |waits: &mut [Pin<Box<Notified<'_>>>]| {
             waits.iter_mut().filter_map(|wait| wait.as_mut().now_or_never()).count()

@@ -31,7 +31,7 @@ pub(crate) struct Sessions {
     max: usize,
 }
 
-/// The sessions of one tenant. None is kept for a tenant that has neither.
+/// The sessions of one tenant. None is kept for a tenant that has no places.
 #[derive(Debug, Default)]
 struct OfTenant {
     places: usize,
@@ -59,9 +59,8 @@ pub(crate) struct SessionPermit {
 
 /// A session that is in the directory until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Running {
-    sessions: &'static Sessions,
-    tenant: TenantId,
+pub(crate) struct Running<'p> {
+    permit: &'p SessionPermit,
     session: Arc<Session>,
 }
 
@@ -106,20 +105,6 @@ impl Sessions {
         Ok(SessionPermit { sessions: self, tenant: tenant.clone() })
     }
 
-    /// Puts a session in the directory.
-    pub(crate) fn begin(&'static self, tenant: &TenantId, trail: Trail) -> Running {
-        let session = Arc::new(Session {
-            trail,
-            began: BootTime::now(),
-            progress: Progress::default(),
-            changed: Notify::new(),
-        });
-        let mut of_tenant = self.tenants.entry(tenant.clone()).or_default();
-        of_tenant.running.insert(session.trail.session, Arc::clone(&session));
-        metrics::SESSIONS_ACTIVE.increment();
-        Running { sessions: self, tenant: tenant.clone(), session }
-    }
-
     /// Has the sessions of a tenant look whether they must end.
     pub(crate) fn wake(&self, tenant: &TenantId) {
         if let Some(of_tenant) = self.tenants.get(tenant) {
@@ -148,9 +133,7 @@ impl Sessions {
     }
 
     fn forget_if_empty(&self, tenant: &TenantId) {
-        self.tenants.remove_if(tenant, |_, of_tenant| {
-            of_tenant.places == 0 && of_tenant.running.is_empty()
-        });
+        self.tenants.remove_if(tenant, |_, of_tenant| of_tenant.places == 0);
     }
 }
 
@@ -171,6 +154,22 @@ impl Session {
     }
 }
 
+impl SessionPermit {
+    /// Puts its session in the directory.
+    pub(crate) fn begin(&self, trail: Trail) -> Running<'_> {
+        let session = Arc::new(Session {
+            trail,
+            began: BootTime::now(),
+            progress: Progress::default(),
+            changed: Notify::new(),
+        });
+        let mut of_tenant = self.sessions.tenants.entry(self.tenant.clone()).or_default();
+        of_tenant.running.insert(session.trail.session, Arc::clone(&session));
+        metrics::SESSIONS_ACTIVE.increment();
+        Running { permit: self, session }
+    }
+}
+
 impl Drop for SessionPermit {
     fn drop(&mut self) {
         self.sessions.places.fetch_sub(1, Ordering::Relaxed);
@@ -181,7 +180,7 @@ impl Drop for SessionPermit {
     }
 }
 
-impl Deref for Running {
+impl Deref for Running<'_> {
     type Target = Session;
 
     fn deref(&self) -> &Session {
@@ -189,13 +188,13 @@ impl Deref for Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
         metrics::SESSIONS_ACTIVE.decrement();
-        if let Some(mut of_tenant) = self.sessions.tenants.get_mut(&self.tenant) {
+        let SessionPermit { sessions, tenant } = self.permit;
+        if let Some(mut of_tenant) = sessions.tenants.get_mut(tenant) {
             of_tenant.running.remove(&self.session.trail.session);
         }
-        self.sessions.forget_if_empty(&self.tenant);
     }
 }
 
@@ -240,10 +239,10 @@ mod tests {
         for number in 0..100 {
             let tenant = id(&format!("t{number}"));
             let place = sessions.admit(&tenant, None).expect("a place");
-            let running = sessions.begin(&tenant, Trail::new(None));
-            drop(place);
+            let running = place.begin(Trail::new(None));
             assert_eq!(sessions.tenants.len(), 1);
             drop(running);
+            drop(place);
         }
         assert!(sessions.tenants.is_empty());
         assert_eq!(sessions.places.load(Ordering::Relaxed), 0);
@@ -252,7 +251,8 @@ mod tests {
     #[test]
     fn a_change_after_subscribing_is_not_missed() {
         let sessions = sessions(1);
-        let running = sessions.begin(&id("acme"), Trail::new(None));
+        let place = sessions.admit(&id("acme"), None).expect("a place");
+        let running = place.begin(Trail::new(None));
         let mut changed = pin!(running.changed());
         sessions.wake(&id("acme"));
         assert!(changed.as_mut().now_or_never().is_some());

@@ -113,7 +113,9 @@ pub(crate) struct Relay<'c> {
     /// Why the database could not be written to any more.
     write_error: Option<io::Error>,
     last_bytes: Instant,
-    limits: TimeLimits,
+    /// The silence since then was looked at, and is not long enough yet.
+    is_judged: bool,
+    limits: &'c TimeLimits,
     age: Age,
     watch: Watch,
 }
@@ -156,6 +158,16 @@ enum Event {
     /// The session is not idle any more, and no timer is set for that.
     Began,
     AgeCheck,
+}
+
+/// Why nothing is relayed any more.
+pub(crate) enum Stopped {
+    Ended(End),
+    FrontendEnded(Option<io::Error>),
+    /// A termination is due, and the session idle.
+    Quiet(Ending),
+    /// Time is up, whatever the session does.
+    Late(Ending),
 }
 
 enum Moved {
@@ -234,7 +246,7 @@ impl<'c> Relay<'c> {
         progress: &'c Progress,
         intercepts_terminate: bool,
         dead_peer_timeout: Duration,
-        limits: TimeLimits,
+        limits: &'c TimeLimits,
     ) -> Relay<'c> {
         let pipe = |direction: Direction, intercepts_terminate| Pipe {
             counter: FrameCounter::default(),
@@ -262,16 +274,103 @@ impl<'c> Relay<'c> {
             is_reusable: false,
             write_error: None,
             last_bytes,
+            is_judged: false,
             limits,
             age: Age::begin(last_bytes),
             watch: Watch::new(dead_peer_timeout),
         }
     }
 
-    /// Tells the client how it ended, and closes the database's connection. What comes once in a
-    /// session is boxed, here and below: what an idle one holds is as large as the largest that it
-    /// may become.
-    pub(crate) async fn end(&mut self, ending: Ending, session: impl std::fmt::Display) {
+    /// Relays until either side has ended, a termination is due, or a limit was reached.
+    #[expect(clippy::manual_async_fn, reason = "an async fn holds its arguments twice")]
+    pub(crate) fn run(&mut self, terminator: &impl Terminator) -> impl Future<Output = Stopped> {
+        async move {
+            let mut termination = pin!(terminator.next_before(None));
+            let mut notice: Option<Box<Notice>> = None;
+            let mut late: Option<Pin<Box<_>>> = None;
+            // When to look again whether the silence is long enough.
+            let mut look: Option<Pin<Box<Sleep>>> = None;
+            let mut idle = self.limits.idle.map(|timeout| Box::pin(sleep(timeout)));
+            let mut due: Option<Pin<Box<Sleep>>> = None;
+            loop {
+                let is_set = due.is_some();
+                let event = tokio::select! {
+                    biased;
+                    event = poll_fn(|cx| self.poll(cx, notice.is_some(), is_set)) => event,
+                    termination = &mut termination => Event::Terminate(termination),
+                    () = set(&mut late) => Event::Late,
+                    () = set(&mut look) => Event::Look,
+                    () = set(&mut idle) => Event::IdleCheck,
+                    () = set(&mut due) => Event::AgeCheck,
+                };
+                match (event, notice.as_deref()) {
+                    (Event::Terminate(newer), _) => {
+                        self.progress.set_termination(newer);
+                        notice = Some(Box::new(Notice::begin(newer)));
+                        late = Some(Box::pin(newer.deadline.arrives()));
+                        self.is_judged = false;
+                        termination.set(terminator.next_before(Some(newer)));
+                    }
+                    (Event::FrontendEnded(None), _) if self.may_half_close() => self.half_close(),
+                    (Event::FrontendEnded(broken), _) => return Stopped::FrontendEnded(broken),
+                    (Event::BackendEnded(broken), _) => {
+                        return Stopped::Ended(self.backend_ended(broken));
+                    }
+                    (Event::ClientTerminated, _) => {
+                        self.is_reusable = self.can_tell() && self.up.is_empty();
+                        return Stopped::Ended(Ending::ClientLeft.into());
+                    }
+                    (Event::Quiet, Some(notice)) => match notice.judge(self.quiet()) {
+                        Moment::Now => return Stopped::Quiet(notice.termination().ending),
+                        Moment::In(time) => {
+                            look = Some(Box::pin(sleep(time)));
+                            self.is_judged = true;
+                        }
+                    },
+                    (Event::Look, _) => (look, self.is_judged) = (None, false),
+                    (Event::Late, Some(notice)) => {
+                        return Stopped::Late(notice.termination().ending);
+                    }
+                    (Event::IdleCheck, _) => match self.idle_until() {
+                        Some(until) => idle = Some(Box::pin(sleep_until(until))),
+                        None => return Stopped::Ended(Ending::IdleTimeout.into()),
+                    },
+                    (Event::Began | Event::AgeCheck, _) => match self.judge() {
+                        Verdict::Rest => due = None,
+                        Verdict::LookAt(at) => due = Some(Box::pin(sleep_until(at))),
+                        Verdict::Over(ending) => return Stopped::Late(ending),
+                    },
+                    (Event::Quiet | Event::Late, None) => {}
+                }
+            }
+        }
+    }
+
+    /// Ends what was relayed: cancels what runs, tells the client how the session has ended, and
+    /// closes the database's connection.
+    pub(crate) async fn finish(
+        &mut self,
+        stopped: Stopped,
+        session: impl std::fmt::Display,
+    ) -> End {
+        let end = match stopped {
+            Stopped::Ended(end) => end,
+            Stopped::FrontendEnded(broken) => self.frontend_ended(broken).await,
+            Stopped::Quiet(ending) => {
+                self.delay_last_message().await;
+                ending.into()
+            }
+            Stopped::Late(ending) => {
+                self.interrupt().await;
+                self.delay_last_message().await;
+                ending.into()
+            }
+        };
+        self.close(end.ending, session).await;
+        end
+    }
+
+    async fn close(&mut self, ending: Ending, session: impl std::fmt::Display) {
         let message = ending.message(session).filter(|_| self.can_tell()).unwrap_or_default();
         let Relay { frontend, backend, up, conversation, is_reusable, .. } = self;
         let tell = async {
@@ -290,84 +389,6 @@ impl<'c> Relay<'c> {
             }
         };
         tokio::join!(tell, close_backend);
-    }
-
-    /// Relays until either side has ended, a termination is due, or a limit was reached.
-    #[expect(clippy::manual_async_fn, reason = "an async fn holds its arguments twice")]
-    pub(crate) fn run(&mut self, terminator: &impl Terminator) -> impl Future<Output = End> {
-        async move {
-            let mut termination = pin!(terminator.next_before(None));
-            let mut notice: Option<Box<Notice>> = None;
-            let mut late: Option<Pin<Box<_>>> = None;
-            // When to look again whether the silence is long enough, and since when it was so
-            // looked at.
-            let mut look: Option<Pin<Box<Sleep>>> = None;
-            let mut judged: Option<Instant> = None;
-            let mut idle = self.limits.idle.map(|timeout| Box::pin(sleep(timeout)));
-            let mut due: Option<Pin<Box<Sleep>>> = None;
-            loop {
-                let is_set = due.is_some();
-                let event = tokio::select! {
-                    biased;
-                    event = poll_fn(|cx| self.poll(cx, notice.is_some(), judged, is_set)) => event,
-                    termination = &mut termination => Event::Terminate(termination),
-                    () = set(&mut late) => Event::Late,
-                    () = set(&mut look) => Event::Look,
-                    () = set(&mut idle) => Event::IdleCheck,
-                    () = set(&mut due) => Event::AgeCheck,
-                };
-                match (event, notice.as_deref()) {
-                    (Event::Terminate(newer), _) => {
-                        self.progress.set_termination(newer);
-                        notice = Some(Box::new(Notice::begin(newer)));
-                        late = Some(Box::pin(newer.deadline.arrives()));
-                        judged = None;
-                        termination.set(terminator.next_before(Some(newer)));
-                    }
-                    (Event::FrontendEnded(None), _) if self.may_half_close() => self.half_close(),
-                    (Event::FrontendEnded(broken), _) => {
-                        return Box::pin(self.frontend_ended(broken)).await;
-                    }
-                    (Event::BackendEnded(broken), _) => return self.backend_ended(broken),
-                    (Event::ClientTerminated, _) => {
-                        self.is_reusable = self.can_tell() && self.up.is_empty();
-                        return Ending::ClientLeft.into();
-                    }
-                    (Event::Quiet, Some(notice)) => match notice.judge(self.quiet()) {
-                        Moment::Now => {
-                            let ending = notice.termination().ending;
-                            Box::pin(self.delay_last_message()).await;
-                            return ending.into();
-                        }
-                        Moment::In(time) => {
-                            look = Some(Box::pin(sleep(time)));
-                            judged = Some(self.last_bytes);
-                        }
-                    },
-                    (Event::Look, _) => (look, judged) = (None, None),
-                    (Event::Late, Some(notice)) => {
-                        let ending = notice.termination().ending;
-                        Box::pin(self.interrupt()).await;
-                        Box::pin(self.delay_last_message()).await;
-                        return ending.into();
-                    }
-                    (Event::IdleCheck, _) => match self.idle_until() {
-                        Some(until) => idle = Some(Box::pin(sleep_until(until))),
-                        None => return Ending::IdleTimeout.into(),
-                    },
-                    (Event::Began | Event::AgeCheck, _) => match self.judge() {
-                        Verdict::Rest => due = None,
-                        Verdict::LookAt(at) => due = Some(Box::pin(sleep_until(at))),
-                        Verdict::Over(ending) => {
-                            Box::pin(self.interrupt()).await;
-                            Box::pin(self.delay_last_message()).await;
-                            return ending.into();
-                        }
-                    },
-                    (Event::Quiet | Event::Late, None) => {}
-                }
-            }
-        }
     }
 
     /// Until when the session may be idle without a word, if it is; `None`: until now.
@@ -389,18 +410,12 @@ impl<'c> Relay<'c> {
             (false, true) => Phase::WaitingSince(self.last_bytes),
             (false, false) => Phase::Working,
         };
-        self.age.judge(&self.limits, phase, Instant::now())
+        self.age.judge(self.limits, phase, Instant::now())
     }
 
-    /// Moves what can be moved, answers first. With `wants_quiet` a silence is told of, but not the
-    /// one that was `judged`.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        wants_quiet: bool,
-        judged: Option<Instant>,
-        is_set: bool,
-    ) -> Poll<Event> {
+    /// Moves what can be moved, answers first. With `wants_quiet` a silence is told of, but not one
+    /// that was judged.
+    fn poll(&mut self, cx: &mut Context<'_>, wants_quiet: bool, is_set: bool) -> Poll<Event> {
         let was_idle = self.is_idle();
         let Relay {
             frontend, backend, up, down, conversation, half_closed, shut, write_error, ..
@@ -444,6 +459,7 @@ impl<'c> Relay<'c> {
         });
         if before != (self.up.counter.passed(), self.down.counter.passed()) {
             self.last_bytes = Instant::now();
+            self.is_judged = false;
             self.tell_progress();
             self.age.moved(self.last_bytes, was_idle, self.conversation.take_crossed());
             self.watch.begin(self.last_bytes);
@@ -460,7 +476,7 @@ impl<'c> Relay<'c> {
                     Gone::Backend => Event::BackendEnded(error),
                 })
             }
-            Poll::Pending if wants_quiet && judged != Some(self.last_bytes) && self.is_quiet() => {
+            Poll::Pending if wants_quiet && !self.is_judged && self.is_quiet() => {
                 Poll::Ready(Event::Quiet)
             }
             Poll::Pending if !is_set && self.limits.bound_transactions() && !self.is_idle() => {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
@@ -89,10 +90,8 @@ impl Core {
                 runtime.block_on(async move {
                     while let Some((arrival, counted)) = queue.recv().await {
                         let Some((client, eviction, permits)) = arrival.open() else { continue };
-                        tokio::spawn(async move {
-                            session::serve(client, eviction).await;
-                            drop((permits, counted));
-                        });
+                        let held = (permits, counted);
+                        tokio::spawn(session::serve(client, eviction).map(|()| drop(held)));
                     }
                 });
                 // Sessions that still run are dropped here; a file that is never read to its end is

@@ -14,14 +14,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use pgsilo_core::clock::BootTime;
-use pgsilo_core::registry::{Snapshot, State, Tenant};
-use pgsilo_core::tenant::Access;
+use pgsilo_core::registry::{Snapshot, State};
 use pgsilo_core::tls::AuthorityId;
 use tokio::time::sleep;
 
+use super::attached::SessionResources;
 use crate::audit;
 use crate::identity::Identity;
-use crate::lease::{Lease, LeaseEnd};
+use crate::lease::LeaseEnd;
 use crate::listener::Listener;
 use crate::proxy::Proxy;
 use crate::sessions::Session;
@@ -31,20 +31,15 @@ use decision::{Decision, Facts};
 /// The authority of one session.
 pub(super) struct Authority<'s> {
     pub(super) proxy: &'static Proxy,
-    pub(super) tenant: &'s Tenant,
-    pub(super) lease: &'s Lease,
-    pub(super) identity: &'s Identity,
-    pub(super) access: Access,
+    pub(super) resources: &'s SessionResources,
     /// Where it came in.
     pub(super) listener: &'static Listener,
     /// Who certified the client there, if it showed a certificate.
-    pub(super) certified_by: Option<AuthorityId>,
+    pub(super) certified_by: Option<Box<AuthorityId>>,
     /// When the token or the certificate ends.
     pub(super) expires: BootTime,
-    /// What was left of that when the session began.
-    pub(super) left: Duration,
-    /// When the session is as old as it may become, and how old that is.
-    pub(super) aged: Option<(BootTime, Duration)>,
+    /// How old the session may become.
+    pub(super) max_age: Option<Duration>,
     pub(super) session: &'s Session,
     /// The newest failure to renew the lease that an event has told of; 0: none since it was
     /// last renewed.
@@ -59,9 +54,9 @@ impl Terminator for Authority<'_> {
             loop {
                 // Subscribed first: no change after this line is missed.
                 let changed = self.session.changed();
-                let (lease, login) = self.lease.changed();
+                let (lease, login) = self.resources.lease.changed();
                 let wake = {
-                    let (end, again) = self.lease.poll_renewal();
+                    let (end, again) = self.resources.lease.poll_renewal();
                     self.tell_of_renewals(&end);
                     match self.next(&end, current) {
                         Decision::Terminate(termination) => return termination,
@@ -85,15 +80,17 @@ impl Authority<'_> {
         // A token is shown once and may be outlived where the operator says so; a certificate is
         // what the client is for as long as it is connected, and no revocation list ends its
         // sessions.
-        let ends = rules.end_at_expiry || matches!(self.identity, Identity::Certificate(_));
+        let identity = &*self.resources.identity;
+        let ends = rules.end_at_expiry || matches!(identity, Identity::Certificate(_));
+        let began = self.session.began;
         let facts = Facts {
             drained_by: self.proxy.drained_by(),
             withdrawn: self.is_withdrawn(),
-            revoked: self.identity.is_denied(self.proxy.sources.denied.as_ref()),
+            revoked: identity.is_denied(self.proxy.sources.denied.as_ref()),
             uncertified: self.is_uncertified(),
             lease: end,
-            expires: ends.then_some((self.expires, self.left, self.identity.ending())),
-            aged: self.aged,
+            expires: ends.then(|| (self.expires, self.expires.since(began), identity.ending())),
+            aged: self.max_age.map(|age| (began + age, age)),
             grace: rules.grace,
         };
         facts.decide(BootTime::now(), current)
@@ -104,8 +101,9 @@ impl Authority<'_> {
     /// sessions.
     fn is_withdrawn(&self) -> bool {
         let snapshot = self.proxy.registry().snapshot();
-        let placement = self.tenant.placement();
-        let serves = snapshot.tenant(self.tenant.id()).is_some_and(|now| {
+        let tenant = &self.resources.tenant;
+        let placement = tenant.placement();
+        let serves = snapshot.tenant(tenant.id()).is_some_and(|now| {
             now.state() != State::Suspended && now.placement().is_same_database(placement)
         });
         !serves || !self.is_still_bound(&snapshot)
@@ -114,11 +112,12 @@ impl Authority<'_> {
     /// A certificate's tenant and access are what the registry binds it to; a token says its own,
     /// but maybe by an alias.
     fn is_still_bound(&self, registry: &Snapshot) -> bool {
-        match self.identity {
-            Identity::Token(claims) => claims.means(self.tenant.id(), |word| registry.named(word)),
+        let SessionResources { identity, tenant, access, .. } = self.resources;
+        match &**identity {
+            Identity::Token(claims) => claims.means(tenant.id(), |word| registry.named(word)),
             Identity::Certificate(holder) => registry
                 .binding(holder.name())
-                .is_some_and(|to| to.tenant == *self.tenant.id() && to.access == self.access),
+                .is_some_and(|to| to.tenant == *tenant.id() && to.access == *access),
         }
     }
 

@@ -33,17 +33,34 @@ enum Admitted<'c> {
 
 /// Serves one connection from its first byte to its last. While its place is not its own,
 /// `eviction` may end it.
-pub(crate) async fn serve(mut client: Box<Client>, mut eviction: Option<Eviction>) {
+pub(crate) fn serve(
+    client: Box<Client>,
+    eviction: Option<Eviction>,
+) -> impl Future<Output = ()> + Send {
+    // Boxed, and freed when it is over: a session holds only the memory that it needs now.
+    let admitted = Box::pin(admit(client, eviction));
+    async move {
+        let admitted = admitted.await;
+        if let Some((spliced, client)) = admitted {
+            spliced.run(client).await;
+        }
+    }
+}
+
+/// Serves a connection until it is a session, or to its end if it is to be none.
+async fn admit(
+    mut client: Box<Client>,
+    mut eviction: Option<Eviction>,
+) -> Option<(Box<Spliced>, Box<Client>)> {
     let deadline = client.deadline();
-    // Boxed, so that a session holds only the memory that it needs now.
-    let login = AssertUnwindSafe(Box::pin(login(&mut client))).catch_unwind();
+    let login = AssertUnwindSafe(login(&mut client)).catch_unwind();
     let stop = tokio::select! {
         biased;
         login = timeout_at(deadline, login) => match login {
-            Ok(Ok(Ok(Admitted::Session(spliced)))) => return spliced.run(client).await,
+            Ok(Ok(Ok(Admitted::Session(spliced)))) => return Some((spliced, client)),
             Ok(Ok(Ok(Admitted::Cancel(cancelling)))) => {
-                match Box::pin(cancelling.forward(evicted(&mut eviction))).await {
-                    Ok(()) => return,
+                match cancelling.forward(evicted(&mut eviction)).await {
+                    Ok(()) => return None,
                     Err(stop) => stop,
                 }
             }
@@ -57,12 +74,13 @@ pub(crate) async fn serve(mut client: Box<Client>, mut eviction: Option<Eviction
         // Polled first: a connection that is evicted at that moment has been refused.
         Stop::Refused(refusal) => tokio::select! {
             biased;
-            () = Box::pin(refuse(*client, *refusal)) => {}
+            () = refuse(&mut client, *refusal) => {}
             () = evicted(&mut eviction) => {}
         },
         Stop::ClientLeft => client.abandon(),
         Stop::Evicted => client.evict(),
     }
+    None
 }
 
 async fn evicted(eviction: &mut Option<Eviction>) {
@@ -94,7 +112,7 @@ async fn login(client: &mut Client) -> Result<Admitted<'_>, Stop> {
 }
 
 /// Turns a connection away: one metric, one audit event, one message, and the close.
-async fn refuse(mut client: Client, refusal: Refusal) {
+async fn refuse(client: &mut Client, refusal: Refusal) {
     client.unprove();
     metrics::REFUSALS.of(refusal.reason()).increment(1);
     audit::refused(&client.trail, &refusal.told());

@@ -44,7 +44,7 @@ pub(super) struct OfSession {
     pub(super) proxy: &'static Proxy,
     pub(super) trail: Trail,
     pub(super) listener: &'static Listener,
-    pub(super) certified_by: Option<AuthorityId>,
+    pub(super) certified_by: Option<Box<AuthorityId>>,
 }
 
 /// Why a login stops.
@@ -128,10 +128,11 @@ impl Client {
         self.accepted.elapsed().as_secs_f64()
     }
 
-    /// The login is over. Not async: the memory of what is left behind is freed when this returns.
-    pub(super) fn into_session(self) -> OfSession {
-        let Client { frontend, proxy, trail, listener, authority: certified_by, .. } = self;
-        OfSession { frontend, proxy, trail, listener, certified_by }
+    /// The login is over: its memory is freed when this returns. Who moves out of a box frees it at
+    /// the end of its own scope, so this takes the box.
+    pub(super) fn into_session(self: Box<Self>) -> OfSession {
+        let Client { frontend, proxy, trail, listener, authority, .. } = *self;
+        OfSession { frontend, proxy, trail, listener, certified_by: authority.map(Box::new) }
     }
 
     /// Closed without a message: with many such connections each message would take time.

@@ -8,6 +8,9 @@
 use std::sync::atomic::AtomicU32;
 use std::time::SystemTime;
 
+use pgsilo_core::limits::TimeLimits;
+use pgsilo_core::registry::Tenant;
+
 use super::attached::{Attached, Reusable, SessionResources};
 use super::authority::Authority;
 use super::client::{Client, OfSession};
@@ -17,7 +20,6 @@ use crate::metrics;
 use crate::proxy::Proxy;
 use crate::splice::{End, Relay};
 use crate::stream::Stream;
-use pgsilo_core::clock::BootTime;
 
 /// Proves that every stage before it was passed: from here on bytes are opaque.
 #[derive(Debug)]
@@ -39,13 +41,14 @@ impl Spliced {
     /// Relays until the session ends, then drops what it holds. Of the client, what only its login
     /// needed is freed first.
     pub(super) async fn run(mut self: Box<Self>, client: Box<Client>) {
-        let Spliced { resources, backend } = &mut *self;
+        let (resources, backend) = (&self.resources, &mut self.backend);
         let OfSession { mut frontend, proxy, trail, listener, certified_by } =
             client.into_session();
-        let session = proxy.sessions.begin(resources.tenant.id(), trail);
+        let session = resources.permit.begin(trail);
         let process = resources.cancel_key.process();
         let dead_peer_timeout = proxy.limits().dead_peer_timeout;
-        let times = resources.tenant.limits().times(&proxy.limits().times);
+        let own = own_times(&resources.tenant, &proxy.limits().times);
+        let times = own.as_deref().unwrap_or(&proxy.limits().times);
         let intercepts_terminate = resources.reusable.is_some();
         let mut relay = Relay::new(
             &mut frontend,
@@ -62,25 +65,21 @@ impl Spliced {
             resources.identity.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
         let authority = Authority {
             proxy,
-            tenant: &resources.tenant,
-            lease: &resources.lease,
-            identity: &resources.identity,
-            access: resources.access,
+            resources,
             listener,
             certified_by,
-            expires: BootTime::now() + left,
-            left,
-            aged: times.session.map(|age| (BootTime::now() + age, age)),
+            expires: session.began + left,
+            max_age: times.session,
             session: &session,
             told: AtomicU32::new(0),
         };
-        let End { ending, cause } = relay.run(&authority).await;
-        Box::pin(relay.end(ending, session.trail.session)).await;
+        let stopped = relay.run(&authority).await;
+        let End { ending, cause } = Box::pin(relay.finish(stopped, session.trail.session)).await;
         metrics::ENDINGS.of(ending).increment(1);
         let cause = cause.map(|cause| cause.to_string());
         let seconds = session.began.elapsed().as_secs_f64();
         audit::ended(&session.trail, ending, cause.as_deref(), seconds, session.progress.bytes());
-        proxy.pool.record_session_end(&resources.tenant);
+        proxy.pool.record_session_end(&self.resources.tenant);
         let is_reusable = relay.is_reusable();
         drop(session);
         if is_reusable {
@@ -99,4 +98,10 @@ impl Spliced {
         let attachment = Attachment { stream: backend, process, greeting, history };
         proxy.pool.release(&route, lease, attachment, proxy.registry()).await;
     }
+}
+
+/// A tenant's limits, where they are not those for all.
+fn own_times(tenant: &Tenant, all: &TimeLimits) -> Option<Box<TimeLimits>> {
+    let own = tenant.limits().times(all);
+    (own != *all).then(|| Box::new(own))
 }

@@ -69,11 +69,11 @@ async fn relay<T>(
         &teller.progress,
         intercepts_terminate,
         dead_peer_timeout,
-        limits,
+        &limits,
     );
     let relayed = async {
-        let End { ending, .. } = relay.run(&teller).await;
-        relay.end(ending, "0").await;
+        let stopped = relay.run(&teller).await;
+        let End { ending, .. } = relay.finish(stopped, "0").await;
         let bytes = teller.progress.bytes();
         Over { ending, is_reusable: relay.is_reusable(), bytes }
     };

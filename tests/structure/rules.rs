@@ -27,7 +27,7 @@ const BESIDE: [(&str, &[&str], &[&str]); 3] = [
     // The fork without a token.
     ("cancelling", &["accepted", "client"], &["started", "chain"]),
     // What a spliced session's life depends on.
-    ("authority", &[], &["spliced"]),
+    ("authority", &["attached"], &["spliced"]),
 ];
 
 /// The map of `src/lib.rs`, a layer each line, from the top.

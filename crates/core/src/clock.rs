@@ -29,12 +29,17 @@ impl BootTime {
 
     /// How long until then; zero when it has passed.
     pub fn remaining(self) -> Duration {
-        self.0.saturating_sub(BootTime::now().0)
+        self.since(BootTime::now())
     }
 
     /// How long ago that was; zero if it is still to come.
     pub fn elapsed(self) -> Duration {
-        BootTime::now().0.saturating_sub(self.0)
+        BootTime::now().since(self)
+    }
+
+    /// How much later than that it is; zero if it is not.
+    pub fn since(self, earlier: BootTime) -> Duration {
+        self.0.saturating_sub(earlier.0)
     }
 
     /// This much earlier.
