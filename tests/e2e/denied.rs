@@ -6,6 +6,7 @@ use std::fs;
 use pgsilo_sandbox::testing::mint;
 use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
 use pgsilo_sandbox::testing::raw::{Raw, query};
+use pgsilo_sandbox::testing::world::world;
 use serde_json::json;
 
 const RELOADS: &str = "pgsilo_file_reloads_total{file=\"denied\",result=\"ok\"}";
@@ -38,7 +39,9 @@ pub(crate) async fn a_denied_identity_is_refused_and_its_sessions_end() {
     let proxy = with_list("denied = []\n").await;
     let mut idle = session(&proxy, &token("mallory", "m1")).await;
     let mut busy = session(&proxy, &token("mallory", "m2")).await;
+    let pid = busy.ask("SELECT pg_backend_pid()::text").await;
     busy.send(&query("SELECT pg_sleep(600)")).await;
+    world().waits_for(&pid, "PgSleep").await;
     let mut by_id = session(&proxy, &token("alice", "a1")).await;
     let mut other = session(&proxy, &token("alice", "a2")).await;
 

@@ -361,10 +361,10 @@ async fn connections_of_one_address_are_bounded() {
 
 #[tokio::test]
 pub(crate) async fn an_idle_session_is_ended_and_a_busy_one_is_not() {
-    let proxy = Proxy::with(limits_of("idle_timeout = \"500ms\"\n")).await;
+    let proxy = Proxy::with(limits_of("idle_timeout = \"2s\"\n")).await;
     let mut busy = Raw::tcp(proxy.address()).await;
     busy.log_in(&mint::token("acme"), "acme").await;
-    busy.send(&query("SELECT pg_sleep(1.5)")).await;
+    busy.send(&query("SELECT pg_sleep(3)")).await;
     let mut idle = Raw::tcp(proxy.address()).await;
     idle.log_in(&mint::token("acme"), "acme").await;
     refused(&mut idle, "57P05", "terminating connection due to idle-session timeout").await;
