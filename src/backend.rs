@@ -24,6 +24,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use pgsilo_core::addresses::{self, Attempts, Unreached};
 use pgsilo_core::registry::{Host, PlacementTls, Tenant};
+use pgsilo_core::tenant::TenantId;
 use pgsilo_core::tls;
 use pgsilo_wire::startup::CancelRequest;
 use rustls::pki_types::ServerName;
@@ -272,6 +273,11 @@ impl Process {
     /// The process id, where there is one to cancel.
     pub(crate) fn pid(&self) -> Option<u32> {
         self.key.as_ref().map(|(pid, _secret)| *pid)
+    }
+
+    /// Whose database it is of.
+    pub(crate) fn tenant(&self) -> &TenantId {
+        self.redial.tenant.id()
     }
 
     /// Cancels whatever runs there now, if that can be asked for.

@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use aws_lc_rs::{constant_time, rand};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
@@ -46,19 +46,19 @@ pub(crate) struct CancelKeys {
     refused: Refused,
 }
 
-/// The session that a key was handed out to.
-#[derive(Clone, Debug)]
-pub(crate) struct Whose {
-    pub(crate) session: SessionId,
-    pub(crate) tenant: TenantId,
-}
-
 #[derive(Debug)]
 struct Key {
     secret: Secret,
     process: Process,
-    whose: Whose,
-    /// How many requests have presented it.
+    /// Which one it was handed out to.
+    session: SessionId,
+    /// Of most keys there are none.
+    requests: OnceLock<Box<Requests>>,
+}
+
+/// The requests that have presented a key.
+#[derive(Debug, Default)]
+struct Requests {
     shown: AtomicU64,
     /// Locked by the request that is being forwarded for all of them.
     sent: AsyncMutex<Sent>,
@@ -93,7 +93,7 @@ impl CancelKeys {
         &'static self,
         process: Process,
         version: Version,
-        whose: Whose,
+        session: SessionId,
     ) -> Option<CancelKey> {
         let mut secret = [0; 32];
         rand::fill(&mut secret).ok()?;
@@ -101,13 +101,13 @@ impl CancelKeys {
         let key = Arc::new(Key {
             secret: Secret::new(&secret[..length]),
             process,
-            whose,
-            shown: AtomicU64::new(0),
-            sent: AsyncMutex::default(),
-            is_abandoned: AtomicBool::new(false),
+            session,
+            requests: OnceLock::new(),
         });
         if let Some(pid) = key.process.pid() {
-            self.lock().entry(pid).or_default().push(Arc::clone(&key));
+            // Servers count for themselves: few of theirs are the same.
+            let mut by_pid = self.lock();
+            by_pid.entry(pid).or_insert_with(|| Vec::with_capacity(1)).push(Arc::clone(&key));
         }
         Some(CancelKey { keys: self, key })
     }
@@ -159,9 +159,14 @@ impl Found {
         self.0.process.pid()
     }
 
-    /// Whose session that is.
-    pub(crate) fn whose(&self) -> &Whose {
-        &self.0.whose
+    /// Which session that is.
+    pub(crate) fn session(&self) -> SessionId {
+        self.0.session
+    }
+
+    /// Whose it is.
+    pub(crate) fn tenant(&self) -> &TenantId {
+        self.0.process.tenant()
     }
 
     /// Cancels whatever runs there now. Of one key, one request at a time is on its way. It may
@@ -172,7 +177,8 @@ impl Found {
     /// When the database could not be reached, or did not close in time: then the request may still
     /// hit.
     pub(crate) async fn cancel(&self) -> Result<(), Arc<DialError>> {
-        let Key { process, shown, sent, is_abandoned, .. } = &*self.0;
+        let Key { process, requests, .. } = &*self.0;
+        let Requests { shown, sent, is_abandoned } = &**requests.get_or_init(Box::default);
         let own = shown.fetch_add(1, Ordering::Relaxed) + 1;
         let mut sent = sent.lock().await;
         if sent.covers < own {
@@ -195,8 +201,10 @@ impl CancelKey {
     pub(crate) fn withdraw(self) -> Option<Process> {
         let key = Arc::clone(&self.key);
         drop(self);
-        let key = Arc::into_inner(key).filter(|key| !key.is_abandoned.load(Ordering::Relaxed))?;
-        Some(key.process)
+        let Key { process, requests, .. } = Arc::into_inner(key)?;
+        let is_abandoned =
+            requests.get().is_some_and(|requests| requests.is_abandoned.load(Ordering::Relaxed));
+        (!is_abandoned).then_some(process)
     }
 
     /// The process id that the client is told: the database's own. Where that has told none, there
@@ -246,9 +254,8 @@ mod tests {
     }
 
     fn hand_out(keys: &'static CancelKeys, pid: u32, version: Version) -> CancelKey {
-        let tenant = TenantId::parse("acme").expect("an id");
-        let whose = Whose { session: SessionId::new(), tenant };
-        keys.hand_out(Process::of(Some(pid)), version, whose).expect("randomness")
+        let process = Process::of(Some(pid));
+        keys.hand_out(process, version, SessionId::new()).expect("randomness")
     }
 
     fn request(pid: u32, secret: &[u8]) -> CancelRequest {
@@ -285,7 +292,7 @@ mod tests {
         let (one, other) = (hand_out(keys, 7, Version::V3_2), hand_out(keys, 7, Version::V3_2));
         for key in [&one, &other] {
             let found = keys.find(&request(7, key.secret()), None).expect("its own");
-            assert_eq!(found.whose().session, key.key.whose.session);
+            assert_eq!(found.session(), key.key.session);
         }
         let secret = one.secret().to_vec();
         drop(one);
@@ -311,9 +318,8 @@ mod tests {
     #[test]
     fn a_database_that_tells_no_process_has_no_key_in_force() {
         let keys = keys();
-        let tenant = TenantId::parse("acme").expect("an id");
-        let whose = Whose { session: SessionId::new(), tenant };
-        let key = keys.hand_out(Process::of(None), Version::V3_0, whose).expect("randomness");
+        let handed_out = keys.hand_out(Process::of(None), Version::V3_0, SessionId::new());
+        let key = handed_out.expect("randomness");
         assert_eq!(key.pid(), None);
         assert!(keys.lock().is_empty());
     }

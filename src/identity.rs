@@ -5,6 +5,7 @@
 
 use std::time::SystemTime;
 
+use pgsilo_core::tenant::TenantId;
 use pgsilo_core::tls::Holder;
 
 use crate::ending::Ending;
@@ -26,6 +27,13 @@ impl Identity {
         match self {
             Identity::Token(claims) => (Some(claims.issuer()), claims.subject()),
             Identity::Certificate(holder) => (None, holder.name()),
+        }
+    }
+
+    /// It is that tenant's session: what only the choice needed is forgotten.
+    pub(crate) fn settle_on(&mut self, tenant: &TenantId) {
+        if let Identity::Token(claims) = self {
+            claims.settle_on(tenant);
         }
     }
 

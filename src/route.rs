@@ -200,7 +200,7 @@ impl Route {
             }
             Identity::Certificate(holder) => {
                 let binding = registry.binding(holder.name());
-                let unbound = || RouteError::Unbound { holder: holder.name().to_owned() };
+                let unbound = || RouteError::Unbound { holder: holder.name().to_string() };
                 let binding = binding.ok_or_else(unbound)?;
                 (choose(std::slice::from_ref(&binding.tenant))?, binding.access)
             }

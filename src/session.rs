@@ -7,8 +7,9 @@
 //! Accepted -> Secured -> Started -> Identified -> Routed -> Leased -> Attached -> Spliced -> Ending
 //! ```
 //!
-//! Beside the stages stand `client.rs` (what they hand on, and what outlives them), `cancelling.rs`
-//! (the one fork without a token) and `authority.rs` (what may end a spliced session).
+//! Beside the stages stand `client.rs` (what they hand on, and what outlives them), `resources.rs`
+//! (what a session owns), `cancelling.rs` (the one fork without a token) and `authority.rs` (what may
+//! end a spliced session).
 //! ARCHITECTURE.md has the packets of a session in a picture.
 
 mod accepted;
@@ -19,6 +20,7 @@ mod chain;
 mod client;
 mod identified;
 mod leased;
+mod resources;
 mod routed;
 mod secured;
 mod spliced;

@@ -31,9 +31,10 @@ pub(crate) struct Sessions {
     max: usize,
 }
 
-/// The sessions of one tenant. None is kept for a tenant that has no places.
+/// The sessions of one tenant. None is kept for a tenant of which no place is taken.
 #[derive(Debug, Default)]
 struct OfTenant {
+    /// Places taken. Each running session has one, see [`Running`].
     places: usize,
     running: HashMap<SessionId, Arc<Session>>,
 }
@@ -163,8 +164,9 @@ impl SessionPermit {
             progress: Progress::default(),
             changed: Notify::new(),
         });
-        let mut of_tenant = self.sessions.tenants.entry(self.tenant.clone()).or_default();
-        of_tenant.running.insert(session.trail.session, Arc::clone(&session));
+        if let Some(mut of_tenant) = self.sessions.tenants.get_mut(&self.tenant) {
+            of_tenant.running.insert(session.trail.session, Arc::clone(&session));
+        }
         metrics::SESSIONS_ACTIVE.increment();
         Running { permit: self, session }
     }

@@ -28,7 +28,7 @@
 //! When the time is up, a running query is cancelled and its answer relayed for at most 2 s. The
 //! client is told at a message boundary, a little behind the last answer: libpq makes a notice of
 //! an error that it reads together with one. The database gets a Terminate and a close. The lease
-//! is dropped last, when nothing uses its credential any more (`session/attached.rs`).
+//! is dropped last, when nothing uses its credential any more (`session/resources.rs`).
 //!
 //! A client's own Terminate is kept from the database if the connection may serve another session
 //! (`pool.rs`): everything is answered, outside a transaction, and nothing follows.
@@ -160,9 +160,9 @@ enum Event {
     AgeCheck,
 }
 
-/// Why nothing is relayed any more.
+/// Why the relay has stopped; [`Relay::finish`] does the rest.
 pub(crate) enum Stopped {
-    Ended(End),
+    AtOnce(End),
     FrontendEnded(Option<io::Error>),
     /// A termination is due, and the session idle.
     Quiet(Ending),
@@ -281,7 +281,8 @@ impl<'c> Relay<'c> {
         }
     }
 
-    /// Relays until either side has ended, a termination is due, or a limit was reached.
+    /// Relays until either side has ended, a termination is due, or a limit was reached. What
+    /// follows is not a part of it, which every idle session waits in.
     #[expect(clippy::manual_async_fn, reason = "an async fn holds its arguments twice")]
     pub(crate) fn run(&mut self, terminator: &impl Terminator) -> impl Future<Output = Stopped> {
         async move {
@@ -314,11 +315,11 @@ impl<'c> Relay<'c> {
                     (Event::FrontendEnded(None), _) if self.may_half_close() => self.half_close(),
                     (Event::FrontendEnded(broken), _) => return Stopped::FrontendEnded(broken),
                     (Event::BackendEnded(broken), _) => {
-                        return Stopped::Ended(self.backend_ended(broken));
+                        return Stopped::AtOnce(self.backend_ended(broken));
                     }
                     (Event::ClientTerminated, _) => {
                         self.is_reusable = self.can_tell() && self.up.is_empty();
-                        return Stopped::Ended(Ending::ClientLeft.into());
+                        return Stopped::AtOnce(Ending::ClientLeft.into());
                     }
                     (Event::Quiet, Some(notice)) => match notice.judge(self.quiet()) {
                         Moment::Now => return Stopped::Quiet(notice.termination().ending),
@@ -333,7 +334,7 @@ impl<'c> Relay<'c> {
                     }
                     (Event::IdleCheck, _) => match self.idle_until() {
                         Some(until) => idle = Some(Box::pin(sleep_until(until))),
-                        None => return Stopped::Ended(Ending::IdleTimeout.into()),
+                        None => return Stopped::AtOnce(Ending::IdleTimeout.into()),
                     },
                     (Event::Began | Event::AgeCheck, _) => match self.judge() {
                         Verdict::Rest => due = None,
@@ -346,15 +347,16 @@ impl<'c> Relay<'c> {
         }
     }
 
-    /// Ends what was relayed: cancels what runs, tells the client how the session has ended, and
-    /// closes the database's connection.
+    /// Ends the session: cancels what runs where time is up, tells the client how it has ended, and
+    /// closes the database's connection. It comes once in a session and is large, so it is boxed
+    /// by whoever calls it: an idle session is as large as the largest that it may become.
     pub(crate) async fn finish(
         &mut self,
         stopped: Stopped,
         session: impl std::fmt::Display,
     ) -> End {
         let end = match stopped {
-            Stopped::Ended(end) => end,
+            Stopped::AtOnce(end) => end,
             Stopped::FrontendEnded(broken) => self.frontend_ended(broken).await,
             Stopped::Quiet(ending) => {
                 self.delay_last_message().await;

@@ -65,7 +65,7 @@ pub struct Claims {
     access: Access,
     issued_at: Option<SystemTime>,
     expires_at: SystemTime,
-    bound_to: Option<[u8; 32]>,
+    bound_to: Option<Box<[u8; 32]>>,
 }
 
 impl Claims {
@@ -126,6 +126,14 @@ impl Claims {
             || self.tenants.iter().any(|named| named.tenant(&known).as_ref() == Some(id))
     }
 
+    /// Forgets what it calls other tenants than that one, if it has that one's id: it means that
+    /// tenant for ever, and a token may name a thousand.
+    pub(crate) fn settle_on(&mut self, id: &TenantId) {
+        if let Some(own) = self.tenants.iter().find(|named| named.is(id)) {
+            self.tenants = [own.clone()].into();
+        }
+    }
+
     /// How much the sessions of this token may do.
     pub fn access(&self) -> Access {
         self.access
@@ -138,7 +146,7 @@ impl Claims {
 
     /// The client certificate that alone may show this token: its SHA-256 (`cnf`, RFC 8705).
     pub fn bound_to(&self) -> Option<&[u8; 32]> {
-        self.bound_to.as_ref()
+        self.bound_to.as_deref()
     }
 
     /// From when on this token is refused: its `exp` plus the issuer's leeway. A session

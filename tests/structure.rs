@@ -80,7 +80,7 @@ fn a_stage_imports_only_earlier_ones() {
             ("src/session/client.rs", "use super::accepted::Accepted;"),
             ("src/session/cancelling.rs", "use super::routed::Routed;"),
             ("src/session/routed.rs", "use super::cancelling::Cancelling;"),
-            ("src/session/authority.rs", "use super::leased::Leased;"),
+            ("src/session/authority.rs", "use super::attached::Attached;"),
             ("src/session/leased.rs", "use super::authority::Authority;"),
             ("src/session/identified/proofs.rs", "use super::super::routed::Routed;"),
             ("src/session/new.rs", "use std::fmt;"),

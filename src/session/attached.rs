@@ -3,57 +3,28 @@
 //! AuthenticationOk is held back until the seal was read: a client is never told that it is in, and
 //! then that it is not.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use pgsilo_core::registry::Tenant;
-use pgsilo_core::tenant::Access;
 use pgsilo_wire::message;
 
 use super::client::{Client, Stop};
 use super::leased::{Connected, Leased};
+use super::resources::{Reusable, SessionResources};
 use super::routed::Admission;
 use crate::audit::Stage;
-use crate::backend::{self, Attachment, Connection, History};
-use crate::cancel::{CancelKey, Whose};
-use crate::identity::Identity;
+use crate::backend::{self, Attachment, Connection};
 use crate::lease::Lease;
-use crate::limits::TallyPermit;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 use crate::route::Route;
-use crate::sessions::SessionPermit;
 use crate::stream::Stream;
 
 /// Proves that the database is the tenant's, and that the client knows it is let in.
 #[derive(Debug)]
 pub(super) struct Attached<'c> {
     client: &'c mut Client,
-    resources: SessionResources,
     backend: Stream,
-}
-
-/// What a session owns until it ends, in the order in which it is dropped: the lease last, when
-/// nothing uses its credential any more.
-#[derive(Debug)]
-pub(super) struct SessionResources {
-    pub(super) cancel_key: CancelKey,
-    pub(super) tenant: Arc<Tenant>,
-    pub(super) identity: Box<Identity>,
-    pub(super) access: Access,
-    pub(super) permit: SessionPermit,
-    pub(super) address: Option<TallyPermit<IpAddr>>,
-    /// For reuse of the connection by another session, if that is configured.
-    pub(super) reusable: Option<Box<Reusable>>,
-    pub(super) lease: Lease,
-}
-
-/// What the pool needs to know of a connection that a session returns.
-#[derive(Debug)]
-pub(super) struct Reusable {
-    pub(super) route: Arc<Route>,
-    pub(super) greeting: Vec<u8>,
-    pub(super) history: History,
+    resources: SessionResources,
 }
 
 impl<'c> Attached<'c> {
@@ -73,8 +44,7 @@ impl<'c> Attached<'c> {
         let (accepted, _startup) = started.into_parts();
         let (client, address) = accepted.into_parts();
         let Attachment { stream, process, greeting, history } = attachment;
-        let whose = Whose { session: client.trail.session, tenant: route.tenant().id().clone() };
-        let key = client.proxy.cancel_keys.hand_out(process, version, whose);
+        let key = client.proxy.cancel_keys.hand_out(process, version, client.trail.session);
         let cancel_key = key.ok_or_else(|| Refusal::new(Reason::Internal, "no randomness"))?;
         client.trail.backend_pid = cancel_key.pid().unwrap_or_default();
         client.trail.channel_binding = history.is_bound;
@@ -101,7 +71,7 @@ impl<'c> Attached<'c> {
             reusable: proxy.pool.reuses().then(|| Box::new(Reusable { route, greeting, history })),
             lease,
         };
-        Ok(Attached { client, resources, backend: stream })
+        Ok(Attached { client, backend: stream, resources })
     }
 
     pub(super) fn into_parts(self) -> (&'c mut Client, SessionResources, Stream) {

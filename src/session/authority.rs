@@ -18,7 +18,7 @@ use pgsilo_core::registry::{Snapshot, State};
 use pgsilo_core::tls::AuthorityId;
 use tokio::time::sleep;
 
-use super::attached::SessionResources;
+use super::resources::SessionResources;
 use crate::audit;
 use crate::identity::Identity;
 use crate::lease::LeaseEnd;

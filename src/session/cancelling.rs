@@ -44,11 +44,11 @@ impl<'c> Cancelling<'c> {
         let (result, counted) = match found {
             None => (Cancelled::UnknownKey, None),
             Some(found) => {
-                let counted = client.proxy.cancelling.count(&found.whose().tenant);
+                let counted = client.proxy.cancelling.count(found.tenant());
                 if counted.is_some() {
                     client.handshake = None;
                 }
-                client.trail.tenant = Some(found.whose().tenant.clone());
+                client.trail.tenant = Some(found.tenant().clone());
                 let cancelled = tokio::select! {
                     biased;
                     cancelled = found.cancel() => cancelled.map_err(|error| error.to_string()),
@@ -57,7 +57,7 @@ impl<'c> Cancelling<'c> {
                         Err(EVICTED.to_owned())
                     }
                 };
-                let (session, failure) = (found.whose().session, cancelled.as_ref().err());
+                let (session, failure) = (found.session(), cancelled.as_ref().err());
                 audit::cancelled(&client.trail, session, found.pid(), failure.map(String::as_str));
                 let result = match failure {
                     None => Cancelled::Forwarded,

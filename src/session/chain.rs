@@ -32,34 +32,35 @@ enum Admitted<'c> {
 }
 
 /// Serves one connection from its first byte to its last. While its place is not its own,
-/// `eviction` may end it.
+/// `eviction` may end it. An async function would hold its arguments twice.
 pub(crate) fn serve(
     client: Box<Client>,
     eviction: Option<Eviction>,
 ) -> impl Future<Output = ()> + Send {
     // Boxed, and freed when it is over: a session holds only the memory that it needs now.
-    let admitted = Box::pin(admit(client, eviction));
+    let opening = Box::pin(open(client, eviction));
     async move {
-        let admitted = admitted.await;
-        if let Some((spliced, client)) = admitted {
+        let opened = opening.await;
+        if let Some((spliced, client)) = opened {
             spliced.run(client).await;
         }
     }
 }
 
 /// Serves a connection until it is a session, or to its end if it is to be none.
-async fn admit(
+async fn open(
     mut client: Box<Client>,
     mut eviction: Option<Eviction>,
 ) -> Option<(Box<Spliced>, Box<Client>)> {
     let deadline = client.deadline();
-    let login = AssertUnwindSafe(login(&mut client)).catch_unwind();
+    // Boxed, here and below: of what comes one after the other each has its own size.
+    let login = AssertUnwindSafe(Box::pin(login(&mut client))).catch_unwind();
     let stop = tokio::select! {
         biased;
         login = timeout_at(deadline, login) => match login {
             Ok(Ok(Ok(Admitted::Session(spliced)))) => return Some((spliced, client)),
             Ok(Ok(Ok(Admitted::Cancel(cancelling)))) => {
-                match cancelling.forward(evicted(&mut eviction)).await {
+                match Box::pin(cancelling.forward(evicted(&mut eviction))).await {
                     Ok(()) => return None,
                     Err(stop) => stop,
                 }
@@ -74,7 +75,7 @@ async fn admit(
         // Polled first: a connection that is evicted at that moment has been refused.
         Stop::Refused(refusal) => tokio::select! {
             biased;
-            () = refuse(&mut client, *refusal) => {}
+            () = Box::pin(refuse(&mut client, *refusal)) => {}
             () = evicted(&mut eviction) => {}
         },
         Stop::ClientLeft => client.abandon(),

@@ -128,8 +128,8 @@ impl Client {
         self.accepted.elapsed().as_secs_f64()
     }
 
-    /// The login is over: its memory is freed when this returns. Who moves out of a box frees it at
-    /// the end of its own scope, so this takes the box.
+    /// The login is over: its memory is freed when this returns. A box that is moved out of is freed
+    /// at the end of its owner's scope, so this takes the box.
     pub(super) fn into_session(self: Box<Self>) -> OfSession {
         let Client { frontend, proxy, trail, listener, authority, .. } = *self;
         OfSession { frontend, proxy, trail, listener, certified_by: authority.map(Box::new) }

@@ -84,7 +84,8 @@ impl<'c> Routed<'c> {
     }
 
     pub(super) fn into_parts(self) -> Admission<'c> {
-        let Routed { started, route, identity, permit, .. } = self;
+        let Routed { started, route, mut identity, permit, .. } = self;
+        identity.settle_on(route.tenant().id());
         Admission { started, route, identity, permit }
     }
 }

@@ -11,9 +11,10 @@ use std::time::SystemTime;
 use pgsilo_core::limits::TimeLimits;
 use pgsilo_core::registry::Tenant;
 
-use super::attached::{Attached, Reusable, SessionResources};
+use super::attached::Attached;
 use super::authority::Authority;
 use super::client::{Client, OfSession};
+use super::resources::{Reusable, SessionResources};
 use crate::audit::{self, Stage};
 use crate::backend::Attachment;
 use crate::metrics;
@@ -24,8 +25,9 @@ use crate::stream::Stream;
 /// Proves that every stage before it was passed: from here on bytes are opaque.
 #[derive(Debug)]
 pub(super) struct Spliced {
-    resources: SessionResources,
+    /// Closed before the lease that it was opened with is dropped.
     backend: Stream,
+    resources: SessionResources,
 }
 
 impl Spliced {
@@ -35,7 +37,7 @@ impl Spliced {
         client.trail.stage = Stage::Spliced;
         audit::started(&client.trail, client.seconds());
         metrics::SESSIONS.increment(1);
-        Spliced { resources, backend }
+        Spliced { backend, resources }
     }
 
     /// Relays until the session ends, then drops what it holds. Of the client, what only its login
@@ -60,7 +62,7 @@ impl Spliced {
             times,
         );
         // On the clock that authority is measured in: one that is set later neither lengthens nor
-        // shortens the session.
+        // shortens the session. Read after the session began: rather too early an end than too late.
         let left =
             resources.identity.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
         let authority = Authority {
@@ -89,11 +91,15 @@ impl Spliced {
 
     /// Returns the connection to the pool, for another session on an equal route.
     async fn release(self: Box<Self>, proxy: &'static Proxy) {
-        let Spliced { resources, backend } = *self;
+        let Spliced { backend, resources } = *self;
         let SessionResources { cancel_key, permit, reusable, lease, address, .. } = resources;
         // They do not count against a session that begins meanwhile.
         drop((permit, address));
-        let Some((process, reusable)) = cancel_key.withdraw().zip(reusable) else { return };
+        let Some((process, reusable)) = cancel_key.withdraw().zip(reusable) else {
+            // Before its lease.
+            drop(backend);
+            return;
+        };
         let Reusable { route, greeting, history } = *reusable;
         let attachment = Attachment { stream: backend, process, greeting, history };
         proxy.pool.release(&route, lease, attachment, proxy.registry()).await;

@@ -114,7 +114,7 @@ pub(super) fn judge(
         access,
         issued_at,
         expires_at,
-        bound_to,
+        bound_to: bound_to.map(Box::new),
     })
 }
 

@@ -389,3 +389,18 @@ proptest! {
         prop_assert!(verify(token).is_err());
     }
 }
+
+/// A session is one tenant's, and a token may name a thousand.
+#[test]
+fn a_session_keeps_its_tenants_id_of_a_token_and_all_words_where_it_is_not_named_by_its_id() {
+    let id = |text: &str| TenantId::parse(text).unwrap();
+    let known = |word: &str| (word == "org_1").then(|| id("globex"));
+    let mut claims = Claims::of(&["initech", "acme", "org_1", "hooli"], Access::ReadOnly);
+    claims.settle_on(&id("globex"));
+    assert_eq!(claims.tenants.len(), 4, "its alias may come to mean another");
+    assert!(claims.means(&id("globex"), known) && claims.means(&id("acme"), known));
+    claims.settle_on(&id("acme"));
+    assert_eq!(claims.tenants.len(), 1);
+    assert!(claims.means(&id("acme"), |_| None));
+    assert!(!claims.means(&id("hooli"), known) && !claims.means(&id("globex"), known));
+}

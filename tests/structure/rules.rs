@@ -21,13 +21,15 @@ const CHAIN: [&str; 9] = [
 ];
 
 /// Modules of `session` beside the chain: what of it they name, and who names them.
-const BESIDE: [(&str, &[&str], &[&str]); 3] = [
+const BESIDE: [(&str, &[&str], &[&str]); 4] = [
     // Proves nothing.
     ("client", &[], &CHAIN),
     // The fork without a token.
     ("cancelling", &["accepted", "client"], &["started", "chain"]),
     // What a spliced session's life depends on.
-    ("authority", &["attached"], &["spliced"]),
+    ("authority", &["resources"], &["spliced"]),
+    // What it owns.
+    ("resources", &[], &["attached", "spliced"]),
 ];
 
 /// The map of `src/lib.rs`, a layer each line, from the top.

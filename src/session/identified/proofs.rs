@@ -1,6 +1,7 @@
 //! The ways to prove who asks, one function each. Whatever a token came by, it is verified in one
 //! place; and a client with a certificate cannot use a token that is bound to another.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pgsilo_core::secret::Secret;
@@ -106,7 +107,7 @@ pub(super) fn certificate(client: &mut Client) -> Result<Proved, Refusal> {
     };
     let holder =
         Holder::of(leaf).map_err(|error| Refusal::new(Reason::CertificateMissing, error))?;
-    client.trail.subject = holder.name().into();
+    client.trail.subject = Arc::clone(holder.name());
     // The handshake looked at it; the client may have taken its time since.
     if holder.expires_at() <= SystemTime::now() {
         let cause = "the certificate has expired since its handshake";

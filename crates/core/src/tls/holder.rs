@@ -3,6 +3,7 @@
 //! One name and no choice: the one URI (as SPIFFE has it), or where there is none the one DNS name.
 //! A certificate of several names is refused: which of them is meant, would be the client's to say.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest;
@@ -16,7 +17,7 @@ const MAX_NAME: usize = 2048;
 /// Who holds a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
-    name: String,
+    name: Arc<str>,
     issued_at: SystemTime,
     expires_at: SystemTime,
 }
@@ -73,7 +74,7 @@ impl Holder {
             |seconds| UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
         let validity = certificate.validity();
         Ok(Holder {
-            name,
+            name: name.into(),
             issued_at: moment(validity.not_before.timestamp()),
             expires_at: moment(validity.not_after.timestamp()),
         })
@@ -95,7 +96,7 @@ impl Holder {
     }
 
     /// A URI, or `dns:` and a host in lower case.
-    pub fn name(&self) -> &str {
+    pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
