@@ -150,12 +150,12 @@ mod tests {
     fn a_certificate_with_one_name_identifies_it() {
         let spiffe = "spiffe://example.org/ns/app/sa/billing";
         let one = holder(vec![uri(spiffe)]).expect("one");
-        assert_eq!(one.name(), spiffe);
+        assert_eq!(&**one.name(), spiffe);
         assert_eq!(one.expires_at(), UNIX_EPOCH + Duration::from_secs(1_893_456_000));
         // A workload's host names come and go; its URI is who it is.
         let both = vec![host("a.example"), host("b.example"), uri(spiffe)];
-        assert_eq!(holder(both).expect("one").name(), spiffe);
-        assert_eq!(holder(vec![host("App.Example")]).expect("one").name(), "dns:app.example");
+        assert_eq!(&**holder(both).expect("one").name(), spiffe);
+        assert_eq!(&**holder(vec![host("App.Example")]).expect("one").name(), "dns:app.example");
     }
 
     #[test]
