@@ -151,7 +151,7 @@ async fn run(opened: Opened, log: LogQueue, mut signals: Signals) -> Result<(), 
 /// short: whether one came.
 async fn drain(proxy: &'static Proxy, tasks: &TaskTracker, signals: &mut Signals) -> bool {
     let patience = proxy.limits().drain_timeout;
-    let (connections, busy) = (tasks.len(), proxy.sessions.busy());
+    let (connections, busy) = (tasks.len(), proxy.sessions.census().busy());
     tracing::info!(patience_seconds = patience.as_secs(), connections, busy, "draining");
     proxy.drain(patience);
     tasks.close();
@@ -160,7 +160,7 @@ async fn drain(proxy: &'static Proxy, tasks: &TaskTracker, signals: &mut Signals
         () = tokio::time::sleep(patience + LAST_WORDS) => false,
         () = signals.stop() => true,
     };
-    let (connections, busy) = (tasks.len(), proxy.sessions.busy());
+    let (connections, busy) = (tasks.len(), proxy.sessions.census().busy());
     tracing::warn!(connections, busy, "stopping with connections open");
     hurried
 }

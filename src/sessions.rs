@@ -74,6 +74,26 @@ pub(crate) enum Full {
     Tenant,
 }
 
+/// How many sessions do what.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Census {
+    by_activity: [usize; Activity::ALL.len()],
+    /// How many are to end, by a time that is known.
+    pub(crate) ending: usize,
+}
+
+impl Census {
+    /// How many do this.
+    pub(crate) fn of(&self, activity: Activity) -> usize {
+        self.by_activity[activity as usize]
+    }
+
+    /// How many are in a transaction, or in a request that is not answered.
+    pub(crate) fn busy(&self) -> usize {
+        self.by_activity.iter().sum::<usize>() - self.of(Activity::Idle)
+    }
+}
+
 impl Sessions {
     pub(crate) fn new(max: usize) -> Sessions {
         Sessions { tenants: DashMap::new(), places: AtomicUsize::new(0), max }
@@ -120,17 +140,16 @@ impl Sessions {
         }
     }
 
-    /// How many of those that run are like that.
-    pub(crate) fn count(&self, fits: impl Fn(&Session) -> bool) -> usize {
-        let fit = |of_tenant: &OfTenant| {
-            of_tenant.running.values().filter(|session| fits(session)).count()
-        };
-        self.tenants.iter().map(|of_tenant| fit(&of_tenant)).sum()
-    }
-
-    /// How many are in a transaction, or in a request that is not answered.
-    pub(crate) fn busy(&self) -> usize {
-        self.count(|session| session.progress.activity() != Activity::Idle)
+    /// What those that run do, in one walk.
+    pub(crate) fn census(&self) -> Census {
+        let mut census = Census::default();
+        for of_tenant in &self.tenants {
+            for session in of_tenant.running.values() {
+                census.by_activity[session.progress.activity() as usize] += 1;
+                census.ending += usize::from(session.progress.termination().is_some());
+            }
+        }
+        census
     }
 
     fn forget_if_empty(&self, tenant: &TenantId) {

@@ -53,13 +53,11 @@ pub(crate) fn observe(proxy: &Proxy) {
             metrics::CERTIFICATE_NOT_AFTER.of([&place]).set(validity.not_after() as f64);
         }
     }
-    let sessions = &proxy.sessions;
+    let census = proxy.sessions.census();
     for activity in Activity::ALL {
-        let number = sessions.count(|session| session.progress.activity() == *activity);
-        metrics::SESSION_STATES.of(*activity).set(number as f64);
+        metrics::SESSION_STATES.of(*activity).set(census.of(*activity) as f64);
     }
-    let ending = sessions.count(|session| session.progress.termination().is_some());
-    metrics::SESSIONS_ENDING.set(ending as f64);
+    metrics::SESSIONS_ENDING.set(census.ending as f64);
     metrics::POOL_IDLE_CONNECTIONS.set(proxy.pool.idle_count() as f64);
     for kind in Kind::ALL {
         metrics::LOG_LOST.of(*kind).absolute(proxy.log.lost(*kind));

@@ -81,6 +81,7 @@ impl Spliced {
         let cause = cause.map(|cause| cause.to_string());
         let seconds = session.began.elapsed().as_secs_f64();
         audit::ended(&session.trail, ending, cause.as_deref(), seconds, session.progress.bytes());
+        // Not `resources`: what is used from here on every idle session would hold.
         proxy.pool.record_session_end(&self.resources.tenant);
         let is_reusable = relay.is_reusable();
         drop(session);

@@ -133,13 +133,9 @@ async fn a_stopping_proxy_revokes_everything_before_it_ends() {
     let mut busy = Raw::unix(&proxy.socket()).await;
     busy.log_in(&mint::token("acme"), "acme").await;
     let busy_role = busy.ask("SELECT session_user::text").await;
+    let process = busy.ask("SELECT pg_backend_pid()").await;
     busy.send(&query("SELECT pg_sleep(600)")).await;
-    let superuser = world().superuser("postgres").await;
-    let sleeps = "SELECT 1 FROM pg_stat_activity WHERE usename = $1 AND wait_event = 'PgSleep'";
-    eventually("the query to run", async || {
-        superuser.query_opt(sleeps, &[&busy_role]).await.expect("asked")
-    })
-    .await;
+    world().waits_for(process, "PgSleep").await;
 
     proxy.signal(rustix::process::Signal::TERM);
     let error = idle.fatal().await;
@@ -459,15 +455,12 @@ async fn a_session_cannot_keep_its_role_after_revocation() {
     assert_eq!(client.ask(holds).await, "held");
     let refuses = "DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(90);
         EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$";
+    let process = client.ask("SELECT pg_backend_pid()").await;
     client.send(&query(refuses)).await;
-    let superuser = world().superuser("postgres").await;
-    let running = "SELECT 1 FROM pg_stat_activity WHERE usename = $1 AND wait_event = 'PgSleep'";
-    eventually("it to run", async || {
-        superuser.query_opt(running, &[&role]).await.expect("asked").map(|_| ())
-    })
-    .await;
+    world().waits_for(process, "PgSleep").await;
     drop(client);
     role_is_of_no_use(&role).await;
+    let superuser = world().superuser("postgres").await;
     let left = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 OR (usename IS NULL AND wait_event = 'PgSleep')";
     let left: i64 = superuser.query_one(left, &[&role]).await.expect("asked").get(0);
     assert_eq!(left, 0, "and so is its session");
