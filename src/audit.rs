@@ -362,7 +362,8 @@ pub(crate) fn cancels_refused(address: Option<IpAddr>, reason: &'static str, cou
 /// For whom a credential is asked.
 #[derive(Clone, Debug)]
 pub(crate) struct Asker {
-    pub(crate) tenant: TenantId,
+    /// `None`: for pgsilo itself, which reads the registry with it.
+    pub(crate) tenant: Option<TenantId>,
     pub(crate) access: Access,
     /// The session that asked; `None`: for a prewarmed connection.
     pub(crate) session: Option<SessionId>,
@@ -371,10 +372,11 @@ pub(crate) struct Asker {
 macro_rules! lease_event {
     ($level:expr, $asker:expr, $($more:tt)+) => {{
         let Asker { tenant, access, session } = $asker;
-        let prewarm = session.is_none();
+        let prewarm = session.is_none() && tenant.is_some();
+        let tenant = tenant.as_ref().map(TenantId::as_str).unwrap_or_default();
         let session = session.map(|session| session.to_string()).unwrap_or_default();
         at_level!(
-            $level, target: AUDIT, session, tenant = tenant.as_str(), access = access.as_str(),
+            $level, target: AUDIT, session, tenant, access = access.as_str(),
             prewarm, $($more)+
         )
     }};

@@ -112,7 +112,7 @@ impl Redial {
         let attempts = Attempts::default();
         let connect = async {
             let stream = self.connect_in_clear(&attempts).await?;
-            match &self.tenant.placement().tls {
+            match &self.tenant.placement().cluster.tls {
                 PlacementTls::Disable => Ok(stream),
                 PlacementTls::Enabled { config, server_name, .. } => {
                     self.connect_tls(stream, Arc::clone(config), server_name.as_deref()).await
@@ -129,7 +129,7 @@ impl Redial {
 
     #[expect(clippy::disallowed_methods, reason = "the place that dials: a route's placement")]
     async fn connect_in_clear(&self, attempts: &Attempts) -> Result<Stream, DialError> {
-        let stream = match &self.tenant.placement().host {
+        let stream = match self.tenant.placement().cluster.host() {
             Host::Tcp { host, port } => Stream::Tcp(self.connect_tcp(host, *port, attempts).await?),
             Host::Unix(path) => {
                 let connected = UnixStream::connect(path).await;
@@ -186,7 +186,7 @@ impl Redial {
             }
         }
         let failed = |error| DialError::Tls { to: self.placement_text(), error };
-        let name = match (&self.tenant.placement().host, server_name) {
+        let name = match (self.tenant.placement().cluster.host(), server_name) {
             (_, Some(name)) => name,
             (Host::Tcp { host, .. }, None) => host,
             (Host::Unix(_), None) => "localhost",
@@ -237,7 +237,7 @@ impl Connection {
     /// What a login can be bound to.
     fn channel(&self) -> Channel {
         let (Stream::Backend(tls), PlacementTls::Enabled { mode, channel_binding, .. }) =
-            (&self.stream, &self.route.tenant().placement().tls)
+            (&self.stream, &self.route.tenant().placement().cluster.tls)
         else {
             return Channel::Clear;
         };

@@ -28,6 +28,7 @@ pub use crate::log::{LogFormat, LogSettings};
 pub use crate::pool::PoolSettings;
 pub use crate::proxy::{EndingRules, ProxySettings, Sources};
 use crate::registry::Registry;
+use crate::registry_database;
 pub use crate::route::DatabaseNames;
 use crate::token::{Issuer, KeySource, Verifier};
 
@@ -42,8 +43,8 @@ pub struct Config {
     pub listeners: Vec<ListenerSettings>,
     /// Whose tokens are believed, and where their keys are.
     pub issuers: Vec<Issuer<KeySource>>,
-    /// The file that says where tenants live.
-    pub registry: PathBuf,
+    /// What says where tenants live.
+    pub registry: RegistrySettings,
     /// The file of those whose tokens and certificates are refused before they expire.
     pub denied: Option<PathBuf>,
     /// How sessions are served.
@@ -60,6 +61,15 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// For errors of what it names.
     file: TomlFile,
+}
+
+/// What the registry is read from.
+#[derive(Debug)]
+pub enum RegistrySettings {
+    /// A file.
+    File(PathBuf),
+    /// A PostgreSQL database.
+    Database(registry_database::Settings),
 }
 
 /// What a configuration names, as it was read.

@@ -394,6 +394,14 @@ impl Lessor {
         }
     }
 
+    /// Waits until pgsilo is logged in to OpenBAO; for ever where it has no login of its own.
+    pub(crate) async fn logged_in(&self) {
+        match &self.source {
+            Source::Proxy(identity) => identity.logged_in().await,
+            Source::Session(_) => std::future::pending().await,
+        }
+    }
+
     /// What keeps OpenBAO from making credentials, as far as it says so itself and it lasts.
     pub(crate) fn trouble(&self) -> Option<Trouble> {
         self.health.trouble()
@@ -420,7 +428,7 @@ impl Lessor {
     pub(crate) async fn lease(&self, request: Request<'_>) -> Result<Lease, LeaseError> {
         let Request { tenant, mount, role, access, session, subject, authorization } = request;
         let role = Role { mount: mount.to_owned(), name: role.to_owned() };
-        let asker = Asker { tenant: tenant.clone(), access, session };
+        let asker = Asker { tenant: Some(tenant.clone()), access, session };
         let held = match self.windows.as_ref().zip(subject) {
             None => self.clone().ask_on(role, asker, authorization).await.map(Arc::new)?,
             Some((windows, (issuer, name))) => {
@@ -436,6 +444,20 @@ impl Lessor {
             }
         };
         Ok(Lease(held))
+    }
+
+    /// A credential for pgsilo itself, to read the registry with.
+    pub(crate) async fn lease_for_registry(
+        &self,
+        mount: &str,
+        role: &str,
+    ) -> Result<Lease, LeaseError> {
+        let none = || LeaseError::NotLoggedIn("pgsilo has no login of its own".to_owned());
+        let authorization = self.own_authorization().ok_or_else(none)?;
+        let role = Role { mount: mount.to_owned(), name: role.to_owned() };
+        let asker = Asker { tenant: None, access: Access::ReadOnly, session: None };
+        let held = self.clone().ask_on(role, asker, authorization).await?;
+        Ok(Lease(Arc::new(held)))
     }
 
     /// Asks for a credential: `GET {mount}/creds/{role}`. Waiting in line and for the answer has

@@ -21,6 +21,7 @@
 //! splice, cancel, pool          the relay; cancel keys; the pool of idle connections
 //! backend, frontend, listener   the one dial and the login; bounded reads; where clients connect
 //! route                         which of its tenants a session is for: a pure decision
+//! registry_database             a database as the registry's source, read with a leased login
 //! identity                      who a session is, however that was proved
 //! token, registry, lease        three parts that never import each other: they meet in stages
 //! metrics                       the table of metrics
@@ -57,6 +58,7 @@ pub mod proxy_protocol;
 mod reason;
 mod refusal;
 pub mod registry;
+pub mod registry_database;
 mod route;
 pub mod server;
 mod session;

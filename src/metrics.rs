@@ -102,6 +102,10 @@ metrics! {
     REGISTRY_TENANTS, Gauge(), "pgsilo_registry_tenants", "Tenants in the registry's snapshot";
     REGISTRY_STALE, Gauge(), "pgsilo_registry_stale_seconds",
         "Time since the registry could first not be reloaded; 0 while it is fresh";
+    REGISTRY_REVISION, Gauge(), "pgsilo_registry_revision",
+        "Revision of the registry's database up to which it was read; 0 where it is a file";
+    REGISTRY_REJECTED, Gauge(), "pgsilo_registry_rejected",
+        "Entries of the registry's database that cannot be, and are not served";
     REGISTRY_RELOADS, Counter(Outcome), "pgsilo_registry_reloads_total",
         "Reloads of the registry, by result";
     FILE_RELOADS, Counter(File, Outcome), "pgsilo_file_reloads_total",

@@ -20,7 +20,8 @@ use crate::limits::{Limits, Slots, Tally};
 use crate::listener::Listener;
 use crate::log::LogQueue;
 use crate::pool::{Pool, PoolSettings};
-use crate::registry::{Denied, Registry, RegistryFile};
+use crate::registry::{Denied, Registry};
+use crate::registry_database::RegistrySource;
 use crate::sessions::Sessions;
 use crate::token::Verifier;
 
@@ -66,7 +67,7 @@ pub struct Sources {
     pub(crate) listeners: Vec<Listener>,
     pub(crate) verifier: Verifier,
     pub(crate) registry: Registry,
-    pub(crate) registry_file: RegistryFile,
+    pub(crate) registry_source: RegistrySource,
     /// Whose tokens and certificates are refused before they expire.
     pub(crate) denied: Option<Denied>,
 }
@@ -123,6 +124,9 @@ impl Proxy {
         let proxy: &'static Proxy = Box::leak(Box::new(proxy));
         proxy.verifier().spawn_key_refresh(&background);
         background.spawn(proxy.tell_of_changes());
+        if let RegistrySource::Database(database) = &proxy.sources.registry_source {
+            background.spawn(database.follow(proxy.registry(), &proxy.lessor));
+        }
         background.spawn(proxy.pool.run_sweeper());
         background.spawn(proxy.cancel_keys.report_periodically());
         proxy
@@ -136,8 +140,12 @@ impl Proxy {
         &self.sources.registry
     }
 
-    /// For how long the registry could not be reloaded, once that is longer than it may serve.
+    /// For how long the registry could not be read, once that is longer than it may serve. What was
+    /// never read serves nobody.
     pub(crate) fn too_stale(&self) -> Option<Duration> {
+        if !self.registry().is_read() {
+            return self.registry().stale_for();
+        }
         let max = self.settings.max_staleness?;
         self.registry().stale_for().filter(|stale| *stale > max)
     }
@@ -231,6 +239,7 @@ mod tests {
 
     use super::*;
     use crate::audit::Trail;
+    use crate::registry::RegistryFile;
     use crate::registry::tests::entry;
 
     #[tokio::test]

@@ -99,6 +99,8 @@ reasons! {
     TenantSuspended, "42501", "tenant_suspended", INFO, "tenant \"{}\" is suspended";
     /// Migrating or restoring: transient, libpq tries the next host.
     TenantPaused, "57P03", "tenant_paused", INFO, "tenant \"{}\" is paused for a moment";
+    /// Like a suspended one: it may be undone.
+    TenantDeleting, "42501", "tenant_deleting", INFO, "tenant \"{}\" is being deleted";
     /// The placement's region is not one that this proxy may serve.
     ResidencyRefused, "42501", "residency_refused", WARN,
         "tenant \"{}\" may not be served from here";

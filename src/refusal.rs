@@ -162,7 +162,10 @@ impl From<RouteError> for Refusal {
                     Closed::Unknown => (Reason::TenantUnknown, tenant),
                     Closed::Suspended => (Reason::TenantSuspended, tenant),
                     Closed::Paused => (Reason::TenantPaused, tenant),
-                    Closed::OtherRegion | Closed::NoRegion => (Reason::ResidencyRefused, tenant),
+                    Closed::Deleting => (Reason::TenantDeleting, tenant),
+                    Closed::Misplaced | Closed::OtherRegion | Closed::NoRegion => {
+                        (Reason::ResidencyRefused, tenant)
+                    }
                     Closed::NoRole(_) => (Reason::TenantForbidden, tenant),
                     Closed::SettingsTooLong { .. } => (Reason::SettingRejected, &error),
                 };

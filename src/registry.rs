@@ -1,14 +1,15 @@
 //! The registry as it is now: one [`Snapshot`] at a time, and for how long its source has not been
 //! read.
 //!
-//! Readers take a snapshot, which never changes. A source replaces it as a whole, or says that it
-//! could not be read: then the old one stays, marked stale. The file is a source
-//! ([`RegistryFile`]); the store knows of none.
+//! Readers take a snapshot, which never changes. A source replaces it, or says that it could not be
+//! read: then the old one stays, marked stale. A file is a source ([`RegistryFile`]), and so is a
+//! database (`registry_database.rs`); the store knows of none.
 
 mod denied;
 mod file;
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,7 +27,11 @@ pub use file::RegistryFile;
 #[derive(Debug)]
 pub struct Registry {
     current: ArcSwap<Snapshot>,
+    /// Its source has been read.
+    is_read: AtomicBool,
     stale_since: ArcSwapOption<BootTime>,
+    /// When its source last said that the snapshot is what it says, if it is asked that.
+    confirmed: ArcSwapOption<BootTime>,
     /// Tenants of which the snapshot says something else than the one before, until somebody takes
     /// them.
     changed: Mutex<HashSet<TenantId>>,
@@ -34,14 +39,29 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// There is no registry without a first snapshot.
+    /// With a first snapshot.
     pub fn new(first: Snapshot) -> Registry {
         Registry {
             current: ArcSwap::from_pointee(first),
+            is_read: AtomicBool::new(true),
             stale_since: ArcSwapOption::empty(),
+            confirmed: ArcSwapOption::empty(),
             changed: Mutex::default(),
             any_changed: Notify::new(),
         }
+    }
+
+    /// Without any: nothing is known yet, which is not to know that there is no tenant.
+    pub(crate) fn unread() -> Registry {
+        let registry = Registry::new(Snapshot::empty());
+        registry.is_read.store(false, Ordering::Relaxed);
+        registry.mark_stale();
+        registry
+    }
+
+    /// Whether its source was ever read.
+    pub(crate) fn is_read(&self) -> bool {
+        self.is_read.load(Ordering::Acquire)
     }
 
     /// The tenants as last read.
@@ -53,18 +73,37 @@ impl Registry {
     /// calls this, once at a time.
     fn replace(&self, snapshot: Snapshot) {
         let changes = snapshot.changes(&self.current.load());
-        self.current.store(Arc::new(snapshot));
+        self.replace_changed(snapshot, changes);
         self.stale_since.store(None);
-        if !changes.is_empty() {
-            self.changed.lock().unwrap_or_else(PoisonError::into_inner).extend(changes);
+    }
+
+    /// The same by a source that knows what it changes.
+    pub(crate) fn replace_changed(&self, snapshot: Snapshot, changed: HashSet<TenantId>) {
+        self.current.store(Arc::new(snapshot));
+        self.is_read.store(true, Ordering::Release);
+        if !changed.is_empty() {
+            self.changed.lock().unwrap_or_else(PoisonError::into_inner).extend(changed);
             self.any_changed.notify_one();
         }
     }
 
-    /// Its source could not be read: the snapshot is stale from the first such time on.
-    fn mark_stale(&self) {
+    /// Its source was asked then, and the snapshot is what it said.
+    pub(crate) fn mark_fresh(&self, asked: BootTime) {
+        self.confirmed.store(Some(Arc::new(asked)));
+        self.stale_since.store(None);
+    }
+
+    /// Whether its source has confirmed it since then.
+    pub(crate) fn confirmed_since(&self, then: BootTime) -> bool {
+        self.confirmed.load().as_ref().is_some_and(|confirmed| **confirmed >= then)
+    }
+
+    /// Its source could not be read: the snapshot is stale from the first such time on, or from when
+    /// it was last confirmed.
+    pub(crate) fn mark_stale(&self) {
         if self.stale_since.load().is_none() {
-            self.stale_since.store(Some(Arc::new(BootTime::now())));
+            let confirmed = self.confirmed.load_full();
+            self.stale_since.store(Some(confirmed.unwrap_or_else(|| Arc::new(BootTime::now()))));
         }
     }
 

@@ -132,6 +132,12 @@ pub(crate) enum Closed {
     /// Its state says so, for a while.
     #[error("paused in the registry")]
     Paused,
+    /// Its state says so: soon it will be gone.
+    #[error("being deleted")]
+    Deleting,
+    /// Its database is where it may not live.
+    #[error("the registry has placed it outside of its regions")]
+    Misplaced,
     /// Its database is in a region that is not served here.
     #[error("the placement's region is not served here")]
     OtherRegion,
@@ -274,9 +280,13 @@ fn open<'t>(
         State::Active => {}
         State::Suspended => return Err(Closed::Suspended),
         State::Paused => return Err(Closed::Paused),
+        State::Deleting => return Err(Closed::Deleting),
+    }
+    if !tenant.is_at_home() {
+        return Err(Closed::Misplaced);
     }
     let placement = tenant.placement();
-    match (regions, &placement.region) {
+    match (regions, &placement.cluster.region) {
         (None, _) => {}
         (Some(_), None) => return Err(Closed::NoRegion),
         (Some(served), Some(region)) if !served.contains(region) => {

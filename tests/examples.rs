@@ -213,16 +213,22 @@ fn the_examples_load_and_mean_what_they_say() {
     assert_eq!(tenants.len(), 2);
     let acme = tenants.tenant(&TenantId::parse("acme").unwrap()).unwrap();
     assert_eq!(acme.state(), State::Active);
-    assert_eq!(acme.placement().host, Host::Tcp { host: "db1.internal".into(), port: 5432 });
-    assert!(matches!(acme.placement().tls, PlacementTls::Enabled { server_name: None, .. }));
-    assert_eq!(acme.placement().region.as_deref(), Some("eu-central"));
+    assert_eq!(
+        acme.placement().cluster.host(),
+        &Host::Tcp { host: "db1.internal".into(), port: 5432 }
+    );
+    assert!(matches!(
+        acme.placement().cluster.tls,
+        PlacementTls::Enabled { server_name: None, .. }
+    ));
+    assert_eq!(acme.placement().cluster.region.as_deref(), Some("eu-central"));
     assert_eq!(acme.lease().role(Access::ReadOnly), Some("tenant-acme-ro"));
     assert_eq!(acme.lease().role(Access::Migrate), None);
     let own = OwnLimits { transaction: Some(Duration::from_secs(600)), ..OwnLimits::default() };
     assert_eq!(acme.limits(), &OwnLimits { max_sessions: Some(20), ..own });
     let globex = tenants.tenant(&TenantId::parse("globex").unwrap()).unwrap();
-    assert!(matches!(globex.placement().tls, PlacementTls::Disable));
-    assert!(matches!(globex.placement().host, Host::Unix(_)));
+    assert!(matches!(globex.placement().cluster.tls, PlacementTls::Disable));
+    assert!(matches!(globex.placement().cluster.host(), Host::Unix(_)));
     assert_eq!(globex.limits(), &OwnLimits::default());
 }
 
@@ -305,6 +311,7 @@ fn the_commented_alternatives_load_too() {
             ("# max_stale = \"24h\"", "max_stale = \"2s\""),
         ],
         vec![("# max_staleness", "max_staleness"), ("# regions", "regions")],
+        vec![("file = \"tenants.toml\"", ""), ("# postgres = {", "postgres = {")],
         vec![("# ca = \"openbao", "ca = \"openbao")],
         vec![
             ("auth = { approle", "# auth = { approle"),
@@ -393,7 +400,7 @@ fn reuse_needs_a_pool() {
     folder.edit("reuse = \"never\"", "reuse = \"reset\"");
     assert_eq!(
         folder.load().map(|_| ()),
-        Err("pgsilo.toml:137: pool.reuse: \"reset\", but pool.max_idle is 0; no connection could be kept".to_owned())
+        Err("pgsilo.toml:138: pool.reuse: \"reset\", but pool.max_idle is 0; no connection could be kept".to_owned())
     );
 }
 
@@ -405,7 +412,7 @@ fn reuse_and_windows_exclude_each_other() {
     assert!(folder.load().is_ok());
     folder.edit("reuse = \"never\"", "reuse = \"reset\"");
     let error = folder.load().map(|_| ()).expect_err("refused");
-    assert!(error.starts_with("pgsilo.toml:137: pool.reuse: \"reset\" would give"), "{error}");
+    assert!(error.starts_with("pgsilo.toml:138: pool.reuse: \"reset\" would give"), "{error}");
 }
 
 /// Under session authority OpenBAO reads the token for itself.
@@ -459,7 +466,7 @@ fn world_readable_secrets_cause_a_warning() {
         said,
         [
             "pgsilo.toml:13: listener[0].tls.key: \"server.key\" can be read by every user; use chmod 600",
-            "pgsilo.toml:76: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
+            "pgsilo.toml:77: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
         ]
     );
 }

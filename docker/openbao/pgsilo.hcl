@@ -7,6 +7,11 @@ path "pgsilo/+/creds/tenant-*" {
   capabilities = ["read"]
 }
 
+# The registry, where it is a database ([registry.postgres]).
+path "pgsilo-registry/creds/proxy*" {
+  capabilities = ["read"]
+}
+
 # A lease is named in the request's body, and its id ends in random characters: whoever does
 # not hold the lease cannot name it.
 path "sys/leases/renew" {

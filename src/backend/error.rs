@@ -2,7 +2,6 @@
 
 use std::io;
 
-use pgsilo_core::tenant::TenantId;
 use pgsilo_wire::message::ErrorFields;
 use pgsilo_wire::startup::StartupError;
 
@@ -47,9 +46,9 @@ pub(crate) enum BackendError {
     )]
     Outdated { is: ServerVersion, needs: ServerVersion },
     #[error("the database has no seal; `ALTER DATABASE ... SET pgsilo.tenant = '{0}'` seals it")]
-    Unsealed(TenantId),
+    Unsealed(String),
     #[error("the database is sealed for tenant {found:?}, not for {expected}")]
-    SealBroken { expected: TenantId, found: String },
+    SealBroken { expected: String, found: String },
 }
 
 impl From<ErrorFields> for BackendError {

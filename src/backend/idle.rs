@@ -89,7 +89,7 @@ impl IdleBackend {
         // Settings that a reload has changed meanwhile are reported here, and become part of the
         // greeting.
         history.sealed = BootTime::now();
-        connection.check_seal(route.tenant().id(), &mut greeting).await?;
+        connection.check_seal(route.tenant(), &mut greeting).await?;
         Ok(Attachment { stream: connection.into_stream()?, process, greeting, history })
     }
 }

@@ -62,7 +62,7 @@ impl Connection {
         let (process, mut greeting) = self.read_greeting().await?;
         self.check_version(&greeting)?;
         let now = BootTime::now();
-        self.check_seal(tenant.id(), &mut greeting).await?;
+        self.check_seal(&tenant, &mut greeting).await?;
         let version = self.version;
         let history = History { opened: now, sealed: now, sessions: 0, is_bound, version };
         Ok((process, greeting, history))
@@ -74,7 +74,7 @@ impl Connection {
         credential: &Credential,
         tenant: &Tenant,
     ) -> Result<bool, BackendError> {
-        let auth = &tenant.placement().auth;
+        let auth = &tenant.placement().cluster.auth;
         let is_bound = match self.read_authentication().await? {
             Authentication::Sasl(offered) => self.scram(credential, &offered).await?,
             Authentication::Md5Password(salt) if auth.md5 => {

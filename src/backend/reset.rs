@@ -67,7 +67,7 @@ impl Attachment {
         if !now.iter().all(is_true) {
             return Err(changed);
         }
-        is_sealed_for(route.tenant().id(), seals)?;
+        is_sealed_for(route.tenant(), seals)?;
         let history = History { sealed: asked, sessions: history.sessions + 1, ..history };
         Ok(Attachment { stream: connection.into_stream()?, process, greeting, history })
     }

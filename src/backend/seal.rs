@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use aws_lc_rs::rand;
 use pgsilo_core::names::SEAL;
-use pgsilo_core::tenant::TenantId;
+use pgsilo_core::registry::Tenant;
 use pgsilo_wire::message::{self, ErrorFields};
 
 use super::Connection;
@@ -40,7 +40,7 @@ impl Connection {
     /// become part of the greeting.
     pub(super) async fn check_seal(
         &mut self,
-        tenant: &TenantId,
+        tenant: &Tenant,
         greeting: &mut Vec<u8>,
     ) -> Result<(), BackendError> {
         let mut news = Vec::new();
@@ -187,14 +187,14 @@ fn setting_told<'m>((tag, body): &(u8, &'m [u8])) -> Option<&'m [u8]> {
 }
 
 /// Whether the answer to [`seal_query`] is a tenant's.
-pub(super) fn is_sealed_for(tenant: &TenantId, seals: &[Vec<u8>]) -> Result<(), BackendError> {
+pub(super) fn is_sealed_for(tenant: &Tenant, seals: &[Vec<u8>]) -> Result<(), BackendError> {
     match seals {
-        [found] if *found == tenant.as_str().as_bytes() => Ok(()),
+        [found] if *found == tenant.seal().as_bytes() => Ok(()),
         [found] => {
             let found = String::from_utf8_lossy(found).into_owned();
-            Err(BackendError::SealBroken { expected: tenant.clone(), found })
+            Err(BackendError::SealBroken { expected: tenant.seal().to_owned(), found })
         }
-        _ => Err(BackendError::Unsealed(tenant.clone())),
+        _ => Err(BackendError::Unsealed(tenant.seal().to_owned())),
     }
 }
 

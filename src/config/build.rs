@@ -5,6 +5,7 @@ mod issuers;
 mod listeners;
 mod openbao;
 mod proofs;
+mod registry;
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -81,7 +82,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
             "not a loopback address: anybody who reaches it can read the metrics",
         );
     }
-    let registry = file.resolve(&raw.registry.file);
+    let registry = build.registry(raw.registry.file, raw.registry.postgres, &lease)?;
     let denied = raw.registry.denied.map(|path| file.resolve(&path));
     let warnings = build.warnings;
     Ok(Config {

@@ -13,10 +13,11 @@ use pgsilo_openbao::{ClientCertificate, OpenBao};
 use rustls_pki_types::UnixTime;
 
 use super::build::Build;
-use super::{Config, FileError, ListenerSettings, Opened, Sources, WORDS};
+use super::{Config, FileError, ListenerSettings, Opened, RegistrySettings, Sources, WORDS};
 use crate::lease::Authority;
 use crate::listener::Listener;
 use crate::registry::{Denied, Registry, RegistryFile};
+use crate::registry_database::{RegistryDatabase, RegistrySource};
 use crate::token::{Issuer, IssuerFault, KeySource, KeysAt, Verifier};
 
 pub(super) fn open(config: Config) -> Result<Opened, FileError> {
@@ -32,7 +33,7 @@ pub(super) fn open(config: Config) -> Result<Opened, FileError> {
     let openbao = build.client_of_openbao(openbao)?;
     let denied = config.denied.as_deref().map(|path| build.denied(path, issuers)).transpose()?;
     // Last: it is the file that can be large.
-    let (registry_file, registry) = build.registry(&config.registry)?;
+    let (registry_source, registry) = build.read_registry(config.registry)?;
     let snapshot = registry.snapshot();
     build.mind_shared_servers(&snapshot, &proxy.limits.times);
     build.mind_names(&snapshot);
@@ -44,7 +45,7 @@ pub(super) fn open(config: Config) -> Result<Opened, FileError> {
     }
     build.mind_listeners(&snapshot, &listeners);
     let warnings = build.warnings;
-    let sources = Sources { listeners, verifier, registry, registry_file, denied };
+    let sources = Sources { listeners, verifier, registry, registry_source, denied };
     Ok(Opened { sources, settings: proxy, openbao, admin, cores, warnings })
 }
 
@@ -113,8 +114,23 @@ impl Build<'_> {
         Denied::open(path, issuers).map_err(|error| self.of_a_file("registry.denied", error))
     }
 
-    fn registry(&self, path: &Path) -> Result<(RegistryFile, Registry), FileError> {
-        RegistryFile::open(path).map_err(|error| self.of_a_file("registry.file", error))
+    /// A database is not asked yet.
+    fn read_registry(
+        &self,
+        settings: RegistrySettings,
+    ) -> Result<(RegistrySource, Registry), FileError> {
+        match settings {
+            RegistrySettings::File(path) => {
+                let opened = RegistryFile::open(&path);
+                let (file, registry) =
+                    opened.map_err(|error| self.of_a_file("registry.file", error))?;
+                Ok((RegistrySource::File(file), registry))
+            }
+            RegistrySettings::Database(settings) => {
+                let database = Box::new(RegistryDatabase::new(settings));
+                Ok((RegistrySource::Database(database), Registry::unread()))
+            }
+        }
     }
 
     /// A file that cannot be read is the configuration's error; one with errors is its own.

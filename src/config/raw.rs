@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pgsilo_core::registry::document::TlsEntry;
 use pgsilo_core::toml_file::text::{FileMode, Text};
 use serde::{Deserialize, Deserializer, de};
 
@@ -184,10 +185,30 @@ pub(super) struct RawKey {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawRegistry {
-    pub(super) file: PathBuf,
+    pub(super) file: Option<PathBuf>,
+    pub(super) postgres: Option<RawRegistryDatabase>,
     pub(super) denied: Option<PathBuf>,
     pub(super) max_staleness: Option<Text<Duration>>,
     pub(super) regions: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRegistryDatabase {
+    pub(super) endpoints: Vec<String>,
+    pub(super) dbname: String,
+    pub(super) tls: Option<TlsEntry>,
+    pub(super) lease: Option<RawRegistryLease>,
+    pub(super) user: Option<String>,
+    pub(super) password_file: Option<PathBuf>,
+    pub(super) name: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRegistryLease {
+    pub(super) mount: String,
+    pub(super) role: String,
 }
 
 #[derive(Deserialize)]

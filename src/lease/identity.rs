@@ -4,6 +4,7 @@
 //! Logging in is single-flight: however many sessions find the login dead, one asks.
 
 use std::path::Path;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as Lock, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use pgsilo_core::file::{self, MAX_SECRET};
 use pgsilo_core::secret::Secret;
 use pgsilo_core::stamp::Stamp;
 use pgsilo_openbao::{Error, Token};
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::{Mutex, Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
@@ -36,6 +37,8 @@ pub(super) struct Identity {
     auth: &'static Auth,
     /// The login for new leases, or why there is none.
     current: RwLock<Result<Arc<Login>, String>>,
+    /// There may be another one.
+    logged_in: Notify,
     logging_in: Mutex<()>,
     /// No more logins: pgsilo is stopping.
     closing: AtomicBool,
@@ -61,6 +64,7 @@ impl Identity {
             server,
             auth,
             current: RwLock::new(Err("the first login is under way".to_owned())),
+            logged_in: Notify::new(),
             logging_in: Mutex::new(()),
             closing: AtomicBool::new(false),
             all: Lock::default(),
@@ -82,6 +86,18 @@ impl Identity {
         }
     }
 
+    /// Waits until there is one.
+    pub(super) async fn logged_in(&self) {
+        loop {
+            let mut set = pin!(self.logged_in.notified());
+            set.as_mut().enable();
+            if self.login().is_ok() {
+                return;
+            }
+            set.await;
+        }
+    }
+
     fn set(&self, login: Result<Arc<Login>, String>) {
         if let Ok(login) = &login {
             let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,6 +105,7 @@ impl Identity {
             all.push(Arc::downgrade(login));
         }
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = login;
+        self.logged_in.notify_waiters();
     }
 
     /// Keeps a login in force for as long as the process runs.

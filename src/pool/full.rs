@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use pgsilo_core::registry::{Host, Tenant};
+use pgsilo_core::registry::{ClusterKey, Tenant};
 use pgsilo_core::tenant::TenantId;
 use tokio::time::Instant;
 
@@ -23,7 +23,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Backend {
     Tenant(TenantId),
-    Server(Host),
+    Server(ClusterKey),
 }
 
 #[derive(Debug)]
@@ -123,7 +123,7 @@ fn share_of(tenant: &Tenant) -> Backend {
 }
 
 fn server_of(tenant: &Tenant) -> Backend {
-    Backend::Server(tenant.placement().host.comparable())
+    Backend::Server(tenant.placement().cluster.key().clone())
 }
 
 #[cfg(test)]

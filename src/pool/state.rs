@@ -102,9 +102,7 @@ fn shares_backend(route: &Route, tenant: &Tenant, scope: FullScope) -> bool {
     let other = route.tenant();
     match scope {
         FullScope::Tenant => other.id() == tenant.id(),
-        FullScope::Server => {
-            other.placement().host.comparable() == tenant.placement().host.comparable()
-        }
+        FullScope::Server => other.placement().cluster.key() == tenant.placement().cluster.key(),
     }
 }
 

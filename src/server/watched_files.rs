@@ -19,6 +19,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::metrics::{self, File};
 use crate::proxy::Proxy;
+use crate::registry_database::RegistrySource;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -119,7 +120,11 @@ fn look_at_others(proxy: &Proxy, hangup: bool, said: &mut Said) {
 }
 
 fn registry(proxy: &Proxy) {
-    let result = match proxy.sources.registry_file.reload(proxy.registry()) {
+    let file = match &proxy.sources.registry_source {
+        RegistrySource::File(file) => file,
+        RegistrySource::Database(database) => return database.compare_now(),
+    };
+    let result = match file.reload(proxy.registry()) {
         Ok(tenants) => {
             tracing::info!(tenants, "registry reloaded");
             metrics::Outcome::Ok

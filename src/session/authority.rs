@@ -104,7 +104,9 @@ impl Authority<'_> {
         let tenant = &self.resources.tenant;
         let placement = tenant.placement();
         let serves = snapshot.tenant(tenant.id()).is_some_and(|now| {
-            now.state() != State::Suspended && now.placement().is_same_database(placement)
+            matches!(now.state(), State::Active | State::Paused)
+                && now.is_at_home()
+                && now.placement().is_same_database(placement)
         });
         !serves || !self.is_still_bound(&snapshot)
     }

@@ -43,6 +43,7 @@ mod pools;
 mod prepared;
 mod quotas;
 mod refusals;
+mod registry;
 mod relay;
 mod restored;
 mod reuse;

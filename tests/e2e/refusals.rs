@@ -199,6 +199,14 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
             let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
             (proxy, message, told("tenant \"acme\" is paused for a moment"))
         }
+        Reason::TenantDeleting => {
+            let tenants = |text: &str| {
+                text.replacen("id = \"acme\"", "id = \"acme\"\nstate = \"deleting\"", 1)
+            };
+            let proxy = Proxy::with(Settings { tenants, ..Settings::default() }).await;
+            let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
+            (proxy, message, told("tenant \"acme\" is being deleted"))
+        }
         Reason::ResidencyRefused => {
             let registry = "regions = [\"eu\"]\n".to_owned();
             let tenants = |text: &str| {
@@ -455,6 +463,7 @@ refusals! {
     a_tenant_that_nobody_knows: TenantUnknown;
     a_suspended_tenant: TenantSuspended;
     a_paused_tenant: TenantPaused;
+    a_tenant_that_is_being_deleted: TenantDeleting;
     a_placement_in_another_region: ResidencyRefused;
     a_registry_that_is_stale: RegistryStale;
     an_audit_that_nobody_reads: AuditUnavailable;

@@ -10,18 +10,22 @@ use pgsilo_sandbox::testing::programs::SOURCES;
 
 use crate::source::sources;
 
-/// What must not be in a plane's package: the other plane, what tests need, and of the proxy a
-/// client of PostgreSQL's that could log in with anything but a lease.
+/// What must not be in a plane's package: the other plane, and what tests need.
 const FORBIDDEN: [(&str, &[&str]); 2] = [
-    ("pgsilo", &["pgsiloctl", "pgsilo-sandbox", "rcgen", "tokio-postgres"]),
+    ("pgsilo", &["pgsiloctl", "pgsilo-sandbox", "rcgen"]),
     ("pgsiloctl", &["pgsilo", "pgsilo-wire", "pgsilo-sandbox", "rcgen"]),
 ];
 
 /// A package and all that it depends on, by dependencies of these kinds: lines that begin with a
 /// name.
 fn tree(package: &str, kinds: &str) -> String {
+    tree_of(package, kinds, &[])
+}
+
+fn tree_of(package: &str, kinds: &str, more: &[&str]) -> String {
     let mut tree = Command::new(env!("CARGO"));
     tree.args(["tree", "--locked", "--offline", "--prefix", "none", "-e", kinds, "-p", package]);
+    tree.args(more);
     let tree = tree.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo runs");
     assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
     String::from_utf8(tree.stdout).expect("text")
@@ -47,6 +51,16 @@ fn each_plane_depends_on_neither_the_other_nor_test_code() {
             assert!(!built_of.contains(*other), "{package} is built of {other}");
         }
     }
+}
+
+/// The proxy reads its registry with a client of PostgreSQL's, which cannot be had for anything else:
+/// for tenants' databases there is the one dial, with a lease.
+#[test]
+fn the_proxy_has_no_client_of_postgresqls_but_the_registrys() {
+    let kinds = "normal,build";
+    let own = tree_of("pgsilo", kinds, &["--depth", "1"]);
+    assert!(own.contains("pgsilo-registry ") && !own.contains("tokio-postgres "), "{own}");
+    assert!(tree("pgsilo", kinds).contains("tokio-postgres "), "by the registry's package");
 }
 
 /// From the workspace's root, without `..`.

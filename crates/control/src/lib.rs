@@ -6,5 +6,6 @@
 pub mod leases;
 mod postgres;
 pub mod provision;
+pub mod registry;
 mod revocation;
 pub mod say;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use pgsiloctl::{leases, say};
+use pgsiloctl::{leases, registry, say};
 
 /// Provisions pgsilo, the proxy that gives every tenant its own database.
 #[derive(Debug, Parser)]
@@ -18,14 +18,20 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Apply(registry::apply::Command),
     /// What is leased, and whether it should still be.
     #[command(subcommand)]
     Leases(leases::Command),
+    /// The registry in PostgreSQL: which tenants there are, and where.
+    #[command(subcommand)]
+    Registry(registry::Command),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
+        Command::Apply(command) => registry::run_apply(command),
         Command::Leases(command) => leases::run(command),
+        Command::Registry(command) => registry::run(command),
     };
     outcome.unwrap_or_else(|error| {
         say::progress(&format!("pgsiloctl: error: {error:#}"));

@@ -7,7 +7,13 @@ use std::process::{Command, Output};
 
 fn pgsiloctl(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pgsiloctl"));
-    for name in ["PROVISIONER_DSN", "PROVISIONER_BAO_TOKEN", "BAO_ADDR", "PGSILO_REGISTRY"] {
+    for name in [
+        "PROVISIONER_DSN",
+        "PROVISIONER_BAO_TOKEN",
+        "BAO_ADDR",
+        "PGSILO_REGISTRY",
+        "PGSILO_REGISTRY_DSN",
+    ] {
         command.env_remove(name);
     }
     command.args(arguments).output().expect("pgsiloctl runs")
@@ -22,7 +28,7 @@ fn help_names_the_commands_and_the_exit_codes() {
     let help = pgsiloctl(&["--help"]);
     assert!(help.status.success());
     let text = String::from_utf8_lossy(&help.stdout).into_owned();
-    for word in ["leases", "Exit codes", "3 an audit found"] {
+    for word in ["leases", "registry", "Exit codes", "3 an audit found"] {
         assert!(text.contains(word), "{text}");
     }
 }
@@ -51,4 +57,23 @@ fn a_failed_command_exits_with_1_and_does_not_print_the_password() {
     let said = said(&output);
     assert!(said.starts_with("pgsiloctl: error: "), "{said}");
     assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn a_registry_that_cannot_be_reached_or_would_be_in_clear_is_an_error_without_the_password() {
+    let dsn = |rest: &str| format!("postgresql://admin:hunter2@{rest}");
+    for (dsn, mode, expected) in [
+        (dsn("127.0.0.1:1/registry"), "disable", "logging in to the registry as admin"),
+        (dsn("192.0.2.1/registry"), "disable", "in clear to another machine"),
+        (dsn("127.0.0.1"), "disable", "names no database"),
+        ("postgresql://127.0.0.1/registry".to_owned(), "disable", "names no user"),
+        ("hunter2 is no DSN".to_owned(), "verify-full", "is not a DSN"),
+    ] {
+        for command in ["init", "migrate", "status"] {
+            let output = pgsiloctl(&["registry", command, "--dsn", &dsn, "--tls", mode]);
+            let said = said(&output);
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            assert!(said.contains(expected) && !said.contains("hunter2"), "{said}");
+        }
+    }
 }

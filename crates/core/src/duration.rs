@@ -1,5 +1,6 @@
 //! How long, as people write it in files and on command lines. One grammar for both.
 
+use std::fmt;
 use std::time::Duration;
 
 /// What to write, for an error.
@@ -29,6 +30,23 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     believable.ok_or_else(|| format!("{text:?} is not {SPELLING}"))
 }
 
+/// A duration as [`parse`] reads it, in the largest unit that it is a whole number of.
+#[derive(Clone, Copy, Debug)]
+pub struct Written(pub Duration);
+
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.0.as_millis();
+        let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+        let whole = |(each, _): &&(u128, &str)| millis > 0 && millis.is_multiple_of(*each);
+        match units.iter().find(whole) {
+            Some((each, unit)) => write!(f, "{}{unit}", millis / each),
+            None if millis == 0 => f.write_str("0s"),
+            None => write!(f, "{millis}ms"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,7 +61,9 @@ mod tests {
             ("1d", 86_400_000),
             ("0s", 0),
         ] {
-            assert_eq!(parse(text), Ok(Duration::from_millis(millis)), "{text}");
+            let duration = Duration::from_millis(millis);
+            assert_eq!(parse(text), Ok(duration), "{text}");
+            assert_eq!(Written(duration).to_string(), text);
         }
         for bad in [
             "",

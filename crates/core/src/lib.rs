@@ -20,6 +20,7 @@ pub mod limits;
 pub mod names;
 pub mod registry;
 pub mod secret;
+mod shared_map;
 pub mod stamp;
 pub mod tenant;
 pub mod text;

@@ -40,6 +40,15 @@ pub struct OwnLimits {
 }
 
 impl OwnLimits {
+    /// Those for all.
+    pub const NONE: OwnLimits = OwnLimits {
+        max_sessions: None,
+        idle: None,
+        idle_in_transaction: None,
+        transaction: None,
+        session: None,
+    };
+
     /// The tenant's bounds on time, where these are for all.
     pub fn times(&self, all: &TimeLimits) -> TimeLimits {
         let either = |own: Option<Duration>, all| own.map_or(all, not_zero);

@@ -3,6 +3,8 @@
 //!
 //! A [`Snapshot`] never changes. Nothing is half read and nothing has a default database.
 
+pub mod document;
+mod draft;
 mod entries;
 mod file;
 
@@ -12,8 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::ClientConfig;
+use serde::{Deserialize, Serialize};
 
-pub use entries::{Entries, EntryError};
+pub use document::{Document, Entry};
+use draft::Index;
+pub use entries::{Change, EntryError, News, Rejected};
 
 pub use crate::limits::OwnLimits;
 use crate::tenant::{Access, TenantId};
@@ -23,11 +28,7 @@ use crate::toml_file::FileError;
 /// Every tenant, at one moment.
 #[derive(Debug)]
 pub struct Snapshot {
-    tenants: HashMap<TenantId, Arc<Tenant>>,
-    /// What issuers call tenants instead of their ids. None is the id of a tenant.
-    aliases: HashMap<String, TenantId>,
-    /// By the name of the certificate's holder.
-    bindings: HashMap<String, Binding>,
+    index: Index,
     /// What the placements' TLS was made of.
     clients: TlsClients,
 }
@@ -61,70 +62,90 @@ impl Snapshot {
     /// # Errors
     /// When one entry is not acceptable: then none is.
     pub fn of(
-        entries: Entries,
+        document: Document,
         before: Option<&Snapshot>,
         resolve: &dyn Fn(&Path) -> PathBuf,
     ) -> Result<Snapshot, EntryError> {
-        entries::snapshot(entries, before, resolve)
+        entries::snapshot(document, before, resolve)
+    }
+
+    /// None at all: what a source begins with that tells of tenants one by one.
+    pub fn empty() -> Snapshot {
+        Snapshot { index: Index::default(), clients: TlsClients::new() }
+    }
+
+    /// What this becomes when a source says something else of some tenants. It costs what it
+    /// changes, and for a cluster a look at each tenant. An entry that is not acceptable makes its
+    /// tenant none, and no other; so does a cluster that has changed or gone, of whose tenants the
+    /// source says nothing new.
+    pub fn change(&self, news: News, resolve: &dyn Fn(&Path) -> PathBuf) -> Change {
+        entries::change(self, news, resolve)
+    }
+
+    /// The cluster of a name.
+    pub fn cluster(&self, name: &str) -> Option<&Arc<Cluster>> {
+        self.index.clusters.get(name)
     }
 
     /// The tenant of exactly this id.
     pub fn tenant(&self, id: &TenantId) -> Option<Arc<Tenant>> {
-        self.tenants.get(id).cloned()
+        self.index.tenants.get(id).cloned()
     }
 
     /// The tenant that an issuer means by a word: its id, or an alias.
     pub fn named(&self, word: &str) -> Option<TenantId> {
-        let id = TenantId::parse(word).ok().filter(|id| self.tenants.contains_key(id));
-        id.or_else(|| self.aliases.get(word).cloned())
+        let id = TenantId::parse(word).ok().filter(|id| self.index.tenants.contains_key(id));
+        id.or_else(|| self.index.aliases.get(word).cloned())
     }
 
     /// What issuers call tenants instead of their ids, in no order.
     pub fn aliases(&self) -> impl Iterator<Item = (&str, &TenantId)> {
-        self.aliases.iter().map(|(alias, id)| (alias.as_str(), id))
+        self.index.aliases.iter().map(|(alias, id)| (&**alias, id))
     }
 
     /// Whether any tenant has an alias.
     pub fn has_aliases(&self) -> bool {
-        !self.aliases.is_empty()
+        !self.index.aliases.is_empty()
     }
 
     /// The tenants of which this says something else than `before` did: their entries, what they
     /// are called in tokens, or the certificates that are bound to them.
     pub fn changes(&self, before: &Snapshot) -> HashSet<TenantId> {
         let mut changed = HashSet::new();
-        for (one, other) in [(self, before), (before, self)] {
-            let entry = |id| one.tenants.get(id).zip(other.tenants.get(id));
-            let is_same = |id| entry(id).is_some_and(|(one, other)| Arc::ptr_eq(one, other));
-            changed.extend(one.tenants.keys().filter(|id| !is_same(id)).cloned());
-            let moved =
-                one.aliases.iter().filter(|(word, id)| other.aliases.get(*word) != Some(id));
-            changed.extend(moved.map(|(_, id)| id.clone()));
-            let rebound = one.bindings.iter();
-            let rebound = rebound.filter(|(holder, to)| other.bindings.get(*holder) != Some(to));
-            changed.extend(rebound.map(|(_, to)| to.tenant.clone()));
+        for (one, other) in [(&self.index, &before.index), (&before.index, &self.index)] {
+            let is_same = |id: &TenantId, tenant| {
+                other.tenants.get(id).is_some_and(|other| Arc::ptr_eq(tenant, other))
+                    && one.says_the_same(other, id)
+            };
+            let those = one.tenants.iter().filter(|(id, tenant)| !is_same(id, tenant));
+            changed.extend(those.map(|(id, _)| id.clone()));
         }
         changed
     }
 
     /// What a certificate's holder is bound to.
     pub fn binding(&self, holder: &str) -> Option<&Binding> {
-        self.bindings.get(holder)
+        self.index.bindings.get(holder)
+    }
+
+    /// What the clusters are called that have names, in no order.
+    pub fn cluster_names(&self) -> impl Iterator<Item = &str> {
+        self.index.clusters.iter().map(|(name, _)| &**name)
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.tenants.len()
+        self.index.tenants.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.tenants.is_empty()
+        self.index.tenants.is_empty()
     }
 
     /// All of them, in no order.
     pub fn tenants(&self) -> impl Iterator<Item = &Arc<Tenant>> {
-        self.tenants.values()
+        self.index.tenants.values()
     }
 }
 
@@ -136,11 +157,14 @@ pub struct Tenant {
     state: State,
     /// What else its applications call its database.
     database_names: Box<[String]>,
+    /// Where it may live; `None`: anywhere.
+    regions: Option<Box<[String]>>,
     placement: Placement,
     /// The placement as logs tell it, once for all who do.
     placement_text: Arc<str>,
     lease: LeaseRoles,
-    limits: OwnLimits,
+    /// Where they are not those for all.
+    limits: Option<Box<OwnLimits>>,
 }
 
 impl Tenant {
@@ -169,9 +193,23 @@ impl Tenant {
         &self.placement_text
     }
 
+    /// What its database must say of itself.
+    pub fn seal(&self) -> &str {
+        self.placement.seal.as_deref().unwrap_or(self.id.as_str())
+    }
+
+    /// Whether its database is where it may live.
+    pub fn is_at_home(&self) -> bool {
+        let region = &self.placement.cluster.region;
+        let is_allowed =
+            |allowed: &[String]| region.as_ref().is_some_and(|it| allowed.contains(it));
+        self.regions.as_deref().is_none_or(is_allowed)
+    }
+
     /// What it has in place of the limits for all.
     pub fn limits(&self) -> &OwnLimits {
-        &self.limits
+        const NONE: &OwnLimits = &OwnLimits::NONE;
+        self.limits.as_deref().unwrap_or(NONE)
     }
 
     /// What to lease for it.
@@ -181,46 +219,120 @@ impl Tenant {
 }
 
 /// Whether a tenant may be served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum State {
     /// Yes.
+    #[default]
     Active,
     /// No, until an operator resumes it.
     Suspended,
     /// Not for a moment: it is being moved or restored.
     Paused,
+    /// Not any more, unless that is undone in time.
+    Deleting,
 }
 
-/// Where a tenant's database is and how to talk to it.
+/// Where a tenant's database is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
-    /// The server.
-    pub host: Host,
+    /// On which servers.
+    pub cluster: Arc<Cluster>,
     /// The database, not empty and without NUL.
-    pub dbname: String,
+    pub dbname: Arc<str>,
+    /// What it says of itself, if that is not its tenant's id.
+    seal: Option<Arc<str>>,
+}
+
+impl Placement {
+    /// Whether both name the same database of the same cluster.
+    pub fn is_same_database(&self, other: &Placement) -> bool {
+        self.cluster.key == other.cluster.key && self.dbname == other.dbname
+    }
+
+    /// Another database of the same cluster, which is no tenant's.
+    pub fn beside(&self, dbname: &str) -> Placement {
+        Placement { cluster: Arc::clone(&self.cluster), dbname: dbname.into(), seal: None }
+    }
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.cluster, self.dbname)
+    }
+}
+
+/// Servers that hold the same databases, of which one takes writes; or a server alone. How to talk
+/// to them.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Cluster {
+    key: ClusterKey,
+    /// Its servers, the usual primary first; not empty.
+    pub endpoints: Box<[Host]>,
     /// For residency; compared with what this proxy may serve.
     pub region: Option<String>,
     /// How the connection is protected.
     pub tls: PlacementTls,
     /// What the database may ask for besides SCRAM.
     pub auth: AuthMethods,
+    /// Sessions of all its tenants at once.
+    pub max_sessions: Option<usize>,
 }
 
-impl Placement {
-    /// Whether both name the same database on the same server.
-    pub fn is_same_database(&self, other: &Placement) -> bool {
-        self.host == other.host && self.dbname == other.dbname
+/// Which cluster one is, whatever is said of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ClusterKey {
+    /// One that has a name.
+    Named(Arc<str>),
+    /// A server, as [`Host::comparable`] has it, that placements name one by one.
+    Server(Host),
+}
+
+impl fmt::Display for ClusterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ClusterKey::Named(name) => f.write_str(name),
+            ClusterKey::Server(host) => host.fmt(f),
+        }
     }
 }
 
-impl fmt::Display for Placement {
+impl Cluster {
+    /// Which one it is.
+    pub fn key(&self) -> &ClusterKey {
+        &self.key
+    }
+
+    /// Makes one that is nobody's placement: pgsilo's own. `resolve` says where a file is that it
+    /// names; it is read.
+    ///
+    /// # Errors
+    /// When it is not acceptable.
+    pub fn read(
+        entry: document::ClusterEntry,
+        resolve: &dyn Fn(&Path) -> PathBuf,
+    ) -> Result<Arc<Cluster>, EntryError> {
+        entries::cluster(entry, resolve)
+    }
+
+    /// Its server, or the first of several.
+    pub fn host(&self) -> &Host {
+        &self.endpoints[0]
+    }
+}
+
+impl fmt::Display for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.host, self.dbname)
+        match (&self.key, &*self.endpoints) {
+            (_, [host]) => host.fmt(f),
+            (ClusterKey::Named(name), _) => f.write_str(name),
+            (ClusterKey::Server(host), _) => host.fmt(f),
+        }
     }
 }
 
 /// A database server's address.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Host {
     /// TCP.
     Tcp {
@@ -302,7 +414,8 @@ impl Eq for PlacementTls {}
 
 /// Whether SCRAM is bound to its TLS connection, so that a man in the middle cannot relay it. The
 /// values are libpq's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ChannelBinding {
     /// Where the server offers it.
     Prefer,
@@ -334,21 +447,26 @@ pub struct AuthMethods {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseRoles {
     /// Where the tenant's database secrets engine is mounted: `pgsilo/acme`.
-    pub mount: String,
-    read_write: Option<String>,
-    read_only: Option<String>,
-    migrate: Option<String>,
+    pub mount: Arc<str>,
+    read_write: Option<Arc<str>>,
+    read_only: Option<Arc<str>>,
+    migrate: Option<Arc<str>>,
 }
 
 impl LeaseRoles {
     /// The role that grants exactly this access, if the tenant has one. Never another:
     /// less would break the client, more would break the promise.
     pub fn role(&self, access: Access) -> Option<&str> {
-        match access {
-            Access::ReadWrite => self.read_write.as_deref(),
-            Access::ReadOnly => self.read_only.as_deref(),
-            Access::Migrate => self.migrate.as_deref(),
-        }
+        self.of(access).map(|role| &**role)
+    }
+
+    fn of(&self, access: Access) -> Option<&Arc<str>> {
+        let role = match access {
+            Access::ReadWrite => &self.read_write,
+            Access::ReadOnly => &self.read_only,
+            Access::Migrate => &self.migrate,
+        };
+        role.as_ref()
     }
 }
 

@@ -517,6 +517,11 @@ impl CaFile {
     pub fn read(path: &Path) -> Result<CaFile, TlsError> {
         Ok(CaFile { path: path.into(), pem: read(path)?.into() })
     }
+
+    /// The same of a text; errors call it by the name.
+    pub fn named(name: &str, pem: &str) -> CaFile {
+        CaFile { path: name.into(), pem: pem.as_bytes().into() }
+    }
 }
 
 /// How a database is checked. `ca` holds the roots, `None`: the system's. No ALPN: servers before

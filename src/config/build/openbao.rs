@@ -174,7 +174,12 @@ impl Build<'_> {
     }
 
     /// Mounts go into a URL's path.
-    fn mount(&self, field: &str, raw: Option<String>, default: &str) -> Result<String, FileError> {
+    pub(super) fn mount(
+        &self,
+        field: &str,
+        raw: Option<String>,
+        default: &str,
+    ) -> Result<String, FileError> {
         let mount = raw.unwrap_or_else(|| default.to_owned());
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./".contains(&byte);
         let parts_are_names = mount.split('/').all(|part| !matches!(part, "" | "." | ".."));

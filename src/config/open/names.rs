@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use pgsilo_core::host::is_loopback;
 use pgsilo_core::limits::TimeLimits;
-use pgsilo_core::registry::{Host, Placement, PlacementTls, Snapshot, Tenant};
+use pgsilo_core::registry::{Cluster, ClusterKey, Host, PlacementTls, Snapshot, Tenant};
 use pgsilo_core::tenant::{TenantId, TenantPattern};
 
 use super::super::build::Build;
@@ -106,10 +106,9 @@ impl Build<'_> {
     /// A transaction can hold what is the whole server's, and only pgsilo's bound on it is not the
     /// session's to lift.
     pub(super) fn mind_shared_servers(&mut self, snapshot: &Snapshot, times: &TimeLimits) {
-        let mut servers = BTreeMap::<String, (usize, bool)>::new();
+        let mut servers = BTreeMap::<&ClusterKey, (usize, bool)>::new();
         for tenant in snapshot.tenants() {
-            let server =
-                servers.entry(tenant.placement().host.comparable().to_string()).or_default();
+            let server = servers.entry(tenant.placement().cluster.key()).or_default();
             server.0 += 1;
             server.1 |= tenant.limits().times(times).transaction.is_none();
         }
@@ -128,9 +127,10 @@ impl Build<'_> {
     /// What a tenant's sessions ask and read can be read on the way to its database, and changed.
     pub(super) fn mind_databases_in_clear(&mut self, snapshot: &Snapshot) {
         let in_clear = |tenant: &&Arc<Tenant>| {
-            let Placement { host, tls, .. } = tenant.placement();
-            matches!(tls, PlacementTls::Disable)
-                && matches!(host, Host::Tcp { host, .. } if !is_loopback(host))
+            let Cluster { endpoints, tls, .. } = &*tenant.placement().cluster;
+            let is_remote =
+                |host: &Host| matches!(host, Host::Tcp { host, .. } if !is_loopback(host));
+            matches!(tls, PlacementTls::Disable) && endpoints.iter().any(is_remote)
         };
         let count = snapshot.tenants().filter(in_clear).count();
         let first = snapshot.tenants().filter(in_clear).min_by_key(|tenant| tenant.id().as_str());
@@ -139,7 +139,7 @@ impl Build<'_> {
                 "{count} of its tenants' databases are reached in clear over a network (tenant {:?} at \
                  {}): what passes can be read and changed on the way",
                 tenant.id().as_str(),
-                tenant.placement().host,
+                tenant.placement().cluster,
             );
             self.warn("registry.file", what);
         }

@@ -56,9 +56,9 @@ impl Subject {
         for tenant in &chosen {
             let placement = tenant.placement();
             let (_, databases) = clusters
-                .entry(placement.host.to_string())
+                .entry(placement.cluster.to_string())
                 .or_insert_with(|| (common(placement), BTreeSet::new()));
-            databases.insert(placement.dbname.clone());
+            databases.insert((*placement.dbname).to_owned());
         }
         let clusters = clusters.into_values().map(|(placement, databases)| {
             let tenants = tenants.clone();
@@ -78,7 +78,7 @@ impl Subject {
     pub(super) fn named(&self) -> (&'static str, String) {
         match self {
             Subject::Tenant(tenant) => ("tenant", tenant.id().as_str().to_owned()),
-            Subject::Cluster(cluster) => ("cluster", cluster.placement.host.to_string()),
+            Subject::Cluster(cluster) => ("cluster", cluster.placement.cluster.to_string()),
         }
     }
 }
@@ -92,7 +92,7 @@ impl fmt::Display for Subject {
 
 /// The database of a placement's server where no tenant can take all connections, or a lock.
 fn common(placement: &Placement) -> Placement {
-    Placement { dbname: "postgres".to_owned(), ..placement.clone() }
+    placement.beside("postgres")
 }
 
 /// What was found of one subject.
@@ -239,7 +239,7 @@ impl Auditor {
         let mut claims = BTreeMap::<String, bool>::new();
         for suspect in &*suspects {
             let placement = suspect.subject.placement();
-            let cluster = placement.host.to_string();
+            let cluster = placement.cluster.to_string();
             if claims.contains_key(&cluster) {
                 continue;
             }
@@ -255,7 +255,8 @@ impl Auditor {
             };
             claims.insert(cluster, claimed);
         }
-        suspects.retain(|one| claims.get(&one.subject.placement().host.to_string()) == Some(&true));
+        suspects
+            .retain(|one| claims.get(&one.subject.placement().cluster.to_string()) == Some(&true));
         clients
     }
 

@@ -102,7 +102,7 @@ impl Grants<'_> {
         let mut outcome = Ok(());
         for row in named.context("where the roles are named")? {
             let dbname: String = row.try_get(0)?;
-            let there = Placement { dbname, ..self.placement.clone() };
+            let there = self.placement.beside(&dbname);
             let here = async {
                 let client = self.provisioner.connect(&there).await?;
                 self.take_away_in(&client, roles).await
@@ -155,7 +155,7 @@ impl Grants<'_> {
     }
 
     async fn left(&self, database: &Client, roles: &[&str]) -> Result<Vec<String>> {
-        let left = database.query(LEFT, &[&roles, &self.placement.dbname]).await;
+        let left = database.query(LEFT, &[&roles, &&*self.placement.dbname]).await;
         let left = left.context("what is left")?;
         Ok(left.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
     }

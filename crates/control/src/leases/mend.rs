@@ -174,7 +174,7 @@ impl Mender<'_> {
 
     /// As its owner, in its database: only it and a superuser may.
     async fn roll_back(&self, name: &str, owner: &str, dbname: &str) -> Result<()> {
-        let there = Placement { dbname: dbname.to_owned(), ..self.placement.clone() };
+        let there = self.placement.beside(dbname);
         let database = self.provisioner.connect(&there).await?;
         let known = "SELECT pg_catalog.quote_literal(gid) FROM pg_catalog.pg_prepared_xacts
             WHERE gid = $1";

@@ -1,10 +1,9 @@
-//! What a source of the registry says of tenants, and what makes it acceptable.
+//! What makes acceptable what a source of the registry says of tenants.
 //!
-//! The schema is that of the file, which is also how other sources exchange entries. One bad entry
-//! refuses all: a registry that is partly right would serve some tenants and forget others. What is
-//! checked here is never checked again.
+//! One bad entry refuses a whole document: a registry that is partly right would serve some tenants
+//! and forget others. What is checked here is never checked again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,134 +11,19 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use serde::Deserialize;
 
-use super::{
-    AuthMethods, Binding, ChannelBinding, Host, LeaseRoles, OwnLimits, Placement, PlacementTls,
-    Snapshot, State, Tenant, TlsClients,
+use super::document::{
+    AuthEntry, BindingEntry, ClusterEntry, Document, Entry, LeaseEntry, LimitsEntry,
+    PlacementEntry, RolesEntry, TenantEntry, TlsEntry, TlsMode,
 };
-use crate::tenant::{Access, TenantId};
-use crate::text::is_loggable;
+use super::draft::{Conflict, Index};
+use super::{
+    AuthMethods, ChannelBinding, Cluster, ClusterKey, Host, LeaseRoles, OwnLimits, Placement,
+    PlacementTls, Snapshot, Tenant, TlsClients,
+};
+use crate::tenant::TenantId;
 use crate::tls::{self, CaFile, TlsError};
 use crate::toml_file::text::Text;
-
-/// All that a source says, unchecked.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Entries {
-    /// Not optional: an empty file is more likely a failed write than an empty registry.
-    tenant: Vec<RawTenant>,
-    #[serde(default)]
-    binding: Vec<RawBinding>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawBinding {
-    certificate: String,
-    tenant: String,
-    access: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTenant {
-    id: String,
-    #[serde(default)]
-    state: RawState,
-    #[serde(default)]
-    aliases: Vec<String>,
-    #[serde(default)]
-    database_names: Vec<String>,
-    placement: RawPlacement,
-    lease: RawLease,
-    #[serde(default)]
-    limits: RawLimits,
-}
-
-#[derive(Debug, Deserialize, Default)]
-#[serde(rename_all = "lowercase")]
-enum RawState {
-    #[default]
-    Active,
-    Suspended,
-    Paused,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawPlacement {
-    host: Option<String>,
-    port: Option<u16>,
-    socket: Option<PathBuf>,
-    dbname: String,
-    region: Option<String>,
-    tls: Option<RawTls>,
-    auth: Option<Vec<RawAuth>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTls {
-    #[serde(default)]
-    mode: RawMode,
-    ca: Option<PathBuf>,
-    server_name: Option<String>,
-    channel_binding: Option<RawChannelBinding>,
-}
-
-#[derive(Debug, Deserialize, Clone, Copy)]
-#[serde(rename_all = "lowercase")]
-enum RawChannelBinding {
-    Prefer,
-    Require,
-}
-
-#[derive(Debug, Deserialize, Default, Clone, Copy)]
-#[serde(rename_all = "kebab-case")]
-enum RawMode {
-    Disable,
-    Require,
-    VerifyCa,
-    #[default]
-    VerifyFull,
-}
-
-#[derive(Debug, Deserialize)]
-enum RawAuth {
-    #[serde(rename = "scram-sha-256")]
-    Scram,
-    #[serde(rename = "md5")]
-    Md5,
-    #[serde(rename = "password")]
-    Password,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawLease {
-    mount: Option<String>,
-    roles: RawRoles,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct RawRoles {
-    read_write: Option<String>,
-    read_only: Option<String>,
-    migrate: Option<String>,
-}
-
-/// As in the configuration, where a key that is left out has its value.
-#[derive(Debug, Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct RawLimits {
-    max_sessions: Option<usize>,
-    idle_timeout: Option<Text<Duration>>,
-    idle_in_transaction_timeout: Option<Text<Duration>>,
-    transaction_timeout: Option<Text<Duration>>,
-    max_session_age: Option<Text<Duration>>,
-}
 
 /// What is wrong with an entry.
 #[derive(Debug)]
@@ -171,164 +55,224 @@ impl EntryError {
 }
 
 /// What is wrong, and with which of a tenant's fields.
-struct Wrong(&'static str, String);
+pub(super) struct Wrong(pub(super) &'static str, pub(super) String);
 
 fn wrong<T>(field: &'static str, what: impl Into<String>) -> Result<T, Wrong> {
     Err(Wrong(field, what.into()))
 }
 
-/// The snapshot that entries make. What they say of a tenant as `before` did is that one's.
+/// The snapshot that a document makes. What it says of a tenant as `before` did is that one's.
 /// `resolve` says where a file is that an entry names.
 pub(super) fn snapshot(
-    entries: Entries,
+    document: Document,
     before: Option<&Snapshot>,
     resolve: &dyn Fn(&Path) -> PathBuf,
 ) -> Result<Snapshot, EntryError> {
     let mut reading = Reading::after(before, resolve);
-    let mut tenants = HashMap::with_capacity(entries.tenant.len());
-    let mut ids: HashMap<TenantId, usize> = HashMap::with_capacity(entries.tenant.len());
-    let mut places: HashMap<(Host, String), usize> = HashMap::with_capacity(entries.tenant.len());
-    let mut aliases = Vec::new();
-    for (index, mut raw) in entries.tenant.into_iter().enumerate() {
-        aliases.push(std::mem::take(&mut raw.aliases));
-        let field = |field: &str| format!("tenant[{index}].{field}");
-        let tenant =
-            reading.tenant(raw).map_err(|Wrong(of, what)| EntryError::new(field(of), what))?;
-        if let Some(first) = ids.insert(tenant.id.clone(), index) {
-            let what = format!("{:?} is already the tenant", tenant.id.as_str());
-            let because = Some((format!("tenant[{first}].id"), "ids are unique"));
-            return Err(EntryError { field: field("id"), what, because });
-        }
-        let place = (tenant.placement.host.comparable(), tenant.placement.dbname.clone());
-        if let Some(first) = places.insert(place, index) {
-            let Placement { dbname, host, .. } = &tenant.placement;
-            let what = format!("{dbname:?} on {host} is already the database");
-            let rule = "tenants never share one";
-            let because = Some((format!("tenant[{first}].placement.dbname"), rule));
-            return Err(EntryError { field: field("placement.dbname"), what, because });
-        }
-        let known = before.and_then(|before| before.tenants.get(&tenant.id));
-        let same = known.filter(|known| ***known == tenant).cloned();
-        tenants.insert(tenant.id.clone(), same.unwrap_or_else(|| Arc::new(tenant)));
-    }
-    no_names_of_others(&ids, &tenants)?;
-    let aliases = unambiguous(aliases, &ids)?;
-    no_roles_of_others(&ids, &tenants)?;
-    let bindings = bindings(entries.binding, &tenants)?;
-    Ok(Snapshot { tenants, aliases, bindings, clients: reading.clients })
-}
-
-/// The aliases, as they were listed for each tenant. A word in a token means one tenant: so an
-/// alias is that of one, and the id of none, be it its own.
-fn unambiguous(
-    listed: Vec<Vec<String>>,
-    ids: &HashMap<TenantId, usize>,
-) -> Result<HashMap<String, TenantId>, EntryError> {
-    let mut owners: Vec<&TenantId> = ids.keys().collect();
-    owners.sort_unstable_by_key(|id| ids.get(id));
-    let mut aliases = HashMap::new();
-    for (index, (owner, listed)) in owners.into_iter().zip(listed).enumerate() {
-        for (number, alias) in listed.into_iter().enumerate() {
-            let what = if !is_loggable(&alias) {
-                "is not one: 1 to 256 characters, none of them controls or marks of direction"
-                    .to_owned()
-            } else if TenantId::parse(&alias).is_ok_and(|id| ids.contains_key(&id)) {
-                "is a tenant's id, which means that tenant".to_owned()
-            } else if let Some(other) = aliases.get(&alias) {
-                format!("is already an alias of {other}; aliases are unique")
-            } else {
-                aliases.insert(alias, owner.clone());
-                continue;
-            };
-            let field = format!("tenant[{index}].aliases[{number}]");
-            return Err(EntryError::new(field, format!("{alias:?} {what}")));
-        }
-    }
-    Ok(aliases)
-}
-
-/// A tenant's id always means it (`route.rs`), so as another's further name it would mean nothing
-/// to a token for both. What a database is called where it stands is not the registry's to choose.
-fn no_names_of_others(
-    ids: &HashMap<TenantId, usize>,
-    tenants: &HashMap<TenantId, Arc<Tenant>>,
-) -> Result<(), EntryError> {
-    for tenant in tenants.values() {
-        let another = |name: &&String| {
-            tenant.id.as_str() != *name
-                && TenantId::parse(name).is_ok_and(|id| ids.contains_key(&id))
+    let mut index = Index::default();
+    for (number, entry) in document.cluster.into_iter().enumerate() {
+        let at = |conflict: Conflict| {
+            EntryError::new(format!("cluster[{number}].{}", conflict.field), conflict.what)
         };
-        if let Some(name) = tenant.database_names.iter().find(another) {
-            let index = ids.get(&tenant.id).copied().unwrap_or_default();
-            let field = format!("tenant[{index}].database_names");
-            return Err(EntryError::new(field, format!("{name:?} is another tenant's id")));
-        }
+        let (name, cluster) = reading.served(entry).map_err(|wrong| at(wrong.into()))?;
+        index.add_cluster(&name, cluster).map_err(at)?;
     }
-    Ok(())
-}
-
-/// Several tenants may have one mount, and none has the roles of another: a credential for one
-/// would be one for the other.
-fn no_roles_of_others(
-    ids: &HashMap<TenantId, usize>,
-    tenants: &HashMap<TenantId, Arc<Tenant>>,
-) -> Result<(), EntryError> {
-    let mut all: Vec<_> = tenants.values().collect();
-    all.sort_by_key(|tenant| ids.get(&tenant.id));
-    // Whether OpenBAO tells capitals from small letters there is its business.
-    let mut owners: HashMap<(&str, String), &TenantId> = HashMap::with_capacity(all.len());
-    for tenant in all {
-        for access in Access::ALL {
-            let Some(role) = tenant.lease.role(access) else { continue };
-            let owner = *owners
-                .entry((&tenant.lease.mount, role.to_ascii_lowercase()))
-                .or_insert(&tenant.id);
-            if *owner != tenant.id {
-                let index = ids.get(&tenant.id).copied().unwrap_or_default();
-                let field = format!("tenant[{index}].lease.roles.{access}");
-                let mount = &tenant.lease.mount;
-                let owner = owner.as_str();
-                let what = format!(
-                    "{role:?} of {mount:?} is tenant {owner:?}'s; tenants never share a role"
-                );
-                return Err(EntryError::new(field, what));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Each holder has one tenant, which is there.
-fn bindings(
-    raw: Vec<RawBinding>,
-    tenants: &HashMap<TenantId, Arc<Tenant>>,
-) -> Result<HashMap<String, Binding>, EntryError> {
-    let mut bindings = HashMap::with_capacity(raw.len());
-    for (index, RawBinding { certificate, tenant, access }) in raw.into_iter().enumerate() {
-        let wrong =
-            |field: &str, what: String| EntryError::new(format!("binding[{index}].{field}"), what);
-        if !tls::Holder::may_be_named(&certificate) {
-            return Err(wrong(
-                "certificate",
-                format!("{certificate:?} is not a URI, nor \"dns:\" and a host in lower case"),
-            ));
-        }
+    let mut ids: HashMap<TenantId, usize> = HashMap::with_capacity(document.tenant.len());
+    let mut tenants = Vec::with_capacity(document.tenant.len());
+    let at = |number: usize, ids: &HashMap<TenantId, usize>, conflict: Conflict| {
+        let field = |number, field: &str| format!("tenant[{number}].{field}");
+        let because = conflict.because.map(|(other, of, rule)| {
+            (field(ids.get(&other).copied().unwrap_or_default(), of), rule)
+        });
+        EntryError { field: field(number, &conflict.field), what: conflict.what, because }
+    };
+    for (number, mut entry) in document.tenant.into_iter().enumerate() {
+        let aliases = std::mem::take(&mut entry.aliases);
         let tenant =
-            TenantId::parse(&tenant).ok().filter(|id| tenants.contains_key(id)).ok_or_else(
-                || wrong("tenant", format!("{tenant:?} is not a tenant of this registry")),
-            )?;
-        let access = match access.parse() {
-            Ok(access) => access,
-            Err(error) => return Err(wrong("access", format!("{access:?} is not one: {error}"))),
-        };
-        if bindings.insert(certificate.clone(), Binding { tenant, access }).is_some() {
-            return Err(wrong(
-                "certificate",
-                format!("{certificate:?} is bound already; one certificate is for one tenant"),
-            ));
+            reading.tenant(entry, &index).map_err(|wrong| at(number, &ids, wrong.into()))?;
+        let tenant = same_as(before, tenant);
+        index.check_server(&tenant).map_err(|conflict| at(number, &ids, conflict))?;
+        index.add(&tenant).map_err(|conflict| at(number, &ids, conflict))?;
+        ids.insert(tenant.id.clone(), number);
+        tenants.push((tenant, aliases));
+    }
+    for (number, (tenant, _)) in tenants.iter().enumerate() {
+        index.check_names(tenant).map_err(|conflict| at(number, &ids, conflict))?;
+        index.add_seal(tenant).map_err(|conflict| at(number, &ids, conflict))?;
+    }
+    for (number, (tenant, aliases)) in tenants.iter_mut().enumerate() {
+        let listed = std::mem::take(aliases);
+        index.add_aliases(&tenant.id, listed).map_err(|conflict| at(number, &ids, conflict))?;
+    }
+    for (number, (tenant, _)) in tenants.iter().enumerate() {
+        index.add_roles(tenant).map_err(|conflict| at(number, &ids, conflict))?;
+    }
+    for (number, entry) in document.binding.into_iter().enumerate() {
+        index.bind(entry).map_err(|Conflict { field, what, .. }| {
+            EntryError::new(format!("binding[{number}].{field}"), what)
+        })?;
+    }
+    Ok(Snapshot { index, clients: reading.clients })
+}
+
+/// The tenant that was there, if nothing else is said of it.
+fn same_as(before: Option<&Snapshot>, tenant: Tenant) -> Arc<Tenant> {
+    let known = before.and_then(|before| before.index.tenants.get(&tenant.id));
+    let same = known.filter(|known| ***known == tenant).cloned();
+    same.unwrap_or_else(|| Arc::new(tenant))
+}
+
+/// What a source that tells of changes has to say. It says one thing of a tenant, or of a cluster, at
+/// a time.
+#[derive(Debug, Default)]
+pub struct News {
+    /// Clusters that are new, or other than they were.
+    pub clusters: Vec<ClusterEntry>,
+    /// Names of those that are gone.
+    pub clusters_gone: Vec<String>,
+    /// Tenants that are new, or other than they were.
+    pub tenants: Vec<Entry>,
+    /// Those that are gone.
+    pub tenants_gone: Vec<TenantId>,
+}
+
+/// What `before` becomes. An entry that is not acceptable is no tenant; the others are.
+pub(super) fn change(before: &Snapshot, news: News, resolve: &dyn Fn(&Path) -> PathBuf) -> Change {
+    let mut reading = Reading::after(Some(before), resolve);
+    let mut index = before.index.clone();
+    let mut rejected = Vec::new();
+    let names = news.clusters.iter().map(|entry| &entry.name).chain(&news.clusters_gone);
+    let other_clusters: HashSet<ClusterKey> =
+        names.map(|name| ClusterKey::Named(name.as_str().into())).collect();
+    for name in news.clusters.iter().map(|entry| &entry.name).chain(&news.clusters_gone) {
+        index.remove_cluster(name);
+    }
+    for entry in news.clusters {
+        let name = entry.name.clone();
+        let added = reading.served(entry).map_err(Conflict::from);
+        let added = added.and_then(|(name, cluster)| index.add_cluster(&name, cluster));
+        if let Err(conflict) = added {
+            rejected.push(Rejected::of("cluster", name, conflict));
         }
     }
-    Ok(bindings)
+    let mut changed: HashSet<TenantId> = news.tenants_gone.iter().cloned().collect();
+    let mut tenants = Vec::with_capacity(news.tenants.len());
+    for Entry { tenant: mut entry, bindings } in news.tenants {
+        let id = entry.id.clone();
+        changed.extend(TenantId::parse(&id));
+        let aliases = std::mem::take(&mut entry.aliases);
+        match reading.tenant(entry, &index) {
+            Ok(tenant) => tenants.push((tenant, aliases, bindings)),
+            Err(wrong) => rejected.push(Rejected::of("tenant", id, wrong.into())),
+        }
+    }
+    if !other_clusters.is_empty() {
+        let moved = before.tenants().filter(|tenant| {
+            other_clusters.contains(tenant.placement.cluster.key()) && !changed.contains(&tenant.id)
+        });
+        let moved: Vec<_> = moved.map(|tenant| tenant.id.clone()).collect();
+        for id in &moved {
+            let what = "is not the one that it was, and its source says nothing new of the tenant";
+            let conflict = Wrong("placement.cluster", what.to_owned()).into();
+            rejected.push(Rejected::of("tenant", id.to_string(), conflict));
+        }
+        changed.extend(moved);
+    }
+    for id in &changed {
+        index.remove(id);
+    }
+    for (tenant, aliases, bindings) in tenants {
+        let tenant = same_as(Some(before), tenant);
+        if let Err(conflict) = admit(&mut index, &tenant, aliases, bindings) {
+            rejected.push(Rejected::of("tenant", tenant.id.to_string(), conflict));
+        }
+    }
+    changed.retain(|id| {
+        let (was, is) = (before.index.tenants.get(id), index.tenants.get(id));
+        let is_same = match (was, is) {
+            (Some(was), Some(is)) => Arc::ptr_eq(was, is),
+            (None, None) => true,
+            _ => false,
+        };
+        !is_same || !index.says_the_same(&before.index, id)
+    });
+    // What the tenants that have not changed are checked with is not asked for again.
+    let mut clients = before.clients.clone();
+    clients.extend(reading.clients);
+    Change { snapshot: Snapshot { index, clients }, changed, rejected }
+}
+
+/// Adds a tenant that is new to the index, if it is in no other's way.
+fn admit(
+    index: &mut Index,
+    tenant: &Arc<Tenant>,
+    aliases: Vec<String>,
+    bindings: Vec<BindingEntry>,
+) -> Result<(), Conflict> {
+    // Before it is there: what it is not may be said of others.
+    index.check_id(&tenant.id)?;
+    index.check_aliases(&tenant.id)?;
+    index.check_seals(&tenant.id)?;
+    index.check_server(tenant)?;
+    index.add(tenant)?;
+    let rest = || {
+        index.check_names(tenant)?;
+        index.add_seal(tenant)?;
+        index.add_aliases(&tenant.id, aliases)?;
+        index.add_roles(tenant)?;
+        bindings.into_iter().try_for_each(|entry| index.bind(entry))
+    };
+    let admitted = rest();
+    if admitted.is_err() {
+        index.remove(&tenant.id);
+    }
+    admitted
+}
+
+/// A snapshot, and how it differs from the one before.
+#[derive(Debug)]
+pub struct Change {
+    /// What is so now.
+    pub snapshot: Snapshot,
+    /// The tenants of which it says something else.
+    pub changed: HashSet<TenantId>,
+    /// What the source says and cannot be.
+    pub rejected: Vec<Rejected>,
+}
+
+/// An entry that is not acceptable: its tenant is not served, or its cluster's tenants are not.
+#[derive(Debug)]
+pub struct Rejected {
+    /// `tenant` or `cluster`.
+    pub kind: &'static str,
+    /// Which one it would be, as the source has it.
+    pub id: String,
+    /// Of which field: `placement.dbname`.
+    pub field: String,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl Rejected {
+    fn of(kind: &'static str, id: String, conflict: Conflict) -> Rejected {
+        let Conflict { field, what, because } = conflict;
+        let what = match because {
+            Some((other, _, rule)) => format!("{what} of {other}; {rule}"),
+            None => what,
+        };
+        Rejected { kind, id, field, what }
+    }
+}
+
+/// One cluster, for itself.
+pub(super) fn cluster(
+    entry: ClusterEntry,
+    resolve: &dyn Fn(&Path) -> PathBuf,
+) -> Result<Arc<Cluster>, EntryError> {
+    match Reading::after(None, resolve).cluster(entry) {
+        Ok((_, cluster)) => Ok(cluster),
+        Err(Wrong(field, what)) => Err(EntryError::new(field.to_owned(), what)),
+    }
 }
 
 struct Reading<'a> {
@@ -338,132 +282,276 @@ struct Reading<'a> {
     /// Those of the snapshot before, of which what is still asked for stays.
     known: Option<&'a TlsClients>,
     clients: TlsClients,
+    /// Servers without a cluster's name, for all placements that say the same of them.
+    servers: HashMap<Host, Vec<Arc<Cluster>>>,
+    /// Mounts that several tenants have.
+    mounts: HashSet<Arc<str>>,
 }
 
 impl<'a> Reading<'a> {
     fn after(before: Option<&'a Snapshot>, resolve: &'a dyn Fn(&Path) -> PathBuf) -> Reading<'a> {
         let known = before.map(|before| &before.clients);
-        Reading { resolve, ca_files: HashMap::new(), known, clients: TlsClients::new() }
+        Reading {
+            resolve,
+            ca_files: HashMap::new(),
+            known,
+            clients: TlsClients::new(),
+            servers: HashMap::new(),
+            mounts: HashSet::new(),
+        }
     }
 
-    fn tenant(&mut self, raw: RawTenant) -> Result<Tenant, Wrong> {
-        let id = match TenantId::parse(&raw.id) {
+    fn tenant(&mut self, entry: TenantEntry, index: &Index) -> Result<Tenant, Wrong> {
+        let TenantEntry { id, state, database_names, regions, placement, lease, limits, .. } =
+            entry;
+        let id = match TenantId::parse(&id) {
             Ok(id) => id,
-            Err(error) => return wrong("id", format!("{:?} is not one: {error}", raw.id)),
+            Err(error) => return wrong("id", format!("{id:?} is not one: {error}")),
         };
-        let state = match raw.state {
-            RawState::Active => State::Active,
-            RawState::Suspended => State::Suspended,
-            RawState::Paused => State::Paused,
-        };
-        let placement = self.placement(raw.placement)?;
+        let placement = self.placement(placement, &id, index)?;
         let placement_text = placement.to_string().into();
-        if raw.database_names.iter().any(|name| name.is_empty() || name.contains('\0')) {
+        if database_names.iter().any(|name| name.is_empty() || name.contains('\0')) {
             return wrong(
                 "database_names",
                 "empty or with a NUL; list names, or leave the key out",
             );
         }
-        let database_names = raw.database_names.into();
-        let (lease, limits) = (lease(raw.lease, &id)?, own_limits(&raw.limits));
-        Ok(Tenant { id, state, database_names, placement, placement_text, lease, limits })
+        if regions.as_ref().is_some_and(|all| all.is_empty() || all.iter().any(String::is_empty)) {
+            return wrong("regions", "empty; name each region, or leave the key out for any");
+        }
+        let (lease, limits) = (self.lease(lease, &id)?, own_limits(&limits));
+        Ok(Tenant {
+            id,
+            state,
+            database_names: database_names.into(),
+            regions: regions.map(Vec::into_boxed_slice),
+            placement,
+            placement_text,
+            lease,
+            limits: (limits != OwnLimits::NONE).then(|| Box::new(limits)),
+        })
     }
 
-    fn placement(&mut self, raw: RawPlacement) -> Result<Placement, Wrong> {
-        let host = host(raw.host, raw.port, raw.socket)?;
-        if raw.dbname.is_empty() || raw.dbname.contains('\0') {
+    fn placement(
+        &mut self,
+        entry: PlacementEntry,
+        id: &TenantId,
+        index: &Index,
+    ) -> Result<Placement, Wrong> {
+        let PlacementEntry { cluster, host, port, socket, dbname, seal, region, tls, auth } = entry;
+        let cluster = match cluster {
+            None => self.server(host, port, socket, region, tls, auth)?,
+            Some(_)
+                if host.is_some()
+                    || port.is_some()
+                    || socket.is_some()
+                    || region.is_some()
+                    || tls.is_some()
+                    || auth.is_some() =>
+            {
+                return wrong(
+                    "placement",
+                    "both a cluster and what it says of itself; keep cluster, dbname and seal",
+                );
+            }
+            Some(name) => match index.clusters.get(&*name) {
+                Some(cluster) => Arc::clone(cluster),
+                None => {
+                    return wrong(
+                        "placement.cluster",
+                        format!("{name:?} is not a cluster of this registry"),
+                    );
+                }
+            },
+        };
+        if dbname.is_empty() || dbname.contains('\0') {
             return wrong(
                 "placement.dbname",
                 "empty or with a NUL; name the tenant's own database",
             );
         }
-        if raw.region.as_ref().is_some_and(String::is_empty) {
+        let seal = seal.filter(|seal| seal != id.as_str()).map(Into::into);
+        Ok(Placement { cluster, dbname: dbname.into(), seal })
+    }
+
+    /// A server that has no cluster's name: the same one for all that say the same of it.
+    fn server(
+        &mut self,
+        name: Option<String>,
+        port: Option<u16>,
+        socket: Option<PathBuf>,
+        region: Option<String>,
+        tls: Option<TlsEntry>,
+        auth: Option<Vec<AuthEntry>>,
+    ) -> Result<Arc<Cluster>, Wrong> {
+        let host = host(name, port, socket)?;
+        if region.as_ref().is_some_and(String::is_empty) {
             return wrong("placement.region", "empty; name the region or leave the key out");
         }
-        let mut auth = AuthMethods::default();
-        for method in raw.auth.into_iter().flatten() {
-            match method {
-                RawAuth::Scram => {}
-                RawAuth::Md5 => auth.md5 = true,
-                RawAuth::Password => auth.password = true,
+        const FIELDS: Fields = Fields {
+            tls: "placement.tls",
+            ca: "placement.tls.ca",
+            ca_pem: "placement.tls.ca_pem",
+            server_name: "placement.tls.server_name",
+            auth: "placement.auth",
+        };
+        let is_local = matches!(host, Host::Unix(_));
+        let (tls, auth) = self.protection(&FIELDS, is_local, tls, auth, "placement.tls.ca_pem")?;
+        let place = host.comparable();
+        let key = ClusterKey::Server(place.clone());
+        let endpoints = [host].into();
+        let cluster = Cluster { key, endpoints, region, tls, auth, max_sessions: None };
+        let known = self.servers.entry(place).or_default();
+        match known.iter().find(|known| ***known == cluster) {
+            Some(known) => Ok(Arc::clone(known)),
+            None => {
+                let cluster = Arc::new(cluster);
+                known.push(Arc::clone(&cluster));
+                Ok(cluster)
             }
         }
-        let tls = match (&host, raw.tls) {
-            (Host::Unix(_), None) => PlacementTls::Disable,
-            (Host::Unix(_), Some(_)) => {
-                return wrong("placement.tls", "a Unix socket has no TLS; remove it");
+    }
+
+    /// One that tenants are in. Of several servers none would be known to be the primary.
+    fn served(&mut self, entry: ClusterEntry) -> Result<(Arc<str>, Arc<Cluster>), Wrong> {
+        match entry.endpoints.len() {
+            0 | 1 => self.cluster(entry),
+            _ => wrong(
+                "endpoints",
+                "a cluster of several servers is not served yet; name its primary",
+            ),
+        }
+    }
+
+    fn cluster(&mut self, entry: ClusterEntry) -> Result<(Arc<str>, Arc<Cluster>), Wrong> {
+        const FIELDS: Fields = Fields {
+            tls: "tls",
+            ca: "tls.ca",
+            ca_pem: "tls.ca_pem",
+            server_name: "tls.server_name",
+            auth: "auth",
+        };
+        let ClusterEntry { name, endpoints, region, tls, auth, max_sessions } = entry;
+        if !is_label(&name) {
+            return wrong(
+                "name",
+                format!(
+                    "{name:?} is not one: 1 to 63 of A-Z a-z 0-9 . _ : - and a letter or digit first"
+                ),
+            );
+        }
+        if region.as_ref().is_some_and(String::is_empty) {
+            return wrong("region", "empty; name the region or leave the key out");
+        }
+        if endpoints.is_empty() || endpoints.len() > MAX_ENDPOINTS {
+            return wrong("endpoints", format!("list 1 to {MAX_ENDPOINTS} servers"));
+        }
+        let endpoints: Result<Box<[Host]>, Wrong> =
+            endpoints.iter().map(|text| endpoint(text)).collect();
+        let endpoints = endpoints?;
+        let is_local = matches!(&endpoints[..], [Host::Unix(_)]);
+        if !is_local && endpoints.iter().any(|host| matches!(host, Host::Unix(_))) {
+            return wrong("endpoints", "a Unix socket is one server, and has no others beside it");
+        }
+        let source = format!("ca_pem of cluster {name:?}");
+        let (tls, auth) = self.protection(&FIELDS, is_local, tls, auth, &source)?;
+        let name: Arc<str> = name.into();
+        let key = ClusterKey::Named(Arc::clone(&name));
+        Ok((name, Arc::new(Cluster { key, endpoints, region, tls, auth, max_sessions })))
+    }
+
+    /// How connections to a server are protected, and what it may ask for.
+    fn protection(
+        &mut self,
+        fields: &Fields,
+        is_local: bool,
+        tls: Option<TlsEntry>,
+        auth: Option<Vec<AuthEntry>>,
+        pem_source: &str,
+    ) -> Result<(PlacementTls, AuthMethods), Wrong> {
+        let mut methods = AuthMethods::default();
+        for method in auth.into_iter().flatten() {
+            match method {
+                AuthEntry::Scram => {}
+                AuthEntry::Md5 => methods.md5 = true,
+                AuthEntry::Password => methods.password = true,
             }
-            (Host::Tcp { .. }, raw) => self.tls(raw.unwrap_or(RawTls {
-                mode: RawMode::default(),
-                ca: None,
-                server_name: None,
-                channel_binding: None,
-            }))?,
+        }
+        let tls = match (is_local, tls) {
+            (true, None) => PlacementTls::Disable,
+            (true, Some(_)) => return wrong(fields.tls, "a Unix socket has no TLS; remove it"),
+            (false, tls) => self.tls(fields, tls.unwrap_or_default(), pem_source)?,
         };
         let must_be_bound =
             matches!(tls, PlacementTls::Enabled { channel_binding: ChannelBinding::Require, .. });
-        if must_be_bound && (auth.md5 || auth.password) {
+        if must_be_bound && (methods.md5 || methods.password) {
             return wrong(
-                "placement.auth",
+                fields.auth,
                 "\"md5\" and \"password\" cannot be bound to the TLS connection, as channel_binding = \
                  \"require\" has it (the default of the modes \"require\" and \"verify-ca\"); remove \
                  them, or write tls = { channel_binding = \"prefer\", ... }",
             );
         }
-        Ok(Placement { host, dbname: raw.dbname, region: raw.region, tls, auth })
+        Ok((tls, methods))
     }
 
-    fn tls(&mut self, raw: RawTls) -> Result<PlacementTls, Wrong> {
-        let mode = match raw.mode {
-            RawMode::Disable => {
-                let unused =
-                    raw.ca.is_some() || raw.server_name.is_some() || raw.channel_binding.is_some();
-                return match unused {
-                    true => wrong(
-                        "placement.tls",
-                        "mode \"disable\" checks nothing; remove the other keys or the mode",
-                    ),
-                    false => Ok(PlacementTls::Disable),
-                };
-            }
-            RawMode::Require if raw.ca.is_some() => {
-                return wrong(
-                    "placement.tls.ca",
-                    "mode \"require\" checks no certificate; use \"verify-ca\" or \"verify-full\", \
-                     or remove ca",
-                );
-            }
-            RawMode::Require => tls::Mode::Require,
-            RawMode::VerifyCa => tls::Mode::VerifyCa,
-            RawMode::VerifyFull => tls::Mode::VerifyFull,
+    fn tls(
+        &mut self,
+        fields: &Fields,
+        entry: TlsEntry,
+        pem_source: &str,
+    ) -> Result<PlacementTls, Wrong> {
+        let TlsEntry { mode, ca, ca_pem, server_name, channel_binding } = entry;
+        let has_authorities = ca.is_some() || ca_pem.is_some();
+        let Some(checks) = mode.checks() else {
+            return match has_authorities || server_name.is_some() || channel_binding.is_some() {
+                true => wrong(
+                    fields.tls,
+                    "mode \"disable\" checks nothing; remove the other keys or the mode",
+                ),
+                false => Ok(PlacementTls::Disable),
+            };
         };
-        if let Some(name) = &raw.server_name
+        if mode == TlsMode::Require && has_authorities {
+            return wrong(
+                if ca.is_some() { fields.ca } else { fields.ca_pem },
+                "mode \"require\" checks no certificate; use \"verify-ca\" or \"verify-full\", \
+                 or remove ca",
+            );
+        }
+        if let Some(name) = &server_name
             && ServerName::try_from(name.as_str()).is_err()
         {
             return wrong(
-                "placement.tls.server_name",
+                fields.server_name,
                 format!("{name:?} is not a host name or an IP address"),
             );
         }
-        let config = self.client(mode, raw.ca)?;
-        let channel_binding = match raw.channel_binding {
-            Some(RawChannelBinding::Prefer) => ChannelBinding::Prefer,
-            Some(RawChannelBinding::Require) => ChannelBinding::Require,
-            None => ChannelBinding::default_of(mode),
+        let (field, ca) = match (ca, ca_pem) {
+            (None, None) => (fields.tls, None),
+            (Some(_), Some(_)) => return wrong(fields.tls, "both ca and ca_pem; keep one"),
+            (None, Some(pem)) => (fields.ca_pem, Some(CaFile::named(pem_source, &pem))),
+            (Some(path), None) => {
+                let read = self.ca_file(&path);
+                (fields.ca, Some(read.map_err(|error| Wrong(fields.ca, error.to_string()))?))
+            }
         };
-        Ok(PlacementTls::Enabled { config, mode, server_name: raw.server_name, channel_binding })
+        let config = self.client(checks, ca).map_err(|error| Wrong(field, error.to_string()))?;
+        let channel_binding = channel_binding.unwrap_or(ChannelBinding::default_of(checks));
+        Ok(PlacementTls::Enabled { config, mode: checks, server_name, channel_binding })
     }
 
     /// How databases of these settings are checked: as before, if they were known.
-    fn client(&mut self, mode: tls::Mode, ca: Option<PathBuf>) -> Result<Arc<ClientConfig>, Wrong> {
-        let field = if ca.is_some() { "placement.tls.ca" } else { "placement.tls" };
-        let failed = |error: TlsError| Wrong(field, error.to_string());
-        let ca = ca.map(|ca| self.ca_file(&ca)).transpose().map_err(failed)?;
+    fn client(
+        &mut self,
+        mode: tls::Mode,
+        ca: Option<CaFile>,
+    ) -> Result<Arc<ClientConfig>, TlsError> {
         let key = (mode, ca);
         let known = self.clients.get(&key).or_else(|| self.known?.get(&key)).cloned();
         let config = match known {
             Some(config) => config,
-            None => tls::client(mode, key.1.as_ref()).map_err(failed)?,
+            None => tls::client(mode, key.1.as_ref())?,
         };
         self.clients.insert(key, Arc::clone(&config));
         Ok(config)
@@ -478,6 +566,97 @@ impl<'a> Reading<'a> {
         self.ca_files.insert(path, read.clone());
         Ok(read)
     }
+
+    /// By default a tenant's credentials come from a mount of its own: OpenBAO shares its workers
+    /// between mounts, so that one tenant's revocations that are stuck do not hold another's up.
+    fn lease(&mut self, entry: LeaseEntry, tenant: &TenantId) -> Result<LeaseRoles, Wrong> {
+        let mount = entry.mount.unwrap_or_else(|| format!("pgsilo/{tenant}"));
+        if !mount.split('/').all(is_segment) {
+            return wrong(
+                "lease.mount",
+                format!(
+                    "{mount:?} is not a mount path; use A-Z a-z 0-9 _ . - between single slashes"
+                ),
+            );
+        }
+        let RolesEntry { read_write, read_only, migrate } = entry.roles;
+        for (field, role) in [
+            ("lease.roles.read-write", &read_write),
+            ("lease.roles.read-only", &read_only),
+            ("lease.roles.migrate", &migrate),
+        ] {
+            if let Some(role) = role
+                && !is_segment(role)
+            {
+                return wrong(
+                    field,
+                    format!("{role:?} is not a role's name; use A-Z a-z 0-9 _ . -"),
+                );
+            }
+        }
+        if read_write.is_none() && read_only.is_none() && migrate.is_none() {
+            return wrong("lease.roles", "empty; name at least one role");
+        }
+        let [read_write, read_only, migrate] =
+            [read_write, read_only, migrate].map(|role| role.map(Into::into));
+        Ok(LeaseRoles { mount: self.mount(mount), read_write, read_only, migrate })
+    }
+
+    fn mount(&mut self, mount: String) -> Arc<str> {
+        match self.mounts.get(&*mount) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let mount: Arc<str> = mount.into();
+                self.mounts.insert(Arc::clone(&mount));
+                mount
+            }
+        }
+    }
+}
+
+/// Which fields are about a server's protection: a cluster's, or a placement's.
+struct Fields {
+    tls: &'static str,
+    ca: &'static str,
+    ca_pem: &'static str,
+    server_name: &'static str,
+    auth: &'static str,
+}
+
+/// Servers of one cluster.
+const MAX_ENDPOINTS: usize = 16;
+
+/// `host`, `host:port`, `[address]:port`, or a socket's path.
+fn endpoint(text: &str) -> Result<Host, Wrong> {
+    let written = |Wrong(_, what): Wrong| {
+        let what = format!("{text:?}: {what}; write it like \"db1.internal:5432\"");
+        Wrong("endpoints", what)
+    };
+    if text.starts_with('/') {
+        return host(None, None, Some(text.into())).map_err(written);
+    }
+    let (name, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, port)) => {
+            (address, port.strip_prefix(':').or(port.is_empty().then_some("5432")))
+        }
+        // More colons: an address without brackets.
+        None => match text.rsplit_once(':').filter(|(name, _)| !name.contains(':')) {
+            Some((name, port)) => (name, Some(port)),
+            None => (text, Some("5432")),
+        },
+    };
+    let port = port.filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+    match port.and_then(|port| port.parse().ok()) {
+        Some(port) => host(Some(name.to_owned()), Some(port), None).map_err(written),
+        None => Err(written(Wrong("endpoints", "no port behind the colon".to_owned()))),
+    }
+}
+
+/// What an operator calls a cluster.
+fn is_label(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
+    let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    first && text.len() <= 63 && text.bytes().all(plain)
 }
 
 fn host(host: Option<String>, port: Option<u16>, socket: Option<PathBuf>) -> Result<Host, Wrong> {
@@ -514,42 +693,14 @@ fn host(host: Option<String>, port: Option<u16>, socket: Option<PathBuf>) -> Res
     }
 }
 
-/// By default a tenant's credentials come from a mount of its own: OpenBAO shares its workers
-/// between mounts, so that one tenant's revocations that are stuck do not hold another's up.
-fn lease(raw: RawLease, tenant: &TenantId) -> Result<LeaseRoles, Wrong> {
-    let mount = raw.mount.unwrap_or_else(|| format!("pgsilo/{tenant}"));
-    if !mount.split('/').all(is_segment) {
-        return wrong(
-            "lease.mount",
-            format!("{mount:?} is not a mount path; use A-Z a-z 0-9 _ . - between single slashes"),
-        );
-    }
-    let RawRoles { read_write, read_only, migrate } = raw.roles;
-    for (field, role) in [
-        ("lease.roles.read-write", &read_write),
-        ("lease.roles.read-only", &read_only),
-        ("lease.roles.migrate", &migrate),
-    ] {
-        if let Some(role) = role
-            && !is_segment(role)
-        {
-            return wrong(field, format!("{role:?} is not a role's name; use A-Z a-z 0-9 _ . -"));
-        }
-    }
-    if read_write.is_none() && read_only.is_none() && migrate.is_none() {
-        return wrong("lease.roles", "empty; name at least one role");
-    }
-    Ok(LeaseRoles { mount, read_write, read_only, migrate })
-}
-
-fn own_limits(raw: &RawLimits) -> OwnLimits {
+fn own_limits(entry: &LimitsEntry) -> OwnLimits {
     let time = |limit: Option<Text<Duration>>| limit.map(|Text(limit)| limit);
     OwnLimits {
-        max_sessions: raw.max_sessions,
-        idle: time(raw.idle_timeout),
-        idle_in_transaction: time(raw.idle_in_transaction_timeout),
-        transaction: time(raw.transaction_timeout),
-        session: time(raw.max_session_age),
+        max_sessions: entry.max_sessions,
+        idle: time(entry.idle_timeout),
+        idle_in_transaction: time(entry.idle_in_transaction_timeout),
+        transaction: time(entry.transaction_timeout),
+        session: time(entry.max_session_age),
     }
 }
 

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::duration;
 
@@ -22,7 +22,7 @@ pub trait Spelled: Sized {
 }
 
 /// Reads a [`Spelled`] value from a string.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Text<T>(pub T);
 
 impl<'de, T: Spelled> Deserialize<'de> for Text<T> {
@@ -43,6 +43,12 @@ impl<'de, T: Spelled> Deserialize<'de> for Text<T> {
         }
 
         deserializer.deserialize_str(Reader(PhantomData))
+    }
+}
+
+impl Serialize for Text<Duration> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&duration::Written(self.0))
     }
 }
 

@@ -10,13 +10,17 @@ use std::time::SystemTime;
 /// Each program with the folders and files that it is built of. tests/structure/packages.rs
 /// compares them with what Cargo and the sources say.
 pub const SOURCES: [(&str, &[&str]); 3] = [
-    ("pgsilo", &["src", "crates/core/src", "crates/openbao/src", "crates/wire/src"]),
+    (
+        "pgsilo",
+        &["src", "crates/core/src", "crates/openbao/src", "crates/registry/src", "crates/wire/src"],
+    ),
     (
         "pgsiloctl",
         &[
             "crates/control/src",
             "crates/core/src",
             "crates/openbao/src",
+            "crates/registry/src",
             "docker/openbao/create.sql",
             "docker/openbao/drop.sql",
             "docker/openbao/stop.sql",
@@ -30,6 +34,7 @@ pub const SOURCES: [(&str, &[&str]); 3] = [
             "crates/control/src",
             "crates/core/src",
             "crates/openbao/src",
+            "crates/registry/src",
             "crates/sandbox/src",
             "docker/openbao",
             "docker/postgresql",

@@ -32,7 +32,7 @@ pub struct Settings {
     pub listeners: String,
     /// Keys of `[limits]`.
     pub limits: String,
-    /// Keys of `[registry]` beside `file`.
+    /// Keys of `[registry]` beside `file`, which is left out where they name a database.
     pub registry: String,
     /// Keys of `[openbao]` that replace the sandbox's.
     pub openbao: String,
@@ -465,10 +465,14 @@ fn write_files_of(world: &World, dir: &Path, settings: &Settings) {
         ),
         false => settings.issuers.clone(),
     };
+    let file = match settings.registry.contains("postgres") {
+        true => "",
+        false => "file = \"tenants.toml\"\n",
+    };
     let mut config = settings.listeners.replace("{dir}", &dir.display().to_string());
     write!(
         config,
-        "{issuers}[registry]\nfile = \"tenants.toml\"\n{}\n[openbao]\n{openbao}\n[lease]\n{}\n[limits]\n{}\n[pool]\n{}\n\
+        "{issuers}[registry]\n{file}{}\n[openbao]\n{openbao}\n[lease]\n{}\n[limits]\n{}\n[pool]\n{}\n\
          [admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"{}\"\n{}",
         settings.registry, settings.lease, settings.limits, settings.pool,
         settings.log_level, settings.more

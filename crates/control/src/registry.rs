@@ -1,0 +1,267 @@
+//! `pgsiloctl registry`: makes the registry in a PostgreSQL database, brings it to the newest
+//! version, and says how it is. `pgsiloctl apply`: makes it say what a file says.
+
+pub mod apply;
+mod export;
+mod rows;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use pgsilo_core::registry::Host;
+use pgsilo_core::secret::Secret;
+use pgsilo_core::tls::{self, CaFile};
+use pgsilo_registry::connection::{self, Database, Login, Purpose, Session, Tls};
+use pgsilo_registry::schema::{self, Tell};
+use pgsilo_registry::status;
+use serde_json::json;
+use tokio_postgres::Transaction;
+
+use crate::say;
+
+/// What is done with the registry.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make the registry in an empty database.
+    ///
+    /// Makes the schema pgsilo, and three roles that nobody logs in as: pgsilo_registry_owner owns
+    /// it, pgsilo_registry_control may write what there is, pgsilo_registry_proxy may read what
+    /// proxies read. Needs CREATE on the database, and CREATEROLE unless the roles are there.
+    Init(Server),
+    /// Bring the registry to this program's version.
+    ///
+    /// Each version is one transaction; one that failed is tried again by running this again. Two
+    /// of these do not run at once: the second waits, and says for whom. Run it before proxies of
+    /// the new version start: those of the version before can read the newer registry.
+    Migrate(Server),
+    /// Say which version the registry has, its revision, and which proxies are behind.
+    Status {
+        /// The registry's.
+        #[command(flatten)]
+        server: Server,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write what the registry says as a file that a proxy can read, and `pgsiloctl apply`.
+    ///
+    /// Clusters, tenants with a placement, and certificates. Not grants, not locks: they are not what
+    /// there is but who may use it.
+    Export {
+        /// The registry's.
+        #[command(flatten)]
+        server: Server,
+        /// Write JSON instead of TOML.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Who changes the registry, for its audit. Whoever logs in can say anything here; the login itself is
+/// written there, too.
+#[derive(Debug, Args)]
+pub struct Author {
+    /// Who you are, for the registry's audit.
+    #[arg(long, value_name = "NAME", env = "USER", default_value = "")]
+    actor: String,
+    /// Why, for the registry's audit.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+}
+
+impl Author {
+    async fn sign(&self, transaction: &Transaction<'_>) -> Result<()> {
+        let sign =
+            "SELECT set_config('pgsilo.actor', $1, true), set_config('pgsilo.reason', $2, true)";
+        transaction
+            .execute(sign, &[&self.actor, &self.reason])
+            .await
+            .context("signing the change")?;
+        Ok(())
+    }
+}
+
+/// Where the registry is, and who asks.
+#[derive(Debug, Args)]
+pub struct Server {
+    /// The database, as a libpq DSN: hosts, port, user, dbname; the password too, if this comes
+    /// from the environment (a command line can be read by others).
+    #[arg(
+        long,
+        value_name = "DSN",
+        env = "PGSILO_REGISTRY_DSN",
+        hide_env_values = true,
+        value_parser = secret
+    )]
+    dsn: Secret,
+    /// A file that holds the password, if the DSN does not.
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// How the server's certificate is checked. A Unix socket has no TLS.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = TlsMode::VerifyFull)]
+    tls: TlsMode,
+    /// PEM of the authorities that it must chain to [default: the system's].
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+/// libpq's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TlsMode {
+    /// In clear: to this machine only.
+    Disable,
+    /// The certificate chains to the authorities.
+    VerifyCa,
+    /// And names the host.
+    VerifyFull,
+}
+
+/// Takes an argument for a secret.
+fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
+}
+
+/// Runs `pgsiloctl apply` to its end.
+pub fn run_apply(command: apply::Command) -> Result<ExitCode> {
+    block_on(apply::run(command))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
+    runtime.block_on(future)
+}
+
+/// Runs the command to its end.
+pub fn run(command: Command) -> Result<ExitCode> {
+    block_on(async {
+        match command {
+            Command::Init(server) => {
+                let mut session = server.connect().await?;
+                let made = schema::init(&mut session.client, &Progress).await?;
+                say::result(&format!("the registry is there, version {}", made.version));
+            }
+            Command::Migrate(server) => {
+                let mut session = server.connect().await?;
+                let now = schema::migrate(&mut session.client, &Progress).await?;
+                say::result(&format!("the registry has version {}", now.version));
+            }
+            Command::Export { server, json } => export::run(&server, json).await?,
+            Command::Status { server, json } => {
+                let session = server.connect().await?;
+                report(&status::status(&session.client).await?, json);
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+struct Progress;
+
+impl Tell for Progress {
+    fn tell(&self, line: &dyn std::fmt::Display) {
+        say::progress(&line.to_string());
+    }
+}
+
+impl Server {
+    async fn connect(&self) -> Result<Session> {
+        // The parser's error may hold what it could not parse.
+        let dsn: tokio_postgres::Config = match self.dsn.expose_text().map(str::parse) {
+            Ok(Ok(dsn)) => dsn,
+            _ => bail!("--dsn is not a DSN; write it like postgresql://user@host/dbname"),
+        };
+        let user = dsn.get_user().context("--dsn names no user")?.to_owned();
+        let name = dsn.get_dbname().context("--dsn names no database")?.to_owned();
+        let password = match (&self.password_file, dsn.get_password()) {
+            (Some(path), _) => {
+                let text = std::fs::read_to_string(path);
+                let text = text.with_context(|| format!("reading {}", path.display()))?;
+                Secret::new(text.trim())
+            }
+            (None, Some(password)) => Secret::new(password),
+            (None, None) => bail!("no password: put it in --dsn or in a --password-file"),
+        };
+        let hosts = hosts(&dsn)?;
+        let tls = match self.tls {
+            TlsMode::Disable => None,
+            _ if hosts.iter().all(|host| matches!(host, Host::Unix(_))) => None,
+            mode => Some(self.tls(mode)?),
+        };
+        // A server that was taken over would ask for the password itself.
+        let channel_binding = tls.is_some();
+        let database = Database { hosts, name, tls, channel_binding };
+        let purpose = Purpose {
+            application_name: "pgsiloctl".to_owned(),
+            options: "-c search_path=pg_catalog,pg_temp",
+            writes: true,
+        };
+        let login = Login { user, password };
+        let connected = connection::connect(&database, &login, &purpose).await;
+        connected.with_context(|| format!("logging in to the registry as {}", login.user))
+    }
+
+    fn tls(&self, mode: TlsMode) -> Result<Tls> {
+        let mode = match mode {
+            TlsMode::VerifyCa => tls::Mode::VerifyCa,
+            TlsMode::VerifyFull | TlsMode::Disable => tls::Mode::VerifyFull,
+        };
+        let ca = self.ca.as_deref().map(CaFile::read).transpose()?;
+        Ok(Tls { config: tls::client(mode, ca.as_ref())?, server_name: None })
+    }
+}
+
+fn hosts(dsn: &tokio_postgres::Config) -> Result<Vec<Host>> {
+    let ports = dsn.get_ports();
+    let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(5432);
+    let hosts = dsn.get_hosts().iter().enumerate().map(|(index, host)| match host {
+        tokio_postgres::config::Host::Tcp(host) => {
+            Host::Tcp { host: host.clone(), port: port(index) }
+        }
+        tokio_postgres::config::Host::Unix(folder) => {
+            Host::Unix(folder.join(format!(".s.PGSQL.{}", port(index))))
+        }
+    });
+    let hosts: Vec<_> = hosts.collect();
+    match hosts.is_empty() {
+        true => bail!("--dsn names no host"),
+        false => Ok(hosts),
+    }
+}
+
+fn report(status: &status::Status, as_json: bool) {
+    let status::Status { version, revision, tenants, grants, locks, proxies } = status;
+    if as_json {
+        let proxies: Vec<_> = proxies
+            .iter()
+            .map(|proxy| json!({ "name": proxy.name, "revision": proxy.revision }))
+            .collect();
+        let status = json!({
+            "version": version, "newest_version": schema::NEWEST, "revision": revision,
+            "tenants": tenants, "grants": grants, "locks": locks, "proxies": proxies,
+        });
+        return say::result(&status.to_string());
+    }
+    let newest = if *version == schema::NEWEST {
+        ""
+    } else {
+        ": pgsiloctl registry migrate brings it to the newest"
+    };
+    say::result(&format!("version   {version}{newest}"));
+    say::result(&format!("revision  {revision}"));
+    say::result(&format!("tenants   {tenants}, grants {grants}, locks {locks}"));
+    for proxy in proxies {
+        let behind = match proxy.revision {
+            Some(at) if at >= *revision => "current".to_owned(),
+            Some(at) => format!("at revision {at}, {} behind", revision - at),
+            None => "has read nothing yet".to_owned(),
+        };
+        say::result(&format!("proxy     {}  {behind}", proxy.name));
+    }
+    if proxies.is_empty() {
+        say::result("no proxy is connected");
+    }
+}

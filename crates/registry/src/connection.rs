@@ -1,0 +1,273 @@
+//! Connections to PostgreSQL servers: TLS by our own stack, and a login bound to it.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, poll_fn};
+use pgsilo_core::host::is_loopback;
+use pgsilo_core::registry::{Cluster, Host, PlacementTls};
+use pgsilo_core::secret::Secret;
+use pgsilo_core::tls::server_end_point;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_postgres::config::{ChannelBinding, SslMode, TargetSessionAttrs};
+use tokio_postgres::tls::{self, MakeTlsConnect, TlsConnect, TlsStream};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls};
+use tokio_rustls::TlsConnector;
+
+/// From the dial to the end of the login.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Until a server that does not answer, not even to the kernel's probes, is given up.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// A database on a server, which is alone or several of one cluster.
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// Tried in their order.
+    pub hosts: Vec<Host>,
+    /// Its name.
+    pub name: String,
+    /// `None`: in clear, to this machine alone.
+    pub tls: Option<Tls>,
+    /// Whether the login must be bound to the connection: then it is SCRAM or nothing.
+    pub channel_binding: bool,
+}
+
+impl Database {
+    /// One of a cluster.
+    pub fn of(cluster: &Cluster, name: &str) -> Database {
+        let tls = match &cluster.tls {
+            PlacementTls::Disable => None,
+            PlacementTls::Enabled { config, server_name, .. } => {
+                Some(Tls { config: Arc::clone(config), server_name: server_name.clone() })
+            }
+        };
+        // A server that has been taken over would ask for the password itself: bound to the channel
+        // it is SCRAM or nothing. A cluster that asks for that allows neither.
+        let channel_binding = tls.is_some() && !cluster.auth.password && !cluster.auth.md5;
+        let hosts = cluster.endpoints.to_vec();
+        Database { hosts, name: name.to_owned(), tls, channel_binding }
+    }
+}
+
+/// A role that logs in by password.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// Its name.
+    pub user: String,
+    /// Its password.
+    pub password: Secret,
+}
+
+/// What a session is for.
+#[derive(Clone, Debug)]
+pub struct Purpose {
+    /// As the server's other users see it.
+    pub application_name: String,
+    /// Settings for the session, as libpq's `options` has them.
+    pub options: &'static str,
+    /// Only a server that is not in recovery will do.
+    pub writes: bool,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Its placement has no TLS and it is not on this machine.
+    #[error("in clear to another machine, which anybody on the way could read: give it TLS")]
+    InClear,
+    /// It took too long.
+    #[error("no answer within {} s", PATIENCE.as_secs())]
+    Timeout,
+    /// PostgreSQL's or the network's.
+    #[error("{}", pgsilo_core::cause::root_cause(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+}
+
+/// A connection; it closes when the client is dropped.
+#[derive(Debug)]
+pub struct Session {
+    /// To ask on.
+    pub client: Client,
+    /// Told whenever a channel that it listens to is notified, and when the connection is lost.
+    pub notified: Arc<Notify>,
+}
+
+/// Connects and logs in.
+///
+/// # Errors
+/// When no host lets it in.
+pub async fn connect(
+    database: &Database,
+    login: &Login,
+    purpose: &Purpose,
+) -> Result<Session, ConnectError> {
+    let mut config = Config::new();
+    config
+        .user(&login.user)
+        .password(login.password.expose())
+        .dbname(&database.name)
+        .application_name(&purpose.application_name)
+        .tcp_user_timeout(SILENCE)
+        .keepalives_idle(SILENCE / 3)
+        .keepalives_interval(SILENCE / 3)
+        .keepalives_retries(2)
+        .options(purpose.options);
+    if purpose.writes {
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+    }
+    for host in &database.hosts {
+        locate(&mut config, host);
+    }
+    if database.channel_binding {
+        config.channel_binding(ChannelBinding::Require);
+    }
+    let notified = Arc::new(Notify::new());
+    let connecting = async {
+        let client = match &database.tls {
+            None if !database.hosts.iter().all(is_local) => return Err(ConnectError::InClear),
+            None => {
+                let (client, connection) = config.ssl_mode(SslMode::Disable).connect(NoTls).await?;
+                tokio::spawn(drive(connection, Arc::clone(&notified)));
+                client
+            }
+            Some(tls) => {
+                let tls = tls.clone();
+                let (client, connection) = config.ssl_mode(SslMode::Require).connect(tls).await?;
+                tokio::spawn(drive(connection, Arc::clone(&notified)));
+                client
+            }
+        };
+        Ok(client)
+    };
+    match timeout(PATIENCE, connecting).await {
+        Ok(client) => Ok(Session { client: client?, notified }),
+        Err(_elapsed) => Err(ConnectError::Timeout),
+    }
+}
+
+/// Moves a connection's bytes until it ends. What is said while nothing is asked is a reason to
+/// look, however much it is.
+async fn drive<S, T>(mut connection: Connection<S, T>, notified: Arc<Notify>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
+        match message {
+            Ok(AsyncMessage::Notification(_)) => notified.notify_one(),
+            Ok(_notice) => {}
+            // Its error is also the error of whatever statement was under way.
+            Err(_lost) => break,
+        }
+    }
+    notified.notify_one();
+}
+
+/// Whether nothing but this machine is on the way.
+fn is_local(host: &Host) -> bool {
+    match host {
+        Host::Unix(_) => true,
+        Host::Tcp { host, .. } => is_loopback(host),
+    }
+}
+
+fn locate(config: &mut Config, host: &Host) {
+    match host {
+        Host::Tcp { host, port } => {
+            config.host(host).port(*port);
+        }
+        Host::Unix(path) => {
+            // libpq, and this client, are told the folder and the port in the file's name.
+            let port = path.extension().and_then(|port| port.to_str()?.parse().ok());
+            config.host_path(path.parent().unwrap_or(path)).port(port.unwrap_or(5432));
+        }
+    }
+}
+
+/// How a server's certificate is checked.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// By what.
+    pub config: Arc<ClientConfig>,
+    /// What the certificate must name, if not the host.
+    pub server_name: Option<String>,
+}
+
+/// TLS with one host.
+#[expect(missing_debug_implementations, reason = "one step of a connect")]
+pub struct TlsWith {
+    connector: TlsConnector,
+    name: ServerName<'static>,
+}
+
+/// A connection under TLS.
+#[derive(Debug)]
+pub struct Secured<S>(tokio_rustls::client::TlsStream<S>);
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for Tls {
+    type Stream = Secured<S>;
+    type TlsConnect = TlsWith;
+    type Error = rustls_pki_types::InvalidDnsNameError;
+
+    fn make_tls_connect(&mut self, host: &str) -> Result<TlsWith, Self::Error> {
+        let name = self.server_name.as_deref().unwrap_or(host).to_owned();
+        let name = ServerName::try_from(name)?;
+        Ok(TlsWith { connector: TlsConnector::from(Arc::clone(&self.config)), name })
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsConnect<S> for TlsWith {
+    type Stream = Secured<S>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Secured<S>>>;
+
+    fn connect(self, stream: S) -> Self::Future {
+        Box::pin(async move { self.connector.connect(self.name, stream).await.map(Secured) })
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Secured<S> {
+    fn channel_binding(&self) -> tls::ChannelBinding {
+        let (_, connection) = self.0.get_ref();
+        let leaf = connection.peer_certificates().and_then(|chain| chain.first());
+        match leaf.and_then(server_end_point) {
+            Some(hash) => tls::ChannelBinding::tls_server_end_point(hash),
+            None => tls::ChannelBinding::none(),
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Secured<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Secured<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

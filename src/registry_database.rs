@@ -1,0 +1,432 @@
+//! A PostgreSQL database, as the source of the registry.
+//!
+//! One connection: it listens first, then reads what is newer than what was read before, then waits
+//! to be told, or for the heartbeat, and reads again. So nothing falls between a reading and the
+//! next, and a connection that has died silently is noticed by the heartbeat, which asks on it. What
+//! is lost is made anew, with growing pauses; until then the snapshot ages. Where the login is leased,
+//! the next connection is made before the lease of this one ends. Of many changes at once the result
+//! is read.
+//!
+//! From time to time all that is held is compared with a digest of the database's: a difference is
+//! a fault of ours or of somebody's hand, is logged as an error, and everything is read again.
+//!
+//! An entry that is not acceptable makes its tenant none, is told once and offered again with each
+//! change: what was in its way may have gone.
+
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+use std::future::pending;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pgsilo_core::backoff::Backoff;
+use pgsilo_core::clock::BootTime;
+use pgsilo_core::file::{MAX_SECRET, read as read_file};
+use pgsilo_core::registry::{Change, News, Rejected, Snapshot};
+use pgsilo_core::registry::{Entry, document::ClusterEntry};
+use pgsilo_core::secret::Secret;
+use pgsilo_core::tenant::TenantId;
+use pgsilo_registry::connection::{Database, Login};
+use pgsilo_registry::read::{ClusterRow, Digest, Position, ReadError, Reader, Reading, TenantRow};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::lease::{Lease, LeaseEnd, LeaseError, Lessor};
+use crate::metrics;
+use crate::registry::{Registry, RegistryFile};
+
+/// How often the connection is asked whether it still is one.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Between comparisons with the database's digest.
+const COMPARE: Duration = Duration::from_secs(600);
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+/// How long before the end of its lease a connection is replaced, at most.
+const LEAD: Duration = Duration::from_secs(60);
+/// Before that is tried again.
+const REPLACE_RETRY: Duration = Duration::from_secs(1);
+
+/// Where the registry's database is, and who asks there.
+#[derive(Debug)]
+pub struct Settings {
+    /// The database.
+    pub database: Database,
+    /// As whom it is read.
+    pub login: LoginSource,
+    /// What this proxy is called there.
+    pub name: String,
+}
+
+/// As whom the registry is read.
+#[derive(Debug)]
+pub enum LoginSource {
+    /// A role that OpenBAO makes.
+    Lease {
+        /// Where the database engine is mounted.
+        mount: String,
+        /// Its role there.
+        role: String,
+    },
+    /// A role that is there, with its password in a file: read at each login.
+    Password {
+        /// The role.
+        user: String,
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+/// What the registry is read from.
+#[derive(Debug)]
+pub enum RegistrySource {
+    /// A file.
+    File(RegistryFile),
+    /// A PostgreSQL database.
+    Database(Box<RegistryDatabase>),
+}
+
+/// The registry's database. Followed for as long as the process lives.
+#[derive(Debug)]
+pub struct RegistryDatabase {
+    settings: Settings,
+    /// All is to be compared now.
+    compare: Notify,
+}
+
+/// Why the registry cannot be read now.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("no credential for it: {0}")]
+    Lease(#[from] LeaseError),
+    #[error("no password for it: {0}")]
+    Password(String),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("what was read is not what is there: everything is read again")]
+    Differs,
+}
+
+/// A connection, and the lease of its login.
+struct Link {
+    // In the order in which they are dropped.
+    reader: Reader,
+    lease: Option<Lease>,
+}
+
+/// What has been read so far.
+#[derive(Debug, Default)]
+struct Held {
+    /// Up to where; `None`: nothing.
+    position: Option<Position>,
+    /// The revision of each row, for the digest.
+    rows: BTreeMap<&'static str, HashMap<Box<str>, i64>>,
+    /// Entries that were not acceptable, by kind and id, with what was told of them.
+    rejected: HashMap<(&'static str, String), (Offered, String)>,
+}
+
+/// An entry that is offered.
+#[derive(Clone, Debug)]
+enum Offered {
+    Cluster(ClusterRow),
+    Tenant(TenantRow),
+}
+
+const CLUSTERS: &str = "clusters";
+const TENANTS: &str = "tenants";
+const GRANTS: &str = "grants";
+const LOCKS: &str = "locks";
+const KINDS: [&str; 4] = [CLUSTERS, TENANTS, GRANTS, LOCKS];
+
+impl RegistryDatabase {
+    /// Asks nothing yet.
+    pub fn new(settings: Settings) -> RegistryDatabase {
+        RegistryDatabase { settings, compare: Notify::new() }
+    }
+
+    /// Has everything compared with what the database says, now.
+    pub(crate) fn compare_now(&self) {
+        self.compare.notify_one();
+    }
+
+    /// Keeps the registry as the database has it, for as long as the process lives.
+    pub(crate) async fn follow(&self, registry: &Registry, lessor: &Lessor) {
+        let mut held = Held::default();
+        let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        loop {
+            let asked = BootTime::now();
+            let Err(failure) = self.follow_once(registry, lessor, &mut held).await;
+            if registry.confirmed_since(asked) {
+                // It could be read: what has failed since then is news.
+                retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
+            }
+            registry.mark_stale();
+            metrics::REGISTRY_RELOADS.of(metrics::Outcome::Error).increment(1);
+            if matches!(failure, Failure::Differs) {
+                tracing::error!(error = %failure, "the registry in force was not its database's");
+                held.position = None;
+                continue;
+            }
+            tracing::error!(error = %failure, "the registry cannot be read; what was read stays in force");
+            sleep(retry.pause()).await;
+        }
+    }
+
+    async fn follow_once(
+        &self,
+        registry: &Registry,
+        lessor: &Lessor,
+        held: &mut Held,
+    ) -> Result<Infallible, Failure> {
+        let mut link = self.connect(lessor, held).await?;
+        let mut replace_after = Instant::now();
+        let mut compared = Instant::now();
+        let mut is_to_compare = held.position.is_some();
+        loop {
+            let reader = &mut link.reader;
+            let asked = BootTime::now();
+            let reading = reader.read(held.position.as_ref()).await?;
+            if held.position.as_ref() != Some(&reading.position) {
+                let revision = reading.position.revision;
+                self.apply(registry, held, reading);
+                reader.tell(revision).await?;
+            }
+            registry.mark_fresh(asked);
+            if is_to_compare || compared.elapsed() > COMPARE {
+                (compared, is_to_compare) = (Instant::now(), false);
+                held.compare(reader).await?;
+            }
+            if link.is_ending() && Instant::now() >= replace_after {
+                match timeout(HEARTBEAT, self.connect(lessor, held)).await {
+                    Ok(Ok(next)) => {
+                        link = next;
+                        // It listens from now on: what came before is to be read.
+                        continue;
+                    }
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, "the registry's next connection cannot be made yet");
+                    }
+                    Err(_elapsed) => {
+                        tracing::warn!("the registry's next connection takes long");
+                    }
+                }
+                replace_after = Instant::now() + REPLACE_RETRY;
+            }
+            tokio::select! {
+                () = link.reader.changed() => {}
+                () = self.compare.notified() => is_to_compare = true,
+                () = link.ending(replace_after) => {}
+                () = sleep(HEARTBEAT) => {}
+            }
+        }
+    }
+
+    /// A connection that listens, to a registry that can be read.
+    async fn connect(&self, lessor: &Lessor, held: &Held) -> Result<Link, Failure> {
+        let Settings { database, login, name, .. } = &self.settings;
+        let (login, lease) = match login {
+            LoginSource::Lease { mount, role } => {
+                // What keeps it from being logged in is told where that is tried.
+                lessor.logged_in().await;
+                let lease = lessor.lease_for_registry(mount, role).await?;
+                let credential = lease.credential();
+                let user = credential.username().to_owned();
+                (Login { user, password: Secret::new(credential.password().expose()) }, Some(lease))
+            }
+            LoginSource::Password { user, file } => {
+                let password = password(file).map_err(Failure::Password)?;
+                (Login { user: user.clone(), password }, None)
+            }
+        };
+        let revision = held.position.as_ref().map(|position| position.revision);
+        let reader = Reader::connect(database, &login, name, revision).await?;
+        Ok(Link { reader, lease })
+    }
+
+    /// Puts what was read in force.
+    fn apply(&self, registry: &Registry, held: &mut Held, reading: Reading) {
+        if reading.has_lost_history {
+            tracing::error!(
+                revision = reading.position.revision,
+                "the registry is not the one that was read: it was restored, or has lost its newest \
+                 changes in a failover; everything is read again"
+            );
+        }
+        let revision = reading.position.revision;
+        let before = registry.snapshot();
+        let (offered, mut news) = held.take(reading, &before);
+        let mut refused = Vec::new();
+        for one in &offered {
+            let read = match one {
+                Offered::Cluster(row) => cluster(row).map(|entry| news.clusters.push(entry)),
+                Offered::Tenant(row) => tenant(row).map(|entry| news.tenants.push(entry)),
+            };
+            if let Err(error) = read {
+                let (kind, id) = one.name();
+                let (field, what) = ("entry".to_owned(), error.to_string());
+                match one {
+                    Offered::Cluster(_) => news.clusters_gone.push(id.clone()),
+                    Offered::Tenant(_) => news.tenants_gone.extend(TenantId::parse(&id)),
+                }
+                refused.push(Rejected { kind, id, field, what });
+            }
+        }
+        // What it names would be a file of ours: it names none.
+        let none = |_: &Path| PathBuf::new();
+        let Change { snapshot, changed, rejected } = before.change(news, &none);
+        held.reject(rejected.into_iter().chain(refused), offered);
+        metrics::REGISTRY_RELOADS.of(metrics::Outcome::Ok).increment(1);
+        metrics::REGISTRY_REVISION.set(revision as f64);
+        registry.replace_changed(snapshot, changed);
+    }
+}
+
+impl Link {
+    /// Whether its lease ends, and the next must be made.
+    fn is_ending(&self) -> bool {
+        self.lease.as_ref().is_some_and(|lease| {
+            let (end, _again) = lease.poll_renewal();
+            lead(&end).is_some_and(|at| at.remaining().is_zero())
+        })
+    }
+
+    /// Resolves when that is so, but not before then. Has the lease renewed meanwhile.
+    async fn ending(&self, not_before: Instant) {
+        let Some(lease) = &self.lease else { return pending().await };
+        loop {
+            let (renewed, login_changed) = lease.changed();
+            let (end, again) = lease.poll_renewal();
+            let at = lead(&end);
+            if at.is_some_and(|at| at.remaining().is_zero()) {
+                return sleep_until(not_before).await;
+            }
+            let next = [at, again].into_iter().flatten().min();
+            tokio::select! {
+                () = renewed => {}
+                () = login_changed => {}
+                () = async { match next { Some(at) => at.arrives().await, None => pending().await } } => {}
+            }
+        }
+    }
+}
+
+/// When the connection that follows one with this lease is made; `None`: it is renewed.
+fn lead(end: &LeaseEnd) -> Option<BootTime> {
+    end.is_final.then(|| end.at.earlier(LEAD.min(end.duration / 3)))
+}
+
+impl Offered {
+    /// Its kind and id, as a rejection has them.
+    fn name(&self) -> (&'static str, String) {
+        match self {
+            Offered::Cluster(row) => ("cluster", row.name.clone()),
+            Offered::Tenant(row) => ("tenant", row.id.clone()),
+        }
+    }
+}
+
+impl Held {
+    /// Takes a reading over. Returns the entries to be looked at, those that were rejected before
+    /// among them, and what is gone.
+    fn take(&mut self, reading: Reading, before: &Snapshot) -> (Vec<Offered>, News) {
+        let mut news = News::default();
+        if reading.is_whole {
+            self.rows.clear();
+            self.rejected.clear();
+            news.tenants_gone.extend(before.tenants().map(|tenant| tenant.id().clone()));
+            news.clusters_gone.extend(before.cluster_names().map(str::to_owned));
+        }
+        for gone in reading.gone {
+            let Some(kind) = KINDS.into_iter().find(|kind| **kind == gone.kind) else { continue };
+            self.rows.entry(kind).or_default().remove(&*gone.key);
+            match kind {
+                TENANTS => {
+                    self.rejected.remove(&("tenant", gone.key.clone()));
+                    news.tenants_gone.extend(TenantId::parse(&gone.key));
+                }
+                CLUSTERS => {
+                    self.rejected.remove(&("cluster", gone.key.clone()));
+                    news.clusters_gone.push(gone.key);
+                }
+                _ => {}
+            }
+        }
+        let clusters = reading.clusters.into_iter().map(Offered::Cluster);
+        let tenants = reading.tenants.into_iter().map(Offered::Tenant);
+        let fresh: Vec<Offered> = clusters.chain(tenants).collect();
+        for one in &fresh {
+            let (kind, key, revision) = match one {
+                Offered::Cluster(row) => (CLUSTERS, &row.name, row.revision),
+                Offered::Tenant(row) => (TENANTS, &row.id, row.revision),
+            };
+            self.rows.entry(kind).or_default().insert(key.as_str().into(), revision);
+            self.rejected.remove(&one.name());
+        }
+        for (kind, key, revision) in reading
+            .grants
+            .iter()
+            .map(|row| (GRANTS, &row.id, row.revision))
+            .chain(reading.locks.iter().map(|row| (LOCKS, &row.id, row.revision)))
+        {
+            self.rows.entry(kind).or_default().insert(key.as_str().into(), revision);
+        }
+        self.position = Some(reading.position);
+        let again = self.rejected.values().map(|(offered, _)| offered.clone());
+        (again.chain(fresh).collect(), news)
+    }
+
+    /// Remembers what was rejected, and tells of it once.
+    fn reject(&mut self, rejected: impl Iterator<Item = Rejected>, offered: Vec<Offered>) {
+        let before = std::mem::take(&mut self.rejected);
+        let mut offered: HashMap<_, _> = offered.into_iter().map(|one| (one.name(), one)).collect();
+        for Rejected { kind, id, field, what } in rejected {
+            let name = (kind, id);
+            let said = format!("{field}: {what}");
+            if before.get(&name).is_none_or(|(_, told)| *told != said) {
+                tracing::error!(
+                    kind, id = name.1, %field, error = %what,
+                    "the registry's entry cannot be, and is not served"
+                );
+            }
+            if let Some(one) = offered.remove(&name) {
+                self.rejected.insert(name, (one, said));
+            }
+        }
+        metrics::REGISTRY_REJECTED.set(self.rejected.len() as f64);
+    }
+
+    /// Compares what was read with the database's digest.
+    async fn compare(&self, reader: &mut Reader) -> Result<(), Failure> {
+        let theirs = reader.digest().await?;
+        let rows = self
+            .rows
+            .iter()
+            .flat_map(|(kind, rows)| rows.iter().map(|(key, revision)| (*kind, &**key, *revision)));
+        // Where it has changed meanwhile, the next reading tells of that.
+        let is_of_now = self.position.as_ref().is_some_and(|own| own.revision == theirs.revision);
+        if !is_of_now || Digest::of(theirs.revision, rows) == theirs {
+            Ok(())
+        } else {
+            Err(Failure::Differs)
+        }
+    }
+}
+
+/// A line. Blocks, for a small file, on the control runtime.
+fn password(file: &Path) -> Result<Secret, String> {
+    let bytes = read_file(file, MAX_SECRET).map_err(|error| format!("{file:?}: {error}"))?;
+    let bytes = Secret::new(bytes);
+    let text = bytes.expose_text().map_err(|_| format!("{file:?} is not text"))?;
+    Ok(Secret::new(text.trim()))
+}
+
+fn cluster(row: &ClusterRow) -> Result<ClusterEntry, serde_json::Error> {
+    serde_json::from_str(&row.entry)
+}
+
+fn tenant(row: &TenantRow) -> Result<Entry, serde_json::Error> {
+    let [entry, bindings] = [&row.entry, &row.bindings];
+    Entry::read(
+        &mut serde_json::Deserializer::from_str(entry),
+        &mut serde_json::Deserializer::from_str(bindings),
+    )
+}
