@@ -194,6 +194,11 @@ impl Trail {
         }
     }
 
+    /// The client's address; `None`: a Unix socket.
+    pub(crate) fn ip(&self) -> Option<IpAddr> {
+        self.address.parse().ok().map(|address: SocketAddr| address.ip())
+    }
+
     /// What a verified token says of itself.
     pub(crate) fn learn_claims(
         &mut self,

@@ -67,6 +67,9 @@ endings! {
     /// The token, its subject or the certificate was put on the list of those denied.
     IdentityRevoked, "identity_revoked", WARN,
         Some(("57P01", "terminating connection because its identity has been revoked"));
+    /// The registry has come to have a lock on the tenant, the identity or the client's address.
+    AccessLocked, "access_locked", WARN,
+        Some(("57P01", "terminating connection because access is locked"));
     /// The listener no longer believes the authority that certified the client.
     AuthorityWithdrawn, "authority_withdrawn", WARN,
         Some(("57P01", "terminating connection because its client certificate is no longer trusted"));

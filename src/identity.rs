@@ -55,7 +55,12 @@ impl Identity {
 
     /// Whether it is on the list of those withdrawn, where there is one.
     pub(crate) fn is_denied(&self, denied: Option<&Denied>) -> bool {
-        let shown = match self {
+        denied.is_some_and(|denied| denied.denies(self.credential()))
+    }
+
+    /// As far as it can be withdrawn.
+    pub(crate) fn credential(&self) -> PresentedCredential<'_> {
+        match self {
             Identity::Token(claims) => PresentedCredential {
                 issuer: Some(claims.issuer()),
                 subject: claims.subject(),
@@ -71,7 +76,6 @@ impl Identity {
                     issued_at,
                 }
             }
-        };
-        denied.is_some_and(|denied| denied.denies(shown))
+        }
     }
 }

@@ -207,6 +207,7 @@ async fn wake_on_changes(
     withdrawn: impl Fn(&HashSet<TenantId>, &Snapshot),
 ) {
     let mut denied = denied.map(Denied::subscribe);
+    let mut locks = registry.locks().subscribe();
     loop {
         tokio::select! {
             tenants = registry.changed() => {
@@ -216,6 +217,7 @@ async fn wake_on_changes(
                 }
             }
             () = changed(denied.as_mut()) => sessions.wake_all(),
+            () = changed(Some(&mut locks)) => sessions.wake_all(),
             () = suspensions.next() => sessions.wake_all(),
         }
     }

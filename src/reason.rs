@@ -83,6 +83,8 @@ reasons! {
         "the session token is bound to another client certificate";
     /// The token, its subject or the certificate is on the list of those denied.
     IdentityRevoked, "28P01", "identity_revoked", WARN, "the identity shown has been revoked";
+    /// The registry has a lock on the tenant, the identity or the client's address; its message.
+    AccessLocked, "42501", "access_locked", WARN, "access is locked{}";
     /// No tenant claim, or several tenants and none chosen.
     TenantUnresolved, "28000", "tenant_unresolved", WARN,
         "the session token does not resolve to one tenant";

@@ -7,6 +7,7 @@
 
 mod denied;
 mod file;
+mod locks;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +23,7 @@ use tokio::sync::Notify;
 pub use denied::Denied;
 pub(crate) use denied::PresentedCredential;
 pub use file::RegistryFile;
+pub(crate) use locks::{Lock, Lockable, Locks};
 
 /// The current snapshot and its freshness.
 #[derive(Debug)]
@@ -36,6 +38,7 @@ pub struct Registry {
     /// them.
     changed: Mutex<HashSet<TenantId>>,
     any_changed: Notify,
+    locks: Locks,
 }
 
 impl Registry {
@@ -48,6 +51,7 @@ impl Registry {
             confirmed: ArcSwapOption::empty(),
             changed: Mutex::default(),
             any_changed: Notify::new(),
+            locks: Locks::new(),
         }
     }
 
@@ -62,6 +66,11 @@ impl Registry {
     /// Whether its source was ever read.
     pub(crate) fn is_read(&self) -> bool {
         self.is_read.load(Ordering::Acquire)
+    }
+
+    /// Who is kept out.
+    pub(crate) fn locks(&self) -> &Locks {
+        &self.locks
     }
 
     /// The tenants as last read.
@@ -81,6 +90,11 @@ impl Registry {
     pub(crate) fn replace_changed(&self, snapshot: Snapshot, changed: HashSet<TenantId>) {
         self.current.store(Arc::new(snapshot));
         self.is_read.store(true, Ordering::Release);
+        self.tell_changed(changed);
+    }
+
+    /// What is said of these tenants has changed, here or elsewhere.
+    pub(crate) fn tell_changed(&self, changed: HashSet<TenantId>) {
         if !changed.is_empty() {
             self.changed.lock().unwrap_or_else(PoisonError::into_inner).extend(changed);
             self.any_changed.notify_one();

@@ -13,10 +13,11 @@
 //! An entry that is not acceptable makes its tenant none, is told once and offered again with each
 //! change: what was in its way may have gone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
 use std::future::pending;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pgsilo_core::backoff::Backoff;
@@ -33,7 +34,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::lease::{Lease, LeaseEnd, LeaseError, Lessor};
 use crate::metrics;
-use crate::registry::{Registry, RegistryFile};
+use crate::registry::{Lock, Registry, RegistryFile};
 
 /// How often the connection is asked whether it still is one.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -120,8 +121,16 @@ struct Held {
     position: Option<Position>,
     /// The revision of each row, for the digest.
     rows: BTreeMap<&'static str, HashMap<Box<str>, i64>>,
+    /// The locks, by id.
+    locks: HashMap<String, Arc<Lock>>,
     /// Entries that were not acceptable, by kind and id, with what was told of them.
     rejected: HashMap<(&'static str, String), (Offered, String)>,
+}
+
+/// Whom a change of locks is about.
+struct LockChange {
+    is_anybodys: bool,
+    tenants: HashSet<TenantId>,
 }
 
 /// An entry that is offered.
@@ -243,7 +252,7 @@ impl RegistryDatabase {
     }
 
     /// Puts what was read in force.
-    fn apply(&self, registry: &Registry, held: &mut Held, reading: Reading) {
+    fn apply(&self, registry: &Registry, held: &mut Held, mut reading: Reading) {
         if reading.has_lost_history {
             tracing::error!(
                 revision = reading.position.revision,
@@ -252,6 +261,11 @@ impl RegistryDatabase {
             );
         }
         let revision = reading.position.revision;
+        // First: who is kept out is so from the first moment of what is said of tenants.
+        if let Some(change) = held.take_locks(&mut reading) {
+            registry.locks().replace(held.locks.values(), change.is_anybodys);
+            registry.tell_changed(change.tenants);
+        }
         let before = registry.snapshot();
         let (offered, mut news) = held.take(reading, &before);
         let mut refused = Vec::new();
@@ -372,6 +386,33 @@ impl Held {
         self.position = Some(reading.position);
         let again = self.rejected.values().map(|(offered, _)| offered.clone());
         (again.chain(fresh).collect(), news)
+    }
+
+    /// Takes over what a reading says of locks. Returns whom it is about, if anything has changed.
+    fn take_locks(&mut self, reading: &mut Reading) -> Option<LockChange> {
+        let mut changed: Vec<Arc<Lock>> = Vec::new();
+        if reading.is_whole {
+            changed.extend(self.locks.drain().map(|(_, lock)| lock));
+        }
+        let gone = reading.gone.iter().filter(|gone| gone.kind == LOCKS);
+        changed.extend(gone.filter_map(|gone| self.locks.remove(&gone.key)));
+        for row in &reading.locks {
+            let id = row.id.clone();
+            match Lock::read(row.clone()) {
+                Ok(lock) => {
+                    let lock = Arc::new(lock);
+                    changed.push(Arc::clone(&lock));
+                    changed.extend(self.locks.insert(id, lock));
+                }
+                Err(error) => {
+                    tracing::error!(id, %error, "the registry's lock cannot be kept to");
+                    changed.extend(self.locks.remove(&id));
+                }
+            }
+        }
+        let is_anybodys = changed.iter().any(|lock| lock.tenant().is_none());
+        let tenants = changed.iter().filter_map(|lock| lock.tenant()).collect();
+        (!changed.is_empty()).then_some(LockChange { is_anybodys, tenants })
     }
 
     /// Remembers what was rejected, and tells of it once.

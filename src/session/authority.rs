@@ -1,8 +1,8 @@
 //! What a session depends on: its lease, its identity and who certified that, its tenant, the
 //! process. Each may terminate it by a deadline; an earlier deadline replaces a later one.
 //!
-//! A session ends when pgsilo stops, the registry withdraws its tenant or gives its token's word or
-//! its certificate to another, its identity is put on the list of those denied, its authority is
+//! A session ends when pgsilo stops, the registry withdraws or locks its tenant or gives its token's
+//! word or its certificate to another, it is locked, its identity is put on the list of those denied, its authority is
 //! withdrawn, its lease or its identity ends, or it is as old as it may be. `decision.rs` decides
 //! the deadline. Its clock is CLOCK_BOOTTIME, which goes on in a suspended machine: setting the
 //! wall clock neither lengthens nor shortens a session. `splice/moment.rs` chooses the moment.
@@ -11,7 +11,7 @@
 mod decision;
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use pgsilo_core::clock::BootTime;
 use pgsilo_core::registry::{Snapshot, State};
@@ -24,6 +24,7 @@ use crate::identity::Identity;
 use crate::lease::LeaseEnd;
 use crate::listener::Listener;
 use crate::proxy::Proxy;
+use crate::registry::Lockable;
 use crate::sessions::Session;
 use crate::splice::{Termination, Terminator};
 use decision::{Decision, Facts};
@@ -87,6 +88,7 @@ impl Authority<'_> {
             drained_by: self.proxy.drained_by(),
             withdrawn: self.is_withdrawn(),
             revoked: identity.is_denied(self.proxy.sources.denied.as_ref()),
+            locked: self.is_locked(),
             uncertified: self.is_uncertified(),
             lease: end,
             expires: ends.then(|| (self.expires, self.expires.since(began), identity.ending())),
@@ -109,6 +111,14 @@ impl Authority<'_> {
                 && now.placement().is_same_database(placement)
         });
         !serves || !self.is_still_bound(&snapshot)
+    }
+
+    /// The registry has a lock on its tenant, its identity or its client's address.
+    fn is_locked(&self) -> bool {
+        let credential = self.resources.identity.credential();
+        let address = self.session.trail.ip();
+        let session = Lockable { tenant: self.resources.tenant.id(), credential, address };
+        self.proxy.registry().locks().on(session, SystemTime::now()).is_some()
     }
 
     /// A certificate's tenant and access are what the registry binds it to; a token says its own,

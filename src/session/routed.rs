@@ -5,6 +5,7 @@
 //! among its listener's handshakes the client's own: how many a tenant has is bounded from here on.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use pgsilo_core::registry::Tenant;
 
@@ -16,6 +17,7 @@ use crate::identity::Identity;
 use crate::lease::{Authorization, Request};
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
+use crate::registry::Lockable;
 use crate::route::{Route, RouteError, Rules};
 use crate::sessions::{Full, SessionPermit};
 
@@ -56,6 +58,7 @@ impl<'c> Routed<'c> {
         }
         let route = Arc::new(resolve(&mut identified).map_err(Refusal::from)?);
         let tenant = route.tenant();
+        check_locks(&mut identified, tenant)?;
         let permit = take_permit(tenant, proxy)?;
         identified.client().prove();
 
@@ -87,6 +90,21 @@ impl<'c> Routed<'c> {
         let Routed { started, route, mut identity, permit, .. } = self;
         identity.settle_on(route.tenant().id());
         Admission { started, route, identity, permit }
+    }
+}
+
+/// Nobody is let in past a lock.
+fn check_locks(identified: &mut Identified<'_>, tenant: &Tenant) -> Result<(), Refusal> {
+    let (address, proxy) = (identified.client().trail.ip(), identified.client().proxy);
+    let credential = identified.identity().credential();
+    let session = Lockable { tenant: tenant.id(), credential, address };
+    match proxy.registry().locks().on(session, SystemTime::now()) {
+        None => Ok(()),
+        Some(lock) => {
+            let about = lock.message().map(|message| format!(": {message}"));
+            let cause = format!("the registry's lock {}", lock.id());
+            Err(Refusal::new(Reason::AccessLocked, cause).about(about.unwrap_or_default()))
+        }
     }
 }
 

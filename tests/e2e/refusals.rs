@@ -127,6 +127,12 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
             let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
             (proxy, message, told("the identity shown has been revoked"))
         }
+        Reason::AccessLocked => {
+            let (proxy, _database) =
+                crate::registry::served::with_lock("tenant", "acme", "ask Ann").await;
+            let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
+            (proxy, message, told("access is locked: ask Ann"))
+        }
         Reason::TokenMissing => {
             let proxy = Proxy::start().await;
             let message = refused_token(&proxy, "", "acme").await;
@@ -453,6 +459,7 @@ refusals! {
     a_sidecar_without_its_token: TokenUnavailable;
     a_token_of_another_certificate: TokenUnbound;
     a_token_on_the_list: IdentityRevoked;
+    a_tenant_with_a_lock: AccessLocked;
     an_empty_password: TokenMissing;
     a_broken_signature: TokenInvalid;
     an_expired_token: TokenExpired;

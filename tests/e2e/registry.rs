@@ -1,7 +1,7 @@
 //! The registry in PostgreSQL: made and kept by `pgsiloctl registry`, its revisions, its audit, and
 //! who may do what in it.
 
-mod served;
+pub(crate) mod served;
 
 use std::collections::BTreeMap;
 use std::process::Output;
@@ -17,7 +17,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
 
 /// A database of its own, made by the provisioner: a role with CREATEDB and CREATEROLE.
-struct Database {
+pub(crate) struct Database {
     name: String,
 }
 
@@ -52,6 +52,13 @@ impl Database {
     async fn apply(&self, arguments: &[&str]) -> Output {
         let mut command = self.program();
         command.arg("apply").args(arguments).args(["--tls", "disable"]);
+        command.output().await.expect("it runs")
+    }
+
+    /// `pgsiloctl lock ...`.
+    async fn lock(&self, arguments: &[&str]) -> Output {
+        let mut command = self.program();
+        command.arg("lock").args(arguments).args(["--tls", "disable"]);
         command.output().await.expect("it runs")
     }
 

@@ -279,6 +279,9 @@ fn every_ending_has_a_test() {
             pgsilo::Ending::IdentityRevoked => {
                 crate::denied::a_denied_identity_is_refused_and_its_sessions_end
             }
+            pgsilo::Ending::AccessLocked => {
+                crate::registry::served::a_lock_ends_what_it_names_and_lets_nobody_past
+            }
             pgsilo::Ending::AuthorityWithdrawn => {
                 crate::certificates::an_authority_that_is_replaced_loses_its_sessions_and_no_others
             }

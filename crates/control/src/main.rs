@@ -19,6 +19,9 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Apply(registry::apply::Command),
+    /// Keep somebody out at once, running sessions included.
+    #[command(subcommand)]
+    Lock(registry::locks::Command),
     /// What is leased, and whether it should still be.
     #[command(subcommand)]
     Leases(leases::Command),
@@ -30,6 +33,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Apply(command) => registry::run_apply(command),
+        Command::Lock(command) => registry::run_lock(command),
         Command::Leases(command) => leases::run(command),
         Command::Registry(command) => registry::run(command),
     };

@@ -1,9 +1,9 @@
 //! Connections to the databases that a registry names, protected as their placements say.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use pgsilo_core::registry::Placement;
 use pgsilo_core::secret::Secret;
-use pgsilo_registry::connection::{self, Database, Login, Purpose};
+use pgsilo_registry::connection::{self, ConnectError, Database, Login, Purpose};
 use tokio_postgres::Client;
 
 /// A session works inside databases where tenants may make things, some of it as their brokers:
@@ -27,8 +27,14 @@ impl Identity {
             Purpose { application_name: "pgsiloctl".to_owned(), options: SETTINGS, writes };
         let Identity { user, password } = self.clone();
         let session = connection::connect(&database, &Login { user, password }, &purpose).await;
-        let session =
-            session.with_context(|| format!("logging in to {placement} as {}", self.user))?;
+        let session = match session {
+            Err(ConnectError::InClear) => {
+                bail!("its placement has no TLS, and this identity is not for a network to read")
+            }
+            session => {
+                session.with_context(|| format!("logging in to {placement} as {}", self.user))?
+            }
+        };
         Ok(session.client)
     }
 }

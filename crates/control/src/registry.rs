@@ -3,10 +3,12 @@
 
 pub mod apply;
 mod export;
+pub mod locks;
 mod rows;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
@@ -17,9 +19,14 @@ use pgsilo_registry::connection::{self, Database, Login, Purpose, Session, Tls};
 use pgsilo_registry::schema::{self, Tell};
 use pgsilo_registry::status;
 use serde_json::json;
-use tokio_postgres::Transaction;
+use tokio::time::{Instant, sleep};
+use tokio_postgres::{Client, Transaction};
 
 use crate::say;
+
+/// How long a change is waited for that proxies should have within a second.
+const IN_FORCE: Duration = Duration::from_secs(5);
+const ASK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What is done with the registry.
 #[derive(Debug, Subcommand)]
@@ -127,6 +134,41 @@ fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
 pub fn run_apply(command: apply::Command) -> Result<ExitCode> {
     block_on(apply::run(command))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `pgsiloctl lock` to its end.
+pub fn run_lock(command: locks::Command) -> Result<ExitCode> {
+    block_on(locks::run(command))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until all proxies that are connected have read up to a revision, and says so; not for long.
+async fn in_force(client: &Client, revision: i64) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        let proxies = status::status(client).await?.proxies;
+        let is_behind = |proxy: &&status::Connected| proxy.revision.is_none_or(|at| at < revision);
+        let behind: Vec<_> = proxies.iter().filter(is_behind).map(|proxy| &*proxy.name).collect();
+        if proxies.is_empty() {
+            say::progress("no proxy is connected to the registry");
+        } else if behind.is_empty() {
+            say::progress(&format!(
+                "in force at {}, after {:.1} s",
+                if proxies.len() == 1 {
+                    "the one proxy".to_owned()
+                } else {
+                    format!("all {} proxies", proxies.len())
+                },
+                began.elapsed().as_secs_f64()
+            ));
+        } else if began.elapsed() > IN_FORCE {
+            say::progress(&format!("NOT in force yet at {}", behind.join(", ")));
+        } else {
+            sleep(ASK_AGAIN).await;
+            continue;
+        }
+        return Ok(());
+    }
 }
 
 fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {

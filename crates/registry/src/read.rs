@@ -192,7 +192,7 @@ pub struct GrantRow {
 }
 
 /// One lock.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LockRow {
     /// A UUID.
     pub id: String,

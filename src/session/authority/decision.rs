@@ -25,6 +25,8 @@ pub(super) struct Facts<'f> {
     pub(super) withdrawn: bool,
     /// The identity is on the list of those denied.
     pub(super) revoked: bool,
+    /// The registry has a lock on it.
+    pub(super) locked: bool,
     /// The authority that certified the client is not believed any more.
     pub(super) uncertified: bool,
     pub(super) lease: &'f LeaseEnd,
@@ -69,6 +71,7 @@ impl Facts<'_> {
             self.drained_by.map(drained),
             at_once(self.withdrawn, Ending::TenantWithdrawn),
             at_once(self.revoked, Ending::IdentityRevoked),
+            at_once(self.locked, Ending::AccessLocked),
             at_once(self.uncertified, Ending::AuthorityWithdrawn),
             Some(self.lease_ends()),
             // A session that came with a token near its end still gets most of what is left.
@@ -119,6 +122,7 @@ mod tests {
             drained_by: None,
             withdrawn: false,
             revoked: false,
+            locked: false,
             uncertified: false,
             lease,
             expires: None,
@@ -210,6 +214,7 @@ mod tests {
         };
         assert_eq!(ending(|facts| facts.withdrawn = true), (Ending::TenantWithdrawn, now));
         assert_eq!(ending(|facts| facts.revoked = true), (Ending::IdentityRevoked, now));
+        assert_eq!(ending(|facts| facts.locked = true), (Ending::AccessLocked, now));
         assert_eq!(ending(|facts| facts.uncertified = true), (Ending::AuthorityWithdrawn, now));
     }
 }

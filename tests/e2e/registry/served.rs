@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
-use pgsilo_sandbox::testing::raw::{Raw, query};
+use pgsilo_sandbox::testing::raw::{Raw, query, startup};
 use pgsilo_sandbox::testing::world::world;
 use pgsilo_sandbox::testing::{eventually, mint};
 use serde_json::{Value, json};
@@ -287,4 +287,120 @@ async fn an_entry_that_cannot_be_is_not_served_and_told_once() {
     let revision = database.write(mend).await;
     proxy.metric_reaches(REVISION, revision).await;
     proxy.connect(&mint::token("acme"), "acme").await.expect("served again");
+}
+
+/// A proxy whose registry has a lock, and a message with it.
+pub(crate) async fn with_lock(kind: &str, target: &str, message: &str) -> (Proxy, Database) {
+    let database = filled().await;
+    let proxy = database.serve().await;
+    let locked = database.lock(&["add", kind, target, "--message", message]).await;
+    assert!(locked.status.success(), "{}", said(&locked));
+    (proxy, database)
+}
+
+#[tokio::test]
+pub(crate) async fn a_lock_ends_what_it_names_and_lets_nobody_past() {
+    let database = filled().await;
+    let proxy = database.serve().await;
+    let token = |tenant: &str, subject: &str, id: &str| {
+        mint::token_with(tenant, json!({ "sub": subject, "jti": id }))
+    };
+    let ann = token("acme", "ann", "t1");
+    for (kind, target, more) in [
+        ("tenant", "acme", &[][..]),
+        ("subject", "ann", &[]),
+        ("subject", "ann", &["--issuer", "https://issuer.sandbox.invalid"]),
+        ("token", "t1", &["--ttl", "1h"]),
+        ("address", "127.0.0.0/8", &[]),
+        ("subject", "ann", &["--issued-before-now"]),
+    ] {
+        // By TCP: what comes by the socket has no address.
+        let over_tcp = proxy.tls_dsn(&ann, "acme");
+        let mut locked_out = Raw::tls(proxy.address()).await;
+        locked_out.log_in(&ann, "acme").await;
+        let mut other = Raw::unix(&proxy.socket()).await;
+        other.log_in(&token("globex", "bob", "t2"), "globex").await;
+
+        let added = database.lock(&[&["add", kind, target, "--actor", "eve"], more].concat()).await;
+        let (id, told) = (String::from_utf8_lossy(&added.stdout).into_owned(), said(&added));
+        assert!(added.status.success() && told.contains("in force at the one proxy"), "{told}");
+        let error = locked_out.fatal().await;
+        assert_eq!(error.sqlstate(), "57P01", "{kind}");
+        assert_eq!(
+            error.field(b'M').as_deref(),
+            Some("terminating connection because access is locked")
+        );
+        assert_eq!(other.ask("SELECT 'undisturbed'").await, "undisturbed", "{kind}");
+        let mut again = Raw::tls(proxy.address()).await;
+        again.send(&startup(&[("user", "app"), ("database", "acme")])).await;
+        again.send_password(&ann).await;
+        let error = again.fatal().await;
+        assert_eq!(error.sqlstate(), "42501", "{kind} {over_tcp}");
+        let event = proxy.event("refused", |event| event["reason"] == "access_locked").await;
+        let id = id.split(' ').next().expect("an id").to_owned();
+        assert!(
+            event["cause"].as_str().expect("a cause").contains("the registry's lock"),
+            "{event}"
+        );
+
+        let list = database.lock(&["list", "--json"]).await;
+        let list: Value = serde_json::from_slice(&list.stdout).expect("one lock");
+        assert_eq!((list["id"].as_str(), list["locked_by"].as_str()), (Some(&*id), Some("eve")));
+        let removed = database.lock(&["remove", &id]).await;
+        assert!(removed.status.success(), "{}", said(&removed));
+        let mut again = Raw::tls(proxy.address()).await;
+        again.log_in(&ann, "acme").await;
+    }
+    let unknown = database.lock(&["remove", "none"]).await;
+    assert!(said(&unknown).contains("there is no lock \"none\""), "{}", said(&unknown));
+    let wrong = database.lock(&["add", "address", "here"]).await;
+    assert!(said(&wrong).contains("locking address \"here\""), "{}", said(&wrong));
+}
+
+/// Under load, and nobody else notices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_suspension_ends_a_hundred_busy_sessions_and_wakes_no_other() {
+    let database = filled().await;
+    let proxy = database.serve().await;
+    let (acme, globex) = (mint::token("acme"), mint::token("globex"));
+    let mut busy = Vec::new();
+    for _ in 0..60 {
+        let client = proxy.connect(&acme, "acme").await.expect("connected");
+        busy.push(tokio::spawn(async move {
+            loop {
+                if let Err(error) = client.simple_query("SELECT 1").await {
+                    return error.code().map(|code| code.code().to_owned());
+                }
+            }
+        }));
+    }
+    let mut idle = Vec::new();
+    for _ in 0..20 {
+        let mut client = Raw::unix(&proxy.socket()).await;
+        client.log_in(&acme, "acme").await;
+        idle.push(client);
+    }
+    let other = proxy.connect(&globex, "globex").await.expect("connected");
+    let (over, mut is_over) = tokio::sync::oneshot::channel::<()>();
+    let others = tokio::spawn(async move {
+        let mut transactions = 0;
+        while is_over.try_recv().is_err() {
+            other.batch_execute("BEGIN; SELECT 1; COMMIT").await.expect("no transaction is lost");
+            transactions += 1;
+        }
+        transactions
+    });
+    database.write("UPDATE pgsilo.tenants SET state = 'suspended' WHERE id = 'acme'").await;
+    for session in busy {
+        assert_eq!(session.await.expect("it ends").as_deref(), Some("57P01"));
+    }
+    for mut session in idle {
+        assert_eq!(session.fatal().await.sqlstate(), "57P01");
+    }
+    let refused = proxy.connect(&acme, "acme").await.expect_err("suspended");
+    assert_eq!(refused.code().map(|code| code.code()), Some("42501"));
+    over.send(()).expect("they go on");
+    assert!(others.await.expect("no transaction is lost") > 0);
+    let ended = proxy.events_reach("ended", 80).await;
+    assert!(ended.iter().all(|event| event["tenant"] == "acme"), "{ended:?}");
 }

@@ -18,7 +18,7 @@ use tokio_postgres::Transaction;
 use tokio_postgres::types::Json;
 
 use super::rows::{self, Row, Rows, TABLES};
-use super::{Author, Server};
+use super::{Author, Server, in_force};
 use crate::say;
 
 /// Rows that are written at once.
@@ -111,6 +111,7 @@ pub(super) async fn run(command: Command) -> Result<()> {
             transaction.query_one("SELECT revision FROM pgsilo.revision", &[]).await?.get(0);
         transaction.commit().await?;
         say::result(&format!("{total} changes, revision {revision}"));
+        in_force(&session.client, revision).await?;
     }
     Ok(())
 }
