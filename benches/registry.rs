@@ -7,7 +7,6 @@
 #![expect(
     clippy::disallowed_methods,
     clippy::expect_used,
-    clippy::panic,
     clippy::print_stdout,
     reason = "a run fails by panicking and prints what it measured, and so does what it shares with the tests"
 )]

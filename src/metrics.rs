@@ -106,6 +106,8 @@ metrics! {
         "Revision of the registry's database up to which it was read; 0 where it is a file";
     REGISTRY_REJECTED, Gauge(), "pgsilo_registry_rejected",
         "Entries of the registry's database that cannot be, and are not served";
+    REGISTRY_COMPARISONS, Counter(Outcome), "pgsilo_registry_comparisons_total",
+        "Comparisons of all that was read of the registry's database with its digest, by result";
     REGISTRY_RELOADS, Counter(Outcome), "pgsilo_registry_reloads_total",
         "Reloads of the registry, by result";
     FILE_RELOADS, Counter(File, Outcome), "pgsilo_file_reloads_total",

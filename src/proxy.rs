@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use pgsilo_core::clock::{BootTime, Suspensions};
@@ -12,6 +12,7 @@ use pgsilo_core::tenant::TenantId;
 use pgsilo_openbao::OpenBao;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::audit::{AuditSettings, OnLoss};
 use crate::cancel::CancelKeys;
@@ -87,6 +88,8 @@ pub(crate) struct Proxy {
     pub(crate) addresses: Tally<IpAddr>,
     /// Cancel requests that have given their place back.
     pub(crate) cancelling: Tally<TenantId>,
+    /// Reads the registry's database.
+    following: Mutex<Option<JoinHandle<()>>>,
     /// When the last transaction must have ended; not set while pgsilo is not stopping.
     drain: OnceLock<BootTime>,
 }
@@ -117,6 +120,7 @@ impl Proxy {
             sessions: Sessions::new(limits.max_sessions),
             addresses: Tally::new(limits.max_connections_per_address),
             cancelling: Tally::new(Some(CANCELLING)),
+            following: Mutex::default(),
             drain: OnceLock::new(),
             settings,
             sources,
@@ -125,7 +129,8 @@ impl Proxy {
         proxy.verifier().spawn_key_refresh(&background);
         background.spawn(proxy.tell_of_changes());
         if let RegistrySource::Database(database) = &proxy.sources.registry_source {
-            background.spawn(database.follow(proxy.registry(), &proxy.lessor));
+            let following = background.spawn(database.follow(proxy.registry(), &proxy.lessor));
+            *proxy.following.lock().unwrap_or_else(PoisonError::into_inner) = Some(following);
         }
         background.spawn(proxy.pool.run_sweeper());
         background.spawn(proxy.cancel_keys.report_periodically());
@@ -167,6 +172,15 @@ impl Proxy {
         self.drain.get_or_init(|| BootTime::now() + patience);
         self.pool.close();
         self.sessions.wake_all();
+    }
+
+    /// The registry's database is not read any more, and what was leased for that is handed back.
+    pub(crate) async fn stop_following(&self) {
+        let taken = self.following.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(following) = taken {
+            following.abort();
+            let _aborted = following.await;
+        }
     }
 
     /// Whether pgsilo is stopping.

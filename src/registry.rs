@@ -25,6 +25,9 @@ pub(crate) use denied::PresentedCredential;
 pub use file::RegistryFile;
 pub(crate) use locks::{Lock, Lockable, Locks};
 
+/// A source that is asked whether anything has changed answers more often than that.
+const SILENCE: Duration = Duration::from_secs(15);
+
 /// The current snapshot and its freshness.
 #[derive(Debug)]
 pub struct Registry {
@@ -64,7 +67,7 @@ impl Registry {
     }
 
     /// Whether its source was ever read.
-    pub(crate) fn is_read(&self) -> bool {
+    pub fn is_read(&self) -> bool {
         self.is_read.load(Ordering::Acquire)
     }
 
@@ -107,11 +110,6 @@ impl Registry {
         self.stale_since.store(None);
     }
 
-    /// Whether its source has confirmed it since then.
-    pub(crate) fn confirmed_since(&self, then: BootTime) -> bool {
-        self.confirmed.load().as_ref().is_some_and(|confirmed| **confirmed >= then)
-    }
-
     /// Its source could not be read: the snapshot is stale from the first such time on, or from when
     /// it was last confirmed.
     pub(crate) fn mark_stale(&self) {
@@ -121,9 +119,13 @@ impl Registry {
         }
     }
 
-    /// For how long its source could not be read; `None` while the snapshot is what it says.
+    /// For how long its source could not be read; `None` while the snapshot is what it says. One that is
+    /// asked again and again is stale once it has not answered for long, whatever it is waited for.
     pub fn stale_for(&self) -> Option<Duration> {
-        self.stale_since.load().as_ref().map(|since| since.elapsed())
+        let failing = self.stale_since.load().as_ref().map(|since| since.elapsed());
+        let confirmed = self.confirmed.load();
+        let silent = confirmed.as_ref().map(|confirmed| confirmed.elapsed());
+        failing.or(silent.filter(|silent| *silent > SILENCE))
     }
 
     /// The tenants of which the registry has come to say something else since they were last taken,

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use pgsilo_core::backoff::Backoff;
 use pgsilo_core::clock::BootTime;
 use pgsilo_core::file::{MAX_SECRET, read as read_file};
@@ -30,14 +31,17 @@ use pgsilo_core::tenant::TenantId;
 use pgsilo_registry::connection::{Database, Login};
 use pgsilo_registry::read::{ClusterRow, Digest, Position, ReadError, Reader, Reading, TenantRow};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::lease::{Lease, LeaseEnd, LeaseError, Lessor};
-use crate::metrics;
+use crate::metrics::{self, Outcome};
 use crate::registry::{Lock, Registry, RegistryFile};
 
 /// How often the connection is asked whether it still is one.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Between readings.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Between comparisons with the database's digest.
 const COMPARE: Duration = Duration::from_secs(600);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -105,6 +109,10 @@ enum Failure {
     Read(#[from] ReadError),
     #[error("what was read is not what is there: everything is read again")]
     Differs,
+    #[error("it is empty, and the one that was read is not: is it another one?")]
+    Empty,
+    #[error("the task that reads it over was abandoned")]
+    Abandoned,
 }
 
 /// A connection, and the lease of its login.
@@ -157,80 +165,105 @@ impl RegistryDatabase {
         self.compare.notify_one();
     }
 
-    /// Keeps the registry as the database has it, for as long as the process lives.
+    /// Keeps the registry as the database has it, until this is dropped.
     pub(crate) async fn follow(&self, registry: &Registry, lessor: &Lessor) {
         let mut held = Held::default();
         let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
         loop {
-            let asked = BootTime::now();
-            let Err(failure) = self.follow_once(registry, lessor, &mut held).await;
-            if registry.confirmed_since(asked) {
-                // It could be read: what has failed since then is news.
-                retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
+            let mut was_well = false;
+            let Err(failure) = self.follow_once(registry, lessor, &mut held, &mut was_well).await;
+            if was_well {
+                // What has failed since then is news.
+                retry.reset();
             }
             registry.mark_stale();
-            metrics::REGISTRY_RELOADS.of(metrics::Outcome::Error).increment(1);
+            metrics::REGISTRY_RELOADS.of(Outcome::Error).increment(1);
             if matches!(failure, Failure::Differs) {
                 tracing::error!(error = %failure, "the registry in force was not its database's");
                 held.position = None;
-                continue;
+            } else {
+                tracing::error!(error = %failure, "the registry cannot be read; what was read stays in force");
             }
-            tracing::error!(error = %failure, "the registry cannot be read; what was read stays in force");
             sleep(retry.pause()).await;
         }
     }
 
+    /// `was_well` is set once there is nothing left to be done but to wait.
     async fn follow_once(
         &self,
         registry: &Registry,
         lessor: &Lessor,
         held: &mut Held,
+        was_well: &mut bool,
     ) -> Result<Infallible, Failure> {
-        let mut link = self.connect(lessor, held).await?;
+        let mut link = self.connect(lessor, held.revision()).await?;
+        let mut next: Option<BoxFuture<'_, Result<Link, Failure>>> = None;
         let mut replace_after = Instant::now();
         let mut compared = Instant::now();
         let mut is_to_compare = held.position.is_some();
         loop {
-            let reader = &mut link.reader;
             let asked = BootTime::now();
-            let reading = reader.read(held.position.as_ref()).await?;
-            if held.position.as_ref() != Some(&reading.position) {
-                let revision = reading.position.revision;
-                self.apply(registry, held, reading);
-                reader.tell(revision).await?;
-            }
+            self.read(registry, held, &mut link.reader).await?;
             registry.mark_fresh(asked);
             if is_to_compare || compared.elapsed() > COMPARE {
-                (compared, is_to_compare) = (Instant::now(), false);
-                held.compare(reader).await?;
+                is_to_compare = !held.compare(&mut link.reader).await?;
+                compared = Instant::now();
             }
-            if link.is_ending() && Instant::now() >= replace_after {
-                match timeout(HEARTBEAT, self.connect(lessor, held)).await {
-                    Ok(Ok(next)) => {
-                        link = next;
-                        // It listens from now on: what came before is to be read.
-                        continue;
-                    }
-                    Ok(Err(error)) => {
-                        tracing::warn!(%error, "the registry's next connection cannot be made yet");
-                    }
-                    Err(_elapsed) => {
-                        tracing::warn!("the registry's next connection takes long");
-                    }
-                }
-                replace_after = Instant::now() + REPLACE_RETRY;
+            *was_well = true;
+            if next.is_none() && link.is_ending() && Instant::now() >= replace_after {
+                next = Some(Box::pin(self.connect(lessor, held.revision())));
             }
+            // Of many changes at once the result is read.
+            sleep(PAUSE).await;
             tokio::select! {
                 () = link.reader.changed() => {}
                 () = self.compare.notified() => is_to_compare = true,
-                () = link.ending(replace_after) => {}
+                () = link.ending(replace_after), if next.is_none() => {}
+                connected = set(&mut next) => {
+                    next = None;
+                    match connected {
+                        // It listens from now on: what came before is to be read.
+                        Ok(connected) => (link, is_to_compare) = (connected, true),
+                        // There is time left.
+                        Err(error) => {
+                            tracing::warn!(%error, "the registry's next connection cannot be made yet");
+                            replace_after = Instant::now() + REPLACE_RETRY;
+                        }
+                    }
+                }
                 () = sleep(HEARTBEAT) => {}
             }
         }
     }
 
+    /// Reads what is newer, if anything is, and puts it in force.
+    async fn read(
+        &self,
+        registry: &Registry,
+        held: &mut Held,
+        reader: &mut Reader,
+    ) -> Result<(), Failure> {
+        if let Some(position) = &held.position
+            && reader.is_current(position).await?
+        {
+            return Ok(());
+        }
+        let reading = reader.read(held.position.as_ref()).await?;
+        if held.position.as_ref() == Some(&reading.position) {
+            return Ok(());
+        }
+        let revision = reading.position.revision;
+        let (is_whole, is_empty) = (reading.is_whole, reading.tenants.is_empty());
+        if is_whole && is_empty && !registry.snapshot().is_empty() {
+            return Err(Failure::Empty);
+        }
+        self.apply(registry, held, reading).await?;
+        reader.tell(revision).await?;
+        Ok(())
+    }
+
     /// A connection that listens, to a registry that can be read.
-    async fn connect(&self, lessor: &Lessor, held: &Held) -> Result<Link, Failure> {
+    async fn connect(&self, lessor: &Lessor, revision: Option<i64>) -> Result<Link, Failure> {
         let Settings { database, login, name, .. } = &self.settings;
         let (login, lease) = match login {
             LoginSource::Lease { mount, role } => {
@@ -246,13 +279,17 @@ impl RegistryDatabase {
                 (Login { user: user.clone(), password }, None)
             }
         };
-        let revision = held.position.as_ref().map(|position| position.revision);
         let reader = Reader::connect(database, &login, name, revision).await?;
         Ok(Link { reader, lease })
     }
 
-    /// Puts what was read in force.
-    fn apply(&self, registry: &Registry, held: &mut Held, mut reading: Reading) {
+    /// Puts what was read in force. That can take seconds, which others need not wait for.
+    async fn apply(
+        &self,
+        registry: &Registry,
+        held: &mut Held,
+        mut reading: Reading,
+    ) -> Result<(), Failure> {
         if reading.has_lost_history {
             tracing::error!(
                 revision = reading.position.revision,
@@ -260,37 +297,35 @@ impl RegistryDatabase {
                  changes in a failover; everything is read again"
             );
         }
-        let revision = reading.position.revision;
         // First: who is kept out is so from the first moment of what is said of tenants.
         if let Some(change) = held.take_locks(&mut reading) {
             registry.locks().replace(held.locks.values(), change.is_anybodys);
             registry.tell_changed(change.tenants);
         }
+        let position = reading.position.clone();
         let before = registry.snapshot();
-        let (offered, mut news) = held.take(reading, &before);
-        let mut refused = Vec::new();
-        for one in &offered {
-            let read = match one {
-                Offered::Cluster(row) => cluster(row).map(|entry| news.clusters.push(entry)),
-                Offered::Tenant(row) => tenant(row).map(|entry| news.tenants.push(entry)),
-            };
-            if let Err(error) = read {
-                let (kind, id) = one.name();
-                let (field, what) = ("entry".to_owned(), error.to_string());
-                match one {
-                    Offered::Cluster(_) => news.clusters_gone.push(id.clone()),
-                    Offered::Tenant(_) => news.tenants_gone.extend(TenantId::parse(&id)),
-                }
-                refused.push(Rejected { kind, id, field, what });
-            }
-        }
-        // What it names would be a file of ours: it names none.
-        let none = |_: &Path| PathBuf::new();
-        let Change { snapshot, changed, rejected } = before.change(news, &none);
-        held.reject(rejected.into_iter().chain(refused), offered);
-        metrics::REGISTRY_RELOADS.of(metrics::Outcome::Ok).increment(1);
-        metrics::REGISTRY_REVISION.set(revision as f64);
+        let mut taken = std::mem::take(held);
+        let made = spawn_blocking(move || {
+            let change = taken.change(reading, &before);
+            (taken, change)
+        });
+        let (taken, Change { snapshot, changed, .. }) =
+            made.await.map_err(|_gone| Failure::Abandoned)?;
+        *held = taken;
+        metrics::REGISTRY_RELOADS.of(Outcome::Ok).increment(1);
+        metrics::REGISTRY_REVISION.set(position.revision as f64);
+        metrics::REGISTRY_REJECTED.set(held.rejected.len() as f64);
         registry.replace_changed(snapshot, changed);
+        held.position = Some(position);
+        Ok(())
+    }
+}
+
+/// Waits for a future; for ever if there is none.
+async fn set<T>(future: &mut Option<BoxFuture<'_, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
     }
 }
 
@@ -339,8 +374,42 @@ impl Offered {
 }
 
 impl Held {
+    /// Up to which revision there was read.
+    fn revision(&self) -> Option<i64> {
+        self.position.as_ref().map(|position| position.revision)
+    }
+
+    /// What a reading makes of the snapshot.
+    fn change(&mut self, reading: Reading, before: &Snapshot) -> Change {
+        let (offered, mut news) = self.take(reading, before);
+        let mut refused = Vec::new();
+        for one in &offered {
+            let read = match one {
+                Offered::Cluster(row) => cluster(row).map(|entry| news.clusters.push(entry)),
+                Offered::Tenant(row) => tenant(row).map(|entry| news.tenants.push(entry)),
+            };
+            if let Err(error) = read {
+                let (kind, id) = one.name();
+                let (field, what) = ("entry".to_owned(), error.to_string());
+                match one {
+                    Offered::Cluster(_) => news.clusters_gone.push(id.clone()),
+                    Offered::Tenant(_) => news.tenants_gone.extend(TenantId::parse(&id)),
+                }
+                refused.push(Rejected { kind, id, field, what });
+            }
+        }
+        // What an entry names would be a file of ours: it names none.
+        let none = |_: &Path| PathBuf::new();
+        let ids = self.rows.get(TENANTS);
+        let is_id = |word: &str| ids.is_some_and(|ids| ids.contains_key(word));
+        let mut change = before.change(news, &is_id, &none);
+        let rejected = std::mem::take(&mut change.rejected);
+        self.reject(rejected.into_iter().chain(refused), offered);
+        change
+    }
+
     /// Takes a reading over. Returns the entries to be looked at, those that were rejected before
-    /// among them, and what is gone.
+    /// behind those that are new, and what is gone.
     fn take(&mut self, reading: Reading, before: &Snapshot) -> (Vec<Offered>, News) {
         let mut news = News::default();
         if reading.is_whole {
@@ -383,9 +452,9 @@ impl Held {
         {
             self.rows.entry(kind).or_default().insert(key.as_str().into(), revision);
         }
-        self.position = Some(reading.position);
         let again = self.rejected.values().map(|(offered, _)| offered.clone());
-        (again.chain(fresh).collect(), news)
+        let offered = fresh.into_iter().chain(again);
+        (offered.collect(), news)
     }
 
     /// Takes over what a reading says of locks. Returns whom it is about, if anything has changed.
@@ -432,23 +501,23 @@ impl Held {
                 self.rejected.insert(name, (one, said));
             }
         }
-        metrics::REGISTRY_REJECTED.set(self.rejected.len() as f64);
     }
 
-    /// Compares what was read with the database's digest.
-    async fn compare(&self, reader: &mut Reader) -> Result<(), Failure> {
+    /// Compares what was read with the database's digest. Whether it could: where something has changed
+    /// meanwhile, the next reading tells of that first.
+    async fn compare(&self, reader: &mut Reader) -> Result<bool, Failure> {
         let theirs = reader.digest().await?;
+        if self.revision() != Some(theirs.revision) {
+            return Ok(false);
+        }
         let rows = self
             .rows
             .iter()
             .flat_map(|(kind, rows)| rows.iter().map(|(key, revision)| (*kind, &**key, *revision)));
-        // Where it has changed meanwhile, the next reading tells of that.
-        let is_of_now = self.position.as_ref().is_some_and(|own| own.revision == theirs.revision);
-        if !is_of_now || Digest::of(theirs.revision, rows) == theirs {
-            Ok(())
-        } else {
-            Err(Failure::Differs)
-        }
+        let is_same = Digest::of(theirs.revision, rows) == theirs;
+        let outcome = if is_same { Outcome::Ok } else { Outcome::Error };
+        metrics::REGISTRY_COMPARISONS.of(outcome).increment(1);
+        if is_same { Ok(true) } else { Err(Failure::Differs) }
     }
 }
 

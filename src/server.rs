@@ -168,6 +168,7 @@ async fn drain(proxy: &'static Proxy, tasks: &TaskTracker, signals: &mut Signals
 /// Gives back what is left, databases' connections first. A second signal leaves it little time for
 /// that, whenever it comes.
 async fn close(proxy: &'static Proxy, hurried: bool, signals: &mut Signals) {
+    proxy.stop_following().await;
     let give_back = async |patience| {
         proxy.pool.closed(patience).await;
         proxy.lessor.close(patience).await;

@@ -34,16 +34,19 @@ pub(super) fn open(config: Config) -> Result<Opened, FileError> {
     let denied = config.denied.as_deref().map(|path| build.denied(path, issuers)).transpose()?;
     // Last: it is the file that can be large.
     let (registry_source, registry) = build.read_registry(config.registry)?;
-    let snapshot = registry.snapshot();
-    build.mind_shared_servers(&snapshot, &proxy.limits.times);
-    build.mind_names(&snapshot);
-    build.mind_lookalikes(&snapshot);
-    build.mind_unknown_tenants(&snapshot, &named);
-    build.mind_databases_in_clear(&snapshot);
-    if matches!(proxy.lease.authority, Authority::Session { .. }) && snapshot.has_aliases() {
-        build.warn("registry.file", WORDS);
+    // What a database says is not known here.
+    if registry.is_read() {
+        let snapshot = registry.snapshot();
+        build.mind_shared_servers(&snapshot, &proxy.limits.times);
+        build.mind_names(&snapshot);
+        build.mind_lookalikes(&snapshot);
+        build.mind_unknown_tenants(&snapshot, &named);
+        build.mind_databases_in_clear(&snapshot);
+        if matches!(proxy.lease.authority, Authority::Session { .. }) && snapshot.has_aliases() {
+            build.warn("registry.file", WORDS);
+        }
+        build.mind_listeners(&snapshot, &listeners);
     }
-    build.mind_listeners(&snapshot, &listeners);
     let warnings = build.warnings;
     let sources = Sources { listeners, verifier, registry, registry_source, denied };
     Ok(Opened { sources, settings: proxy, openbao, admin, cores, warnings })

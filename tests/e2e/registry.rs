@@ -16,6 +16,11 @@ use tokio::process::Command;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
 
+/// Who makes schemas is a member of their owner meanwhile, which is the server's and not the database's.
+static CHANGING_SCHEMAS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+const OPS_PASSWORD: &str = "of-an-operator-in-a-test";
+
 /// A database of its own, made by the provisioner: a role with CREATEDB and CREATEROLE.
 pub(crate) struct Database {
     name: String,
@@ -36,30 +41,50 @@ impl Database {
     /// With the registry in it.
     async fn with_registry() -> Database {
         let database = Database::create().await;
+        let _one_at_a_time = CHANGING_SCHEMAS.lock().await;
         let made = database.run(&["init"]).await;
         assert!(made.status.success(), "{}", said(&made));
+        let make = format!(
+            "CREATE ROLE {}_ops LOGIN PASSWORD '{OPS_PASSWORD}' IN ROLE pgsilo_registry_control",
+            database.name
+        );
+        world().superuser("postgres").await.batch_execute(&make).await.expect("made");
         database
     }
 
-    /// `pgsiloctl registry ...`.
+    /// `pgsiloctl registry ...`: what changes the schema as the provisioner, and all else as somebody
+    /// who may do what the control plane does, and nothing more.
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.program();
+        let mut command = match arguments[0] {
+            "init" | "migrate" => self.program(),
+            _ => self.program_of_operator(),
+        };
         command.arg("registry").args(arguments).args(["--tls", "disable"]);
         command
     }
 
     /// `pgsiloctl apply`.
     async fn apply(&self, arguments: &[&str]) -> Output {
-        let mut command = self.program();
+        let mut command = self.program_of_operator();
         command.arg("apply").args(arguments).args(["--tls", "disable"]);
         command.output().await.expect("it runs")
     }
 
     /// `pgsiloctl lock ...`.
     async fn lock(&self, arguments: &[&str]) -> Output {
-        let mut command = self.program();
+        let mut command = self.program_of_operator();
         command.arg("lock").args(arguments).args(["--tls", "disable"]);
         command.output().await.expect("it runs")
+    }
+
+    /// The same, as who may do what the control plane does.
+    fn program_of_operator(&self) -> Command {
+        let mut command = Command::new(programs::pgsiloctl());
+        let dsn: Config = world().var("PROVISIONER_DSN").parse().expect("a DSN");
+        let (name, port) = (&self.name, dsn.get_ports()[0]);
+        let dsn = format!("postgresql://{name}_ops:{OPS_PASSWORD}@127.0.0.1:{port}/{name}");
+        command.env("PGSILO_REGISTRY_DSN", dsn);
+        command
     }
 
     /// `pgsiloctl`, which is told where this is.
@@ -119,11 +144,10 @@ const TENANTS: &str = "
 #[tokio::test]
 async fn a_registry_is_made_once_and_brought_to_the_newest_version() {
     let database = Database::create().await;
-    for early in ["migrate", "status"] {
-        let output = database.run(&[early]).await;
-        assert_eq!(output.status.code(), Some(1));
-        assert!(said(&output).contains("run pgsiloctl registry init"), "{}", said(&output));
-    }
+    let _one_at_a_time = CHANGING_SCHEMAS.lock().await;
+    let early = database.run(&["migrate"]).await;
+    assert_eq!(early.status.code(), Some(1));
+    assert!(said(&early).contains("run pgsiloctl registry init"), "{}", said(&early));
     // Two at once: one makes it, the other waits for that and says that it is there.
     let both = tokio::join!(database.run(&["init"]), database.run(&["init"]));
     let (made, late): (Vec<_>, Vec<_>) =
@@ -134,8 +158,14 @@ async fn a_registry_is_made_once_and_brought_to_the_newest_version() {
     for output in migrated {
         assert!(output.status.success(), "{}", said(&output));
     }
-    let status = database.status().await;
-    assert_eq!((&status["version"], &status["revision"]), (&1.into(), &1.into()));
+    let control = database.control().await;
+    let revision = "SELECT revision FROM pgsilo.revision";
+    assert_eq!(control.query_one(revision, &[]).await.expect("asked").get::<_, i64>(0), 1);
+    // Who made it is not who owns it.
+    let stays = "SELECT pg_has_role($1::text, 'pgsilo_registry_owner', 'SET')";
+    let dsn: Config = world().var("PROVISIONER_DSN").parse().expect("a DSN");
+    let stays = control.query_one(stays, &[&dsn.get_user().expect("a user")]).await.expect("asked");
+    assert!(!stays.get::<_, bool>(0));
     let superuser = world().superuser("postgres").await;
     let may = "SELECT has_database_privilege(r, $1, 'CONNECT') FROM unnest($2::text[]) r";
     let roles = ["pgsilo_registry_control", "pgsilo_registry_proxy", "pg_monitor"].as_slice();
@@ -203,6 +233,14 @@ async fn what_may_not_be_cannot_be_written() {
             VALUES ('i', 's', 'acme', 'read-only', 'r', true)",
         "INSERT INTO pgsilo.grants (issuer, subject, tenant, access, reason, requested_by, granted_by, granted_at)
             VALUES ('i', 's', 'acme', 'read-only', 'r', 'ann', 'ann', now())",
+        // A word is one tenant's, from each side, and an id is its own.
+        "INSERT INTO pgsilo.aliases VALUES ('acme', 'globex')",
+        "INSERT INTO pgsilo.aliases VALUES ('acme', 'acme')",
+        "UPDATE pgsilo.placements SET seal = 'acme' WHERE tenant = 'globex'",
+        "UPDATE pgsilo.tenants SET database_names = '{acme}' WHERE id = 'globex'",
+        "INSERT INTO pgsilo.aliases VALUES ('initech', 'acme'); INSERT INTO pgsilo.tenants (id) VALUES ('initech')",
+        "UPDATE pgsilo.placements SET seal = 'initech' WHERE tenant = 'globex'; INSERT INTO pgsilo.tenants (id) VALUES ('initech')",
+        "UPDATE pgsilo.tenants SET database_names = '{initech}' WHERE id = 'globex'; INSERT INTO pgsilo.tenants (id) VALUES ('initech')",
         "INSERT INTO pgsilo.locks (kind, target, locked_by) VALUES ('tenant', 'No Such', 'ann')",
         "INSERT INTO pgsilo.locks (kind, target, issuer, locked_by) VALUES ('tenant', 'acme', 'i', 'ann')",
     ] {
@@ -221,6 +259,15 @@ async fn what_may_not_be_cannot_be_written() {
             SqlState::UNIQUE_VIOLATION,
         ),
         ("DELETE FROM pgsilo.clusters WHERE name = 'eu1'", SqlState::FOREIGN_KEY_VIOLATION),
+        // A server is in one cluster, and a role of OpenBAO's is one tenant's.
+        (
+            "INSERT INTO pgsilo.clusters (name, endpoints) VALUES ('other', '{DB1}')",
+            SqlState::UNIQUE_VIOLATION,
+        ),
+        (
+            "UPDATE pgsilo.placements SET mount = 'pgsilo/acme', roles = '{\"migrate\": \"ACME-rw\"}' WHERE tenant = 'globex'",
+            SqlState::UNIQUE_VIOLATION,
+        ),
     ] {
         assert_eq!(refused(&control, order).await, expected, "{order}");
     }
@@ -280,10 +327,12 @@ async fn who_reads_what_is_newer_misses_nothing_that_many_write_at_once() {
                 let order = match number % 5 {
                     0 | 1 => format!(
                         "INSERT INTO pgsilo.tenants (id) VALUES ('{id}') ON CONFLICT (id) DO UPDATE SET state = 'paused';
-                         INSERT INTO pgsilo.placements VALUES ('{id}', 'us1', 'd-{id}', 's-{id}', 'm', '{{\"read-write\": \"r\"}}')
+                         INSERT INTO pgsilo.placements VALUES ('{id}', 'us1', 'd-{id}', 's-{id}', 'm-{id}', '{{\"read-write\": \"r\"}}')
                             ON CONFLICT (tenant) DO NOTHING"
                     ),
-                    2 => format!("DELETE FROM pgsilo.tenants WHERE id = '{id}'"),
+                    2 if number % 2 == 0 => format!("DELETE FROM pgsilo.tenants WHERE id = '{id}'"),
+                    // It is not to be seen any more, and is there.
+                    2 => format!("DELETE FROM pgsilo.placements WHERE tenant = '{id}'"),
                     3 => format!(
                         "INSERT INTO pgsilo.locks (kind, target, locked_by) VALUES ('subject', '{id}', 'ann');
                          DELETE FROM pgsilo.locks WHERE target <> '{id}' AND target LIKE 't{writer}-%'"
@@ -436,7 +485,7 @@ async fn a_file_is_applied_shown_first_and_exported_as_it_was() {
         path.display().to_string()
     };
     let text = "[[cluster]]\nname = \"eu1\"\nregion = \"eu\"\nendpoints = [\"db1.internal:5432\"]\n\
-        tls = { mode = \"require\" }\nmax_sessions = 200\n\
+        tls = { mode = \"require\" }\n\
         [[tenant]]\nid = \"acme\"\nname = \"Acme Ltd\"\nregions = [\"eu\"]\naliases = [\"org_1\", \"/acme\"]\n\
         database_names = [\"shop\"]\nplacement = { cluster = \"eu1\", dbname = \"d1\", seal = \"5f0c\" }\n\
         lease = { roles = { read-write = \"acme-rw\", read-only = \"acme-ro\" } }\n\
@@ -500,6 +549,32 @@ async fn a_file_is_applied_shown_first_and_exported_as_it_was() {
     let pruned = database.apply(&["--file", &smaller, "--prune"]).await;
     assert!(pruned.status.success(), "{}", said(&pruned));
     assert_eq!(database.status().await["tenants"], 1);
+
+    // A server gets a name: the cluster that it was goes, as its tenants go to the other.
+    let alone = "[[tenant]]\nid = \"globex\"\nplacement = { host = \"db2\", tls = { mode = \"require\" }, dbname = \"d2\" }\n\
+        lease = { mount = \"m\", roles = { migrate = \"r\" } }\n";
+    let applied = database.apply(&["--file", &file(alone)]).await;
+    assert!(applied.status.success(), "{}", said(&applied));
+    let named = "[[cluster]]\nname = \"two\"\nendpoints = [\"db2\"]\ntls = { mode = \"require\" }\n"
+        .to_owned()
+        + &alone.replace("host = \"db2\", tls = { mode = \"require\" }", "cluster = \"two\"");
+    let refused = database.apply(&["--file", &file(&named)]).await;
+    assert!(said(&refused).contains("--prune deletes it"), "{}", said(&refused));
+    let renamed = database.apply(&["--file", &file(&named), "--prune"]).await;
+    assert!(renamed.status.success(), "{}", said(&renamed));
+    // A state that is left out stays.
+    control
+        .batch_execute("UPDATE pgsilo.tenants SET state = 'suspended' WHERE id = 'globex'")
+        .await
+        .expect("written");
+    let again = database.apply(&["--file", &file(&named)]).await;
+    assert!(String::from_utf8_lossy(&again.stdout).starts_with("0 changes"), "{}", said(&again));
+    let resumed = named.replace("id = \"globex\"", "id = \"globex\"\nstate = \"active\"");
+    let resumed = database.apply(&["--file", &file(&resumed)]).await;
+    assert!(
+        String::from_utf8_lossy(&resumed.stdout)
+            .contains("~ tenant globex: state suspended -> active")
+    );
 }
 
 #[tokio::test]

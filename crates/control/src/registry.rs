@@ -20,6 +20,7 @@ use pgsilo_registry::schema::{self, Tell};
 use pgsilo_registry::status;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
 use crate::say;
@@ -142,6 +143,32 @@ pub fn run_lock(command: locks::Command) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Waits for the turn to write, and says for whom.
+async fn take_turn(client: &mut Client) -> Result<Transaction<'_>> {
+    // By its trigger: who may write may take it.
+    let turn = "UPDATE pgsilo.tenants SET id = id WHERE false";
+    let transaction = client.transaction().await?;
+    transaction.batch_execute("SET LOCAL lock_timeout = '2s'; SAVEPOINT turn").await?;
+    loop {
+        match transaction.execute(turn, &[]).await {
+            Ok(_none) => break,
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                transaction.batch_execute("ROLLBACK TO SAVEPOINT turn").await?;
+                let holders = "SELECT string_agg(format('process %s of %s (%s)', a.pid, a.usename, a.application_name), ', ')
+                    FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                    WHERE l.relation = 'pgsilo.revision'::regclass AND l.granted AND l.mode <> 'AccessShareLock'
+                        AND l.pid <> pg_backend_pid()";
+                let holders: Option<String> = transaction.query_one(holders, &[]).await?.get(0);
+                let holders = holders.unwrap_or_else(|| "somebody".to_owned());
+                say::progress(&format!("waiting for {holders}, who writes to the registry"));
+            }
+            Err(error) => return Err(error).context("taking the turn to write"),
+        }
+    }
+    transaction.batch_execute("RELEASE SAVEPOINT turn; SET LOCAL lock_timeout = 0").await?;
+    Ok(transaction)
+}
+
 /// Waits until all proxies that are connected have read up to a revision, and says so; not for long.
 async fn in_force(client: &Client, revision: i64) -> Result<()> {
     let began = Instant::now();
@@ -214,6 +241,9 @@ impl Server {
         // The parser's error may hold what it could not parse.
         let dsn: tokio_postgres::Config = match self.dsn.expose_text().map(str::parse) {
             Ok(Ok(dsn)) => dsn,
+            _ if self.dsn.expose_text().is_ok_and(|dsn| dsn.contains("sslmode")) => {
+                bail!("--dsn has sslmode: say that by --tls, and sslrootcert by --ca")
+            }
             _ => bail!("--dsn is not a DSN; write it like postgresql://user@host/dbname"),
         };
         let user = dsn.get_user().context("--dsn names no user")?.to_owned();
@@ -275,7 +305,7 @@ fn hosts(dsn: &tokio_postgres::Config) -> Result<Vec<Host>> {
 }
 
 fn report(status: &status::Status, as_json: bool) {
-    let status::Status { version, revision, tenants, grants, locks, proxies } = status;
+    let status::Status { version, revision, tenants, grants, locks, audit, proxies } = status;
     if as_json {
         let proxies: Vec<_> = proxies
             .iter()
@@ -284,6 +314,7 @@ fn report(status: &status::Status, as_json: bool) {
         let status = json!({
             "version": version, "newest_version": schema::NEWEST, "revision": revision,
             "tenants": tenants, "grants": grants, "locks": locks, "proxies": proxies,
+            "audit": audit.as_ref().map(|(number, hash)| json!({ "number": number, "hash": hash })),
         });
         return say::result(&status.to_string());
     }
@@ -295,6 +326,9 @@ fn report(status: &status::Status, as_json: bool) {
     say::result(&format!("version   {version}{newest}"));
     say::result(&format!("revision  {revision}"));
     say::result(&format!("tenants   {tenants}, grants {grants}, locks {locks}"));
+    if let Some((number, hash)) = audit {
+        say::result(&format!("audit     {number} rows, the last one's hash {hash}"));
+    }
     for proxy in proxies {
         let behind = match proxy.revision {
             Some(at) if at >= *revision => "current".to_owned(),

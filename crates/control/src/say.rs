@@ -14,6 +14,16 @@ pub fn result(text: &str) {
     let _ = writeln!(stdout, "{}", plain(text)).and_then(|()| stdout.flush());
 }
 
+/// Data that somebody keeps, on stdout: half of it would be taken for all.
+///
+/// # Errors
+/// When it cannot be written in full.
+pub fn data(text: &str) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{}", plain(text))?;
+    stdout.flush()
+}
+
 /// One line of progress, on stderr.
 pub fn progress(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{}", plain(text));

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use document::{Document, Entry};
 use draft::Index;
-pub use entries::{Change, EntryError, News, Rejected};
+pub use entries::{Change, EntryError, News, Rejected, is_segment};
 
 pub use crate::limits::OwnLimits;
 use crate::tenant::{Access, TenantId};
@@ -78,8 +78,14 @@ impl Snapshot {
     /// changes, and for a cluster a look at each tenant. An entry that is not acceptable makes its
     /// tenant none, and no other; so does a cluster that has changed or gone, of whose tenants the
     /// source says nothing new.
-    pub fn change(&self, news: News, resolve: &dyn Fn(&Path) -> PathBuf) -> Change {
-        entries::change(self, news, resolve)
+    /// `is_id` knows the ids that the source has, acceptable or not.
+    pub fn change(
+        &self,
+        news: News,
+        is_id: &dyn Fn(&str) -> bool,
+        resolve: &dyn Fn(&Path) -> PathBuf,
+    ) -> Change {
+        entries::change(self, news, is_id, resolve)
     }
 
     /// The cluster of a name.

@@ -18,7 +18,7 @@ const SHARDS: usize = 256;
 #[derive(Clone, Debug)]
 pub(crate) struct SharedMap<K, V> {
     shards: Arc<[Arc<HashMap<K, V>>; SHARDS]>,
-    /// Says which shard a key is in: each has a hasher of its own.
+    /// Says which shard a key is in. Not theirs: what is in one would be in few of its buckets.
     hasher: RandomState,
     len: usize,
 }

@@ -21,7 +21,7 @@ use tokio_postgres::tls::{self, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls};
 use tokio_rustls::TlsConnector;
 
-/// From the dial to the end of the login.
+/// From the dial to the end of the login, of all hosts.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Until a server that does not answer, not even to the kernel's probes, is given up.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -83,8 +83,8 @@ pub enum ConnectError {
     #[error("in clear to another machine, which anybody on the way could read: give it TLS")]
     InClear,
     /// It took too long.
-    #[error("no answer within {} s", PATIENCE.as_secs())]
-    Timeout,
+    #[error("no answer within {} s", .0.as_secs_f32())]
+    Timeout(Duration),
     /// PostgreSQL's or the network's.
     #[error("{}", pgsilo_core::cause::root_cause(.0))]
     Postgres(#[from] tokio_postgres::Error),
@@ -99,15 +99,38 @@ pub struct Session {
     pub notified: Arc<Notify>,
 }
 
-/// Connects and logs in.
+/// Connects and logs in: to the first host that lets it in, and takes writes where that is asked for.
 ///
 /// # Errors
-/// When no host lets it in.
+/// When no host does; what the last one said.
 pub async fn connect(
     database: &Database,
     login: &Login,
     purpose: &Purpose,
 ) -> Result<Session, ConnectError> {
+    if database.tls.is_none() && !database.hosts.iter().all(is_local) {
+        return Err(ConnectError::InClear);
+    }
+    // A host that does not answer leaves the others their time.
+    let patience = PATIENCE / u32::try_from(database.hosts.len()).unwrap_or(u32::MAX).max(1);
+    let mut last = ConnectError::Timeout(patience);
+    for host in &database.hosts {
+        let connecting = connect_to(host, database, login, purpose);
+        last = match timeout(patience, connecting).await {
+            Ok(Ok(session)) => return Ok(session),
+            Ok(Err(error)) => error.into(),
+            Err(_elapsed) => ConnectError::Timeout(patience),
+        };
+    }
+    Err(last)
+}
+
+async fn connect_to(
+    host: &Host,
+    database: &Database,
+    login: &Login,
+    purpose: &Purpose,
+) -> Result<Session, tokio_postgres::Error> {
     let mut config = Config::new();
     config
         .user(&login.user)
@@ -122,34 +145,25 @@ pub async fn connect(
     if purpose.writes {
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
     }
-    for host in &database.hosts {
-        locate(&mut config, host);
-    }
+    locate(&mut config, host);
     if database.channel_binding {
         config.channel_binding(ChannelBinding::Require);
     }
     let notified = Arc::new(Notify::new());
-    let connecting = async {
-        let client = match &database.tls {
-            None if !database.hosts.iter().all(is_local) => return Err(ConnectError::InClear),
-            None => {
-                let (client, connection) = config.ssl_mode(SslMode::Disable).connect(NoTls).await?;
-                tokio::spawn(drive(connection, Arc::clone(&notified)));
-                client
-            }
-            Some(tls) => {
-                let tls = tls.clone();
-                let (client, connection) = config.ssl_mode(SslMode::Require).connect(tls).await?;
-                tokio::spawn(drive(connection, Arc::clone(&notified)));
-                client
-            }
-        };
-        Ok(client)
+    let client = match &database.tls {
+        None => {
+            let (client, connection) = config.ssl_mode(SslMode::Disable).connect(NoTls).await?;
+            tokio::spawn(drive(connection, Arc::clone(&notified)));
+            client
+        }
+        Some(tls) => {
+            let tls = tls.clone();
+            let (client, connection) = config.ssl_mode(SslMode::Require).connect(tls).await?;
+            tokio::spawn(drive(connection, Arc::clone(&notified)));
+            client
+        }
     };
-    match timeout(PATIENCE, connecting).await {
-        Ok(client) => Ok(Session { client: client?, notified }),
-        Err(_elapsed) => Err(ConnectError::Timeout),
-    }
+    Ok(Session { client, notified })
 }
 
 /// Moves a connection's bytes until it ends. What is said while nothing is asked is a reason to

@@ -58,22 +58,43 @@ impl Reader {
     ) -> Result<Reader, ReadError> {
         let purpose = Purpose {
             application_name: application_name(name, revision),
-            options: "-c search_path=pg_catalog,pg_temp -c default_transaction_read_only=on",
+            options: "-c search_path=pg_catalog,pg_temp",
             // A standby lags, and cannot be listened to.
             writes: database.hosts.len() > 1,
         };
         let session = connection::connect(database, login, &purpose).await?;
-        bounded(ANSWER, session.client.batch_execute("LISTEN pgsilo_registry")).await?;
-        let there = bounded(ANSWER, installed(&session.client)).await?;
+        // Not among the options: a server would be taken for one that takes no writes.
+        let begin = "SET default_transaction_read_only = on; LISTEN pgsilo_registry";
+        bounded(ANSWER, session.client.batch_execute(begin)).await?;
+        let reader = Reader { session, name: name.to_owned() };
+        reader.check().await?;
+        Ok(reader)
+    }
+
+    /// Whether this program can read what is there now: it may have been migrated.
+    async fn check(&self) -> Result<(), ReadError> {
+        let there = bounded(ANSWER, installed(&self.session.client)).await?;
         there.ok_or(SchemaError::Missing)?.readable()?;
-        Ok(Reader { session, name: name.to_owned() })
+        Ok(())
+    }
+
+    /// Whether there is anything newer than that. A server that does not answer is soon noticed.
+    ///
+    /// # Errors
+    /// When the connection is lost, or PostgreSQL refuses.
+    pub async fn is_current(&self, position: &Position) -> Result<bool, ReadError> {
+        let now = "SELECT revision, mark FROM pgsilo.proxy_revision";
+        let now = bounded(ANSWER, self.session.client.query_one(now, &[])).await?;
+        let now = Position { revision: now.try_get(0)?, mark: now.try_get(1)? };
+        Ok(now == *position)
     }
 
     /// Reads all, or what is newer than `since`, if the registry can still say.
     ///
     /// # Errors
-    /// When the connection is lost, or PostgreSQL refuses.
+    /// When the connection is lost, PostgreSQL refuses, or it is not for this program any more.
     pub async fn read(&mut self, since: Option<&Position>) -> Result<Reading, ReadError> {
+        self.check().await?;
         bounded(READING, read(&mut self.session.client, since)).await
     }
 

@@ -8,9 +8,10 @@ use std::fmt;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use pgsilo_core::cause::root_cause;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, GenericClient};
+use tokio_postgres::{Client, GenericClient, Transaction};
 
 /// The schema's name.
 pub const SCHEMA: &str = "pgsilo";
@@ -55,7 +56,8 @@ struct Version {
     number: i32,
     name: &'static str,
     sql: &'static str,
-    /// The oldest version whose readers can read this one.
+    /// The oldest version whose readers can read this one. Raised by whatever they would refuse: also
+    /// by a new key in an entry, which readers do not take for nothing.
     readable_from: i32,
 }
 
@@ -107,7 +109,7 @@ pub enum SchemaError {
     },
     /// A role is missing that only one with CREATEROLE can make.
     #[error(
-        "cannot make the role {role}: {error}; run this as a role with CREATEROLE, or make it first (CREATE ROLE {role} NOLOGIN)"
+        "cannot make the role {role}: {}; run this as a role with CREATEROLE, or make it first (CREATE ROLE {role} NOLOGIN)", root_cause(.error)
     )]
     Role {
         /// Its name.
@@ -116,7 +118,7 @@ pub enum SchemaError {
         error: tokio_postgres::Error,
     },
     /// PostgreSQL did not do it.
-    #[error("{doing}: {error}")]
+    #[error("{doing}: {}", root_cause(.error))]
     Postgres {
         /// What was being done.
         doing: String,
@@ -161,8 +163,9 @@ fn failed(doing: impl fmt::Display) -> impl FnOnce(tokio_postgres::Error) -> Sch
 /// When it cannot be read.
 pub async fn installed(client: &impl GenericClient) -> Result<Option<Installed>, SchemaError> {
     let newest = "SELECT version, readable_from FROM pgsilo.proxy_schema";
-    match client.query_one(newest, &[]).await {
-        Ok(row) => Ok(Some(Installed { version: row.get(0), readable_from: row.get(1) })),
+    match client.query_opt(newest, &[]).await {
+        // Without a row it was begun, and cut off.
+        Ok(row) => Ok(row.map(|row| Installed { version: row.get(0), readable_from: row.get(1) })),
         Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(failed("reading the schema's version")(error)),
     }
@@ -225,11 +228,13 @@ impl<'c> Locked<'c> {
     }
 
     async fn release(self) {
+        self.leave_owner().await;
         // Whoever drops the connection lets go of it, too.
         let _best_effort = self.0.execute("SELECT pg_advisory_unlock($1)", &[&LOCK]).await;
     }
 
     async fn init(&mut self, tell: &impl Tell) -> Result<Installed, SchemaError> {
+        self.join_owner().await;
         if let Some(there) = installed(&*self.0).await? {
             return Err(SchemaError::Exists(there.version));
         }
@@ -239,16 +244,11 @@ impl<'c> Locked<'c> {
             }
         }
         let doing = "making the schema";
-        // One that makes a role may give it to itself, and to be it is what making the schema needs.
-        let become_owner = format!("GRANT {OWNER} TO CURRENT_USER WITH SET TRUE");
-        if let Err(error) = self.0.batch_execute(&become_owner).await {
-            // It may be a superuser's grant already, or be one by itself.
-            tracing::debug!(%error, "could not grant the owner to itself");
-        }
+        self.join_owner().await;
         let make = format!(
-            "CREATE SCHEMA {SCHEMA} AUTHORIZATION {OWNER};
+            "CREATE SCHEMA IF NOT EXISTS {SCHEMA} AUTHORIZATION {OWNER};
              SET ROLE {OWNER};
-             CREATE TABLE {SCHEMA}.versions (
+             CREATE TABLE IF NOT EXISTS {SCHEMA}.versions (
                  version integer PRIMARY KEY CHECK (version > 0),
                  name text NOT NULL,
                  readable_from integer NOT NULL,
@@ -257,7 +257,7 @@ impl<'c> Locked<'c> {
                  installed_at timestamptz NOT NULL DEFAULT now(),
                  installed_by text NOT NULL DEFAULT session_user
              );
-             CREATE VIEW {SCHEMA}.proxy_schema AS
+             CREATE OR REPLACE VIEW {SCHEMA}.proxy_schema AS
                  SELECT version, readable_from FROM {SCHEMA}.versions ORDER BY version DESC LIMIT 1;
              RESET ROLE"
         );
@@ -287,22 +287,45 @@ impl<'c> Locked<'c> {
     }
 
     async fn migrate(&mut self, tell: &impl Tell) -> Result<Installed, SchemaError> {
+        self.join_owner().await;
         let known = self.known().await?;
+        let mut is_new = false;
         for version in VERSIONS {
             match known.iter().find(|(number, _)| *number == version.number) {
                 Some((_, of)) if *of == version.digest() => {}
                 Some(_) => return Err(SchemaError::Altered { version: version.number }),
                 None => {
                     self.install(version).await?;
+                    is_new = true;
                     tell.tell(&format_args!("version {}: {}", version.number, version.name));
                 }
             }
         }
         let newest = installed(&*self.0).await?.ok_or(SchemaError::Missing)?;
-        if newest.version == NEWEST {
-            self.grant().await.map_err(failed("granting what the roles may"))?;
+        if newest.version == NEWEST && !is_new {
+            let failed = || failed("granting what the roles may");
+            let transaction = self.0.transaction().await.map_err(failed())?;
+            grant(&transaction).await.map_err(failed())?;
+            transaction.commit().await.map_err(failed())?;
         }
         newest.readable()
+    }
+
+    /// One that makes a role may give it to itself, and to be it is what changing the schema needs. A
+    /// superuser is it anyway, and another may have been given it.
+    async fn join_owner(&self) {
+        let join = format!("GRANT {OWNER} TO CURRENT_USER WITH INHERIT TRUE, SET TRUE");
+        if let Err(error) = self.0.batch_execute(&join).await {
+            tracing::debug!(%error, "could not grant the owner to itself");
+        }
+    }
+
+    /// Who changes the schema does not stay who may change it, the audit included.
+    async fn leave_owner(&self) {
+        let leave = format!("REVOKE {OWNER} FROM CURRENT_USER GRANTED BY CURRENT_USER");
+        if let Err(error) = self.0.batch_execute(&leave).await {
+            tracing::debug!(%error, "could not revoke the owner from itself");
+        }
     }
 
     /// The versions that are installed, with the digests of what they were made of.
@@ -318,7 +341,8 @@ impl<'c> Locked<'c> {
     async fn install(&mut self, version: &Version) -> Result<(), SchemaError> {
         let doing = || failed(format!("installing version {} of the schema", version.number));
         let transaction = self.0.transaction().await.map_err(doing())?;
-        let become_owner = format!("SET LOCAL ROLE {OWNER}");
+        // A reader that never ends must not stop all others behind this.
+        let become_owner = format!("SET LOCAL ROLE {OWNER}; SET LOCAL lock_timeout = '10s'");
         transaction.batch_execute(&become_owner).await.map_err(doing())?;
         transaction.batch_execute(version.sql).await.map_err(doing())?;
         let insert = "INSERT INTO pgsilo.versions (version, name, readable_from, digest)
@@ -326,28 +350,31 @@ impl<'c> Locked<'c> {
         let Version { number, name, readable_from, .. } = version;
         let values: [&(dyn ToSql + Sync); 4] = [number, name, readable_from, &version.digest()];
         transaction.execute(insert, &values).await.map_err(doing())?;
+        if version.number == NEWEST {
+            grant(&transaction).await.map_err(doing())?;
+        }
         transaction.commit().await.map_err(doing())
     }
+}
 
-    /// Gives each role what it may, of the newest version, and nobody else anything.
-    async fn grant(&mut self) -> Result<(), tokio_postgres::Error> {
-        let transaction = self.0.transaction().await?;
-        let tables = WRITTEN.map(|table| format!("{SCHEMA}.{table}")).join(", ");
-        let views = READ_BY_PROXIES.map(|view| format!("{SCHEMA}.{view}")).join(", ");
-        transaction
-            .batch_execute(&format!(
-                "SET LOCAL ROLE {OWNER};
+/// Gives each role what it may, of the newest version, and nobody else anything.
+async fn grant(transaction: &Transaction<'_>) -> Result<(), tokio_postgres::Error> {
+    let tables = WRITTEN.map(|table| format!("{SCHEMA}.{table}")).join(", ");
+    let views = READ_BY_PROXIES.map(|view| format!("{SCHEMA}.{view}")).join(", ");
+    transaction
+        .batch_execute(&format!(
+            "SET LOCAL ROLE {OWNER};
                  REVOKE ALL ON SCHEMA {SCHEMA} FROM PUBLIC, {CONTROL}, {PROXY};
                  REVOKE ALL ON ALL TABLES IN SCHEMA {SCHEMA} FROM PUBLIC, {CONTROL}, {PROXY};
                  REVOKE ALL ON ALL ROUTINES IN SCHEMA {SCHEMA} FROM PUBLIC, {CONTROL}, {PROXY};
                  GRANT USAGE ON SCHEMA {SCHEMA} TO {CONTROL}, {PROXY};
                  GRANT SELECT ON ALL TABLES IN SCHEMA {SCHEMA} TO {CONTROL};
+                 GRANT EXECUTE ON FUNCTION {SCHEMA}.audit_content TO {CONTROL};
                  GRANT INSERT, UPDATE, DELETE ON {tables} TO {CONTROL};
-                 GRANT SELECT ON {views} TO {PROXY}"
-            ))
-            .await?;
-        transaction.commit().await
-    }
+                 GRANT SELECT ON {views} TO {PROXY};
+                 RESET ROLE"
+        ))
+        .await
 }
 
 impl Version {
@@ -363,8 +390,18 @@ async fn make_role(client: &Client, role: &'static str) -> Result<bool, SchemaEr
     if client.query_opt(there, &[&role]).await.map_err(failed)?.is_some() {
         return Ok(false);
     }
-    client.batch_execute(&format!("CREATE ROLE {role} NOLOGIN")).await.map_err(failed)?;
-    Ok(true)
+    match client.batch_execute(&format!("CREATE ROLE {role} NOLOGIN")).await {
+        Ok(()) => Ok(true),
+        // Somebody else has made it meanwhile, for another database.
+        Err(error)
+            if error.code().is_some_and(|code| {
+                *code == SqlState::DUPLICATE_OBJECT || *code == SqlState::UNIQUE_VIOLATION
+            }) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// Who has the lock, as PostgreSQL's administrators know it.

@@ -26,6 +26,9 @@ pub struct Status {
     pub grants: i64,
     /// How many.
     pub locks: i64,
+    /// The number of the audit's last row and its hash, which holds all rows before it. Kept elsewhere,
+    /// it shows whether they have been changed since.
+    pub audit: Option<(i64, String)>,
     /// Which are connected.
     pub proxies: Vec<Connected>,
 }
@@ -50,8 +53,11 @@ pub async fn status(client: &Client) -> Result<Status, SchemaError> {
         (SELECT count(*) FROM pgsilo.grants), (SELECT count(*) FROM pgsilo.locks)
         FROM pgsilo.revision";
     let counts = client.query_one(counts, &[]).await.map_err(failed)?;
+    let audit = "SELECT number, encode(hash, 'hex') FROM pgsilo.audit ORDER BY number DESC LIMIT 1";
+    let audit = client.query_opt(audit, &[]).await.map_err(failed)?;
     let connected = "SELECT application_name FROM pg_stat_activity
         WHERE datname = current_database() AND starts_with(application_name, $1)
+            AND pg_has_role(usesysid, 'pgsilo_registry_proxy', 'MEMBER')
         ORDER BY application_name";
     let connected = client.query(connected, &[&PREFIX]).await.map_err(failed)?;
     Ok(Status {
@@ -60,6 +66,7 @@ pub async fn status(client: &Client) -> Result<Status, SchemaError> {
         tenants: counts.get(1),
         grants: counts.get(2),
         locks: counts.get(3),
+        audit: audit.map(|row| (row.get(0), row.get(1))),
         proxies: connected
             .iter()
             .filter_map(|row| {

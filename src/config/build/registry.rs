@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use pgsilo_core::registry::Cluster;
+use pgsilo_core::host::is_loopback;
 use pgsilo_core::registry::document::ClusterEntry;
+use pgsilo_core::registry::{Cluster, Host, PlacementTls, is_segment};
 use pgsilo_registry::connection::Database;
 
 use super::super::raw::{RawRegistryDatabase, RawRegistryLease};
@@ -39,6 +40,11 @@ impl Build<'_> {
         };
         let cluster = Cluster::read(entry, &|path| self.file.resolve(path));
         let cluster = cluster.or_else(|error| self.wrong(at(&error.field), error.what))?;
+        let is_remote = |host: &Host| matches!(host, Host::Tcp { host, .. } if !is_loopback(host));
+        if matches!(cluster.tls, PlacementTls::Disable) && cluster.endpoints.iter().any(is_remote) {
+            let what = "in clear to another machine, where anybody on the way reads it";
+            return self.wrong(at("tls"), what);
+        }
         let login = match (raw.lease, raw.user, raw.password_file) {
             (Some(_), None, None)
                 if matches!(lease.authority, lease::Authority::Session { .. }) =>
@@ -48,6 +54,10 @@ impl Build<'_> {
                     "under session authority pgsilo has no login of its own to lease with; \
                      use user and password_file",
                 );
+            }
+            (Some(RawRegistryLease { role, .. }), None, None) if !is_segment(&role) => {
+                let what = format!("{role:?} is not a role's name; use A-Z a-z 0-9 _ . -");
+                return self.wrong(at("lease.role"), what);
             }
             (Some(RawRegistryLease { mount, role }), None, None) => LoginSource::Lease {
                 mount: self.mount(&at("lease.mount"), Some(mount), "pgsilo-registry")?,

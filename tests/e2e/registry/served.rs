@@ -90,6 +90,7 @@ impl Database {
 }
 
 const REVISION: &str = "pgsilo_registry_revision";
+const COMPARED: &str = "pgsilo_registry_comparisons_total{result=\"ok\"}";
 
 #[tokio::test]
 async fn tenants_of_the_database_are_served_and_follow_its_changes() {
@@ -108,12 +109,13 @@ async fn tenants_of_the_database_are_served_and_follow_its_changes() {
     assert_eq!(refused.code().map(|code| code.code()), Some("42501"));
     assert_eq!(proxy.metric(REVISION).await, revision);
     assert_eq!(globex.ask("SELECT 'undisturbed'").await, "undisturbed");
-    let status = database.status().await;
-    let one = &status["proxies"][0];
-    assert_eq!(
-        (one["name"].as_str(), one["revision"].as_f64()),
-        (Some("gateway-1"), Some(revision))
-    );
+    eventually("it to say how far it has read", async || {
+        let status = database.status().await;
+        let one = &status["proxies"][0];
+        let said = (one["name"].as_str(), one["revision"].as_f64());
+        (said == (Some("gateway-1"), Some(revision))).then_some(())
+    })
+    .await;
 
     let revision =
         database.write("UPDATE pgsilo.tenants SET state = 'active' WHERE id = 'acme'").await;
@@ -166,17 +168,64 @@ async fn a_connection_that_is_cut_misses_nothing() {
         assert!(cut <= 1, "one connection");
     }
     proxy.metric_reaches("pgsilo_registry_stale_seconds", 0.0).await;
-    // It agrees with the database: nothing was logged as different.
+    // It agrees with the database, each time: after each new connection, and when it is asked to look.
+    let compared = proxy.metric(COMPARED).await;
+    assert!(compared > 0.0);
     proxy.signal(rustix::process::Signal::HUP);
+    proxy.metric_reaches(COMPARED, compared + 1.0).await;
+    assert_eq!(proxy.metric("pgsilo_registry_comparisons_total{result=\"error\"}").await, 0.0);
+}
+
+/// Somebody's hand, which no trigger has seen.
+#[tokio::test]
+async fn what_is_not_what_was_read_is_found_and_read_again() {
+    let database = filled().await;
+    let proxy = database.serve().await;
+    let owner = database.as_role("pgsilo_registry_owner").await;
+    let forge = "BEGIN; ALTER TABLE pgsilo.tenants DISABLE TRIGGER USER;
+        UPDATE pgsilo.tenants SET state = 'suspended', revision = revision - 1 WHERE id = 'acme';
+        ALTER TABLE pgsilo.tenants ENABLE TRIGGER USER; COMMIT";
+    owner.batch_execute(forge).await.expect("forged");
+    proxy.connect(&mint::token("acme"), "acme").await.expect("it does not know");
+    proxy.signal(rustix::process::Signal::HUP);
+    proxy.metric_reaches("pgsilo_registry_comparisons_total{result=\"error\"}", 1.0).await;
+    proxy.logged(|line| line["message"] == "the registry in force was not its database's").await;
+    eventually("it to be read again", async || {
+        let refused = proxy.connect(&mint::token("acme"), "acme").await.err()?;
+        refused.code().filter(|code| code.code() == "42501").map(drop)
+    })
+    .await;
+}
+
+/// The first server takes connections and says nothing.
+#[tokio::test]
+async fn a_server_that_is_silent_costs_its_time_and_no_more() {
+    let database = filled().await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let port = silent.local_addr().expect("bound").port();
+    let registry = database.leased("1h").await;
+    let both = format!("endpoints = [\"127.0.0.1:{port}\", ");
+    let registry = registry.replacen("endpoints = [", &both, 1);
+    let proxy = Proxy::with(Settings { registry, ..Settings::default() }).await;
+    proxy.connect(&mint::token("acme"), "acme").await.expect("served from the second");
+}
+
+/// A connection that is open and silent is no answer.
+#[tokio::test]
+async fn a_registry_that_does_not_answer_is_noticed_and_asked_on_another_connection() {
+    let database = filled().await;
+    let proxy = database.serve().await;
+    let superuser = world().superuser("postgres").await;
+    let process = "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name LIKE 'pgsilo gateway-1 @%'";
+    let process: i32 = superuser.query_one(process, &[&database.name]).await.expect("asked").get(0);
+    let process = rustix::process::Pid::from_raw(process).expect("a pid");
+    rustix::process::kill_process(process, rustix::process::Signal::STOP).expect("stopped");
     let revision =
-        database.write("UPDATE pgsilo.tenants SET state = 'active' WHERE id = 'globex'").await;
+        database.write("UPDATE pgsilo.tenants SET state = 'suspended' WHERE id = 'acme'").await;
+    proxy.logged(|line| line["error"].as_str().is_some_and(|why| why.contains("no answer"))).await;
     proxy.metric_reaches(REVISION, revision).await;
-    assert!(
-        !proxy
-            .lines()
-            .iter()
-            .any(|line| line["message"] == "the registry in force was not its database's")
-    );
+    proxy.connect(&mint::token("acme"), "acme").await.expect_err("suspended");
+    rustix::process::kill_process(process, rustix::process::Signal::CONT).expect("it goes on");
 }
 
 #[tokio::test]
@@ -359,17 +408,24 @@ pub(crate) async fn a_lock_ends_what_it_names_and_lets_nobody_past() {
 
 /// Under load, and nobody else notices.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_suspension_ends_a_hundred_busy_sessions_and_wakes_no_other() {
+async fn a_suspension_ends_eighty_sessions_and_wakes_no_other() {
     let database = filled().await;
     let proxy = database.serve().await;
     let (acme, globex) = (mint::token("acme"), mint::token("globex"));
     let mut busy = Vec::new();
     for _ in 0..60 {
-        let client = proxy.connect(&acme, "acme").await.expect("connected");
+        let mut client = Raw::unix(&proxy.socket()).await;
+        client.log_in(&acme, "acme").await;
         busy.push(tokio::spawn(async move {
             loop {
-                if let Err(error) = client.simple_query("SELECT 1").await {
-                    return error.code().map(|code| code.code().to_owned());
+                client.send_anyway(&query("SELECT 1")).await;
+                loop {
+                    match client.next().await {
+                        None => return "closed without a word".to_owned(),
+                        Some(message) if message.tag == b'E' => return message.sqlstate(),
+                        Some(message) if message.tag == b'Z' => break,
+                        Some(_) => {}
+                    }
                 }
             }
         }));
@@ -392,7 +448,7 @@ async fn a_suspension_ends_a_hundred_busy_sessions_and_wakes_no_other() {
     });
     database.write("UPDATE pgsilo.tenants SET state = 'suspended' WHERE id = 'acme'").await;
     for session in busy {
-        assert_eq!(session.await.expect("it ends").as_deref(), Some("57P01"));
+        assert_eq!(session.await.expect("it ends"), "57P01");
     }
     for mut session in idle {
         assert_eq!(session.fatal().await.sqlstate(), "57P01");

@@ -17,8 +17,8 @@ use serde_json::Value;
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Json;
 
-use super::rows::{self, Row, Rows, TABLES};
-use super::{Author, Server, in_force};
+use super::rows::{self, Row, Rows, TABLES, Wanted};
+use super::{Author, Server, in_force, take_turn};
 use crate::say;
 
 /// Rows that are written at once.
@@ -28,10 +28,12 @@ const SHOWN: usize = 40;
 
 /// Make the registry say what a file says.
 ///
-/// Shows what changes, and changes it in one transaction: all of it, or nothing. Tenants, clusters and
-/// certificates that the file does not have are left alone, and counted; --prune deletes them from the
-/// registry (not their databases). What no proxy would accept is refused. The file is that of a proxy
-/// without a registry database; `pgsiloctl registry export` writes one.
+/// Shows what changes, and changes it in one transaction: all of it, or nothing. Of a tenant that the
+/// file has it says all: aliases and certificates that it does not have go. A state that is left out
+/// stays what it is. Tenants and clusters that the file does not have are left alone, and counted;
+/// --prune deletes them from the registry (not their databases). What no proxy would accept is
+/// refused. The file is that of a proxy without a registry database; `pgsiloctl registry export`
+/// writes one.
 #[derive(Debug, Args)]
 pub struct Command {
     #[command(flatten)]
@@ -82,36 +84,77 @@ pub(super) async fn run(command: Command) -> Result<()> {
     installed(&session.client)
         .await?
         .context("the database has no registry: run pgsiloctl registry init")?;
-    let transaction = session.client.transaction().await?;
+    let transaction = take_turn(&mut session.client).await?;
     command.author.sign(&transaction).await?;
-    let take_turn = "SELECT FROM pgsilo.revision FOR NO KEY UPDATE";
-    let _taken =
-        transaction.query_one(take_turn, &[]).await.context("waiting for the registry's turn")?;
     let there = read(&transaction).await?;
-    let (changes, left_alone) = compare(&there, &wanted, command.prune);
+    let (changes, left_alone) = compare(&there, &wanted.rows, command.prune);
+    refuse_moves(&there, &wanted, &changes)?;
     let deleted = changes[1].values().filter(|change| **change == Change::Delete).count();
-    if deleted > command.max_deletions {
+    let refused = deleted > command.max_deletions;
+    // Nobody waits for a reader of this: it is shown when the turn is given back.
+    let mut lines = show(&changes, command.all);
+    if !left_alone.is_empty() {
+        lines.push(format!("left alone, not in the file: {left_alone} (--prune deletes them)"));
+    }
+    let total: usize = changes.iter().map(BTreeMap::len).sum();
+    let written = async {
+        if refused {
+            return Ok(());
+        }
+        write(&transaction, &changes).await?;
+        check(&transaction).await?;
+        let now = "SET CONSTRAINTS ALL IMMEDIATE";
+        transaction.batch_execute(now).await.context("the registry refuses it")
+    };
+    let mut written = written.await;
+    if !left_alone.is_empty() {
+        let beside = || {
+            format!("beside what is there and not in the file ({left_alone}; --prune deletes it)")
+        };
+        written = written.with_context(beside);
+    }
+    let mut revision = None;
+    if written.is_err() || refused || command.dry_run {
+        transaction.rollback().await?;
+    } else {
+        let now = "SELECT revision FROM pgsilo.revision";
+        revision = Some(transaction.query_one(now, &[]).await?.get(0));
+        transaction.commit().await?;
+    }
+    lines.iter().for_each(|line| say::result(line));
+    written?;
+    if refused {
         bail!(
             "the file does not have {deleted} of the registry's tenants: is it whole? \
              --max-deletions {deleted} deletes them"
         );
     }
-    show(&changes, command.all);
-    if !left_alone.is_empty() {
-        say::result(&format!("left alone, not in the file: {left_alone} (--prune deletes them)"));
+    match revision {
+        None => say::result(&format!("a dry run: {total} changes would be made, none was")),
+        Some(revision) => {
+            say::result(&format!("{total} changes, revision {revision}"));
+            in_force(&session.client, revision).await?;
+        }
     }
-    write(&transaction, &changes).await?;
-    check(&transaction).await?;
-    let total: usize = changes.iter().map(BTreeMap::len).sum();
-    if command.dry_run {
-        transaction.rollback().await?;
-        say::result(&format!("a dry run: {total} changes would be made, none was"));
-    } else {
-        let revision: i64 =
-            transaction.query_one("SELECT revision FROM pgsilo.revision", &[]).await?.get(0);
-        transaction.commit().await?;
-        say::result(&format!("{total} changes, revision {revision}"));
-        in_force(&session.client, revision).await?;
+    Ok(())
+}
+
+/// A server that a placement describes is a cluster of its own only for the tenants of the file: what it
+/// says of it is not to change where others are.
+fn refuse_moves(there: &Rows, wanted: &Wanted, changes: &Changes) -> Result<()> {
+    let [_, tenants, ..] = &wanted.rows.0;
+    for (name, change) in &changes[0] {
+        let is_other =
+            matches!(change, Change::Update { .. }) && wanted.unnamed_clusters.contains(name);
+        let on_it = |row: &Row| row.get("cluster").and_then(Value::as_str) == Some(name);
+        let [_, _, placements, ..] = &there.0;
+        let other = placements.iter().find(|(id, row)| on_it(row) && !tenants.contains_key(*id));
+        if let Some((other, _)) = other.filter(|_| is_other) {
+            bail!(
+                "a placement says something else of {name} than the registry, and tenant {other:?}, which the \
+                 file does not have, is there, too: write a [[cluster]] to change it for all"
+            );
+        }
     }
     Ok(())
 }
@@ -175,13 +218,15 @@ fn difference(before: &Row, wanted: &Row) -> Option<Change> {
     (!will_be.is_empty()).then_some(Change::Update { before: was, after: will_be })
 }
 
-fn show(changes: &Changes, all: bool) {
+/// The changes as lines.
+fn show(changes: &Changes, all: bool) -> Vec<String> {
+    let mut lines = Vec::new();
     for ((_, _, name), changes) in TABLES.into_iter().zip(changes) {
         let shown = if all { changes.len() } else { SHOWN };
         for (key, change) in changes.iter().take(shown) {
-            match change {
-                Change::Insert(_) => say::result(&format!("+ {name} {key}")),
-                Change::Delete => say::result(&format!("- {name} {key}")),
+            lines.push(match change {
+                Change::Insert(_) => format!("+ {name} {key}"),
+                Change::Delete => format!("- {name} {key}"),
                 Change::Update { before, after } => {
                     let columns = before.iter().zip(after.values());
                     let columns: Vec<_> = columns
@@ -189,14 +234,15 @@ fn show(changes: &Changes, all: bool) {
                             format!("{column} {} -> {}", short(was), short(is))
                         })
                         .collect();
-                    say::result(&format!("~ {name} {key}: {}", columns.join(", ")));
+                    format!("~ {name} {key}: {}", columns.join(", "))
                 }
-            }
+            });
         }
         if let Some(more @ 1..) = changes.len().checked_sub(shown) {
-            say::result(&format!("  and {more} more of these (--all shows them)"));
+            lines.push(format!("  and {more} more of these (--all shows them)"));
         }
     }
+    lines
 }
 
 /// A value that fits into a line.
@@ -266,8 +312,7 @@ async fn write(transaction: &Transaction<'_>, changes: &Changes) -> Result<()> {
             }
         }
     }
-    let now = "SET CONSTRAINTS ALL IMMEDIATE";
-    transaction.batch_execute(now).await.context("the registry refuses it")
+    Ok(())
 }
 
 /// That proxies would take all of it: also what nothing but a look at the whole can tell.

@@ -22,6 +22,5 @@ pub(super) async fn run(server: &Server, json: bool) -> Result<()> {
     } else {
         toml::to_string(&document).context("writing TOML")?
     };
-    say::result(text.trim_end());
-    Ok(())
+    say::data(text.trim_end()).context("writing it")
 }

@@ -9,7 +9,7 @@ use pgsilo_core::tenant::TenantId;
 use pgsilo_registry::schema::installed;
 use serde_json::json;
 
-use super::{Author, Server, in_force};
+use super::{Author, Server, in_force, take_turn};
 use crate::say;
 
 /// Who is kept out.
@@ -120,7 +120,7 @@ async fn add(lock: Add) -> Result<()> {
     let mut session = server.connect().await?;
     let newest = installed(&session.client).await?;
     newest.context("the database has no registry: run pgsiloctl registry init")?;
-    let transaction = session.client.transaction().await?;
+    let transaction = take_turn(&mut session.client).await?;
     author.sign(&transaction).await?;
     let known = match kind {
         Kind::Tenant => {
@@ -191,7 +191,7 @@ async fn list(server: &Server, as_json: bool) -> Result<()> {
 
 async fn remove(server: &Server, author: &Author, ids: &[String]) -> Result<()> {
     let mut session = server.connect().await?;
-    let transaction = session.client.transaction().await?;
+    let transaction = take_turn(&mut session.client).await?;
     author.sign(&transaction).await?;
     let remove = "DELETE FROM pgsilo.locks WHERE id::text = ANY ($1) RETURNING id::text";
     let removed = transaction.query(remove, &[&ids]).await.context("removing locks")?;

@@ -1,13 +1,13 @@
 //! A document as rows of the registry's tables, and back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use anyhow::{Context, Result, bail};
-use pgsilo_core::registry::Host;
 use pgsilo_core::registry::document::{
     BindingEntry, ClusterEntry, Document, LimitsEntry, PlacementEntry, TenantEntry, TlsEntry,
 };
+use pgsilo_core::registry::{Host, State};
 use pgsilo_core::toml_file::TomlFile;
 use serde_json::{Map, Value, json};
 
@@ -28,6 +28,13 @@ pub(super) const TABLES: [(&str, &str, &str); 5] = [
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Rows(pub(super) [BTreeMap<String, Row>; TABLES.len()]);
 
+/// What a document says, and which clusters it does not name: placements say all of them.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) rows: Rows,
+    pub(super) unnamed_clusters: BTreeSet<String>,
+}
+
 fn row(value: Value) -> Row {
     match value {
         Value::Object(row) => row,
@@ -41,8 +48,9 @@ fn text(row: &Row, column: &str) -> String {
 
 /// The rows that a document makes. A server without a cluster's name becomes a cluster; a file of
 /// authorities is read, as another reader has no such file.
-pub(super) fn of_document(document: &Document, file: &TomlFile) -> Result<Rows> {
+pub(super) fn of_document(document: &Document, file: &TomlFile) -> Result<Wanted> {
     let mut rows = Rows::default();
+    let mut unnamed_clusters = BTreeSet::new();
     let [clusters, tenants, placements, aliases, bindings] = &mut rows.0;
     for entry in &document.cluster {
         clusters.insert(entry.name.clone(), cluster(entry, file)?);
@@ -65,16 +73,26 @@ pub(super) fn of_document(document: &Document, file: &TomlFile) -> Result<Rows> 
                     );
                     return Err(file.wrong(&format!("tenant[{number}].placement"), what).into());
                 }
+                unnamed_clusters.insert(entry.name.clone());
                 entry.name
             }
         };
-        tenants.insert(
-            id.clone(),
-            row(json!({
-                "id": id, "name": name, "state": state, "database_names": database_names,
-                "regions": regions, "limits": limits,
-            })),
-        );
+        let mut row_of_tenant = row(json!({
+            "id": id, "name": name, "database_names": database_names, "regions": regions,
+            "limits": limits,
+        }));
+        match state {
+            None => {}
+            Some(State::Deleting) => {
+                let what = "a deletion is not begun by a file; leave the state out, and it stays";
+                return Err(file.wrong(&format!("tenant[{number}].state"), what).into());
+            }
+            Some(state) => {
+                row_of_tenant.insert("state".to_owned(), json!(state));
+                row_of_tenant.insert("delete_after".to_owned(), Value::Null);
+            }
+        }
+        tenants.insert(id.clone(), row_of_tenant);
         let mount = lease.mount.clone().unwrap_or_else(|| format!("pgsilo/{id}"));
         placements.insert(
             id.clone(),
@@ -93,7 +111,7 @@ pub(super) fn of_document(document: &Document, file: &TomlFile) -> Result<Rows> 
             row(json!({ "certificate": certificate, "tenant": tenant, "access": access })),
         );
     }
-    Ok(rows)
+    Ok(Wanted { rows, unnamed_clusters })
 }
 
 fn cluster(entry: &ClusterEntry, file: &TomlFile) -> Result<Row> {
@@ -128,9 +146,9 @@ fn server(placement: &PlacementEntry) -> Result<ClusterEntry, String> {
     };
     let endpoint = endpoint.to_string();
     let fits = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
-    let name = endpoint.trim_start_matches(['/', '[']).replace('/', ".");
-    let name: String = name.chars().filter(|c| fits(*c)).collect();
-    if name.len() > 63 || !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+    let name = endpoint.trim_start_matches('/').replace('/', ":");
+    let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if name.len() > 63 || !begins || !name.chars().all(fits) {
         return Err(format!(
             "{endpoint} cannot be a cluster's name; write a [[cluster]] with a name for it"
         ));

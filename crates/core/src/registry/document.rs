@@ -74,9 +74,10 @@ pub struct TenantEntry {
     /// For people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Whether it is served.
-    #[serde(default)]
-    pub state: State,
+    /// Whether it is served. Left out in a file that a proxy reads: active; in one that is applied to a
+    /// registry: as it is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<State>,
     /// What else issuers call it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,

@@ -35,6 +35,9 @@ fn conflict<T>(field: impl fmt::Display, what: impl Into<String>) -> Result<T, C
     Err(Conflict { field: field.to_string(), what: what.into(), because: None })
 }
 
+/// Whether a word is the id of a tenant that a source has, acceptable or not: no other's alias takes it.
+pub(super) type IsId<'i> = &'i dyn Fn(&str) -> bool;
+
 /// The tenants, and what leads to each.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
@@ -132,14 +135,14 @@ impl Index {
 
     /// A database that says it is one tenant's is not another's. One that says nothing else says its
     /// tenant's id.
-    pub(super) fn add_seal(&mut self, tenant: &Tenant) -> Result<(), Conflict> {
+    pub(super) fn add_seal(&mut self, tenant: &Tenant, is_id: IsId<'_>) -> Result<(), Conflict> {
         let Some(seal) = &tenant.placement.seal else { return Ok(()) };
         let what = if !is_loggable(seal) {
             "is not one: 1 to 256 characters, none of them controls or marks of direction"
                 .to_owned()
         } else if let Some(other) = self.seals.get(seal) {
             format!("is already the seal of {other}; seals are unique")
-        } else if TenantId::parse(seal).is_ok_and(|id| self.tenants.contains_key(&id)) {
+        } else if self.is_tenant(seal, is_id) {
             "is a tenant's id: leave it out where it is its own, it is never another's".to_owned()
         } else {
             self.seals.insert(Arc::clone(seal), tenant.id.clone());
@@ -218,9 +221,8 @@ impl Index {
     /// A tenant's id always means it (`route.rs`), so as another's further name it would mean
     /// nothing to a token for both. What a database is called where it stands is not the registry's
     /// to choose.
-    pub(super) fn check_names(&self, tenant: &Tenant) -> Result<(), Conflict> {
-        let another =
-            |name: &&str| TenantId::parse(name).is_ok_and(|id| self.tenants.contains_key(&id));
+    pub(super) fn check_names(&self, tenant: &Tenant, is_id: IsId<'_>) -> Result<(), Conflict> {
+        let another = |name: &&str| self.is_tenant(name, is_id);
         match names(tenant).find(another) {
             Some(name) => conflict("database_names", format!("{name:?} is another tenant's id")),
             None => Ok(()),
@@ -244,12 +246,13 @@ impl Index {
         &mut self,
         owner: &TenantId,
         listed: Vec<String>,
+        is_id: IsId<'_>,
     ) -> Result<(), Conflict> {
         for (number, alias) in listed.into_iter().enumerate() {
             let what = if !is_loggable(&alias) {
                 "is not one: 1 to 256 characters, none of them controls or marks of direction"
                     .to_owned()
-            } else if TenantId::parse(&alias).is_ok_and(|id| self.tenants.contains_key(&id)) {
+            } else if self.is_tenant(&alias, is_id) {
                 "is a tenant's id, which means that tenant".to_owned()
             } else if let Some(other) = self.aliases.get(&*alias) {
                 format!("is already an alias of {other}; aliases are unique")
@@ -322,6 +325,11 @@ impl Index {
         self.words_of(&tenant, |words| words.certificates.push(Arc::clone(&certificate)));
         self.bindings.insert(certificate, Binding { tenant, access });
         Ok(())
+    }
+
+    /// Whether it is a tenant's id: of one that is here, or of one that the source has.
+    fn is_tenant(&self, word: &str, is_id: IsId<'_>) -> bool {
+        TenantId::parse(word).is_ok_and(|id| self.tenants.contains_key(&id)) || is_id(word)
     }
 
     fn words_of(&mut self, id: &TenantId, change: impl FnOnce(&mut Words)) {

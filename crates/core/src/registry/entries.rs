@@ -16,7 +16,7 @@ use super::document::{
     AuthEntry, BindingEntry, ClusterEntry, Document, Entry, LeaseEntry, LimitsEntry,
     PlacementEntry, RolesEntry, TenantEntry, TlsEntry, TlsMode,
 };
-use super::draft::{Conflict, Index};
+use super::draft::{Conflict, Index, IsId};
 use super::{
     AuthMethods, ChannelBinding, Cluster, ClusterKey, Host, LeaseRoles, OwnLimits, Placement,
     PlacementTls, Snapshot, Tenant, TlsClients,
@@ -68,6 +68,8 @@ pub(super) fn snapshot(
     before: Option<&Snapshot>,
     resolve: &dyn Fn(&Path) -> PathBuf,
 ) -> Result<Snapshot, EntryError> {
+    // All are in the document, or it is refused.
+    let no_others: IsId<'_> = &|_| false;
     let mut reading = Reading::after(before, resolve);
     let mut index = Index::default();
     for (number, entry) in document.cluster.into_iter().enumerate() {
@@ -97,12 +99,14 @@ pub(super) fn snapshot(
         tenants.push((tenant, aliases));
     }
     for (number, (tenant, _)) in tenants.iter().enumerate() {
-        index.check_names(tenant).map_err(|conflict| at(number, &ids, conflict))?;
-        index.add_seal(tenant).map_err(|conflict| at(number, &ids, conflict))?;
+        index.check_names(tenant, no_others).map_err(|conflict| at(number, &ids, conflict))?;
+        index.add_seal(tenant, no_others).map_err(|conflict| at(number, &ids, conflict))?;
     }
     for (number, (tenant, aliases)) in tenants.iter_mut().enumerate() {
         let listed = std::mem::take(aliases);
-        index.add_aliases(&tenant.id, listed).map_err(|conflict| at(number, &ids, conflict))?;
+        index
+            .add_aliases(&tenant.id, listed, no_others)
+            .map_err(|conflict| at(number, &ids, conflict))?;
     }
     for (number, (tenant, _)) in tenants.iter().enumerate() {
         index.add_roles(tenant).map_err(|conflict| at(number, &ids, conflict))?;
@@ -136,8 +140,14 @@ pub struct News {
     pub tenants_gone: Vec<TenantId>,
 }
 
-/// What `before` becomes. An entry that is not acceptable is no tenant; the others are.
-pub(super) fn change(before: &Snapshot, news: News, resolve: &dyn Fn(&Path) -> PathBuf) -> Change {
+/// What `before` becomes. An entry that is not acceptable is no tenant; the others are. Those that were
+/// there come before those that are new: what is said of one does not take another's place.
+pub(super) fn change(
+    before: &Snapshot,
+    news: News,
+    is_id: IsId<'_>,
+    resolve: &dyn Fn(&Path) -> PathBuf,
+) -> Change {
     let mut reading = Reading::after(Some(before), resolve);
     let mut index = before.index.clone();
     let mut rejected = Vec::new();
@@ -181,9 +191,20 @@ pub(super) fn change(before: &Snapshot, news: News, resolve: &dyn Fn(&Path) -> P
     for id in &changed {
         index.remove(id);
     }
+    tenants.sort_by_key(|(tenant, ..)| !before.index.tenants.contains_key(&tenant.id));
+    let mut admitted = Vec::with_capacity(tenants.len());
     for (tenant, aliases, bindings) in tenants {
         let tenant = same_as(Some(before), tenant);
-        if let Err(conflict) = admit(&mut index, &tenant, aliases, bindings) {
+        match admit(&mut index, &tenant) {
+            Ok(()) => admitted.push((tenant, aliases, bindings)),
+            Err(conflict) => {
+                rejected.push(Rejected::of("tenant", tenant.id.to_string(), conflict));
+            }
+        }
+    }
+    for (tenant, aliases, bindings) in admitted {
+        if let Err(conflict) = admit_words(&mut index, &tenant, aliases, bindings, is_id) {
+            index.remove(&tenant.id);
             rejected.push(Rejected::of("tenant", tenant.id.to_string(), conflict));
         }
     }
@@ -203,30 +224,28 @@ pub(super) fn change(before: &Snapshot, news: News, resolve: &dyn Fn(&Path) -> P
 }
 
 /// Adds a tenant that is new to the index, if it is in no other's way.
-fn admit(
-    index: &mut Index,
-    tenant: &Arc<Tenant>,
-    aliases: Vec<String>,
-    bindings: Vec<BindingEntry>,
-) -> Result<(), Conflict> {
+fn admit(index: &mut Index, tenant: &Arc<Tenant>) -> Result<(), Conflict> {
     // Before it is there: what it is not may be said of others.
     index.check_id(&tenant.id)?;
     index.check_aliases(&tenant.id)?;
     index.check_seals(&tenant.id)?;
     index.check_server(tenant)?;
-    index.add(tenant)?;
-    let rest = || {
-        index.check_names(tenant)?;
-        index.add_seal(tenant)?;
-        index.add_aliases(&tenant.id, aliases)?;
-        index.add_roles(tenant)?;
-        bindings.into_iter().try_for_each(|entry| index.bind(entry))
-    };
-    let admitted = rest();
-    if admitted.is_err() {
-        index.remove(&tenant.id);
-    }
-    admitted
+    index.add(tenant)
+}
+
+/// Adds what is said of it, once all tenants are there.
+fn admit_words(
+    index: &mut Index,
+    tenant: &Arc<Tenant>,
+    aliases: Vec<String>,
+    bindings: Vec<BindingEntry>,
+    is_id: IsId<'_>,
+) -> Result<(), Conflict> {
+    index.check_names(tenant, is_id)?;
+    index.add_seal(tenant, is_id)?;
+    index.add_aliases(&tenant.id, aliases, is_id)?;
+    index.add_roles(tenant)?;
+    bindings.into_iter().try_for_each(|entry| index.bind(entry))
 }
 
 /// A snapshot, and how it differs from the one before.
@@ -322,7 +341,7 @@ impl<'a> Reading<'a> {
         let (lease, limits) = (self.lease(lease, &id)?, own_limits(&limits));
         Ok(Tenant {
             id,
-            state,
+            state: state.unwrap_or_default(),
             database_names: database_names.into(),
             regions: regions.map(Vec::into_boxed_slice),
             placement,
@@ -414,13 +433,14 @@ impl<'a> Reading<'a> {
 
     /// One that tenants are in. Of several servers none would be known to be the primary.
     fn served(&mut self, entry: ClusterEntry) -> Result<(Arc<str>, Arc<Cluster>), Wrong> {
-        match entry.endpoints.len() {
-            0 | 1 => self.cluster(entry),
-            _ => wrong(
-                "endpoints",
-                "a cluster of several servers is not served yet; name its primary",
-            ),
+        if entry.endpoints.len() > 1 {
+            let what = "a cluster of several servers is not served yet; name its primary";
+            return wrong("endpoints", what);
         }
+        if entry.max_sessions.is_some() {
+            return wrong("max_sessions", "bounds for a cluster are not kept to yet; remove it");
+        }
+        self.cluster(entry)
     }
 
     fn cluster(&mut self, entry: ClusterEntry) -> Result<(Arc<str>, Arc<Cluster>), Wrong> {
@@ -704,8 +724,9 @@ fn own_limits(entry: &LimitsEntry) -> OwnLimits {
     }
 }
 
-/// These go into a URL's path, where `..` or an escape would reach another tenant's.
-fn is_segment(text: &str) -> bool {
+/// Whether it may be a part of a URL's path at OpenBAO, where `..` or an escape would reach another
+/// tenant's.
+pub fn is_segment(text: &str) -> bool {
     let safe = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
     !matches!(text, "" | "." | "..") && text.len() <= 255 && text.bytes().all(safe)
 }

@@ -395,8 +395,14 @@ mod changes {
                     }
                 }
                 news.tenants = entries.values().map(|(one, bindings)| entry(one, bindings)).collect();
+                let ids: BTreeSet<_> = said.keys().chain(entries.keys()).map(|n| format!("t{n}")).collect();
+                let is_id = |word: &str| ids.contains(word);
                 let Change { snapshot: next, changed, rejected } =
-                    snapshot.change(news, &Path::to_path_buf);
+                    snapshot.change(news, &is_id, &Path::to_path_buf);
+                // No tenant's id becomes another's word, be the tenant acceptable or not.
+                for (alias, owner) in next.aliases().filter(|(_, owner)| changed.contains(owner)) {
+                    prop_assert!(!ids.contains(alias), "{alias} of {owner}");
+                }
                 prop_assert_eq!(&changed, &next.changes(&snapshot));
                 for number in &gone {
                     said.remove(number);
@@ -437,7 +443,8 @@ mod changes {
         };
         let none = &Path::to_path_buf;
         let news = |entry: Entry| News { tenants: vec![entry], ..News::default() };
-        let first = Snapshot::empty().change(news(one("acme", "d1", "r1")), none).snapshot;
+        let first =
+            Snapshot::empty().change(news(one("acme", "d1", "r1")), &|_| false, none).snapshot;
         for (rejected, field, what) in [
             (
                 one("globex", "d1", "r2"),
@@ -455,12 +462,12 @@ mod changes {
                 "\"Globex\" is not one: a tenant id is 1 to 49 of a-z 0-9 _ - and starts with a letter or a digit",
             ),
         ] {
-            let change = first.change(news(rejected), none);
+            let change = first.change(news(rejected), &|_| false, none);
             let told = &change.rejected[0];
             assert_eq!((&*told.field, &*told.what), (field, what));
             assert_eq!((change.changed.len(), change.snapshot.len()), (0, 1));
             // The role is still acme's.
-            let again = change.snapshot.change(news(one("hooli", "d3", "r1")), none);
+            let again = change.snapshot.change(news(one("hooli", "d3", "r1")), &|_| false, none);
             assert_eq!(again.rejected.len(), 1);
         }
     }

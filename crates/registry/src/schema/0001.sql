@@ -107,11 +107,12 @@ CREATE TABLE pgsilo.tenants (
     revision bigint NOT NULL DEFAULT 0
 );
 CREATE INDEX tenants_by_revision ON pgsilo.tenants (revision);
+CREATE INDEX tenants_by_database_name ON pgsilo.tenants USING gin (database_names);
 
 -- Coordinates, never a credential.
 CREATE TABLE pgsilo.placements (
     tenant pgsilo.tenant_id PRIMARY KEY REFERENCES pgsilo.tenants ON DELETE CASCADE ON UPDATE CASCADE,
-    cluster pgsilo.label NOT NULL REFERENCES pgsilo.clusters ON UPDATE CASCADE,
+    cluster pgsilo.label NOT NULL REFERENCES pgsilo.clusters ON UPDATE CASCADE DEFERRABLE,
     dbname text NOT NULL CHECK (dbname <> ''),
     -- What the database says of itself, which no other tenant's says. A random value tells a neighbour
     -- that can read it nothing.
@@ -122,6 +123,22 @@ CREATE TABLE pgsilo.placements (
     -- Two tenants may change places.
     UNIQUE (cluster, dbname) DEFERRABLE
 );
+
+-- Whose each server is, and each of OpenBAO's roles: two who had one would have one another's databases.
+-- Kept by triggers.
+CREATE TABLE pgsilo.servers (
+    server text PRIMARY KEY DEFERRABLE,
+    cluster text NOT NULL
+);
+CREATE INDEX servers_by_cluster ON pgsilo.servers (cluster);
+CREATE TABLE pgsilo.roles (
+    mount text NOT NULL,
+    -- In small letters: whether OpenBAO tells them from capitals is its business.
+    role text NOT NULL,
+    tenant text NOT NULL,
+    PRIMARY KEY (mount, role) DEFERRABLE
+);
+CREATE INDEX roles_by_tenant ON pgsilo.roles (tenant);
 
 -- What issuers call tenants instead of their ids.
 CREATE TABLE pgsilo.aliases (
@@ -312,21 +329,24 @@ CREATE FUNCTION pgsilo.touch_tenant() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     touched text[];
+    now_at bigint;
 BEGIN
     IF TG_OP = 'UPDATE' AND to_jsonb(NEW) = to_jsonb(OLD) THEN RETURN NULL; END IF;
     IF TG_OP <> 'INSERT' THEN touched := touched || (to_jsonb(OLD) ->> 'tenant'); END IF;
     IF TG_OP <> 'DELETE' THEN touched := touched || (to_jsonb(NEW) ->> 'tenant'); END IF;
-    UPDATE pgsilo.tenants SET revision = pgsilo.raise_revision()
-        WHERE id = ANY (touched) AND revision < pgsilo.raise_revision();
+    now_at := pgsilo.raise_revision();
+    UPDATE pgsilo.tenants SET revision = now_at WHERE id = ANY (touched) AND revision < now_at;
     RETURN NULL;
 END $$;
 
 CREATE FUNCTION pgsilo.touch_tenants_of_cluster() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    now_at CONSTANT bigint := pgsilo.raise_revision();
 BEGIN
-    UPDATE pgsilo.tenants SET revision = pgsilo.raise_revision()
+    UPDATE pgsilo.tenants SET revision = now_at
         WHERE id IN (SELECT tenant FROM pgsilo.placements WHERE cluster = NEW.name)
-          AND revision < pgsilo.raise_revision();
+          AND revision < now_at;
     RETURN NULL;
 END $$;
 
@@ -345,8 +365,8 @@ BEGIN
         IF one.has_revision THEN
             EXECUTE format('CREATE TRIGGER a_stamp BEFORE INSERT OR UPDATE ON pgsilo.%I
                 FOR EACH ROW EXECUTE FUNCTION pgsilo.stamp()', one.name);
-            EXECUTE format('CREATE TRIGGER b_bury AFTER INSERT OR UPDATE OR DELETE ON pgsilo.%I
-                FOR EACH ROW EXECUTE FUNCTION pgsilo.bury(%L)', one.name, one.key);
+            EXECUTE format('CREATE TRIGGER b_bury AFTER INSERT OR DELETE OR UPDATE OF %I ON pgsilo.%I
+                FOR EACH ROW EXECUTE FUNCTION pgsilo.bury(%L)', one.key, one.name, one.key);
         END IF;
         IF one.is_of_tenant THEN
             EXECUTE format('CREATE TRIGGER b_touch AFTER INSERT OR UPDATE OR DELETE ON pgsilo.%I
@@ -361,6 +381,73 @@ BEGIN
 END $$;
 CREATE TRIGGER b_touch AFTER UPDATE ON pgsilo.clusters
     FOR EACH ROW EXECUTE FUNCTION pgsilo.touch_tenants_of_cluster();
+
+-- ---------------------------------------------------------------------------------------------------------
+-- No two are taken for each other. Who writes has the turn, so what is looked up here stays so.
+
+-- A word in a token means one tenant, and the id of one means that one, whatever becomes of its entry: so
+-- no alias, seal or further name of another's database is a tenant's id.
+CREATE FUNCTION pgsilo.check_words() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    word text;
+    other text;
+BEGIN
+    CASE TG_TABLE_NAME
+        WHEN 'tenants' THEN
+            SELECT id, name INTO word, other FROM (
+                SELECT NEW.id, 'alias of ' || tenant AS name FROM pgsilo.aliases WHERE alias = NEW.id
+                UNION ALL SELECT NEW.id, 'seal of ' || tenant FROM pgsilo.placements
+                    WHERE seal = NEW.id AND tenant <> NEW.id
+                UNION ALL SELECT NEW.id, 'database name of ' || id FROM pgsilo.tenants
+                    WHERE database_names @> ARRAY[NEW.id::text] AND id <> NEW.id
+                UNION ALL SELECT id, 'id of a tenant' FROM pgsilo.tenants
+                    WHERE id = ANY (NEW.database_names) AND id <> NEW.id
+            ) AS taken LIMIT 1;
+        WHEN 'aliases' THEN
+            SELECT id, 'id of a tenant' INTO word, other FROM pgsilo.tenants WHERE id = NEW.alias;
+        ELSE
+            SELECT id, 'id of a tenant' INTO word, other FROM pgsilo.tenants
+                WHERE id = NEW.seal AND id <> NEW.tenant;
+    END CASE;
+    IF word IS NOT NULL THEN
+        RAISE EXCEPTION '% is the %', quote_literal(word), other USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER words AFTER INSERT OR UPDATE OF id, database_names ON pgsilo.tenants
+    DEFERRABLE FOR EACH ROW EXECUTE FUNCTION pgsilo.check_words();
+CREATE CONSTRAINT TRIGGER words AFTER INSERT OR UPDATE OF alias ON pgsilo.aliases
+    DEFERRABLE FOR EACH ROW EXECUTE FUNCTION pgsilo.check_words();
+CREATE CONSTRAINT TRIGGER words AFTER INSERT OR UPDATE OF seal, tenant ON pgsilo.placements
+    DEFERRABLE FOR EACH ROW EXECUTE FUNCTION pgsilo.check_words();
+
+CREATE FUNCTION pgsilo.keep_servers() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF TG_OP <> 'INSERT' THEN DELETE FROM pgsilo.servers WHERE cluster = OLD.name; END IF;
+    IF TG_OP <> 'DELETE' THEN
+        INSERT INTO pgsilo.servers
+            SELECT lower(server) || CASE WHEN server ~ '^/|:[0-9]+$' THEN '' ELSE ':5432' END, NEW.name
+            FROM unnest(NEW.endpoints) AS server;
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER b_servers AFTER INSERT OR DELETE OR UPDATE OF name, endpoints ON pgsilo.clusters
+    FOR EACH ROW EXECUTE FUNCTION pgsilo.keep_servers();
+
+CREATE FUNCTION pgsilo.keep_roles() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF TG_OP <> 'INSERT' THEN DELETE FROM pgsilo.roles WHERE tenant = OLD.tenant; END IF;
+    IF TG_OP <> 'DELETE' THEN
+        INSERT INTO pgsilo.roles
+            SELECT DISTINCT NEW.mount, lower(role), NEW.tenant FROM jsonb_each_text(NEW.roles) AS each(access, role);
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER b_roles AFTER INSERT OR DELETE OR UPDATE OF tenant, mount, roles ON pgsilo.placements
+    FOR EACH ROW EXECUTE FUNCTION pgsilo.keep_roles();
 
 -- ---------------------------------------------------------------------------------------------------------
 -- A placement is where its tenant may live.
@@ -388,11 +475,11 @@ BEGIN
     END IF;
     RETURN NULL;
 END $$;
-CREATE CONSTRAINT TRIGGER residency AFTER INSERT OR UPDATE ON pgsilo.tenants
+CREATE CONSTRAINT TRIGGER residency AFTER INSERT OR UPDATE OF id, regions ON pgsilo.tenants
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION pgsilo.check_residency();
-CREATE CONSTRAINT TRIGGER residency AFTER INSERT OR UPDATE ON pgsilo.placements
+CREATE CONSTRAINT TRIGGER residency AFTER INSERT OR UPDATE OF tenant, cluster ON pgsilo.placements
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION pgsilo.check_residency();
-CREATE CONSTRAINT TRIGGER residency AFTER UPDATE ON pgsilo.clusters
+CREATE CONSTRAINT TRIGGER residency AFTER UPDATE OF name, region ON pgsilo.clusters
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION pgsilo.check_residency();
 
 -- ---------------------------------------------------------------------------------------------------------
@@ -440,8 +527,12 @@ CREATE VIEW pgsilo.proxy_locks AS
         issued_before, expires_at
     FROM pgsilo.locks;
 
+-- And what is not to be seen any more: a tenant without a placement, a grant that nobody has given.
 CREATE VIEW pgsilo.proxy_tombstones AS
-    SELECT kind, key, revision FROM pgsilo.tombstones;
+    SELECT kind, key, revision FROM pgsilo.tombstones
+    UNION ALL SELECT 'tenants', id, revision FROM pgsilo.tenants t
+        WHERE NOT EXISTS (SELECT FROM pgsilo.placements p WHERE p.tenant = t.id)
+    UNION ALL SELECT 'grants', id::text, revision FROM pgsilo.grants WHERE granted_by IS NULL;
 
 -- What a proxy must have if it has missed nothing: how many rows, and a sum over their keys and revisions.
 CREATE VIEW pgsilo.proxy_digest AS
