@@ -71,6 +71,7 @@ fn sign(algorithm: Algorithm) -> Signed {
         default_access: Some(Access::ReadOnly),
         tenants: None,
         max_access: None,
+        needs_grant: false,
         max_lifetime: None,
         leeway: Duration::from_secs(30),
     };

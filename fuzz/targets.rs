@@ -153,6 +153,7 @@ fn verifier() -> &'static Verifier {
             default_access: Some(Access::ReadWrite),
             tenants: None,
             max_access: None,
+            needs_grant: false,
             max_lifetime: None,
             leeway: Duration::from_secs(30),
         };

@@ -364,6 +364,23 @@ pub(crate) fn cancels_refused(address: Option<IpAddr>, reason: &'static str, cou
     );
 }
 
+/// A session may go on because of a grant.
+pub(crate) fn granted(trail: &Trail, grant: &str, break_glass: bool) {
+    let (session, subject) = (trail.session.to_string(), &*trail.subject);
+    let tenant = trail.tenant.as_ref().map(TenantId::as_str).unwrap_or_default();
+    if break_glass {
+        tracing::error!(
+            target: AUDIT, event = "granted", session, subject, tenant, grant, break_glass,
+            "a break-glass grant is used"
+        );
+    } else {
+        tracing::info!(
+            target: AUDIT, event = "granted", session, subject, tenant, grant, break_glass,
+            "a grant is used"
+        );
+    }
+}
+
 /// For whom a credential is asked.
 #[derive(Clone, Debug)]
 pub(crate) struct Asker {

@@ -70,6 +70,9 @@ endings! {
     /// The registry has come to have a lock on the tenant, the identity or the client's address.
     AccessLocked, "access_locked", WARN,
         Some(("57P01", "terminating connection because access is locked"));
+    /// The registry's grant has lapsed or was withdrawn.
+    GrantWithdrawn, "grant_withdrawn", WARN,
+        Some(("57P01", "terminating connection because its grant has ended"));
     /// The listener no longer believes the authority that certified the client.
     AuthorityWithdrawn, "authority_withdrawn", WARN,
         Some(("57P01", "terminating connection because its client certificate is no longer trusted"));

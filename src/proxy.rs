@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
-use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use pgsilo_core::clock::{BootTime, Suspensions};
 use pgsilo_core::registry::Snapshot;
-use pgsilo_core::tenant::TenantId;
+use pgsilo_core::tenant::{Access, TenantId};
 use pgsilo_openbao::OpenBao;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -16,12 +16,13 @@ use tokio::task::JoinHandle;
 
 use crate::audit::{AuditSettings, OnLoss};
 use crate::cancel::CancelKeys;
+use crate::identity::Identity;
 use crate::lease::{self, Lessor};
 use crate::limits::{Limits, Slots, Tally};
 use crate::listener::Listener;
 use crate::log::LogQueue;
 use crate::pool::{Pool, PoolSettings};
-use crate::registry::{Denied, Registry};
+use crate::registry::{Denied, Grant, Registry};
 use crate::registry_database::RegistrySource;
 use crate::sessions::Sessions;
 use crate::token::Verifier;
@@ -143,6 +144,20 @@ impl Proxy {
 
     pub(crate) fn registry(&self) -> &Registry {
         &self.sources.registry
+    }
+
+    /// The grant that an identity needs for a tenant, if its issuer's word is not enough.
+    pub(crate) fn grant(
+        &self,
+        identity: &Identity,
+        tenant: &TenantId,
+        access: Access,
+    ) -> Option<Option<Arc<Grant>>> {
+        let Identity::Token(claims) = identity else { return None };
+        let (issuer, subject, _token_id) = claims.names();
+        let needs_one = self.verifier().needs_grant(issuer);
+        let now = SystemTime::now();
+        needs_one.then(|| self.registry().grants().of((issuer, subject), tenant, access, now))
     }
 
     /// For how long the registry could not be read, once that is longer than it may serve. What was

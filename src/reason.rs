@@ -92,6 +92,8 @@ reasons! {
     /// name clearly, or the tenant has no role for the access.
     TenantForbidden, "28000", "tenant_forbidden", WARN,
         "the session token does not allow this tenant or access";
+    /// Its issuer's word is not enough, and the registry has no grant.
+    GrantMissing, "42501", "grant_missing", WARN, "access to tenant \"{}\" was not granted";
     /// The client named a database or a host that belongs to none of its own tenants; PostgreSQL's
     /// words, the same whether it is another tenant's or unknown.
     DatabaseUnknown, "3D000", "database_unknown", WARN, "database \"{}\" does not exist";

@@ -7,6 +7,7 @@
 
 mod denied;
 mod file;
+mod grants;
 mod locks;
 
 use std::collections::HashSet;
@@ -23,6 +24,7 @@ use tokio::sync::Notify;
 pub use denied::Denied;
 pub(crate) use denied::PresentedCredential;
 pub use file::RegistryFile;
+pub(crate) use grants::{Grant, Grants};
 pub(crate) use locks::{Lock, Lockable, Locks};
 
 /// A source that is asked whether anything has changed answers more often than that.
@@ -42,6 +44,7 @@ pub struct Registry {
     changed: Mutex<HashSet<TenantId>>,
     any_changed: Notify,
     locks: Locks,
+    grants: Grants,
 }
 
 impl Registry {
@@ -55,6 +58,7 @@ impl Registry {
             changed: Mutex::default(),
             any_changed: Notify::new(),
             locks: Locks::new(),
+            grants: Grants::default(),
         }
     }
 
@@ -69,6 +73,11 @@ impl Registry {
     /// Whether its source was ever read.
     pub fn is_read(&self) -> bool {
         self.is_read.load(Ordering::Acquire)
+    }
+
+    /// Who may use what, where that must be said.
+    pub(crate) fn grants(&self) -> &Grants {
+        &self.grants
     }
 
     /// Who is kept out.

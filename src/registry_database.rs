@@ -36,7 +36,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::lease::{Lease, LeaseEnd, LeaseError, Lessor};
 use crate::metrics::{self, Outcome};
-use crate::registry::{Lock, Registry, RegistryFile};
+use crate::registry::{Grant, Lock, Registry, RegistryFile};
 
 /// How often the connection is asked whether it still is one.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -131,6 +131,8 @@ struct Held {
     rows: BTreeMap<&'static str, HashMap<Box<str>, i64>>,
     /// The locks, by id.
     locks: HashMap<String, Arc<Lock>>,
+    /// The grants, by id.
+    grants: HashMap<String, Arc<Grant>>,
     /// Entries that were not acceptable, by kind and id, with what was told of them.
     rejected: HashMap<(&'static str, String), (Offered, String)>,
 }
@@ -301,6 +303,11 @@ impl RegistryDatabase {
         if let Some(change) = held.take_locks(&mut reading) {
             registry.locks().replace(held.locks.values(), change.is_anybodys);
             registry.tell_changed(change.tenants);
+        }
+        let granted = held.take_grants(&mut reading);
+        if !granted.is_empty() {
+            registry.grants().replace(held.grants.values());
+            registry.tell_changed(granted);
         }
         let position = reading.position.clone();
         let before = registry.snapshot();
@@ -482,6 +489,31 @@ impl Held {
         let is_anybodys = changed.iter().any(|lock| lock.tenant().is_none());
         let tenants = changed.iter().filter_map(|lock| lock.tenant()).collect();
         (!changed.is_empty()).then_some(LockChange { is_anybodys, tenants })
+    }
+
+    /// Takes over what a reading says of grants. Returns the tenants that it is about.
+    fn take_grants(&mut self, reading: &mut Reading) -> HashSet<TenantId> {
+        let mut changed: Vec<Arc<Grant>> = Vec::new();
+        if reading.is_whole {
+            changed.extend(self.grants.drain().map(|(_, grant)| grant));
+        }
+        let gone = reading.gone.iter().filter(|gone| gone.kind == GRANTS);
+        changed.extend(gone.filter_map(|gone| self.grants.remove(&gone.key)));
+        for row in &reading.grants {
+            let id = row.id.clone();
+            match Grant::read(row.clone()) {
+                Ok(grant) => {
+                    let grant = Arc::new(grant);
+                    changed.push(Arc::clone(&grant));
+                    changed.extend(self.grants.insert(id, grant));
+                }
+                Err(error) => {
+                    tracing::error!(id, %error, "the registry's grant gives nobody anything");
+                    changed.extend(self.grants.remove(&id));
+                }
+            }
+        }
+        changed.iter().map(|grant| grant.tenant().clone()).collect()
     }
 
     /// Remembers what was rejected, and tells of it once.

@@ -396,6 +396,11 @@ impl Verifier {
         select_all(asked.map(|asked| asked as _).chain([never])).await;
     }
 
+    /// Whether this issuer's word is not enough.
+    pub(crate) fn needs_grant(&self, issuer: &str) -> bool {
+        self.issuers.get(issuer).is_some_and(|issuer| issuer.needs_grant)
+    }
+
     /// Whether any issuer has usable keys.
     pub(crate) fn has_usable_keys(&self) -> bool {
         self.issuers.values().any(|issuer| issuer.keys.in_force().is_some())

@@ -311,7 +311,11 @@ fn the_commented_alternatives_load_too() {
             ("# max_stale = \"24h\"", "max_stale = \"2s\""),
         ],
         vec![("# max_staleness", "max_staleness"), ("# regions", "regions")],
-        vec![("file = \"tenants.toml\"", ""), ("# postgres = {", "postgres = {")],
+        vec![
+            ("file = \"tenants.toml\"", ""),
+            ("# postgres = {", "postgres = {"),
+            ("# authorization", "authorization"),
+        ],
         vec![("# ca = \"openbao", "ca = \"openbao")],
         vec![
             ("auth = { approle", "# auth = { approle"),
@@ -400,7 +404,7 @@ fn reuse_needs_a_pool() {
     folder.edit("reuse = \"never\"", "reuse = \"reset\"");
     assert_eq!(
         folder.load().map(|_| ()),
-        Err("pgsilo.toml:138: pool.reuse: \"reset\", but pool.max_idle is 0; no connection could be kept".to_owned())
+        Err("pgsilo.toml:139: pool.reuse: \"reset\", but pool.max_idle is 0; no connection could be kept".to_owned())
     );
 }
 
@@ -412,7 +416,7 @@ fn reuse_and_windows_exclude_each_other() {
     assert!(folder.load().is_ok());
     folder.edit("reuse = \"never\"", "reuse = \"reset\"");
     let error = folder.load().map(|_| ()).expect_err("refused");
-    assert!(error.starts_with("pgsilo.toml:138: pool.reuse: \"reset\" would give"), "{error}");
+    assert!(error.starts_with("pgsilo.toml:139: pool.reuse: \"reset\" would give"), "{error}");
 }
 
 /// Under session authority OpenBAO reads the token for itself.
@@ -466,7 +470,7 @@ fn world_readable_secrets_cause_a_warning() {
         said,
         [
             "pgsilo.toml:13: listener[0].tls.key: \"server.key\" can be read by every user; use chmod 600",
-            "pgsilo.toml:77: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
+            "pgsilo.toml:78: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
         ]
     );
 }

@@ -27,7 +27,7 @@ use super::raw::{
 };
 use super::{
     AuditSettings, Config, EndingRules, FileError, Limits, ListenAddress, ListenerSettings,
-    LogFormat, LogSettings, OnLoss, PoolSettings, ProxySettings, TimeLimits,
+    LogFormat, LogSettings, OnLoss, PoolSettings, ProxySettings, RegistrySettings, TimeLimits,
 };
 use crate::token::MAX_TOKEN_BYTES;
 
@@ -83,6 +83,12 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
         );
     }
     let registry = build.registry(raw.registry.file, raw.registry.postgres, &lease)?;
+    if let RegistrySettings::File(_) = registry
+        && let Some(index) = issuers.iter().position(|issuer| issuer.needs_grant)
+    {
+        let what = "\"grant\", and a file has no grants: it needs [registry] postgres";
+        return build.wrong(format!("issuer[{index}].authorization"), what);
+    }
     let denied = raw.registry.denied.map(|path| file.resolve(&path));
     let warnings = build.warnings;
     Ok(Config {

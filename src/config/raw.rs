@@ -157,6 +157,8 @@ pub(super) struct RawIssuer {
     pub(super) access_values: Option<BTreeMap<String, String>>,
     pub(super) tenants: Option<Vec<String>>,
     pub(super) max_access: Option<String>,
+    #[serde(default)]
+    pub(super) authorization: RawAuthorization,
     pub(super) max_lifetime: Option<Text<Duration>>,
     #[serde(default = "leeway")]
     pub(super) leeway: Text<Duration>,
@@ -172,6 +174,15 @@ fn tenant_claim() -> String {
 
 fn leeway() -> Text<Duration> {
     Text(Duration::from_secs(30))
+}
+
+/// Whose word lets a token's subject in.
+#[derive(Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawAuthorization {
+    #[default]
+    Claim,
+    Grant,
 }
 
 #[derive(Deserialize)]

@@ -10,6 +10,7 @@
 
 mod decision;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -24,7 +25,7 @@ use crate::identity::Identity;
 use crate::lease::LeaseEnd;
 use crate::listener::Listener;
 use crate::proxy::Proxy;
-use crate::registry::Lockable;
+use crate::registry::{Grant, Lockable};
 use crate::sessions::Session;
 use crate::splice::{Termination, Terminator};
 use decision::{Decision, Facts};
@@ -84,14 +85,20 @@ impl Authority<'_> {
         let identity = &*self.resources.identity;
         let ends = rules.end_at_expiry || matches!(identity, Identity::Certificate(_));
         let began = self.session.began;
+        let grant = self.grant();
         let facts = Facts {
             drained_by: self.proxy.drained_by(),
             withdrawn: self.is_withdrawn(),
             revoked: identity.is_denied(self.proxy.sources.denied.as_ref()),
             locked: self.is_locked(),
+            ungranted: matches!(grant, Some(None)),
             uncertified: self.is_uncertified(),
             lease: end,
             expires: ends.then(|| (self.expires, self.expires.since(began), identity.ending())),
+            granted: grant.flatten().and_then(|grant| {
+                let at = BootTime::at(grant.expires_at()?);
+                Some((at, at.since(began)))
+            }),
             aged: self.max_age.map(|age| (began + age, age)),
             grace: rules.grace,
         };
@@ -111,6 +118,12 @@ impl Authority<'_> {
                 && now.placement().is_same_database(placement)
         });
         !serves || !self.is_still_bound(&snapshot)
+    }
+
+    /// The grant that it needs, if it needs one.
+    fn grant(&self) -> Option<Option<Arc<Grant>>> {
+        let SessionResources { identity, tenant, access, .. } = self.resources;
+        self.proxy.grant(identity, tenant.id(), *access)
     }
 
     /// The registry has a lock on its tenant, its identity or its client's address.

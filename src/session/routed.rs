@@ -12,7 +12,7 @@ use pgsilo_core::registry::Tenant;
 use super::client::{Client, Stop};
 use super::identified::Identified;
 use super::started::Started;
-use crate::audit::Stage;
+use crate::audit::{self, Stage};
 use crate::identity::Identity;
 use crate::lease::{Authorization, Request};
 use crate::proxy::Proxy;
@@ -59,6 +59,7 @@ impl<'c> Routed<'c> {
         let route = Arc::new(resolve(&mut identified).map_err(Refusal::from)?);
         let tenant = route.tenant();
         check_locks(&mut identified, tenant)?;
+        check_grant(&mut identified, &route)?;
         let permit = take_permit(tenant, proxy)?;
         identified.client().prove();
 
@@ -90,6 +91,23 @@ impl<'c> Routed<'c> {
         let Routed { started, route, mut identity, permit, .. } = self;
         identity.settle_on(route.tenant().id());
         Admission { started, route, identity, permit }
+    }
+}
+
+/// Where its issuer's word is not enough, the registry's is asked as well. An event says which grant
+/// it was.
+fn check_grant(identified: &mut Identified<'_>, route: &Route) -> Result<(), Refusal> {
+    let (proxy, tenant) = (identified.client().proxy, route.tenant().id());
+    match proxy.grant(identified.identity(), tenant, route.access()) {
+        None => Ok(()),
+        Some(Some(grant)) => {
+            audit::granted(&identified.client().trail, grant.id(), grant.is_break_glass());
+            Ok(())
+        }
+        Some(None) => {
+            let cause = format!("the registry has no grant of {} access", route.access());
+            Err(Refusal::new(Reason::GrantMissing, cause).about(tenant))
+        }
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Issuer<K = Keyring> {
     pub tenants: Option<Arc<[TenantPattern]>>,
     /// The most that its tokens may grant; `None`: any access.
     pub max_access: Option<Access>,
+    /// Its word is not enough: the registry must have a grant, too.
+    pub needs_grant: bool,
     /// The longest from `iat` to `exp`; `None`: any. With it, `iat` must be there.
     pub max_lifetime: Option<Duration>,
     /// For clocks that differ; at most [`MAX_LEEWAY`].
@@ -112,6 +114,7 @@ impl Issuer<KeySource> {
             default_access: self.default_access,
             tenants: self.tenants,
             max_access: self.max_access,
+            needs_grant: self.needs_grant,
             max_lifetime: self.max_lifetime,
             leeway: self.leeway,
         };

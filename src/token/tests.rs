@@ -82,6 +82,7 @@ fn issuer(name: &str, keys: Vec<Key>) -> Issuer {
         default_access: Some(Access::ReadWrite),
         tenants: None,
         max_access: None,
+        needs_grant: false,
         max_lifetime: None,
         leeway: Duration::from_secs(30),
     }

@@ -133,6 +133,11 @@ async fn scenario(reason: Reason) -> (Proxy, Message, Told) {
             let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
             (proxy, message, told("access is locked: ask Ann"))
         }
+        Reason::GrantMissing => {
+            let (proxy, _database) = crate::registry::grants::serve().await;
+            let message = refused_token(&proxy, &mint::token("acme"), "acme").await;
+            (proxy, message, told("access to tenant \"acme\" was not granted"))
+        }
         Reason::TokenMissing => {
             let proxy = Proxy::start().await;
             let message = refused_token(&proxy, "", "acme").await;
@@ -460,6 +465,7 @@ refusals! {
     a_token_of_another_certificate: TokenUnbound;
     a_token_on_the_list: IdentityRevoked;
     a_tenant_with_a_lock: AccessLocked;
+    a_subject_without_a_grant: GrantMissing;
     an_empty_password: TokenMissing;
     a_broken_signature: TokenInvalid;
     an_expired_token: TokenExpired;

@@ -1,6 +1,7 @@
 //! The registry in PostgreSQL: made and kept by `pgsiloctl registry`, its revisions, its audit, and
 //! who may do what in it.
 
+pub(crate) mod grants;
 pub(crate) mod served;
 
 use std::collections::BTreeMap;
@@ -74,6 +75,13 @@ impl Database {
     async fn lock(&self, arguments: &[&str]) -> Output {
         let mut command = self.program_of_operator();
         command.arg("lock").args(arguments).args(["--tls", "disable"]);
+        command.output().await.expect("it runs")
+    }
+
+    /// `pgsiloctl grant ...`.
+    async fn grant(&self, arguments: &[&str]) -> Output {
+        let mut command = self.program_of_operator();
+        command.arg("grant").args(arguments).args(["--tls", "disable"]);
         command.output().await.expect("it runs")
     }
 

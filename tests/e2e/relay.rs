@@ -282,6 +282,9 @@ fn every_ending_has_a_test() {
             pgsilo::Ending::AccessLocked => {
                 crate::registry::served::a_lock_ends_what_it_names_and_lets_nobody_past
             }
+            pgsilo::Ending::GrantWithdrawn => {
+                crate::registry::grants::a_session_ends_with_its_grant
+            }
             pgsilo::Ending::AuthorityWithdrawn => {
                 crate::certificates::an_authority_that_is_replaced_loses_its_sessions_and_no_others
             }

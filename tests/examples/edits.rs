@@ -2,11 +2,11 @@
 
 /// The whole error. It is one line.
 pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
-    ("[limits]", "[limits", "pgsilo.toml:108: unclosed table, expected `]`"),
+    ("[limits]", "[limits", "pgsilo.toml:109: unclosed table, expected `]`"),
     (
         "[limits]",
         "[limit]",
-        "pgsilo.toml:108: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, pool, admin, log, audit, runtime",
+        "pgsilo.toml:109: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, pool, admin, log, audit, runtime",
     ),
     (
         "transaction_timeout = \"10m\"",
@@ -21,52 +21,52 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "[limits]",
         "[limits]\nmax_session = 1",
-        "pgsilo.toml:109: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, startup_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, idle_in_transaction_timeout, transaction_timeout, max_session_age, drain_timeout, dead_peer_timeout",
+        "pgsilo.toml:110: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, startup_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, idle_in_transaction_timeout, transaction_timeout, max_session_age, drain_timeout, dead_peer_timeout",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = \"10000\"",
-        "pgsilo.toml:111: limits.max_sessions: invalid type: string \"10000\", expected a whole number, 0 or more",
+        "pgsilo.toml:112: limits.max_sessions: invalid type: string \"10000\", expected a whole number, 0 or more",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = -1",
-        "pgsilo.toml:111: limits.max_sessions: invalid value: integer `-1`, expected a whole number, 0 or more",
+        "pgsilo.toml:112: limits.max_sessions: invalid value: integer `-1`, expected a whole number, 0 or more",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = 10000\nmax_sessions = 1",
-        "pgsilo.toml:112: duplicate key",
+        "pgsilo.toml:113: duplicate key",
     ),
     (
         "authority = \"proxy\"",
         "authority = \"session\"",
-        "pgsilo.toml:77: openbao.auth: remove it: with authority = \"session\" pgsilo itself does not log in to OpenBAO",
+        "pgsilo.toml:78: openbao.auth: remove it: with authority = \"session\" pgsilo itself does not log in to OpenBAO",
     ),
     (
         "authority = \"proxy\"",
         "authority = \"nobody\"",
-        "pgsilo.toml:93: lease.authority: \"nobody\" is not known here; use one of: proxy, session",
+        "pgsilo.toml:94: lease.authority: \"nobody\" is not known here; use one of: proxy, session",
     ),
     (
         "address = \"https://127.0.0.1:8200\"",
         "address = \"unix:bao.sock\"",
-        "pgsilo.toml:72: openbao.address: not an absolute path; write it like \"unix:/run/bao.sock\"",
+        "pgsilo.toml:73: openbao.address: not an absolute path; write it like \"unix:/run/bao.sock\"",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = { certificate = { role = \"pgsilo\" } }",
-        "pgsilo.toml:77: openbao.auth.certificate: needs openbao.client_certificate, the certificate to show",
+        "pgsilo.toml:78: openbao.auth.certificate: needs openbao.client_certificate, the certificate to show",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = { jwt = { role = \"pgsilo\" } }",
-        "pgsilo.toml:77: openbao.auth.jwt.token_file: missing; name the file of the JWT",
+        "pgsilo.toml:78: openbao.auth.jwt.token_file: missing; name the file of the JWT",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = { approle = { mount = \"../sys\", role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
-        "pgsilo.toml:77: openbao.auth.approle.mount: \"../sys\" is not a mount; write it like \"approle\"",
+        "pgsilo.toml:78: openbao.auth.approle.mount: \"../sys\" is not a mount; write it like \"approle\"",
     ),
     (
         "address = \"127.0.0.1:6432\"",
@@ -81,47 +81,47 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "startup_timeout = \"5s\"",
         "startup_timeout = \"0s\"",
-        "pgsilo.toml:120: limits.startup_timeout: zero; a startup packet needs some time, such as \"5s\"",
+        "pgsilo.toml:121: limits.startup_timeout: zero; a startup packet needs some time, such as \"5s\"",
     ),
     (
         "on_loss = \"count\"",
         "on_loss = \"wait\"",
-        "pgsilo.toml:152: audit.on_loss: \"wait\" is not known here; use one of: count, refuse",
+        "pgsilo.toml:153: audit.on_loss: \"wait\" is not known here; use one of: count, refuse",
     ),
     (
         "queue_bytes = 8388608",
         "queue_bytes = 1000",
-        "pgsilo.toml:153: audit.queue_bytes: 1000 is out of range; use 65536 to 1073741824",
+        "pgsilo.toml:154: audit.queue_bytes: 1000 is out of range; use 65536 to 1073741824",
     ),
     (
         "queue_bytes = 1048576",
         "queue_bytes = 2000000000",
-        "pgsilo.toml:149: log.queue_bytes: 2000000000 is out of range; use 65536 to 1073741824",
+        "pgsilo.toml:150: log.queue_bytes: 2000000000 is out of range; use 65536 to 1073741824",
     ),
     (
         "login_timeout = \"10s\"",
         "login_timeout = \"10 s\"",
-        "pgsilo.toml:109: limits.login_timeout: \"10 s\" is not a duration such as \"500ms\", \"10s\", \"15m\", \"2h\" or \"1d\"",
+        "pgsilo.toml:110: limits.login_timeout: \"10 s\" is not a duration such as \"500ms\", \"10s\", \"15m\", \"2h\" or \"1d\"",
     ),
     (
         "login_timeout = \"10s\"",
         "login_timeout = 10",
-        "pgsilo.toml:109: limits.login_timeout: invalid type: integer `10`, expected a duration such as \"500ms\", \"10s\", \"15m\", \"2h\" or \"1d\"",
+        "pgsilo.toml:110: limits.login_timeout: invalid type: integer `10`, expected a duration such as \"500ms\", \"10s\", \"15m\", \"2h\" or \"1d\"",
     ),
     (
         "login_timeout = \"10s\"",
         "login_timeout = \"0s\"",
-        "pgsilo.toml:109: limits.login_timeout: zero; a login needs some time, such as \"10s\"",
+        "pgsilo.toml:110: limits.login_timeout: zero; a login needs some time, such as \"10s\"",
     ),
     (
         "format = \"json\"",
         "format = \"jsn\"",
-        "pgsilo.toml:147: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
+        "pgsilo.toml:148: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
     ),
     (
         "level = \"info\"",
         "level = \"loud\"",
-        "pgsilo.toml:148: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
+        "pgsilo.toml:149: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
     ),
     (
         "mode = \"0660\"",
@@ -131,9 +131,9 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "role_id = \"pgsilo\", ",
         "",
-        "pgsilo.toml:77: openbao.auth.approle: the key \"role_id\" is missing; add it",
+        "pgsilo.toml:78: openbao.auth.approle: the key \"role_id\" is missing; add it",
     ),
-    ("file = \"tenants.toml\"", "", "pgsilo.toml:62: registry: neither file nor postgres; add one"),
+    ("file = \"tenants.toml\"", "", "pgsilo.toml:63: registry: neither file nor postgres; add one"),
     (
         "tls = { certificate = \"server.crt\", key = \"server.key\" }",
         "tls = true",
@@ -472,7 +472,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "# max_lifetime = \"1h\"",
         "max_lifetime = \"0s\"",
-        "pgsilo.toml:57: issuer[0].max_lifetime: zero; no token would be taken",
+        "pgsilo.toml:58: issuer[0].max_lifetime: zero; no token would be taken",
     ),
     (
         "# aliases = [\"org_Ab1\", \"acme.com\"]",
@@ -482,12 +482,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "leeway = \"30s\"",
         "leeway = \"10m\"",
-        "pgsilo.toml:58: issuer[0].leeway: too long; at most 5m",
+        "pgsilo.toml:59: issuer[0].leeway: too long; at most 5m",
     ),
     (
         "file = \"tenants.toml\"",
         "file = \"absent.toml\"",
-        "pgsilo.toml:63: registry.file: absent.toml: cannot read the file: No such file or directory (os error 2)",
+        "pgsilo.toml:64: registry.file: absent.toml: cannot read the file: No such file or directory (os error 2)",
     ),
     (
         "file = \"tenants.toml\"",
@@ -495,189 +495,194 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "empty:1: the key \"tenant\" is missing; add it",
     ),
     (
+        "# authorization = \"grant\"",
+        "authorization = \"grant\"",
+        "pgsilo.toml:57: issuer[0].authorization: \"grant\", and a file has no grants: it needs [registry] postgres",
+    ),
+    (
         "# postgres = {",
         "postgres = {",
-        "pgsilo.toml:64: registry.postgres: both file and postgres; keep one",
+        "pgsilo.toml:65: registry.postgres: both file and postgres; keep one",
     ),
     (
         "file = \"tenants.toml\"",
         "postgres = { endpoints = [\"db:x\"], dbname = \"registry\", user = \"u\", password_file = \"secret-id\" }",
-        "pgsilo.toml:63: registry.postgres.endpoints: \"db:x\": no port behind the colon; write it like \"db1.internal:5432\"",
+        "pgsilo.toml:64: registry.postgres.endpoints: \"db:x\": no port behind the colon; write it like \"db1.internal:5432\"",
     ),
     (
         "file = \"tenants.toml\"",
         "postgres = { endpoints = [\"db\"], dbname = \"registry\", user = \"u\" }",
-        "pgsilo.toml:63: registry.postgres.lease: write lease = { mount, role }, or user and password_file, and not both",
+        "pgsilo.toml:64: registry.postgres.lease: write lease = { mount, role }, or user and password_file, and not both",
     ),
     (
         "file = \"tenants.toml\"",
         "postgres = { endpoints = [\"db\"], dbname = \"registry\", lease = { mount = \"../sys\", role = \"r\" } }",
-        "pgsilo.toml:63: registry.postgres.lease.mount: \"../sys\" is not a mount; write it like \"pgsilo-registry\"",
+        "pgsilo.toml:64: registry.postgres.lease.mount: \"../sys\" is not a mount; write it like \"pgsilo-registry\"",
     ),
     (
         "file = \"tenants.toml\"",
         "postgres = { endpoints = [\"db\"], dbname = \"registry\", tls = { mode = \"verify-ca\", ca = \"absent.crt\" }, user = \"u\", password_file = \"secret-id\" }",
-        "pgsilo.toml:63: registry.postgres.tls.ca: cannot read \"absent.crt\": No such file or directory (os error 2)",
+        "pgsilo.toml:64: registry.postgres.tls.ca: cannot read \"absent.crt\": No such file or directory (os error 2)",
     ),
     (
         "# regions = [\"eu-central\"]",
         "regions = []",
-        "pgsilo.toml:67: registry.regions: empty; name each region, or leave the key out for any",
+        "pgsilo.toml:68: registry.regions: empty; name each region, or leave the key out for any",
     ),
     (
         "https://127.0.0.1:8200",
         "http://bao.example:8200",
-        "pgsilo.toml:72: openbao.address: http to \"bao.example\" would show credentials to the network; use https",
+        "pgsilo.toml:73: openbao.address: http to \"bao.example\" would show credentials to the network; use https",
     ),
     (
         "https://127.0.0.1:8200",
         "http+unix:///run/bao.sock",
-        "pgsilo.toml:72: openbao.address: the scheme \"http+unix\" is not supported; use https",
+        "pgsilo.toml:73: openbao.address: the scheme \"http+unix\" is not supported; use https",
     ),
     (
         "https://127.0.0.1:8200",
         "127.0.0.1:8200",
-        "pgsilo.toml:72: openbao.address: \"127.0.0.1:8200\" is not a URL; write it like \"https://127.0.0.1:8200\"",
+        "pgsilo.toml:73: openbao.address: \"127.0.0.1:8200\" is not a URL; write it like \"https://127.0.0.1:8200\"",
     ),
     (
         "https://127.0.0.1:8200",
         "https://user:hunter2@bao.example",
-        "pgsilo.toml:72: openbao.address: a URL with a user or a password; remove them and use openbao.auth",
+        "pgsilo.toml:73: openbao.address: a URL with a user or a password; remove them and use openbao.auth",
     ),
     (
         "https://127.0.0.1:8200",
         "https://bao.example/?a=b",
-        "pgsilo.toml:72: openbao.address: \"https://bao.example/?a=b\" has a query or a fragment; end it after the port",
+        "pgsilo.toml:73: openbao.address: \"https://bao.example/?a=b\" has a query or a fragment; end it after the port",
     ),
     (
         "# ca = \"openbao-ca.crt\"",
         "ca = \"empty\"",
-        "pgsilo.toml:73: openbao.ca: \"empty\" holds no certificate; it must be PEM with a CERTIFICATE section",
+        "pgsilo.toml:74: openbao.ca: \"empty\" holds no certificate; it must be PEM with a CERTIFICATE section",
     ),
     (
         "# ca = \"openbao-ca.crt\"",
         "ca = \"absent.crt\"",
-        "pgsilo.toml:73: openbao.ca: cannot read \"absent.crt\": No such file or directory (os error 2)",
+        "pgsilo.toml:74: openbao.ca: cannot read \"absent.crt\": No such file or directory (os error 2)",
     ),
     (
         "# namespace = \"team-a\"",
         "namespace = \"a\\nb\"",
-        "pgsilo.toml:74: openbao.namespace: not a namespace; write it like \"team-a\"",
+        "pgsilo.toml:75: openbao.namespace: not a namespace; write it like \"team-a\"",
     ),
     (
         "# client_certificate = { certificate = \"pgsilo.crt\", key = \"pgsilo.key\" }",
         "client_certificate = { certificate = \"absent.crt\", key = \"server.key\" }",
-        "pgsilo.toml:75: openbao.client_certificate.certificate: cannot read \"absent.crt\": No such file or directory (os error 2)",
+        "pgsilo.toml:76: openbao.client_certificate.certificate: cannot read \"absent.crt\": No such file or directory (os error 2)",
     ),
     (
         "# client_certificate = { certificate = \"pgsilo.crt\", key = \"pgsilo.key\" }",
         "client_certificate = { certificate = \"token\", key = \"server.key\" }",
-        "pgsilo.toml:75: openbao.client_certificate.certificate: \"token\" holds no certificate; it must be PEM with a CERTIFICATE section",
+        "pgsilo.toml:76: openbao.client_certificate.certificate: \"token\" holds no certificate; it must be PEM with a CERTIFICATE section",
     ),
     (
         "# client_certificate = { certificate = \"pgsilo.crt\", key = \"pgsilo.key\" }",
         "client_certificate = { certificate = \"server.crt\", key = \"token\" }",
-        "pgsilo.toml:75: openbao.client_certificate.key: \"token\" holds no private key; it must be PEM with an unencrypted PRIVATE KEY section",
+        "pgsilo.toml:76: openbao.client_certificate.key: \"token\" holds no private key; it must be PEM with an unencrypted PRIVATE KEY section",
     ),
     (
         "# client_certificate = { certificate = \"pgsilo.crt\", key = \"pgsilo.key\" }",
         "client_certificate = { certificate = \"server.crt\", key = \"other.key\" }",
-        "pgsilo.toml:75: openbao.client_certificate.key: the key in \"other.key\" does not belong to the first certificate in \"server.crt\"",
+        "pgsilo.toml:76: openbao.client_certificate.key: the key in \"other.key\" does not belong to the first certificate in \"server.crt\"",
     ),
     (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"absent\" } }",
-        "pgsilo.toml:77: openbao.auth.approle.secret_id_file: cannot read \"absent\": No such file or directory (os error 2)",
+        "pgsilo.toml:78: openbao.auth.approle.secret_id_file: cannot read \"absent\": No such file or directory (os error 2)",
     ),
     (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"empty\" } }",
-        "pgsilo.toml:77: openbao.auth.approle.secret_id_file: \"empty\" is empty; it must hold the secret",
+        "pgsilo.toml:78: openbao.auth.approle.secret_id_file: \"empty\" is empty; it must hold the secret",
     ),
     (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"secret-id\" }, token_file = \"bao-token\" }",
-        "pgsilo.toml:77: openbao.auth: several methods; keep one of approle, kubernetes, jwt, certificate, token_file",
+        "pgsilo.toml:78: openbao.auth: several methods; keep one of approle, kubernetes, jwt, certificate, token_file",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = {}",
-        "pgsilo.toml:77: openbao.auth: empty; add one of approle, kubernetes, jwt, certificate, token_file",
+        "pgsilo.toml:78: openbao.auth: empty; add one of approle, kubernetes, jwt, certificate, token_file",
     ),
     (
         "\ntimeout = \"5s\"",
         "\ntimeout = \"0ms\"",
-        "pgsilo.toml:83: openbao.timeout: zero; a request needs some time, such as \"5s\"",
+        "pgsilo.toml:84: openbao.timeout: zero; a request needs some time, such as \"5s\"",
     ),
     (
         "\ntimeout = \"5s\"",
         "\ntimeout = \"21s\"",
-        "pgsilo.toml:83: openbao.timeout: too long; at most 20s",
+        "pgsilo.toml:84: openbao.timeout: too long; at most 20s",
     ),
     (
         "max_concurrent_requests = 64",
         "max_concurrent_requests = 0",
-        "pgsilo.toml:84: openbao.max_concurrent_requests: zero; no lease could be asked for",
+        "pgsilo.toml:85: openbao.max_concurrent_requests: zero; no lease could be asked for",
     ),
     (
         "# max_pending_revocations = 20000",
         "max_pending_revocations = 0",
-        "pgsilo.toml:85: openbao.max_pending_revocations: zero; no lease could be asked for",
+        "pgsilo.toml:86: openbao.max_pending_revocations: zero; no lease could be asked for",
     ),
     (
         "max_handshakes = 1000",
         "max_handshakes = 0",
-        "pgsilo.toml:110: limits.max_handshakes: zero; no client could log in",
+        "pgsilo.toml:111: limits.max_handshakes: zero; no client could log in",
     ),
     (
         "dead_peer_timeout = \"2m\"",
         "dead_peer_timeout = \"0s\"",
-        "pgsilo.toml:121: limits.dead_peer_timeout: 0ns is out of range; use 5s to 30m",
+        "pgsilo.toml:122: limits.dead_peer_timeout: 0ns is out of range; use 5s to 30m",
     ),
     (
         "max_token_bytes = 16384",
         "max_token_bytes = 65537",
-        "pgsilo.toml:114: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
+        "pgsilo.toml:115: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
     ),
     (
         "[pool]",
         "[warm]",
-        "pgsilo.toml:128: warm: unknown key; allowed here: listener, issuer, registry, openbao, lease, limits, pool, admin, log, audit, runtime",
+        "pgsilo.toml:129: warm: unknown key; allowed here: listener, issuer, registry, openbao, lease, limits, pool, admin, log, audit, runtime",
     ),
     (
         "max_idle = 100",
         "max_idle = 10000001",
-        "pgsilo.toml:129: pool.max_idle: 10000001 is out of range; at most 10000000",
+        "pgsilo.toml:130: pool.max_idle: 10000001 is out of range; at most 10000000",
     ),
     (
         "max_idle_per_tenant = 4",
         "max_idle_per_tenant = 0",
-        "pgsilo.toml:130: pool.max_idle_per_tenant: zero; for no pool at all, set pool.max_idle to 0",
+        "pgsilo.toml:131: pool.max_idle_per_tenant: zero; for no pool at all, set pool.max_idle to 0",
     ),
     (
         "idle_timeout = \"10s\"",
         "idle_timeout = \"11m\"",
-        "pgsilo.toml:131: pool.idle_timeout: 660s is out of range; use 1s to 10m",
+        "pgsilo.toml:132: pool.idle_timeout: 660s is out of range; use 1s to 10m",
     ),
     (
         "check_delay = \"250ms\"",
         "check_delay = \"11s\"",
-        "pgsilo.toml:132: pool.check_delay: 11s is longer than idle_timeout",
+        "pgsilo.toml:133: pool.check_delay: 11s is longer than idle_timeout",
     ),
     (
         "reuse = \"never\"",
         "reuse = \"always\"",
-        "pgsilo.toml:138: pool.reuse: \"always\" is not known here; use one of: never, reset",
+        "pgsilo.toml:139: pool.reuse: \"always\" is not known here; use one of: never, reset",
     ),
     (
         "cores = 0",
         "cores = 5000",
-        "pgsilo.toml:156: runtime.cores: 5000 is out of range; use 0 to 1024",
+        "pgsilo.toml:157: runtime.cores: 5000 is out of range; use 0 to 1024",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"9432\"",
-        "pgsilo.toml:144: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
+        "pgsilo.toml:145: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
     ),
     (
         "id = \"globex\"",
@@ -848,12 +853,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"127.0.0.1:6432\"",
-        "pgsilo.toml:144: admin.address: a listener has it; choose another port",
+        "pgsilo.toml:145: admin.address: a listener has it; choose another port",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"[::]:6432\"",
-        "pgsilo.toml:144: admin.address: a listener has it; choose another port",
+        "pgsilo.toml:145: admin.address: a listener has it; choose another port",
     ),
     (
         "auth = \"password\" ",
@@ -923,7 +928,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "# ca = \"openbao-ca.crt\"",
         "ca = \"server.crt\"",
-        "pgsilo.toml:73: openbao.ca: \"server.crt\": the certificate \"CN=rcgen self signed cert\" is no authority's (basicConstraints CA:TRUE is missing): its key could sign for anybody; name the authority that signed it",
+        "pgsilo.toml:74: openbao.ca: \"server.crt\": the certificate \"CN=rcgen self signed cert\" is no authority's (basicConstraints CA:TRUE is missing): its key could sign for anybody; name the authority that signed it",
     ),
     (
         "tls = { certificate = \"server.crt\", key = \"server.key\" }",
@@ -933,7 +938,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "# denied = \"denied.toml\"",
         "denied = \"absent.toml\"",
-        "pgsilo.toml:65: registry.denied: absent.toml: cannot read the file: No such file or directory (os error 2)",
+        "pgsilo.toml:66: registry.denied: absent.toml: cannot read the file: No such file or directory (os error 2)",
     ),
     (
         "# denied = \"denied.toml\"",
@@ -974,22 +979,22 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"0.0.0.0:9432\"",
-        "pgsilo.toml:144: admin.address: not a loopback address: anybody who reaches it can read the metrics",
+        "pgsilo.toml:145: admin.address: not a loopback address: anybody who reaches it can read the metrics",
     ),
     (
         "socket = \"/run/postgresql/.s.PGSQL.5432\"\ndbname",
         "host = \"DB1.internal.\"\ndbname",
-        "pgsilo.toml:117: limits.transaction_timeout: not set for every tenant, and tenants share servers (2 share db1.internal:5432): one tenant's transaction can hold what all need, for as long as its token lasts",
+        "pgsilo.toml:118: limits.transaction_timeout: not set for every tenant, and tenants share servers (2 share db1.internal:5432): one tenant's transaction can hold what all need, for as long as its token lasts",
     ),
     (
         "tls = { mode = \"verify-full\", ca = \"db-ca.crt\" }",
         "tls = { mode = \"disable\" }",
-        "pgsilo.toml:63: registry.file: 1 of its tenants' databases are reached in clear over a network (tenant \"acme\" at db1.internal:5432): what passes can be read and changed on the way",
+        "pgsilo.toml:64: registry.file: 1 of its tenants' databases are reached in clear over a network (tenant \"acme\" at db1.internal:5432): what passes can be read and changed on the way",
     ),
     (
         "dbname = \"tenant_globex\"",
         "dbname = \"acme\"",
-        "pgsilo.toml:63: registry.file: tenant \"globex\" has a database called \"acme\", which is another tenant's id: a token for both that names it is for the other one; name this one by its id",
+        "pgsilo.toml:64: registry.file: tenant \"globex\" has a database called \"acme\", which is another tenant's id: a token for both that names it is for the other one; name this one by its id",
     ),
     (
         "# database_names = [\"postgres\"]",
@@ -1057,7 +1062,7 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "[registry]\n",
         "[[issuer]]\nissuer = \"https://partner.example\"\naudience = [\"pgsilo\"]\nalgorithms = [\"ES256\"]\njwks = \"jwks.json\"\n[registry]\n",
-        "pgsilo.toml:62: issuer[1]: several issuers may name any tenant; say with `tenants` whose tokens are each one's to issue",
+        "pgsilo.toml:63: issuer[1]: several issuers may name any tenant; say with `tenants` whose tokens are each one's to issue",
     ),
     (
         "[registry]\n",
@@ -1083,7 +1088,7 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "# aliases = [\"org_Ab1\", \"acme.com\"]",
         "aliases = [\"org_Ab1\", \"/Globex\"]",
-        "pgsilo.toml:63: registry.file: \"/Globex\" means tenant acme, and \"globex\" means tenant globex: each is easily taken for the other",
+        "pgsilo.toml:64: registry.file: \"/Globex\" means tenant acme, and \"globex\" means tenant globex: each is easily taken for the other",
     ),
     (
         "jwks = \"jwks.json\"",

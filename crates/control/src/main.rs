@@ -19,6 +19,9 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Apply(registry::apply::Command),
+    /// Let somebody use a tenant, where their issuer's word is not enough.
+    #[command(subcommand)]
+    Grant(registry::grants::Command),
     /// Keep somebody out at once, running sessions included.
     #[command(subcommand)]
     Lock(registry::locks::Command),
@@ -33,6 +36,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Apply(command) => registry::run_apply(command),
+        Command::Grant(command) => registry::run_grant(command),
         Command::Lock(command) => registry::run_lock(command),
         Command::Leases(command) => leases::run(command),
         Command::Registry(command) => registry::run(command),

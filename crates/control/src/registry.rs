@@ -3,6 +3,7 @@
 
 pub mod apply;
 mod export;
+pub mod grants;
 pub mod locks;
 mod rows;
 
@@ -134,6 +135,12 @@ fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
 /// Runs `pgsiloctl apply` to its end.
 pub fn run_apply(command: apply::Command) -> Result<ExitCode> {
     block_on(apply::run(command))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `pgsiloctl grant` to its end.
+pub fn run_grant(command: grants::Command) -> Result<ExitCode> {
+    block_on(grants::run(command))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -6,7 +6,7 @@
 //! sleeps at a stretch, and is woken by the one task that waits for [`Suspensions`].
 
 use std::ops::Add;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::sleep;
@@ -45,6 +45,15 @@ impl BootTime {
     /// This much earlier.
     pub fn earlier(self, by: Duration) -> BootTime {
         BootTime(self.0.saturating_sub(by))
+    }
+
+    /// That moment of the wall clock, as it is set now.
+    pub fn at(moment: SystemTime) -> BootTime {
+        let now = BootTime::now();
+        match moment.duration_since(SystemTime::now()) {
+            Ok(left) => now + left,
+            Err(past) => now.earlier(past.duration()),
+        }
     }
 
     /// Sleeps until then.

@@ -192,7 +192,7 @@ pub struct TenantRow {
 }
 
 /// One grant.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct GrantRow {
     /// A UUID.
     pub id: String,

@@ -9,7 +9,7 @@ use pgsilo_core::tenant::{Access, TenantId, TenantPattern};
 use pgsilo_core::tls;
 
 use super::super::WORDS;
-use super::super::raw::{RawIssuer, RawKey};
+use super::super::raw::{RawAuthorization, RawIssuer, RawKey};
 use super::{Build, FileError};
 use crate::token::{Algorithm, ClaimPath, Issuer, Key, KeySource, KeysAt, KeysUrl};
 
@@ -60,6 +60,7 @@ impl Build<'_> {
             default_access,
             tenants: tenants.map(Into::into),
             max_access,
+            needs_grant: raw.authorization == RawAuthorization::Grant,
             max_lifetime: raw.max_lifetime.map(|max| max.0),
             issuer: raw.issuer.into(),
             audience: raw.audience,

@@ -27,12 +27,17 @@ pub(super) struct Facts<'f> {
     pub(super) revoked: bool,
     /// The registry has a lock on it.
     pub(super) locked: bool,
+    /// It needs a grant, and there is none.
+    pub(super) ungranted: bool,
     /// The authority that certified the client is not believed any more.
     pub(super) uncertified: bool,
     pub(super) lease: &'f LeaseEnd,
     /// When its identity ends, if that ends the session; what was left of that when the session
     /// began; and what the session ends with.
     pub(super) expires: Option<(BootTime, Duration, Ending)>,
+    /// When its grant lapses, if it needs one that does, and what was left of that when the session
+    /// began.
+    pub(super) granted: Option<(BootTime, Duration)>,
     /// When it is as old as it may become, and how old that is.
     pub(super) aged: Option<(BootTime, Duration)>,
     /// The longest notice.
@@ -72,10 +77,13 @@ impl Facts<'_> {
             at_once(self.withdrawn, Ending::TenantWithdrawn),
             at_once(self.revoked, Ending::IdentityRevoked),
             at_once(self.locked, Ending::AccessLocked),
+            at_once(self.ungranted, Ending::GrantWithdrawn),
             at_once(self.uncertified, Ending::AuthorityWithdrawn),
             Some(self.lease_ends()),
             // A session that came with a token near its end still gets most of what is left.
             self.expires.map(|(at, left, ending)| ends(ending, at, self.grace.min(left / 3))),
+            self.granted
+                .map(|(at, left)| ends(Ending::GrantWithdrawn, at, self.grace.min(left / 3))),
             // A transaction gets until the end itself, as where a token expires.
             self.aged.map(|(at, age)| ends(Ending::SessionAge, at, self.grace.min(age / 3))),
         ];
@@ -123,9 +131,11 @@ mod tests {
             withdrawn: false,
             revoked: false,
             locked: false,
+            ungranted: false,
             uncertified: false,
             lease,
             expires: None,
+            granted: None,
             aged: None,
             grace: MINUTE,
         }
@@ -215,6 +225,7 @@ mod tests {
         assert_eq!(ending(|facts| facts.withdrawn = true), (Ending::TenantWithdrawn, now));
         assert_eq!(ending(|facts| facts.revoked = true), (Ending::IdentityRevoked, now));
         assert_eq!(ending(|facts| facts.locked = true), (Ending::AccessLocked, now));
+        assert_eq!(ending(|facts| facts.ungranted = true), (Ending::GrantWithdrawn, now));
         assert_eq!(ending(|facts| facts.uncertified = true), (Ending::AuthorityWithdrawn, now));
     }
 }

@@ -12,7 +12,7 @@ use tokio_postgres::Config;
 use super::{Database, said};
 
 /// A registry that says what the sandbox's file says.
-async fn filled() -> Database {
+pub(crate) async fn filled() -> Database {
     let database = Database::with_registry().await;
     let file = world().dir().join("tenants.toml");
     let file = file.to_str().expect("a path");
@@ -35,7 +35,7 @@ impl Database {
     }
 
     /// A login that OpenBAO makes, for so long.
-    async fn leased(&self, ttl: &str) -> String {
+    pub(crate) async fn leased(&self, ttl: &str) -> String {
         let dsn: Config = world().var("PROVISIONER_DSN").parse().expect("a DSN");
         let password = std::str::from_utf8(dsn.get_password().expect("a password")).expect("text");
         let mount = json!({ "type": "database" });

@@ -165,12 +165,15 @@ CREATE TABLE pgsilo.grants (
     reason pgsilo.line NOT NULL,
     -- None: until it is withdrawn.
     expires_at timestamptz,
-    break_glass boolean NOT NULL DEFAULT false CHECK (NOT break_glass OR expires_at IS NOT NULL),
+    -- Of one that was asked for: how long it lasts once it is given.
+    lasts interval CHECK (lasts > interval '0'),
+    break_glass boolean NOT NULL DEFAULT false,
     -- Who asked for it, where it had to be approved, and who gave it: never the same.
     requested_by pgsilo.line,
     granted_by pgsilo.line,
     granted_at timestamptz,
     CHECK ((granted_by IS NULL) = (granted_at IS NULL)),
+    CHECK (NOT break_glass OR coalesce(expires_at <= granted_at + interval '4 hours', false)),
     CHECK (requested_by IS NULL OR granted_by IS NULL OR requested_by <> granted_by),
     revision bigint NOT NULL DEFAULT 0
 );

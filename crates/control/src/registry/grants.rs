@@ -1,0 +1,224 @@
+//! `pgsiloctl grant`: who may use a tenant, where an issuer's word is not enough.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use pgsilo_core::duration;
+use pgsilo_core::tenant::{Access, TenantId};
+use serde_json::json;
+use tokio_postgres::error::SqlState;
+
+use super::{Author, Server, in_force, take_turn};
+use crate::say;
+
+/// The longest that a break-glass grant lasts. The registry refuses longer ones.
+const LONGEST_BREAK_GLASS: Duration = Duration::from_secs(4 * 60 * 60);
+
+/// Who may use a tenant.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Let a subject use a tenant.
+    ///
+    /// It counts for issuers that the proxies' configuration has with authorization = "grant". When it
+    /// lapses or is revoked, the sessions that need it end (57P01).
+    Add {
+        /// Which.
+        #[command(flatten)]
+        grant: Grant,
+        /// In an emergency: for 4 hours at most, and each use of it is an error in the proxies' logs.
+        #[arg(long, requires = "ttl")]
+        break_glass: bool,
+    },
+    /// Ask for a grant, which somebody else must approve.
+    Request {
+        /// Which.
+        #[command(flatten)]
+        grant: Grant,
+    },
+    /// Give what somebody else has asked for; its time begins now.
+    Approve(One),
+    /// Refuse what somebody has asked for.
+    Deny(One),
+    /// Take grants back, and end the sessions that need them.
+    Revoke(One),
+    /// Say which grants there are, and which were asked for.
+    List {
+        /// The registry's.
+        #[command(flatten)]
+        server: Server,
+        /// Of one tenant.
+        #[arg(long, value_name = "ID")]
+        tenant: Option<String>,
+        /// Print one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// A grant.
+#[derive(Debug, Args)]
+pub struct Grant {
+    /// The registry's.
+    #[command(flatten)]
+    server: Server,
+    /// Who does it, and why.
+    #[command(flatten)]
+    author: Author,
+    /// Who vouches for the subject.
+    #[arg(long, value_name = "URL")]
+    issuer: String,
+    /// Who gets it: `sub` in the tokens.
+    subject: String,
+    /// The tenant.
+    #[arg(value_parser = TenantId::parse)]
+    tenant: TenantId,
+    /// How much: read-only, read-write or migrate; more includes less.
+    access: Access,
+    /// For how long: 30m, 12h, 7d [default: until it is revoked].
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    ttl: Option<Duration>,
+}
+
+/// Grants that are there.
+#[derive(Debug, Args)]
+pub struct One {
+    /// The registry's.
+    #[command(flatten)]
+    server: Server,
+    /// Who does it, and why.
+    #[command(flatten)]
+    author: Author,
+    /// Its id, as `list` has it.
+    id: String,
+}
+
+/// Runs the command to its end.
+pub(super) async fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Add { grant, break_glass } => give(grant, true, break_glass).await,
+        Command::Request { grant } => give(grant, false, false).await,
+        Command::Approve(one) => approve(one).await,
+        Command::Deny(one) => end(one, "granted_by IS NULL", "denied").await,
+        Command::Revoke(one) => end(one, "granted_by IS NOT NULL", "revoked").await,
+        Command::List { server, tenant, json } => list(&server, tenant.as_deref(), json).await,
+    }
+}
+
+async fn give(grant: Grant, at_once: bool, break_glass: bool) -> Result<()> {
+    let Grant { server, author, issuer, subject, tenant, access, ttl } = grant;
+    if author.reason.is_empty() {
+        bail!("--reason is missing: a grant says why it was given");
+    }
+    if break_glass && ttl.is_none_or(|ttl| ttl > LONGEST_BREAK_GLASS) {
+        bail!("--break-glass lasts for 4h at most: say --ttl 4h or less");
+    }
+    let mut session = server.connect().await?;
+    let transaction = take_turn(&mut session.client).await?;
+    author.sign(&transaction).await?;
+    let insert = "INSERT INTO pgsilo.grants
+            (issuer, subject, tenant, access, reason, lasts, break_glass, expires_at, granted_by, granted_at, requested_by)
+        SELECT $1::text, $2::text, $3::text, $4::text, $5::text, make_interval(secs => $6), $7::boolean,
+            CASE WHEN $8::boolean THEN now() + make_interval(secs => $6) END,
+            CASE WHEN $8::boolean THEN who END, CASE WHEN $8::boolean THEN now() END,
+            CASE WHEN NOT $8::boolean THEN who END
+        FROM coalesce(nullif(current_setting('pgsilo.actor', true), ''), session_user) AS who
+        RETURNING id::text, revision";
+    let seconds = ttl.map(|ttl| ttl.as_secs_f64());
+    let (tenant, access) = (tenant.as_str(), access.as_str());
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
+        [&issuer, &subject, &tenant, &access, &author.reason, &seconds, &break_glass, &at_once];
+    let made = transaction.query_one(insert, &values).await;
+    let made = made.with_context(|| format!("granting {access} access to {tenant:?}"))?;
+    let (id, revision): (String, i64) = (made.get(0), made.get(1));
+    transaction.commit().await?;
+    if !at_once {
+        say::result(&format!(
+            "{id}  asked for: somebody else must approve it (pgsiloctl grant approve {id})"
+        ));
+        return Ok(());
+    }
+    say::result(&format!("{id}  {subject} of {issuer} may use {tenant}: {access}"));
+    if break_glass {
+        say::progress(
+            "BREAK GLASS: each use of it is an error in the proxies' logs, and it is in the registry's audit",
+        );
+    }
+    in_force(&session.client, revision).await
+}
+
+async fn approve(one: One) -> Result<()> {
+    let One { server, author, id } = one;
+    let mut session = server.connect().await?;
+    let transaction = take_turn(&mut session.client).await?;
+    author.sign(&transaction).await?;
+    let give = "UPDATE pgsilo.grants SET granted_at = now(), expires_at = now() + lasts,
+            granted_by = coalesce(nullif(current_setting('pgsilo.actor', true), ''), session_user)
+        WHERE id::text = $1 AND granted_by IS NULL RETURNING revision";
+    let given = match transaction.query_opt(give, &[&id]).await {
+        Err(error) if error.code() == Some(&SqlState::CHECK_VIOLATION) => {
+            bail!("who has asked for it does not approve it")
+        }
+        given => given.context("approving")?,
+    };
+    let Some(given) = given else { bail!("there is nothing to approve with the id {id:?}") };
+    let revision = given.get(0);
+    transaction.commit().await?;
+    say::result(&format!("{id}  granted"));
+    in_force(&session.client, revision).await
+}
+
+async fn end(one: One, which: &str, done: &str) -> Result<()> {
+    let One { server, author, id } = one;
+    let mut session = server.connect().await?;
+    let transaction = take_turn(&mut session.client).await?;
+    author.sign(&transaction).await?;
+    let end = format!("DELETE FROM pgsilo.grants WHERE id::text = $1 AND {which}");
+    if transaction.execute(&end, &[&id]).await.context("ending a grant")? == 0 {
+        bail!("there is none to be {done} with the id {id:?}");
+    }
+    let revision = "SELECT revision FROM pgsilo.revision";
+    let revision = transaction.query_one(revision, &[]).await?.get(0);
+    transaction.commit().await?;
+    say::result(&format!("{id}  {done}"));
+    in_force(&session.client, revision).await
+}
+
+async fn list(server: &Server, tenant: Option<&str>, as_json: bool) -> Result<()> {
+    let session = server.connect().await?;
+    let grants =
+        "SELECT id::text, issuer::text, subject::text, tenant::text, access::text, reason::text,
+            to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
+            requested_by::text, granted_by::text, break_glass, coalesce(expires_at <= now(), false)
+        FROM pgsilo.grants WHERE $1::text IS NULL OR tenant = $1 ORDER BY tenant, subject, id";
+    let rows = session.client.query(grants, &[&tenant]).await.context("reading the grants")?;
+    for row in &rows {
+        let text = |column: usize| row.get::<_, Option<String>>(column);
+        let (is_break_glass, is_over): (bool, bool) = (row.get(9), row.get(10));
+        if as_json {
+            let grant = json!({
+                "id": text(0), "issuer": text(1), "subject": text(2), "tenant": text(3), "access": text(4),
+                "reason": text(5), "expires_at": text(6), "requested_by": text(7), "granted_by": text(8),
+                "break_glass": is_break_glass, "is_over": is_over,
+            });
+            say::data(&grant.to_string())?;
+            continue;
+        }
+        let [id, issuer, subject, tenant, access, reason] =
+            [0, 1, 2, 3, 4, 5].map(|column| text(column).unwrap_or_default());
+        let state = match (text(8), text(7)) {
+            (Some(by), _) if is_over => format!("granted by {by}, and over"),
+            (Some(by), _) => format!("granted by {by}"),
+            (None, by) => format!("asked for by {}", by.unwrap_or_default()),
+        };
+        let until = text(6).map(|until| format!(", until {until}")).unwrap_or_default();
+        let loud = if is_break_glass { ", BREAK GLASS" } else { "" };
+        say::result(&format!(
+            "{id}  {subject} of {issuer}: {tenant} {access}{until}{loud} ({state}: {reason})"
+        ));
+    }
+    if rows.is_empty() && !as_json {
+        say::result("there are no grants");
+    }
+    Ok(())
+}
