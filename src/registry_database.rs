@@ -131,6 +131,8 @@ struct Held {
     rows: BTreeMap<&'static str, HashMap<Box<str>, i64>>,
     /// The locks, by id.
     locks: HashMap<String, Arc<Lock>>,
+    /// Not all that was rejected can be offered again.
+    is_to_read_again: bool,
     /// The grants, by id.
     grants: HashMap<String, Arc<Grant>>,
     /// Entries that were not acceptable, by kind and id, with what was told of them.
@@ -323,7 +325,8 @@ impl RegistryDatabase {
         metrics::REGISTRY_REVISION.set(position.revision as f64);
         metrics::REGISTRY_REJECTED.set(held.rejected.len() as f64);
         registry.replace_changed(snapshot, changed);
-        held.position = Some(position);
+        let is_to_read_again = std::mem::take(&mut held.is_to_read_again);
+        held.position = (!is_to_read_again).then_some(position);
         Ok(())
     }
 }
@@ -529,8 +532,10 @@ impl Held {
                     "the registry's entry cannot be, and is not served"
                 );
             }
-            if let Some(one) = offered.remove(&name) {
-                self.rejected.insert(name, (one, said));
+            match offered.remove(&name) {
+                Some(one) => drop(self.rejected.insert(name, (one, said))),
+                // It was served, and what it is now was not told: everything is asked for again.
+                None => self.is_to_read_again = true,
             }
         }
     }

@@ -126,8 +126,14 @@ impl Lock {
     }
 }
 
+/// What is too late to be said is far away: a lock that never ends does not end at once.
 fn moment(seconds: f64) -> SystemTime {
-    UNIX_EPOCH + Duration::try_from_secs_f64(seconds).unwrap_or_default()
+    const FAR: Duration = Duration::from_secs(1 << 40);
+    let since = match seconds > 0.0 {
+        true => Duration::try_from_secs_f64(seconds).unwrap_or(FAR).min(FAR),
+        false => Duration::ZERO,
+    };
+    UNIX_EPOCH + since
 }
 
 impl Locks {
@@ -275,6 +281,9 @@ mod tests {
         assert!(locked(|row| row.issuer = Some("https://a".to_owned())));
         assert!(!locked(|row| row.issuer = Some("https://b".to_owned())));
         assert!(locked(|row| row.expires_at = Some(1000.5)));
+        assert!(locked(|row| row.expires_at = Some(f64::INFINITY)));
+        assert!(locked(|row| row.issued_before = Some(f64::INFINITY)));
+        assert!(!locked(|row| row.expires_at = Some(-1.0)));
         assert!(!locked(|row| row.expires_at = Some(1000.0)));
         assert!(locked(|row| row.issued_before = Some(100.5)));
         assert!(!locked(|row| row.issued_before = Some(100.0)));

@@ -180,6 +180,13 @@ async fn a_registry_is_made_once_and_brought_to_the_newest_version() {
     let may = superuser.query(may, &[&database.name, &roles]).await.expect("asked");
     assert_eq!(may.iter().map(|row| row.get(0)).collect::<Vec<bool>>(), [true, true, false]);
 
+    // Somebody else's schema is not made ours.
+    let another = Database::create().await;
+    let superuser = world().superuser(&another.name).await;
+    superuser.batch_execute("CREATE SCHEMA pgsilo").await.expect("made");
+    let foreign = another.run(&["init"]).await;
+    assert!(said(&foreign).contains("a schema pgsilo of"), "{}", said(&foreign));
+
     // A past that this program does not know.
     let owner = database.as_role("pgsilo_registry_owner").await;
     let alter = "UPDATE pgsilo.versions SET digest = sha256('another')";
@@ -237,6 +244,19 @@ async fn what_may_not_be_cannot_be_written() {
         "UPDATE pgsilo.placements SET cluster = 'us1' WHERE tenant = 'acme'",
         "UPDATE pgsilo.clusters SET region = 'us' WHERE name = 'eu1'",
         "UPDATE pgsilo.tenants SET regions = '{eu}' WHERE id = 'globex'",
+        "BEGIN; SET CONSTRAINTS ALL DEFERRED; DELETE FROM pgsilo.clusters WHERE name = 'eu1';
+            INSERT INTO pgsilo.clusters (name, region, endpoints) VALUES ('eu1', 'us', '{db1:5432}'); COMMIT",
+        // What would be another server's name to some and not to others.
+        "INSERT INTO pgsilo.clusters (name, endpoints) VALUES ('other', '{db1.:5432}')",
+        "INSERT INTO pgsilo.clusters (name, endpoints) VALUES ('other', '{db1:05432}')",
+        "INSERT INTO pgsilo.clusters (name, endpoints) VALUES ('other', '{::1}')",
+        "INSERT INTO pgsilo.clusters (name, endpoints) VALUES ('other', '{/run//a}')",
+        "INSERT INTO pgsilo.clusters (name, endpoints) VALUES ('other', '{db3, /run/../a}')",
+        "UPDATE pgsilo.clusters SET max_sessions = 1",
+        // What some could not read would keep nobody out.
+        "INSERT INTO pgsilo.locks (kind, target, expires_at, locked_by) VALUES ('tenant', 'acme', 'infinity', 'ann')",
+        "INSERT INTO pgsilo.locks (kind, target, locked_by) VALUES ('address', '127', 'ann')",
+        "INSERT INTO pgsilo.locks (kind, target, locked_by) VALUES ('address', '::ffff:127.0.0.1/128', 'ann')",
         "INSERT INTO pgsilo.grants (issuer, subject, tenant, access, reason, break_glass)
             VALUES ('i', 's', 'acme', 'read-only', 'r', true)",
         "INSERT INTO pgsilo.grants (issuer, subject, tenant, access, reason, requested_by, granted_by, granted_at)
@@ -345,7 +365,7 @@ async fn who_reads_what_is_newer_misses_nothing_that_many_write_at_once() {
                         "INSERT INTO pgsilo.locks (kind, target, locked_by) VALUES ('subject', '{id}', 'ann');
                          DELETE FROM pgsilo.locks WHERE target <> '{id}' AND target LIKE 't{writer}-%'"
                     ),
-                    _ => "UPDATE pgsilo.clusters SET max_sessions = coalesce(max_sessions, 0) + 1 WHERE name = 'us1'".to_owned(),
+                    _ => "UPDATE pgsilo.clusters SET server_version = coalesce(server_version, 0) + 1 WHERE name = 'us1'".to_owned(),
                 };
                 transaction.batch_execute(&order).await.expect("written");
                 // One that is rolled back leaves nothing.

@@ -184,7 +184,9 @@ async fn in_force(client: &Client, revision: i64) -> Result<()> {
         let is_behind = |proxy: &&status::Connected| proxy.revision.is_none_or(|at| at < revision);
         let behind: Vec<_> = proxies.iter().filter(is_behind).map(|proxy| &*proxy.name).collect();
         if proxies.is_empty() {
-            say::progress("no proxy is connected to the registry");
+            say::progress(
+                "no proxy is connected to the registry now; one that serves without keeps to what it has read",
+            );
         } else if behind.is_empty() {
             say::progress(&format!(
                 "in force at {}, after {:.1} s",
@@ -196,7 +198,7 @@ async fn in_force(client: &Client, revision: i64) -> Result<()> {
                 began.elapsed().as_secs_f64()
             ));
         } else if began.elapsed() > IN_FORCE {
-            say::progress(&format!("NOT in force yet at {}", behind.join(", ")));
+            bail!("it is written, and NOT in force yet at {}", behind.join(", "));
         } else {
             sleep(ASK_AGAIN).await;
             continue;

@@ -352,6 +352,14 @@ pub enum Host {
 }
 
 impl Host {
+    /// Reads `host`, `host:port`, `[address]:port` or a socket's path.
+    ///
+    /// # Errors
+    /// When it is none of these.
+    pub fn read(text: &str) -> Result<Host, EntryError> {
+        entries::endpoint(text).map_err(|wrong| wrong.alone())
+    }
+
     /// The same for the same server: DNS does not look at case or at a final dot.
     pub fn comparable(&self) -> Host {
         match self {

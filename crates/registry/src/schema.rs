@@ -88,6 +88,12 @@ pub enum SchemaError {
     /// It is not there.
     #[error("the database has no registry: run pgsiloctl registry init")]
     Missing,
+    /// Somebody else has made a schema of that name, and could drop it.
+    #[error("the database has a schema {SCHEMA} of {whose}'s: drop it, or use another database")]
+    Foreign {
+        /// Its owner.
+        whose: String,
+    },
     /// It is there already.
     #[error(
         "the database has a registry, of version {0}: pgsiloctl registry migrate brings it to the newest"
@@ -234,6 +240,16 @@ impl<'c> Locked<'c> {
     }
 
     async fn init(&mut self, tell: &impl Tell) -> Result<Installed, SchemaError> {
+        let whose = "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = $1";
+        let whose = self
+            .0
+            .query_opt(whose, &[&SCHEMA])
+            .await
+            .map_err(failed("looking whose the schema is"))?;
+        if let Some(whose) = whose.map(|row| row.get::<_, String>(0)).filter(|whose| whose != OWNER)
+        {
+            return Err(SchemaError::Foreign { whose });
+        }
         self.join_owner().await;
         if let Some(there) = installed(&*self.0).await? {
             return Err(SchemaError::Exists(there.version));
@@ -264,7 +280,6 @@ impl<'c> Locked<'c> {
         let transaction = self.0.transaction().await.map_err(failed(doing))?;
         transaction.batch_execute(&make).await.map_err(failed(doing))?;
         transaction.commit().await.map_err(failed(doing))?;
-        self.close_database(tell).await.map_err(failed("closing the database to others"))?;
         self.migrate(tell).await
     }
 
@@ -301,6 +316,7 @@ impl<'c> Locked<'c> {
                 }
             }
         }
+        self.close_database(tell).await.map_err(failed("closing the database to others"))?;
         let newest = installed(&*self.0).await?.ok_or(SchemaError::Missing)?;
         if newest.version == NEWEST && !is_new {
             let failed = || failed("granting what the roles may");

@@ -122,6 +122,17 @@ async fn tenants_of_the_database_are_served_and_follow_its_changes() {
     proxy.metric_reaches(REVISION, revision).await;
     proxy.connect(&mint::token("acme"), "acme").await.expect("served");
 
+    // Its cluster goes and comes again, as it was.
+    let again = "BEGIN; SET CONSTRAINTS ALL DEFERRED;
+        CREATE TEMP TABLE gone AS SELECT name, region, endpoints, tls, auth FROM pgsilo.clusters;
+        DELETE FROM pgsilo.clusters;
+        INSERT INTO pgsilo.clusters (name, region, endpoints, tls, auth) SELECT * FROM gone; COMMIT";
+    let superuser = world().superuser(&database.name).await;
+    superuser.batch_execute(again).await.expect("written");
+    let revision = database.status().await["revision"].as_f64().expect("a number");
+    proxy.metric_reaches(REVISION, revision).await;
+    proxy.connect(&mint::token("acme"), "acme").await.expect("served");
+
     // Its whole cluster is somewhere else now.
     let port = "UPDATE pgsilo.clusters SET endpoints = '{127.0.0.1:1}'";
     let revision = database.write(port).await;

@@ -13,7 +13,7 @@ use pgsilo_core::file::MAX_REGISTRY;
 use pgsilo_core::registry::{Document, Snapshot};
 use pgsilo_core::toml_file::TomlFile;
 use pgsilo_registry::schema::installed;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Json;
 
@@ -89,6 +89,7 @@ pub(super) async fn run(command: Command) -> Result<()> {
     let there = read(&transaction).await?;
     let (changes, left_alone) = compare(&there, &wanted.rows, command.prune);
     refuse_moves(&there, &wanted, &changes)?;
+    refuse_deletions(&changes)?;
     let deleted = changes[1].values().filter(|change| **change == Change::Delete).count();
     let refused = deleted > command.max_deletions;
     // Nobody waits for a reader of this: it is shown when the turn is given back.
@@ -102,17 +103,19 @@ pub(super) async fn run(command: Command) -> Result<()> {
             return Ok(());
         }
         write(&transaction, &changes).await?;
-        check(&transaction).await?;
-        let now = "SET CONSTRAINTS ALL IMMEDIATE";
-        transaction.batch_execute(now).await.context("the registry refuses it")
-    };
-    let mut written = written.await;
-    if !left_alone.is_empty() {
+        let checked = check(&transaction).await;
         let beside = || {
             format!("beside what is there and not in the file ({left_alone}; --prune deletes it)")
         };
-        written = written.with_context(beside);
-    }
+        if left_alone.is_empty() {
+            checked?;
+        } else {
+            checked.with_context(beside)?;
+        }
+        let now = "SET CONSTRAINTS ALL IMMEDIATE";
+        transaction.batch_execute(now).await.context("the registry refuses it")
+    };
+    let written = written.await;
     let mut revision = None;
     if written.is_err() || refused || command.dry_run {
         transaction.rollback().await?;
@@ -139,6 +142,22 @@ pub(super) async fn run(command: Command) -> Result<()> {
     Ok(())
 }
 
+/// They begin elsewhere, with a time until which they can be undone.
+fn refuse_deletions(changes: &Changes) -> Result<()> {
+    let begins = |change: &Change| match change {
+        Change::Insert(row) | Change::Update { after: row, .. } => {
+            row.get("state") == Some(&json!("deleting"))
+        }
+        Change::Delete => false,
+    };
+    match changes[1].iter().find(|(_, change)| begins(change)) {
+        Some((id, _)) => {
+            bail!("tenant {id:?}: a deletion is not begun by a file; leave the state out")
+        }
+        None => Ok(()),
+    }
+}
+
 /// A server that a placement describes is a cluster of its own only for the tenants of the file: what it
 /// says of it is not to change where others are.
 fn refuse_moves(there: &Rows, wanted: &Wanted, changes: &Changes) -> Result<()> {
@@ -163,12 +182,18 @@ fn refuse_moves(there: &Rows, wanted: &Wanted, changes: &Changes) -> Result<()> 
 pub(super) async fn read(transaction: &Transaction<'_>) -> Result<Rows> {
     let mut all = Rows::default();
     for ((table, key, _), rows) in TABLES.into_iter().zip(&mut all.0) {
-        let query = format!("SELECT {key}::text, to_jsonb(t) - 'revision' FROM pgsilo.{table} t");
+        let query = format!(
+            "SELECT {key}::text, to_jsonb(t) - 'revision' - 'settings' FROM pgsilo.{table} t"
+        );
         for row in
             transaction.query(&query, &[]).await.with_context(|| format!("reading {table}"))?
         {
-            let (key, Json(columns)): (String, Json<Row>) = (row.get(0), row.get(1));
-            rows.insert(key, rows::canonical(table, columns)?);
+            let key: String = row.try_get(0)?;
+            let columns = row.try_get(1).map_err(anyhow::Error::from);
+            let columns =
+                columns.and_then(|Json(columns): Json<Row>| rows::canonical(table, columns));
+            let columns = columns.with_context(|| format!("reading {key:?} of {table}"))?;
+            rows.insert(key, columns);
         }
     }
     Ok(all)
@@ -336,8 +361,6 @@ async fn check(transaction: &Transaction<'_>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn rows(value: Value) -> Rows {

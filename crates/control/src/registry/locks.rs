@@ -114,6 +114,9 @@ async fn add(lock: Add) -> Result<()> {
     if kind == Kind::Tenant && TenantId::parse(&target).is_err() {
         bail!("{target:?} is no tenant's id");
     }
+    if ttl.is_some_and(|ttl| ttl.is_zero()) {
+        bail!("--ttl 0s would lock nobody");
+    }
     if issuer.is_some() && !matches!(kind, Kind::Subject | Kind::Token) {
         bail!("--issuer is for a subject or a token");
     }

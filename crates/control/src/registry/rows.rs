@@ -83,9 +83,9 @@ pub(super) fn of_document(document: &Document, file: &TomlFile) -> Result<Wanted
         }));
         match state {
             None => {}
+            // What is being deleted already may be said to be.
             Some(State::Deleting) => {
-                let what = "a deletion is not begun by a file; leave the state out, and it stays";
-                return Err(file.wrong(&format!("tenant[{number}].state"), what).into());
+                row_of_tenant.insert("state".to_owned(), json!(state));
             }
             Some(state) => {
                 row_of_tenant.insert("state".to_owned(), json!(state));
@@ -123,11 +123,24 @@ fn cluster(entry: &ClusterEntry, file: &TomlFile) -> Result<Row> {
             if let Some(path) = tls.ca.take() {
                 let path = file.resolve(&path);
                 let pem = fs::read_to_string(&path);
-                tls.ca_pem = Some(pem.with_context(|| format!("reading {}", path.display()))?);
+                let pem = pem.with_context(|| format!("reading {}", path.display()))?;
+                if pem.contains("PRIVATE KEY") {
+                    bail!(
+                        "{} has a private key in it, which all proxies would read",
+                        path.display()
+                    );
+                }
+                tls.ca_pem = Some(pem);
             }
             serde_json::to_value(tls)?
         }
     };
+    // In one spelling: two are not taken for different ones.
+    let endpoints: Result<Vec<_>, _> = endpoints
+        .iter()
+        .map(|text| Host::read(text).map(|host| host.comparable().to_string()))
+        .collect();
+    let endpoints = endpoints.with_context(|| format!("cluster {name:?}"))?;
     Ok(row(json!({
         "name": name, "endpoints": endpoints, "region": region, "tls": tls,
         "auth": auth.as_deref().unwrap_or_default(), "max_sessions": max_sessions,

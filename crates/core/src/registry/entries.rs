@@ -57,6 +57,13 @@ impl EntryError {
 /// What is wrong, and with which of a tenant's fields.
 pub(super) struct Wrong(pub(super) &'static str, pub(super) String);
 
+impl Wrong {
+    /// Of no entry in particular.
+    pub(super) fn alone(self) -> EntryError {
+        EntryError::new(self.0.to_owned(), self.1)
+    }
+}
+
 fn wrong<T>(field: &'static str, what: impl Into<String>) -> Result<T, Wrong> {
     Err(Wrong(field, what.into()))
 }
@@ -647,7 +654,7 @@ struct Fields {
 const MAX_ENDPOINTS: usize = 16;
 
 /// `host`, `host:port`, `[address]:port`, or a socket's path.
-fn endpoint(text: &str) -> Result<Host, Wrong> {
+pub(super) fn endpoint(text: &str) -> Result<Host, Wrong> {
     let written = |Wrong(_, what): Wrong| {
         let what = format!("{text:?}: {what}; write it like \"db1.internal:5432\"");
         Wrong("endpoints", what)

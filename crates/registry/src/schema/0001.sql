@@ -1,6 +1,9 @@
 -- The registry's first version. Run once, as the schema's owner, in one transaction, with search_path =
 -- pg_catalog, pg_temp: so every name of the registry's own is written with its schema.
 --
+-- Triggers' plans are kept for as long as a session lives: without sequential scans, so that none that was
+-- made while a table was small walks a large one.
+--
 -- Who may do what: the owner (nobody logs in as it) owns all of this; `control` may read everything, and
 -- write the tables of what there is; `proxy` may read the views whose names begin with proxy_.
 
@@ -50,7 +53,7 @@ CREATE TABLE pgsilo.tombstones (
 CREATE INDEX tombstones_by_revision ON pgsilo.tombstones (revision);
 
 CREATE FUNCTION pgsilo.raise_revision() RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     raised bigint;
 BEGIN
@@ -79,14 +82,17 @@ CREATE TABLE pgsilo.clusters (
     name pgsilo.label PRIMARY KEY,
     region pgsilo.label,
     -- Servers of one cluster, the usual primary first: "db1.internal:5432", or one Unix socket's path.
-    endpoints text[] NOT NULL CHECK (cardinality(endpoints) BETWEEN 1 AND 16 AND array_position(endpoints, NULL) IS NULL),
+    -- Each in one spelling, so that two are not taken for different ones.
+    endpoints text[] NOT NULL CHECK (cardinality(endpoints) BETWEEN 1 AND 16 AND array_position(endpoints, NULL) IS NULL
+        AND array_to_string(endpoints, ' ') !~ '(^| )([^ /]*\.(:| |$)|[^ /]*:0[0-9]*( |$)|[^ /[]*:[^ ]*:|/[^ ]*(//|/\./|/\.\./))'),
     -- As in the file: mode, ca_pem (a file's path would mean another file to each reader), server_name,
     -- channel_binding.
     tls jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(tls) = 'object' AND NOT tls ? 'ca'),
     -- What its databases may ask for besides SCRAM.
     auth text[] NOT NULL DEFAULT '{}' CHECK (auth <@ ARRAY['scram-sha-256', 'md5', 'password']),
     server_version integer CHECK (server_version > 0),
-    max_sessions integer CHECK (max_sessions >= 0),
+    -- Not kept to by proxies yet.
+    max_sessions integer CHECK (max_sessions IS NULL),
     revision bigint NOT NULL DEFAULT 0
 );
 
@@ -107,7 +113,7 @@ CREATE TABLE pgsilo.tenants (
     revision bigint NOT NULL DEFAULT 0
 );
 CREATE INDEX tenants_by_revision ON pgsilo.tenants (revision);
-CREATE INDEX tenants_by_database_name ON pgsilo.tenants USING gin (database_names);
+CREATE INDEX tenants_by_database_name ON pgsilo.tenants USING gin (database_names) WITH (fastupdate = off);
 
 -- Coordinates, never a credential.
 CREATE TABLE pgsilo.placements (
@@ -164,7 +170,7 @@ CREATE TABLE pgsilo.grants (
     access pgsilo.access NOT NULL,
     reason pgsilo.line NOT NULL,
     -- None: until it is withdrawn.
-    expires_at timestamptz,
+    expires_at timestamptz CHECK (isfinite(expires_at)),
     -- Of one that was asked for: how long it lasts once it is given.
     lasts interval CHECK (lasts > interval '0'),
     break_glass boolean NOT NULL DEFAULT false,
@@ -190,12 +196,13 @@ CREATE TABLE pgsilo.locks (
     -- What its sessions and logins read.
     message pgsilo.line,
     -- Tokens issued and certificates made after this are not meant. None: all are.
-    issued_before timestamptz,
-    expires_at timestamptz,
+    issued_before timestamptz CHECK (isfinite(issued_before)),
+    expires_at timestamptz CHECK (isfinite(expires_at)),
     locked_by pgsilo.line NOT NULL,
     revision bigint NOT NULL DEFAULT 0,
     CHECK (kind <> 'tenant' OR target ~ '^[a-z0-9][a-z0-9_-]{0,48}$'),
-    CHECK (kind <> 'address' OR target::cidr IS NOT NULL)
+    -- As PostgreSQL writes it: what it takes in short, others do not. IPv4 is not written as IPv6.
+    CHECK (kind <> 'address' OR (target = (target::cidr)::text AND target !~* '^::ffff:'))
 );
 CREATE INDEX locks_by_revision ON pgsilo.locks (revision);
 
@@ -250,7 +257,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 CREATE FUNCTION pgsilo.write_audit() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     entry pgsilo.audit;
     last pgsilo.audit;
@@ -260,7 +267,7 @@ BEGIN
     IF TG_OP <> 'INSERT' THEN row_before := to_jsonb(OLD) - 'revision'; END IF;
     IF TG_OP <> 'DELETE' THEN row_after := to_jsonb(NEW) - 'revision'; END IF;
     -- Something that is said of a tenant has changed, and is a row of its own.
-    IF row_before = row_after THEN RETURN NULL; END IF;
+    IF row_before::text = row_after::text THEN RETURN NULL; END IF;
     -- Holds the lock, so there is one last row.
     entry.revision := pgsilo.raise_revision();
     SELECT * INTO last FROM pgsilo.audit ORDER BY number DESC LIMIT 1;
@@ -292,7 +299,7 @@ CREATE TRIGGER only_added_to BEFORE UPDATE OR DELETE OR TRUNCATE ON pgsilo.audit
 
 -- Before any row is locked, so that two who write wait for each other here and nowhere else.
 CREATE FUNCTION pgsilo.take_turn() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     PERFORM FROM pgsilo.revision FOR NO KEY UPDATE;
     RETURN NULL;
@@ -300,15 +307,15 @@ END $$;
 
 -- A row that says what it said keeps its revision, and nothing is told.
 CREATE FUNCTION pgsilo.stamp() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 BEGIN
-    IF TG_OP = 'UPDATE' AND to_jsonb(NEW) = to_jsonb(OLD) THEN RETURN NULL; END IF;
+    IF TG_OP = 'UPDATE' AND to_jsonb(NEW)::text = to_jsonb(OLD)::text THEN RETURN NULL; END IF;
     NEW.revision := pgsilo.raise_revision();
     RETURN NEW;
 END $$;
 
 CREATE FUNCTION pgsilo.bury() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     old_key text;
     new_key text;
@@ -329,12 +336,12 @@ END $$;
 
 -- What is said of a tenant elsewhere makes the tenant another one.
 CREATE FUNCTION pgsilo.touch_tenant() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     touched text[];
     now_at bigint;
 BEGIN
-    IF TG_OP = 'UPDATE' AND to_jsonb(NEW) = to_jsonb(OLD) THEN RETURN NULL; END IF;
+    IF TG_OP = 'UPDATE' AND to_jsonb(NEW)::text = to_jsonb(OLD)::text THEN RETURN NULL; END IF;
     IF TG_OP <> 'INSERT' THEN touched := touched || (to_jsonb(OLD) ->> 'tenant'); END IF;
     IF TG_OP <> 'DELETE' THEN touched := touched || (to_jsonb(NEW) ->> 'tenant'); END IF;
     now_at := pgsilo.raise_revision();
@@ -343,7 +350,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION pgsilo.touch_tenants_of_cluster() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     now_at CONSTANT bigint := pgsilo.raise_revision();
 BEGIN
@@ -382,7 +389,7 @@ BEGIN
             FOR EACH STATEMENT EXECUTE FUNCTION pgsilo.refuse_change()', one.name);
     END LOOP;
 END $$;
-CREATE TRIGGER b_touch AFTER UPDATE ON pgsilo.clusters
+CREATE TRIGGER b_touch AFTER INSERT OR UPDATE ON pgsilo.clusters
     FOR EACH ROW EXECUTE FUNCTION pgsilo.touch_tenants_of_cluster();
 
 -- ---------------------------------------------------------------------------------------------------------
@@ -391,7 +398,7 @@ CREATE TRIGGER b_touch AFTER UPDATE ON pgsilo.clusters
 -- A word in a token means one tenant, and the id of one means that one, whatever becomes of its entry: so
 -- no alias, seal or further name of another's database is a tenant's id.
 CREATE FUNCTION pgsilo.check_words() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     word text;
     other text;
@@ -426,12 +433,13 @@ CREATE CONSTRAINT TRIGGER words AFTER INSERT OR UPDATE OF seal, tenant ON pgsilo
     DEFERRABLE FOR EACH ROW EXECUTE FUNCTION pgsilo.check_words();
 
 CREATE FUNCTION pgsilo.keep_servers() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     IF TG_OP <> 'INSERT' THEN DELETE FROM pgsilo.servers WHERE cluster = OLD.name; END IF;
     IF TG_OP <> 'DELETE' THEN
         INSERT INTO pgsilo.servers
-            SELECT lower(server) || CASE WHEN server ~ '^/|:[0-9]+$' THEN '' ELSE ':5432' END, NEW.name
+            SELECT CASE WHEN server ~ '^/' THEN server ELSE lower(server) END
+                || CASE WHEN server ~ '^/|:[0-9]+$' THEN '' ELSE ':5432' END, NEW.name
             FROM unnest(NEW.endpoints) AS server;
     END IF;
     RETURN NULL;
@@ -440,7 +448,7 @@ CREATE TRIGGER b_servers AFTER INSERT OR DELETE OR UPDATE OF name, endpoints ON 
     FOR EACH ROW EXECUTE FUNCTION pgsilo.keep_servers();
 
 CREATE FUNCTION pgsilo.keep_roles() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     IF TG_OP <> 'INSERT' THEN DELETE FROM pgsilo.roles WHERE tenant = OLD.tenant; END IF;
     IF TG_OP <> 'DELETE' THEN
@@ -462,7 +470,7 @@ CREATE VIEW pgsilo.misplaced AS
     WHERE t.regions IS NOT NULL AND (c.region IS NULL OR c.region <> ALL (t.regions));
 
 CREATE FUNCTION pgsilo.check_residency() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     wrong pgsilo.misplaced;
 BEGIN
@@ -482,7 +490,7 @@ CREATE CONSTRAINT TRIGGER residency AFTER INSERT OR UPDATE OF id, regions ON pgs
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION pgsilo.check_residency();
 CREATE CONSTRAINT TRIGGER residency AFTER INSERT OR UPDATE OF tenant, cluster ON pgsilo.placements
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION pgsilo.check_residency();
-CREATE CONSTRAINT TRIGGER residency AFTER UPDATE OF name, region ON pgsilo.clusters
+CREATE CONSTRAINT TRIGGER residency AFTER INSERT OR UPDATE OF name, region ON pgsilo.clusters
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION pgsilo.check_residency();
 
 -- ---------------------------------------------------------------------------------------------------------
