@@ -292,7 +292,7 @@ impl RegistryDatabase {
         &self,
         registry: &Registry,
         held: &mut Held,
-        mut reading: Reading,
+        reading: Reading,
     ) -> Result<(), Failure> {
         if reading.has_lost_history {
             tracing::error!(
@@ -302,11 +302,11 @@ impl RegistryDatabase {
             );
         }
         // First: who is kept out is so from the first moment of what is said of tenants.
-        if let Some(change) = held.take_locks(&mut reading) {
+        if let Some(change) = held.take_locks(&reading) {
             registry.locks().replace(held.locks.values(), change.is_anybodys);
             registry.tell_changed(change.tenants);
         }
-        let granted = held.take_grants(&mut reading);
+        let granted = held.take_grants(&reading);
         if !granted.is_empty() {
             registry.grants().replace(held.grants.values());
             registry.tell_changed(granted);
@@ -468,54 +468,22 @@ impl Held {
     }
 
     /// Takes over what a reading says of locks. Returns whom it is about, if anything has changed.
-    fn take_locks(&mut self, reading: &mut Reading) -> Option<LockChange> {
-        let mut changed: Vec<Arc<Lock>> = Vec::new();
-        if reading.is_whole {
-            changed.extend(self.locks.drain().map(|(_, lock)| lock));
-        }
-        let gone = reading.gone.iter().filter(|gone| gone.kind == LOCKS);
-        changed.extend(gone.filter_map(|gone| self.locks.remove(&gone.key)));
-        for row in &reading.locks {
-            let id = row.id.clone();
-            match Lock::read(row.clone()) {
-                Ok(lock) => {
-                    let lock = Arc::new(lock);
-                    changed.push(Arc::clone(&lock));
-                    changed.extend(self.locks.insert(id, lock));
-                }
-                Err(error) => {
-                    tracing::error!(id, %error, "the registry's lock cannot be kept to");
-                    changed.extend(self.locks.remove(&id));
-                }
-            }
-        }
+    fn take_locks(&mut self, reading: &Reading) -> Option<LockChange> {
+        let rows = reading.locks.iter().map(|row| (&row.id, Lock::read(row.clone())));
+        let changed = take_rows(&mut self.locks, reading, LOCKS, rows, |id, error| {
+            tracing::error!(id, %error, "the registry's lock cannot be kept to");
+        });
         let is_anybodys = changed.iter().any(|lock| lock.tenant().is_none());
         let tenants = changed.iter().filter_map(|lock| lock.tenant()).collect();
         (!changed.is_empty()).then_some(LockChange { is_anybodys, tenants })
     }
 
     /// Takes over what a reading says of grants. Returns the tenants that it is about.
-    fn take_grants(&mut self, reading: &mut Reading) -> HashSet<TenantId> {
-        let mut changed: Vec<Arc<Grant>> = Vec::new();
-        if reading.is_whole {
-            changed.extend(self.grants.drain().map(|(_, grant)| grant));
-        }
-        let gone = reading.gone.iter().filter(|gone| gone.kind == GRANTS);
-        changed.extend(gone.filter_map(|gone| self.grants.remove(&gone.key)));
-        for row in &reading.grants {
-            let id = row.id.clone();
-            match Grant::read(row.clone()) {
-                Ok(grant) => {
-                    let grant = Arc::new(grant);
-                    changed.push(Arc::clone(&grant));
-                    changed.extend(self.grants.insert(id, grant));
-                }
-                Err(error) => {
-                    tracing::error!(id, %error, "the registry's grant gives nobody anything");
-                    changed.extend(self.grants.remove(&id));
-                }
-            }
-        }
+    fn take_grants(&mut self, reading: &Reading) -> HashSet<TenantId> {
+        let rows = reading.grants.iter().map(|row| (&row.id, Grant::read(row.clone())));
+        let changed = take_rows(&mut self.grants, reading, GRANTS, rows, |id, error| {
+            tracing::error!(id, %error, "the registry's grant gives nobody anything");
+        });
         changed.iter().map(|grant| grant.tenant().clone()).collect()
     }
 
@@ -564,6 +532,37 @@ fn password(file: &Path) -> Result<Secret, String> {
     let bytes = Secret::new(bytes);
     let text = bytes.expose_text().map_err(|_| format!("{file:?} is not text"))?;
     Ok(Secret::new(text.trim()))
+}
+
+/// Takes over what a reading says of one kind of rows, of which those that cannot be read are told and
+/// are none. Returns those that are new, and those that are not there any more.
+fn take_rows<'r, T, E>(
+    held: &mut HashMap<String, Arc<T>>,
+    reading: &Reading,
+    kind: &str,
+    rows: impl Iterator<Item = (&'r String, Result<T, E>)>,
+    tell: impl Fn(&str, E),
+) -> Vec<Arc<T>> {
+    let mut changed = Vec::new();
+    if reading.is_whole {
+        changed.extend(held.drain().map(|(_, row)| row));
+    }
+    let gone = reading.gone.iter().filter(|gone| gone.kind == kind);
+    changed.extend(gone.filter_map(|gone| held.remove(&gone.key)));
+    for (id, row) in rows {
+        match row {
+            Ok(row) => {
+                let row = Arc::new(row);
+                changed.push(Arc::clone(&row));
+                changed.extend(held.insert(id.clone(), row));
+            }
+            Err(error) => {
+                tell(id, error);
+                changed.extend(held.remove(id));
+            }
+        }
+    }
+    changed
 }
 
 fn cluster(row: &ClusterRow) -> Result<ClusterEntry, serde_json::Error> {
