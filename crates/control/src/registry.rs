@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use pgsilo_core::registry::Host;
 use pgsilo_core::secret::Secret;
+use pgsilo_core::text::is_loggable;
 use pgsilo_core::tls::{self, CaFile};
 use pgsilo_registry::connection::{self, Database, Login, Purpose, Session, Tls};
 use pgsilo_registry::schema::{self, Tell};
@@ -82,6 +83,13 @@ pub struct Author {
 
 impl Author {
     async fn sign(&self, transaction: &Transaction<'_>) -> Result<()> {
+        for (what, text) in [("--actor", &self.actor), ("--reason", &self.reason)] {
+            if !text.is_empty() && !is_loggable(text) {
+                bail!(
+                    "{what} is not one line: 1 to 256 characters, none of them controls or marks of direction"
+                );
+            }
+        }
         let sign =
             "SELECT set_config('pgsilo.actor', $1, true), set_config('pgsilo.reason', $2, true)";
         transaction

@@ -59,6 +59,13 @@ impl Database {
             "creation_statements": [
                 "CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}' IN ROLE pgsilo_registry_proxy"
             ],
+            // What it owns, a large object, goes with it.
+            "revocation_statements": [
+                "ALTER ROLE \"{{name}}\" NOLOGIN",
+                "GRANT \"{{name}}\" TO CURRENT_USER",
+                "DROP OWNED BY \"{{name}}\"",
+                "DROP ROLE \"{{name}}\"",
+            ],
             "default_ttl": ttl,
             "max_ttl": ttl,
         });

@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use pgsilo_core::duration;
 use pgsilo_core::tenant::TenantId;
+use pgsilo_core::text::is_loggable;
+use pgsilo_core::tls::Holder;
 use pgsilo_registry::schema::installed;
 use serde_json::json;
 
@@ -116,6 +118,18 @@ async fn add(lock: Add) -> Result<()> {
     }
     if ttl.is_some_and(|ttl| ttl.is_zero()) {
         bail!("--ttl 0s would lock nobody");
+    }
+    if kind == Kind::Certificate && !Holder::may_be_named(&target) {
+        bail!(
+            "{target:?} is in no certificate that is taken: it is a URI, or \"dns:\" and a host in lower case"
+        );
+    }
+    for (what, text) in [("the target", Some(&target)), ("--message", message.as_ref())] {
+        if text.is_some_and(|text| !is_loggable(text)) {
+            bail!(
+                "{what} is not one line: 1 to 256 characters, none of them controls or marks of direction"
+            );
+        }
     }
     if issuer.is_some() && !matches!(kind, Kind::Subject | Kind::Token) {
         bail!("--issuer is for a subject or a token");

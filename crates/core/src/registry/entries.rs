@@ -22,6 +22,7 @@ use super::{
     PlacementTls, Snapshot, Tenant, TlsClients,
 };
 use crate::tenant::TenantId;
+use crate::text::is_loggable;
 use crate::tls::{self, CaFile, TlsError};
 use crate::toml_file::text::Text;
 
@@ -328,8 +329,14 @@ impl<'a> Reading<'a> {
     }
 
     fn tenant(&mut self, entry: TenantEntry, index: &Index) -> Result<Tenant, Wrong> {
-        let TenantEntry { id, state, database_names, regions, placement, lease, limits, .. } =
-            entry;
+        let TenantEntry {
+            id, name, state, database_names, regions, placement, lease, limits, ..
+        } = entry;
+        if name.as_ref().is_some_and(|name| !is_loggable(name)) {
+            let what =
+                "not one line: 1 to 256 characters, none of them controls or marks of direction";
+            return wrong("name", what);
+        }
         let id = match TenantId::parse(&id) {
             Ok(id) => id,
             Err(error) => return wrong("id", format!("{id:?} is not one: {error}")),
@@ -467,8 +474,11 @@ impl<'a> Reading<'a> {
                 ),
             );
         }
-        if region.as_ref().is_some_and(String::is_empty) {
-            return wrong("region", "empty; name the region or leave the key out");
+        if let Some(region) = region.as_ref().filter(|region| !is_label(region)) {
+            let what = format!(
+                "{region:?} is not one: 1 to 63 of A-Z a-z 0-9 . _ : - and a letter or digit first"
+            );
+            return wrong("region", what);
         }
         if endpoints.is_empty() || endpoints.len() > MAX_ENDPOINTS {
             return wrong("endpoints", format!("list 1 to {MAX_ENDPOINTS} servers"));
