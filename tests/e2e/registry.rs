@@ -1,6 +1,7 @@
 //! The registry in PostgreSQL: made and kept by `pgsiloctl registry`, its revisions, its audit, and
 //! who may do what in it.
 
+mod check;
 pub(crate) mod grants;
 pub(crate) mod served;
 

@@ -22,15 +22,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use pgsilo_core::duration;
 use pgsilo_core::registry::{Snapshot, Tenant};
-use pgsilo_core::secret::Secret;
-use pgsilo_openbao::{Client as Bao, Settings};
 use tokio::sync::Mutex;
 
-use crate::postgres::Identity;
+use crate::provisioner::Provisioner;
 use crate::say;
 use auditor::{Auditor, Subject};
 use report::Report;
@@ -82,32 +80,9 @@ pub struct Audit {
     /// Look at this tenant only; may be repeated.
     #[arg(long = "tenant", value_name = "ID")]
     tenants: Vec<String>,
-    /// The provisioner's user, and its password if this comes from the environment (a command line
-    /// can be read by others), as a libpq DSN; hosts and databases are the registry's.
-    #[arg(
-        long,
-        value_name = "DSN",
-        env = "PROVISIONER_DSN",
-        hide_env_values = true,
-        value_parser = secret
-    )]
-    provisioner: Secret,
-    /// A file that holds the provisioner's password, if the DSN does not.
-    #[arg(long, value_name = "FILE")]
-    password_file: Option<PathBuf>,
-    /// OpenBAO's address.
-    #[arg(long, value_name = "URL", env = "BAO_ADDR")]
-    bao: String,
-    /// A file that holds the provisioner's OpenBAO token [default: what PROVISIONER_BAO_TOKEN
-    /// holds].
-    #[arg(long, value_name = "FILE")]
-    bao_token_file: Option<PathBuf>,
-    /// PEM of the authorities that OpenBAO's certificate must chain to [default: the system's].
-    #[arg(long, value_name = "FILE", env = "BAO_CACERT")]
-    bao_ca: Option<PathBuf>,
-    /// OpenBAO's namespace.
-    #[arg(long, value_name = "NAME", env = "BAO_NAMESPACE")]
-    bao_namespace: Option<String>,
+    /// As whom.
+    #[command(flatten)]
+    provisioner: Provisioner,
     /// Between the two looks: longer than pgsilo's login_timeout and its lease window.
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = settle)]
     settle: Duration,
@@ -121,11 +96,6 @@ pub struct Audit {
     /// Print JSON objects, one a line: findings, and what could not be looked at (unseen).
     #[arg(long)]
     json: bool,
-}
-
-/// Takes an argument for a secret.
-fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
-    Ok(Secret::new(text))
 }
 
 fn settle(text: &str) -> Result<Duration, String> {
@@ -193,42 +163,7 @@ impl Audit {
     }
 
     fn auditor(&self) -> Result<Auditor> {
-        let file = |path: &PathBuf| {
-            let text = std::fs::read_to_string(path);
-            let text = text.with_context(|| format!("reading {}", path.display()))?;
-            Ok::<_, anyhow::Error>(Secret::new(text.trim()))
-        };
-        // The parser's error may hold what it could not parse.
-        let dsn: tokio_postgres::Config = match self.provisioner.expose_text().map(str::parse) {
-            Ok(Ok(dsn)) => dsn,
-            _ => bail!("--provisioner is not a DSN; write it like postgresql://user@host"),
-        };
-        let user = dsn.get_user().context("--provisioner names no user")?.to_owned();
-        let password = match (&self.password_file, dsn.get_password()) {
-            (Some(path), _) => file(path)?,
-            (None, Some(password)) => Secret::new(password),
-            (None, None) => bail!("no password: put it in --provisioner or in a --password-file"),
-        };
-        #[expect(clippy::disallowed_methods, reason = "a secret must not be an argument")]
-        let named = std::env::var("PROVISIONER_BAO_TOKEN");
-        let token = match (&self.bao_token_file, named) {
-            (Some(path), _) => file(path)?,
-            (None, Ok(token)) => Secret::new(token),
-            (None, Err(_)) => {
-                bail!("no OpenBAO token: set PROVISIONER_BAO_TOKEN or --bao-token-file")
-            }
-        };
-        let ca = match &self.bao_ca {
-            Some(path) => {
-                let pem = std::fs::read(path);
-                Some(pem.with_context(|| format!("reading {}", path.display()))?)
-            }
-            None => None,
-        };
-        let namespace = self.bao_namespace.clone();
-        let bao = Bao::new(Settings { ca, namespace, ..Settings::for_control(&self.bao) });
-        let bao = bao.context("OpenBAO")?;
-        let (provisioner, bao) = (Identity { user, password }, bao.as_token(token));
+        let (provisioner, bao) = (self.provisioner.identity()?, self.provisioner.bao()?);
         Ok(Auditor { provisioner, bao, alone: Mutex::default() })
     }
 }

@@ -6,6 +6,7 @@
 pub mod leases;
 mod postgres;
 pub mod provision;
+mod provisioner;
 pub mod registry;
 mod revocation;
 pub mod say;

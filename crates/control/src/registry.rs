@@ -2,6 +2,7 @@
 //! version, and says how it is. `pgsiloctl apply`: makes it say what a file says.
 
 pub mod apply;
+mod check;
 mod export;
 pub mod grants;
 pub mod locks;
@@ -55,6 +56,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    #[expect(missing_docs, reason = "it would replace the command's own text")]
+    Check(check::Check),
     /// Write what the registry says as a file that a proxy can read, and `pgsiloctl apply`.
     ///
     /// Clusters, tenants with a placement, and certificates. Not grants, not locks: they are not what
@@ -115,7 +118,7 @@ pub struct Server {
     dsn: Secret,
     /// A file that holds the password, if the DSN does not.
     #[arg(long, value_name = "FILE")]
-    password_file: Option<PathBuf>,
+    dsn_password_file: Option<PathBuf>,
     /// How the server's certificate is checked. A Unix socket has no TLS.
     #[arg(long, value_name = "MODE", value_enum, default_value_t = TlsMode::VerifyFull)]
     tls: TlsMode,
@@ -235,6 +238,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
                 let now = schema::migrate(&mut session.client, &Progress).await?;
                 say::result(&format!("the registry has version {}", now.version));
             }
+            Command::Check(check) => return check::run(check).await,
             Command::Export { server, json } => export::run(&server, json).await?,
             Command::Status { server, json } => {
                 let session = server.connect().await?;
@@ -265,14 +269,14 @@ impl Server {
         };
         let user = dsn.get_user().context("--dsn names no user")?.to_owned();
         let name = dsn.get_dbname().context("--dsn names no database")?.to_owned();
-        let password = match (&self.password_file, dsn.get_password()) {
+        let password = match (&self.dsn_password_file, dsn.get_password()) {
             (Some(path), _) => {
                 let text = std::fs::read_to_string(path);
                 let text = text.with_context(|| format!("reading {}", path.display()))?;
                 Secret::new(text.trim())
             }
             (None, Some(password)) => Secret::new(password),
-            (None, None) => bail!("no password: put it in --dsn or in a --password-file"),
+            (None, None) => bail!("no password: put it in --dsn or in a --dsn-password-file"),
         };
         let hosts = hosts(&dsn)?;
         let tls = match self.tls {
