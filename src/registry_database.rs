@@ -307,7 +307,7 @@ impl RegistryDatabase {
             registry.tell_changed(change.tenants);
         }
         let granted = held.take_grants(&reading);
-        if !granted.is_empty() {
+        if !granted.is_empty() || reading.is_whole {
             registry.grants().replace(held.grants.values());
             registry.tell_changed(granted);
         }
@@ -321,10 +321,10 @@ impl RegistryDatabase {
         let (taken, Change { snapshot, changed, .. }) =
             made.await.map_err(|_gone| Failure::Abandoned)?;
         *held = taken;
+        registry.replace_changed(snapshot, changed);
         metrics::REGISTRY_RELOADS.of(Outcome::Ok).increment(1);
         metrics::REGISTRY_REVISION.set(position.revision as f64);
         metrics::REGISTRY_REJECTED.set(held.rejected.len() as f64);
-        registry.replace_changed(snapshot, changed);
         let is_to_read_again = std::mem::take(&mut held.is_to_read_again);
         held.position = (!is_to_read_again).then_some(position);
         Ok(())
