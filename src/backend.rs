@@ -31,12 +31,14 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use binding::Channel;
 pub(crate) use error::BackendError;
 pub(crate) use idle::{Attachment, History, IdleBackend};
 use version::ServerVersion;
 
+use crate::clusters::{ClusterState, Clusters};
 use crate::route::Route;
 use crate::stream::{Stream, out_of_resources, tune};
 
@@ -55,6 +57,10 @@ pub(crate) struct Connection {
     redial: Redial,
     /// The server's version, once it was reported.
     version: Option<ServerVersion>,
+    /// What is known of its cluster's servers, where there are several.
+    cluster: Option<Arc<ClusterState>>,
+    /// Servers of the cluster that were not tried, by their numbers.
+    untried: Vec<usize>,
     /// Received and not parsed yet: several messages arrive at once.
     unread: BytesMut,
     /// Bytes of messages that the database has sent so far, to us.
@@ -65,6 +71,8 @@ pub(crate) struct Connection {
 #[derive(Clone, Debug)]
 pub(crate) struct Redial {
     tenant: Arc<Tenant>,
+    /// Which of its cluster's endpoints it is.
+    endpoint: usize,
     /// After what silence it counts as gone.
     dead_peer_timeout: Duration,
     /// Of its host's addresses, the one that was connected to: a cancel key is that server's.
@@ -81,8 +89,8 @@ pub(crate) enum DialError {
     #[error("cannot connect to {to}: {error}")]
     Connect { to: String, error: io::Error },
     /// Nothing came back in time.
-    #[error("{0} did not answer within 5 s")]
-    Timeout(String),
+    #[error("{to} did not answer within {} s", patience.as_secs_f32())]
+    Timeout { to: String, patience: Duration },
     /// TLS is asked for and the server has none. Going on in clear is not an option.
     #[error("{0} does not offer TLS, which its placement asks for")]
     NoTls(String),
@@ -95,20 +103,77 @@ pub(crate) enum DialError {
 }
 
 /// Opens a connection to the database of a route, under TLS where its placement asks for it. A
-/// database that has answered nothing for `dead_peer_timeout` counts as gone.
+/// database that has answered nothing for `dead_peer_timeout` counts as gone. Of several servers the
+/// first that answers, the primary before others as far as that is known.
 pub(crate) async fn dial(
     route: &Arc<Route>,
+    clusters: &Clusters,
     dead_peer_timeout: Duration,
 ) -> Result<Connection, DialError> {
-    let tenant = Arc::clone(route.tenant());
-    let mut redial = Redial { tenant, dead_peer_timeout, at: None };
-    let stream = redial.connect().await?;
-    redial.at = stream.peer();
-    Ok(Connection::new(stream, route, redial))
+    let route = Arc::clone(route);
+    let cluster = &route.tenant().placement().cluster;
+    let (cluster, untried) = match clusters.of(cluster) {
+        None => (None, vec![0]),
+        Some(state) => {
+            let order = state.order(cluster);
+            (Some(state), order)
+        }
+    };
+    Servers { route, cluster, untried, dead_peer_timeout }.dial().await
+}
+
+/// Servers of a route's cluster that may be dialled.
+#[derive(Debug)]
+pub(crate) struct Servers {
+    route: Arc<Route>,
+    cluster: Option<Arc<ClusterState>>,
+    /// By their numbers, the first to be tried first; not empty.
+    untried: Vec<usize>,
+    dead_peer_timeout: Duration,
+}
+
+impl Servers {
+    /// Dials them one after the other, until one answers.
+    ///
+    /// # Errors
+    /// When none does: what was wrong with the last.
+    pub(crate) async fn dial(self) -> Result<Connection, DialError> {
+        let Servers { route, cluster, untried, dead_peer_timeout } = self;
+        let endpoints = &route.tenant().placement().cluster.endpoints;
+        // One that does not answer leaves the others their time.
+        let patience = DIAL_TIMEOUT / u32::try_from(endpoints.len()).unwrap_or(u32::MAX).max(1);
+        let mut untried = untried.into_iter();
+        let mut last = None;
+        while let Some(endpoint) = untried.next() {
+            let tenant = Arc::clone(route.tenant());
+            let mut redial = Redial { tenant, endpoint, dead_peer_timeout, at: None };
+            match redial.connect(patience).await {
+                Ok(stream) => {
+                    redial.at = stream.peer();
+                    let mut connection = Connection::new(stream, &route, redial);
+                    (connection.cluster, connection.untried) = (cluster, untried.collect());
+                    return Ok(connection);
+                }
+                Err(error @ DialError::Local(_)) => return Err(error),
+                Err(error) => {
+                    if let Some(state) = &cluster {
+                        state.saw_nothing(&endpoints[endpoint]);
+                    }
+                    last = Some(error);
+                }
+            }
+        }
+        let none = || DialError::Local(io::ErrorKind::AddrNotAvailable.into());
+        Err(last.unwrap_or_else(none))
+    }
 }
 
 impl Redial {
-    async fn connect(&self) -> Result<Stream, DialError> {
+    fn host(&self) -> &Host {
+        &self.tenant.placement().cluster.endpoints[self.endpoint]
+    }
+
+    async fn connect(&self, patience: Duration) -> Result<Stream, DialError> {
         let attempts = Attempts::default();
         let connect = async {
             let stream = self.connect_in_clear(&attempts).await?;
@@ -119,17 +184,18 @@ impl Redial {
                 }
             }
         };
-        match timeout(DIAL_TIMEOUT, connect).await {
+        match timeout(patience, connect).await {
             Ok(result) => result,
             Err(_elapsed) => {
-                Err(DialError::Timeout(format!("{} ({attempts})", self.placement_text())))
+                let to = format!("{} ({attempts})", self.placement_text());
+                Err(DialError::Timeout { to, patience })
             }
         }
     }
 
     #[expect(clippy::disallowed_methods, reason = "the place that dials: a route's placement")]
     async fn connect_in_clear(&self, attempts: &Attempts) -> Result<Stream, DialError> {
-        let stream = match self.tenant.placement().cluster.host() {
+        let stream = match self.host() {
             Host::Tcp { host, port } => Stream::Tcp(self.connect_tcp(host, *port, attempts).await?),
             Host::Unix(path) => {
                 let connected = UnixStream::connect(path).await;
@@ -186,7 +252,7 @@ impl Redial {
             }
         }
         let failed = |error| DialError::Tls { to: self.placement_text(), error };
-        let name = match (self.tenant.placement().cluster.host(), server_name) {
+        let name = match (self.host(), server_name) {
             (_, Some(name)) => name,
             (Host::Tcp { host, .. }, None) => host,
             (Host::Unix(_), None) => "localhost",
@@ -202,7 +268,7 @@ impl Redial {
     /// # Errors
     /// When the database could not be reached.
     pub(crate) async fn cancel(&self, request: &CancelRequest) -> Result<(), DialError> {
-        let mut stream = self.connect().await?;
+        let mut stream = self.connect(DIAL_TIMEOUT).await?;
         let lost = |error| DialError::Connect { to: self.placement_text(), error };
         stream.write_all(&request.encode()).await.map_err(lost)?;
         stream.flush().await.map_err(lost)?;
@@ -210,20 +276,35 @@ impl Redial {
         let closed = async { while let Ok(1..) = stream.read(&mut sink).await {} };
         match timeout(CANCEL_TIMEOUT, closed).await {
             Ok(()) => Ok(()),
-            Err(_elapsed) => Err(DialError::Timeout(self.placement_text())),
+            Err(_elapsed) => {
+                let (to, patience) = (self.placement_text(), CANCEL_TIMEOUT);
+                Err(DialError::Timeout { to, patience })
+            }
         }
     }
 
     /// For logs and errors.
     fn placement_text(&self) -> String {
-        self.tenant.placement().to_string()
+        format!("{}/{}", self.host(), self.tenant.placement().dbname)
     }
 }
 
 impl Connection {
     fn new(stream: Stream, route: &Arc<Route>, redial: Redial) -> Connection {
         let route = Arc::clone(route);
-        Connection { stream, route, redial, version: None, unread: BytesMut::new(), heard: 0 }
+        let (cluster, untried) = (None, Vec::new());
+        let (version, unread) = (None, BytesMut::new());
+        Connection { stream, route, redial, cluster, untried, version, unread, heard: 0 }
+    }
+
+    /// The servers of its cluster that were not tried before it, if there are any.
+    pub(crate) fn others(&self) -> Option<Servers> {
+        (!self.untried.is_empty()).then(|| Servers {
+            route: Arc::clone(&self.route),
+            cluster: self.cluster.clone(),
+            untried: self.untried.clone(),
+            dead_peer_timeout: self.redial.dead_peer_timeout,
+        })
     }
 
     /// For a session, which would miss what was read ahead: [`Connection::ask`] leaves nothing.
@@ -232,6 +313,12 @@ impl Connection {
             true => Ok(self.stream),
             false => Err(BackendError::Protocol("more than an answer")),
         }
+    }
+
+    /// Cancelled when another server of its cluster has become the primary; `None` where there is no
+    /// other.
+    pub(crate) fn until_failover(&self) -> Option<CancellationToken> {
+        self.cluster.as_ref().map(|cluster| cluster.until_failover())
     }
 
     /// What a login can be bound to.
@@ -264,7 +351,8 @@ impl Process {
     pub(crate) fn of(pid: Option<u32>) -> Process {
         let registry = crate::registry::tests::read(&crate::registry::tests::entry("acme"));
         let tenant = Arc::clone(registry.tenants().next().expect("a tenant"));
-        let redial = Redial { tenant, dead_peer_timeout: Duration::from_secs(60), at: None };
+        let dead_peer_timeout = Duration::from_secs(60);
+        let redial = Redial { tenant, endpoint: 0, dead_peer_timeout, at: None };
         Process { key: pid.map(|pid| (pid, Bytes::from_static(b"data"))), redial }
     }
 }

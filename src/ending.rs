@@ -79,6 +79,9 @@ endings! {
     /// The credential's time is over, and it cannot be renewed any more.
     LeaseEnded, "lease_ended", INFO,
         Some(("57P01", "terminating connection because its database credential expired"));
+    /// Another server of the database's cluster has become its primary.
+    FailedOver, "failed_over", WARN,
+        Some(("57P01", "terminating connection because the database has failed over"));
     /// The registry no longer serves the tenant: suspended, removed, or placed elsewhere.
     TenantWithdrawn, "tenant_withdrawn", WARN,
         Some(("57P01", "terminating connection due to administrator command"));

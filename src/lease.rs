@@ -47,6 +47,7 @@ mod given_up;
 mod health;
 mod identity;
 mod login;
+mod own;
 mod precedence;
 mod renewer;
 mod revoker;
@@ -68,8 +69,10 @@ use tokio::runtime::Handle;
 use tokio::sync::futures::Notified;
 use tokio::sync::{AcquireError, Semaphore};
 use tokio::time::{Instant as Deadline, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use health::Trouble;
+pub(crate) use own::OwnLease;
 pub(crate) use pgsilo_openbao::{DatabaseFault, Error as OpenBaoError, FullScope};
 pub(crate) use renewer::LeaseEnd;
 
@@ -83,6 +86,9 @@ use renewer::Renewer;
 use revoker::{Revocation, Revoker};
 use server::{Server, retry_after};
 use window::{Sharers, Windows};
+
+/// How long OpenBAO is waited for when it is to make another connection.
+const RECONNECT: Duration = Duration::from_millis(300);
 
 /// As whom OpenBAO is asked, for what and how often; made by [`crate::config`].
 #[derive(Debug)]
@@ -219,6 +225,9 @@ pub(crate) enum LeaseError {
     /// The session that asked for all of a window was told so.
     #[error("{0}")]
     Shared(Arc<LeaseError>),
+    /// The cluster has failed over meanwhile: the credential would be one of its primary before.
+    #[error("the cluster has failed over while OpenBAO was asked for a credential")]
+    Overtaken,
     /// The task that asked was cancelled: the runtime is going down.
     #[error("the request to OpenBAO was abandoned")]
     Abandoned,
@@ -259,6 +268,7 @@ impl LeaseError {
             | LeaseError::Held(_)
             | LeaseError::Unrevoked(_)
             | LeaseError::Shared(_)
+            | LeaseError::Overtaken
             | LeaseError::Abandoned => false,
         }
     }
@@ -329,6 +339,8 @@ pub(crate) struct Request<'r> {
     pub(crate) subject: Option<Subject<'r>>,
     /// As whom.
     pub(crate) authorization: Authorization,
+    /// Cancelled once the answer would be worth nothing; `None`: it always is.
+    pub(crate) until: Option<CancellationToken>,
 }
 
 /// A role of the database engine, and where that is mounted.
@@ -426,11 +438,12 @@ impl Lessor {
 
     /// A hold on a credential: a fresh one, or where it may be shared that of the window.
     pub(crate) async fn lease(&self, request: Request<'_>) -> Result<Lease, LeaseError> {
-        let Request { tenant, mount, role, access, session, subject, authorization } = request;
+        let Request { tenant, mount, role, access, session, subject, authorization, until } =
+            request;
         let role = Role { mount: mount.to_owned(), name: role.to_owned() };
         let asker = Asker { tenant: Some(tenant.clone()), access, session };
         let held = match self.windows.as_ref().zip(subject) {
-            None => self.clone().ask_on(role, asker, authorization).await.map(Arc::new)?,
+            None => self.clone().ask_on(role, asker, authorization, until).await.map(Arc::new)?,
             Some((windows, (issuer, name))) => {
                 let sharers = Sharers {
                     tenant: tenant.clone(),
@@ -439,34 +452,48 @@ impl Lessor {
                     subject: (issuer.map(Into::into), name.into()),
                     token: authorization.token(),
                 };
-                let ask = || self.clone().ask_on(role, asker, authorization).boxed();
+                let ask = || self.clone().ask_on(role, asker, authorization, until).boxed();
                 windows.join(sharers, ask).await.map_err(LeaseError::Shared)?
             }
         };
         Ok(Lease(held))
     }
 
-    /// A credential for pgsilo itself, to read the registry with.
-    pub(crate) async fn lease_for_registry(
-        &self,
-        mount: &str,
-        role: &str,
-    ) -> Result<Lease, LeaseError> {
+    /// A credential for pgsilo itself.
+    pub(crate) async fn lease_own(&self, mount: &str, role: &str) -> Result<OwnLease, LeaseError> {
         let none = || LeaseError::NotLoggedIn("pgsilo has no login of its own".to_owned());
         let authorization = self.own_authorization().ok_or_else(none)?;
         let role = Role { mount: mount.to_owned(), name: role.to_owned() };
         let asker = Asker { tenant: None, access: Access::ReadOnly, session: None };
-        let held = self.clone().ask_on(role, asker, authorization).await?;
-        Ok(Lease(Arc::new(held)))
+        let held = self.clone().ask_on(role, asker, authorization, None).await?;
+        Ok(OwnLease(Lease(Arc::new(held))))
+    }
+
+    /// Has OpenBAO drop its connection to a tenant's database, and make another. Not under session
+    /// authority: it is pgsilo's own login that may.
+    ///
+    /// # Errors
+    /// When OpenBAO refuses that. One that does not answer soon does it all the same: it waits
+    /// for what is under way on the connection before.
+    pub(crate) async fn reconnect(&self, mount: &str, connection: &str) -> Result<(), LeaseError> {
+        let Source::Proxy(identity) = &self.source else { return Ok(()) };
+        let login = identity.login().map_err(LeaseError::NotLoggedIn)?;
+        let asking = self.server.reset_connection(login.secret(), mount, connection);
+        match timeout(RECONNECT, asking).await {
+            Ok(answer) => Ok(answer?),
+            Err(_elapsed) => Ok(()),
+        }
     }
 
     /// Asks for a credential: `GET {mount}/creds/{role}`. Waiting in line and for the answer has
-    /// one bound; a request that was sent is completed even if the session has gone.
+    /// one bound; a request that was sent is completed even if the session has gone, unless its
+    /// answer has become worthless.
     async fn ask_on(
         self,
         role: Role,
         asker: Asker,
         authorization: Authorization,
+        until: Option<CancellationToken>,
     ) -> Result<LeaseInner, LeaseError> {
         if self.revoker.is_full() {
             return Err(LeaseError::Unrevoked(self.revoker.pending()));
@@ -483,7 +510,14 @@ impl Lessor {
             Err(_elapsed) => return Err(LeaseError::Crowded),
         };
         let asking = self.runtime.clone().spawn(async move {
-            let held = self.ask(&role, asker, authorization, deadline).await;
+            let asking = self.ask(&role, asker, authorization, deadline);
+            let held = match until {
+                None => asking.await,
+                Some(until) => {
+                    let answered = until.run_until_cancelled_owned(asking).await;
+                    answered.unwrap_or(Err(LeaseError::Overtaken))
+                }
+            };
             // The permits are returned when the lease has an owner or is revoked.
             held.map(|held| (held, places))
         });

@@ -22,8 +22,10 @@
 //! backend, frontend, listener   the one dial and the login; bounded reads; where clients connect
 //! route                         which of its tenants a session is for: a pure decision
 //! registry_database             a database as the registry's source, read with a leased login
+//! cluster_watch                 looks at the servers of clusters that have several
 //! identity                      who a session is, however that was proved
 //! token, registry, lease        three parts that never import each other: they meet in stages
+//! clusters                      which server of a cluster takes writes
 //! metrics                       the table of metrics
 //! audit                         the trail of a connection, and the events
 //! reason, ending                the tables of refusals and endings
@@ -43,6 +45,8 @@ mod admin;
 mod audit;
 mod backend;
 mod cancel;
+mod cluster_watch;
+mod clusters;
 pub mod config;
 mod ending;
 mod frontend;

@@ -67,6 +67,8 @@ metrics! {
         "TLS handshakes of clients that failed";
     STAGE_TIME, Histogram(Stage), "pgsilo_stage_seconds",
         "Time that each stage of a login took";
+    FAILOVERS, Counter(), "pgsilo_failovers_total",
+        "Clusters of which another server has become the primary";
     LEASE_TIME, Histogram(), "pgsilo_lease_seconds",
         "Time that OpenBAO took for a credential";
     POOL_IDLE_CONNECTIONS, Gauge(), "pgsilo_pool_idle_connections",
@@ -165,7 +167,8 @@ labels! {
     PoolRequest, "result": Hit "hit", Miss "miss";
     /// Why the pool closed a connection.
     PoolClose, "reason": Expired "expired", Evicted "evicted", BackendFull "backend_full",
-        CheckFailed "check_failed", TenantChanged "tenant_changed", Shutdown "shutdown";
+        CheckFailed "check_failed", TenantChanged "tenant_changed", FailedOver "failed_over",
+        Shutdown "shutdown";
     /// Whether it went well.
     Outcome, "result": Ok "ok", Error "error";
     /// What may be read again while pgsilo runs, but for the registry.

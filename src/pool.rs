@@ -33,6 +33,7 @@
 //! - it has been idle for `idle_timeout`, or is older than `max_lifetime` with reuse, or its lease
 //!   nears its end: an idle connection's lease is not renewed;
 //! - the registry changes its tenant;
+//! - another server of its cluster is promoted;
 //! - a bound is reached and another route needs the place: prewarm evicts a connection that has
 //!   been idle for more than twice the time between sessions of its route, reuse the one of another
 //!   route that has been idle for longest;
@@ -64,6 +65,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::backend::{self, Attachment, BackendError, DialError, History, IdleBackend};
+use crate::clusters::Clusters;
 use crate::lease::{Authorization, FullScope, Lease, LeaseEnd, LeaseError, Lessor};
 use crate::limits::{Tally, TallyPermit};
 use crate::metrics::{self, Outcome, PoolClose, PoolRequest};
@@ -109,6 +111,7 @@ pub struct PoolSettings {
 pub(crate) struct Pool {
     settings: &'static PoolSettings,
     lessor: Lessor,
+    clusters: Arc<Clusters>,
     dead_peer_timeout: Duration,
     runtime: Handle,
     idle_total: Arc<Semaphore>,
@@ -166,12 +169,14 @@ impl Pool {
         settings: &'static PoolSettings,
         dead_peer_timeout: Duration,
         lessor: Lessor,
+        clusters: Arc<Clusters>,
         runtime: Handle,
     ) -> Pool {
         Pool {
             settings,
             dead_peer_timeout,
             lessor,
+            clusters,
             runtime,
             idle_total: Arc::new(Semaphore::new(settings.max_idle)),
             idle_by_tenant: Tally::new(Some(settings.max_idle_per_tenant)),
@@ -203,7 +208,8 @@ impl Pool {
             return None;
         }
         while let Some(connection) = self.take_newest(route) {
-            if remaining_time(&connection.lease.poll_renewal().0).is_zero() {
+            let is_over = connection.backend.is_overtaken();
+            if is_over || remaining_time(&connection.lease.poll_renewal().0).is_zero() {
                 self.close_idle(connection, PoolClose::Expired);
                 continue;
             }
@@ -380,7 +386,8 @@ impl Pool {
         let route = &prewarm.route;
         let request = route.request(prewarm.authorization.clone());
         let lease = async { Ok::<_, PrewarmError>(self.lessor.lease(request).await?) };
-        let dial = async { Ok(backend::dial(route, self.dead_peer_timeout).await?) };
+        let dial =
+            async { Ok(backend::dial(route, &self.clusters, self.dead_peer_timeout).await?) };
         let (lease, connection) = tokio::try_join!(lease, dial)?;
         let attachment = connection.log_in(lease.credential()).await?;
         Ok((lease, attachment.detach()?))
@@ -525,6 +532,14 @@ impl Pool {
         let outdated = self.state().retain(|route| is_current(registry, route));
         for connection in outdated {
             self.close_idle(connection, PoolClose::TenantChanged);
+        }
+    }
+
+    /// Closes idle connections to servers that were overtaken by another of their cluster.
+    pub(crate) fn retain_unovertaken(&'static self) {
+        let overtaken = self.state().take_overtaken();
+        for connection in overtaken {
+            self.close_idle(connection, PoolClose::FailedOver);
         }
     }
 

@@ -16,6 +16,8 @@ use tokio::task::JoinHandle;
 
 use crate::audit::{AuditSettings, OnLoss};
 use crate::cancel::CancelKeys;
+use crate::cluster_watch::ClusterWatch;
+use crate::clusters::Clusters;
 use crate::identity::Identity;
 use crate::lease::{self, Lessor};
 use crate::limits::{Limits, Slots, Tally};
@@ -81,6 +83,8 @@ pub(crate) struct Proxy {
     pub(crate) sources: Sources,
     pub(crate) lessor: Lessor,
     pub(crate) pool: Pool,
+    pub(crate) clusters: Arc<Clusters>,
+    pub(crate) cluster_watch: ClusterWatch,
     pub(crate) cancel_keys: CancelKeys,
     pub(crate) log: LogQueue,
     /// Connections that are not logged in yet, of each listener.
@@ -108,8 +112,17 @@ impl Proxy {
         let limits = &settings.limits;
         let background = runtime.clone();
         let lessor = Lessor::start(&settings.lease, openbao, runtime.clone());
+        let clusters = Arc::new(Clusters::new());
         let proxy = Proxy {
-            pool: Pool::new(&settings.pool, limits.dead_peer_timeout, lessor.clone(), runtime),
+            pool: Pool::new(
+                &settings.pool,
+                limits.dead_peer_timeout,
+                lessor.clone(),
+                Arc::clone(&clusters),
+                runtime.clone(),
+            ),
+            cluster_watch: ClusterWatch::new(Arc::clone(&clusters), lessor.clone(), runtime),
+            clusters,
             lessor,
             cancel_keys: CancelKeys::new(),
             log,
@@ -129,6 +142,7 @@ impl Proxy {
         let proxy: &'static Proxy = Box::leak(Box::new(proxy));
         proxy.verifier().spawn_key_refresh(&background);
         background.spawn(proxy.tell_of_changes());
+        background.spawn(proxy.tell_of_failovers());
         if let RegistrySource::Database(database) = &proxy.sources.registry_source {
             let following = background.spawn(database.follow(proxy.registry(), &proxy.lessor));
             *proxy.following.lock().unwrap_or_else(PoisonError::into_inner) = Some(following);
@@ -189,8 +203,10 @@ impl Proxy {
         self.sessions.wake_all();
     }
 
-    /// The registry's database is not read any more, and what was leased for that is handed back.
+    /// The registry's database is not read any more, nor are clusters' servers looked at, and what
+    /// was leased for that is handed back.
     pub(crate) async fn stop_following(&self) {
+        self.cluster_watch.stop().await;
         let taken = self.following.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(following) = taken {
             following.abort();
@@ -211,6 +227,16 @@ impl Proxy {
     /// Whom listeners believe has changed.
     pub(crate) fn authorities_changed(&self) {
         self.sessions.wake_all();
+    }
+
+    /// Has sessions look again whenever a cluster has failed over: some may be at its primary
+    /// before.
+    async fn tell_of_failovers(&'static self) {
+        let mut failovers = self.clusters.failovers();
+        while failovers.changed().await.is_ok() {
+            self.pool.retain_unovertaken();
+            self.sessions.wake_all();
+        }
     }
 
     /// Has sessions look again whenever something changes that may end them.

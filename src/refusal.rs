@@ -190,6 +190,7 @@ impl From<LeaseError> for Refusal {
                 DatabaseFault::Full(_) => Reason::BackendFull,
                 DatabaseFault::Refused => Reason::LeaseDenied,
             },
+            LeaseError::Overtaken => Reason::BackendNotReady,
             LeaseError::Denied(_) | LeaseError::Unfit(_) | LeaseError::NoRole(_) => {
                 Reason::LeaseDenied
             }
@@ -204,7 +205,7 @@ impl From<DialError> for Refusal {
         let reason = match &error {
             DialError::Local(_) => Reason::Internal,
             DialError::Connect { .. }
-            | DialError::Timeout(_)
+            | DialError::Timeout { .. }
             | DialError::NoTls(_)
             | DialError::NotPostgres { .. }
             | DialError::Tls { .. } => Reason::BackendUnreachable,
@@ -223,6 +224,7 @@ impl From<BackendError> for Refusal {
             {
                 Reason::BackendNotReady
             }
+            BackendError::Standby | BackendError::Overtaken(_) => Reason::BackendNotReady,
             BackendError::Setting { .. } => Reason::SettingRejected,
             BackendError::Unsealed(_) | BackendError::SealBroken { .. } => Reason::SealBroken,
             BackendError::Hashing(_) => Reason::Internal,

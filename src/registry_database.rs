@@ -34,7 +34,7 @@ use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::lease::{Lease, LeaseEnd, LeaseError, Lessor};
+use crate::lease::{LeaseError, Lessor, OwnLease};
 use crate::metrics::{self, Outcome};
 use crate::registry::{Grant, Lock, Registry, RegistryFile};
 
@@ -46,8 +46,6 @@ const PAUSE: Duration = Duration::from_millis(10);
 const COMPARE: Duration = Duration::from_secs(600);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
-/// How long before the end of its lease a connection is replaced, at most.
-const LEAD: Duration = Duration::from_secs(60);
 /// Before that is tried again.
 const REPLACE_RETRY: Duration = Duration::from_secs(1);
 
@@ -119,7 +117,7 @@ enum Failure {
 struct Link {
     // In the order in which they are dropped.
     reader: Reader,
-    lease: Option<Lease>,
+    lease: Option<OwnLease>,
 }
 
 /// What has been read so far.
@@ -273,7 +271,7 @@ impl RegistryDatabase {
             LoginSource::Lease { mount, role } => {
                 // What keeps it from being logged in is told where that is tried.
                 lessor.logged_in().await;
-                let lease = lessor.lease_for_registry(mount, role).await?;
+                let lease = lessor.lease_own(mount, role).await?;
                 let credential = lease.credential();
                 let user = credential.username().to_owned();
                 (Login { user, password: Secret::new(credential.password().expose()) }, Some(lease))
@@ -342,35 +340,15 @@ async fn set<T>(future: &mut Option<BoxFuture<'_, T>>) -> T {
 impl Link {
     /// Whether its lease ends, and the next must be made.
     fn is_ending(&self) -> bool {
-        self.lease.as_ref().is_some_and(|lease| {
-            let (end, _again) = lease.poll_renewal();
-            lead(&end).is_some_and(|at| at.remaining().is_zero())
-        })
+        self.lease.as_ref().is_some_and(OwnLease::is_ending)
     }
 
     /// Resolves when that is so, but not before then. Has the lease renewed meanwhile.
     async fn ending(&self, not_before: Instant) {
         let Some(lease) = &self.lease else { return pending().await };
-        loop {
-            let (renewed, login_changed) = lease.changed();
-            let (end, again) = lease.poll_renewal();
-            let at = lead(&end);
-            if at.is_some_and(|at| at.remaining().is_zero()) {
-                return sleep_until(not_before).await;
-            }
-            let next = [at, again].into_iter().flatten().min();
-            tokio::select! {
-                () = renewed => {}
-                () = login_changed => {}
-                () = async { match next { Some(at) => at.arrives().await, None => pending().await } } => {}
-            }
-        }
+        lease.ending().await;
+        sleep_until(not_before).await;
     }
-}
-
-/// When the connection that follows one with this lease is made; `None`: it is renewed.
-fn lead(end: &LeaseEnd) -> Option<BootTime> {
-    end.is_final.then(|| end.at.earlier(LEAD.min(end.duration / 3)))
 }
 
 impl Offered {

@@ -243,7 +243,8 @@ impl Route {
     pub(crate) fn request(&self, authorization: Authorization) -> Request<'_> {
         let (tenant, mount) = (self.tenant.id(), &self.tenant.lease().mount);
         let (role, access) = (&*self.role, self.access);
-        Request { tenant, mount, role, access, session: None, subject: None, authorization }
+        let (session, subject, until) = (None, None, None);
+        Request { tenant, mount, role, access, session, subject, authorization, until }
     }
 }
 

@@ -362,6 +362,8 @@ impl<'c> Relay<'c> {
                 self.delay_last_message().await;
                 ending.into()
             }
+            // Neither what it still says nor what it was asked is worth anything.
+            Stopped::Late(Ending::FailedOver) => Ending::FailedOver.into(),
             Stopped::Late(ending) => {
                 self.interrupt().await;
                 self.delay_last_message().await;
@@ -374,7 +376,7 @@ impl<'c> Relay<'c> {
 
     async fn close(&mut self, ending: Ending, session: impl std::fmt::Display) {
         let message = ending.message(session).filter(|_| self.can_tell()).unwrap_or_default();
-        let Relay { frontend, backend, up, conversation, is_reusable, .. } = self;
+        let Relay { frontend, backend, up, conversation, process, is_reusable, .. } = self;
         let tell = async {
             if *is_reusable {
                 // It has terminated and reads no more: the next session need not wait for it.
@@ -385,7 +387,12 @@ impl<'c> Relay<'c> {
         };
         let gone = matches!(ending, Ending::BackendLeft | Ending::BackendLost);
         let close_backend = async {
-            if !gone && !*is_reusable {
+            if ending == Ending::FailedOver {
+                // What the client has sent last is not passed on.
+                if conversation.may_be_busy() {
+                    let _best_effort = timeout(INTERRUPT_TIMEOUT, process.cancel()).await;
+                }
+            } else if !gone && !*is_reusable {
                 let _best_effort =
                     timeout(CLOSE_TIMEOUT, terminate_backend(backend, up, conversation)).await;
             }

@@ -214,8 +214,8 @@ fn the_examples_load_and_mean_what_they_say() {
     let acme = tenants.tenant(&TenantId::parse("acme").unwrap()).unwrap();
     assert_eq!(acme.state(), State::Active);
     assert_eq!(
-        acme.placement().cluster.host(),
-        &Host::Tcp { host: "db1.internal".into(), port: 5432 }
+        acme.placement().cluster.endpoints[0],
+        Host::Tcp { host: "db1.internal".into(), port: 5432 }
     );
     assert!(matches!(
         acme.placement().cluster.tls,
@@ -228,7 +228,7 @@ fn the_examples_load_and_mean_what_they_say() {
     assert_eq!(acme.limits(), &OwnLimits { max_sessions: Some(20), ..own });
     let globex = tenants.tenant(&TenantId::parse("globex").unwrap()).unwrap();
     assert!(matches!(globex.placement().cluster.tls, PlacementTls::Disable));
-    assert!(matches!(globex.placement().cluster.host(), Host::Unix(_)));
+    assert!(matches!(globex.placement().cluster.endpoints[0], Host::Unix(_)));
     assert_eq!(globex.limits(), &OwnLimits::default());
 }
 
@@ -311,6 +311,13 @@ fn the_commented_alternatives_load_too() {
             ("# max_stale = \"24h\"", "max_stale = \"2s\""),
         ],
         vec![("# max_staleness", "max_staleness"), ("# regions", "regions")],
+        vec![
+            ("# [[cluster]]", "[[cluster]]"),
+            ("# name = \"eu-1\"", "name = \"eu-1\""),
+            ("# endpoints", "endpoints"),
+            ("# monitor", "monitor"),
+            ("socket = \"/run/postgresql/.s.PGSQL.5432\"\ndbname", "cluster = \"eu-1\"\ndbname"),
+        ],
         vec![
             ("file = \"tenants.toml\"", ""),
             ("# postgres = {", "postgres = {"),

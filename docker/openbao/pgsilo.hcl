@@ -12,6 +12,21 @@ path "pgsilo-registry/creds/proxy*" {
   capabilities = ["read"]
 }
 
+# Who watches the servers of a cluster that has several.
+path "pgsilo-monitor/creds/*" {
+  capabilities = ["read"]
+}
+
+# After a failover: OpenBAO makes its connection to a tenant's database anew. It tells nothing, and
+# changes nothing of how credentials are made.
+path "pgsilo/+/reset/tenant-*" {
+  capabilities = ["update"]
+}
+
+path "pgsilo-monitor/reset/*" {
+  capabilities = ["update"]
+}
+
 # A lease is named in the request's body, and its id ends in random characters: whoever does
 # not hold the lease cannot name it.
 path "sys/leases/renew" {

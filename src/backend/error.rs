@@ -2,6 +2,7 @@
 
 use std::io;
 
+use pgsilo_core::timeline::Timeline;
 use pgsilo_wire::message::ErrorFields;
 use pgsilo_wire::startup::StartupError;
 
@@ -47,6 +48,10 @@ pub(crate) enum BackendError {
     Outdated { is: ServerVersion, needs: ServerVersion },
     #[error("the database has no seal; `ALTER DATABASE ... SET pgsilo.tenant = '{0}'` seals it")]
     Unsealed(String),
+    #[error("the server replays the writes of another, and takes none")]
+    Standby,
+    #[error("the server takes writes, and another was promoted after it, to timeline {0}")]
+    Overtaken(Timeline),
     #[error("the database is sealed for tenant {found:?}, not for {expected}")]
     SealBroken { expected: String, found: String },
 }
@@ -78,6 +83,21 @@ impl BackendError {
         match self {
             BackendError::Said { sqlstate, .. } | BackendError::Setting { sqlstate, .. } => {
                 sqlstate == "57P05"
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether another server of the cluster may take the login: this one is not the primary, does
+    /// not know the role, which was made at the primary, or is no good.
+    pub(crate) fn may_be_the_servers(&self) -> bool {
+        match self {
+            BackendError::Standby | BackendError::Overtaken(_) | BackendError::Lost(_) => true,
+            BackendError::Said { sqlstate, .. } => {
+                matches!(
+                    sqlstate.as_str(),
+                    "28000" | "28P01" | "3D000" | "57P03" | "57P01" | "57P02"
+                )
             }
             _ => false,
         }

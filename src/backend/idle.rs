@@ -12,6 +12,7 @@ use super::error::BackendError;
 use super::messages::closed;
 use super::version::ServerVersion;
 use super::{Connection, Process};
+use crate::clusters::Reign;
 use crate::route::Route;
 use crate::stream::{self, Stream};
 
@@ -23,6 +24,8 @@ pub(crate) struct Attachment {
     /// ParameterStatus and notices as they came, for the client.
     pub(crate) greeting: Vec<u8>,
     pub(crate) history: History,
+    /// The server, where it is one of several.
+    pub(crate) reign: Option<Reign>,
 }
 
 /// What has happened on a connection since its login.
@@ -46,13 +49,14 @@ pub(crate) struct IdleBackend {
     process: Process,
     greeting: Vec<u8>,
     history: History,
+    reign: Option<Reign>,
 }
 
 impl Attachment {
     /// Leaves the event loop. Nothing is read until it is resumed.
     pub(crate) fn detach(self) -> io::Result<IdleBackend> {
-        let Attachment { stream, process, greeting, history } = self;
-        Ok(IdleBackend { stream: stream.detach()?, process, greeting, history })
+        let Attachment { stream, process, greeting, history, reign } = self;
+        Ok(IdleBackend { stream: stream.detach()?, process, greeting, history, reign })
     }
 }
 
@@ -71,6 +75,11 @@ impl IdleBackend {
         self.process.pid()
     }
 
+    /// Whether its server was the primary once, and another is now.
+    pub(crate) fn is_overtaken(&self) -> bool {
+        self.reign.as_ref().is_some_and(Reign::is_over)
+    }
+
     /// Moves to the event loop that this runs on, if the connection is alive and its database is
     /// sealed for the tenant of the route, which must be the one that it was dialled for. The seal
     /// is not read again within `check_delay`, if nothing has arrived since.
@@ -79,17 +88,18 @@ impl IdleBackend {
         route: &Arc<Route>,
         check_delay: Duration,
     ) -> Result<Attachment, BackendError> {
-        let IdleBackend { stream, process, mut greeting, mut history } = self;
+        let IdleBackend { stream, process, mut greeting, mut history, reign } = self;
         if history.sealed.elapsed() < check_delay && stream.is_silent() {
-            return Ok(Attachment { stream: stream.resume()?, process, greeting, history });
+            return Ok(Attachment { stream: stream.resume()?, process, greeting, history, reign });
         }
         let stream = stream.resume()?;
         let mut connection = Connection::new(stream, route, process.redial.clone());
         connection.version = history.version;
+        connection.cluster = reign.as_ref().map(|reign| Arc::clone(reign.cluster()));
         // Settings that a reload has changed meanwhile are reported here, and become part of the
         // greeting.
         history.sealed = BootTime::now();
-        connection.check_seal(route.tenant(), &mut greeting).await?;
-        Ok(Attachment { stream: connection.into_stream()?, process, greeting, history })
+        let reign = connection.check_seal(route.tenant(), &mut greeting).await?;
+        Ok(Attachment { stream: connection.into_stream()?, process, greeting, history, reign })
     }
 }

@@ -23,6 +23,7 @@ use super::idle::{Attachment, History};
 use super::messages::closed;
 use super::version::ServerVersion;
 use super::{Connection, Process};
+use crate::clusters::Reign;
 use crate::lease::Credential;
 
 /// PostgreSQL's default is 4096; the count is the server's to choose and ours to pay for.
@@ -38,8 +39,8 @@ impl Connection {
         credential: &Credential,
     ) -> Result<Attachment, BackendError> {
         match self.begin(credential).await {
-            Ok((process, greeting, history)) => {
-                Ok(Attachment { stream: self.into_stream()?, process, greeting, history })
+            Ok((process, greeting, history, reign)) => {
+                Ok(Attachment { stream: self.into_stream()?, process, greeting, history, reign })
             }
             Err(error) => {
                 if error.full_scope().is_some() {
@@ -53,7 +54,7 @@ impl Connection {
     async fn begin(
         &mut self,
         credential: &Credential,
-    ) -> Result<(Process, Vec<u8>, History), BackendError> {
+    ) -> Result<(Process, Vec<u8>, History, Option<Reign>), BackendError> {
         let tenant = Arc::clone(self.route.tenant());
         let dbname = &tenant.placement().dbname;
         let packet = startup::encode(credential.username(), dbname, self.route.settings())?;
@@ -62,10 +63,10 @@ impl Connection {
         let (process, mut greeting) = self.read_greeting().await?;
         self.check_version(&greeting)?;
         let now = BootTime::now();
-        self.check_seal(&tenant, &mut greeting).await?;
+        let reign = self.check_seal(&tenant, &mut greeting).await?;
         let version = self.version;
         let history = History { opened: now, sealed: now, sessions: 0, is_bound, version };
-        Ok((process, greeting, history))
+        Ok((process, greeting, history, reign))
     }
 
     /// Whether the login is bound to its TLS channel.

@@ -32,7 +32,7 @@ impl Attachment {
     /// # Errors
     /// It is lost, the database refused, or something is not as it was: it may not be used again.
     pub(crate) async fn reset(self, route: &Arc<Route>) -> Result<Attachment, BackendError> {
-        let Attachment { stream, process, greeting, history } = self;
+        let Attachment { stream, process, greeting, history, reign } = self;
         let told = told(&greeting)
             .ok_or(BackendError::Protocol("a setting that cannot be asked for by its name"))?;
         let mut connection = Connection::new(stream, route, process.redial.clone());
@@ -69,7 +69,7 @@ impl Attachment {
         }
         is_sealed_for(route.tenant(), seals)?;
         let history = History { sealed: asked, sessions: history.sessions + 1, ..history };
-        Ok(Attachment { stream: connection.into_stream()?, process, greeting, history })
+        Ok(Attachment { stream: connection.into_stream()?, process, greeting, history, reign })
     }
 }
 

@@ -10,11 +10,13 @@ use std::collections::HashMap;
 use aws_lc_rs::rand;
 use pgsilo_core::names::SEAL;
 use pgsilo_core::registry::Tenant;
+use pgsilo_core::timeline::Standing;
 use pgsilo_wire::message::{self, ErrorFields};
 
 use super::Connection;
 use super::error::BackendError;
 use super::version::ServerVersion;
+use crate::clusters::Reign;
 
 /// How often a question is asked that the session's own time-outs cancel.
 const ATTEMPTS: usize = 8;
@@ -35,22 +37,52 @@ pub(super) fn seal_query(nonce: &str) -> String {
     )
 }
 
+/// Asks for the seal, and in a last row for what the server is.
+fn standing_query(nonce: &str) -> String {
+    format!(
+        "{} UNION ALL SELECT '{nonce}standing ' OPERATOR(pg_catalog.||) ({})",
+        seal_query(&format!("{nonce}seal ")),
+        Standing::SQL,
+    )
+}
+
 impl Connection {
-    /// Reads the seal, which must be the tenant's. Settings that the database tells of meanwhile
-    /// become part of the greeting.
+    /// Reads the seal, which must be the tenant's; and where the server is one of several, that it
+    /// takes writes, and on which timeline. Settings that the database tells of meanwhile become part
+    /// of the greeting.
     pub(super) async fn check_seal(
         &mut self,
         tenant: &Tenant,
         greeting: &mut Vec<u8>,
-    ) -> Result<(), BackendError> {
+    ) -> Result<Option<Reign>, BackendError> {
         let mut news = Vec::new();
         let told = |setting: &[u8]| message::raw(&mut news, b'S', setting);
-        let seals = self.ask(&[], seal_query, told).await.map_err(ended_by_setting)?;
-        is_sealed_for(tenant, &seals)?;
+        let Some(cluster) = self.cluster.clone() else {
+            let seals = self.ask(&[], seal_query, told).await.map_err(ended_by_setting)?;
+            is_sealed_for(tenant, &seals)?;
+            if !news.is_empty() {
+                *greeting = told_anew(greeting, &news);
+            }
+            return Ok(None);
+        };
+        let mut seals = self.ask(&[], standing_query, told).await.map_err(ended_by_setting)?;
+        // Behind the seals, of which there may be none.
+        let standing = seals.pop().and_then(|said| {
+            Standing::parse(std::str::from_utf8(said.strip_prefix(b"standing ")?).ok()?)
+        });
+        let standing = standing.ok_or(BackendError::Protocol("no word of what the server is"))?;
+        let seals: Option<Vec<_>> =
+            seals.iter().map(|seal| seal.strip_prefix(b"seal ").map(<[u8]>::to_vec)).collect();
+        is_sealed_for(tenant, &seals.ok_or(BackendError::Protocol("a seal out of its place"))?)?;
+        let reign = match cluster.saw(self.redial.host(), standing) {
+            Ok(Some(reign)) => reign,
+            Ok(None) => return Err(BackendError::Standby),
+            Err(overtaken) => return Err(BackendError::Overtaken(overtaken.newest)),
+        };
         if !news.is_empty() {
             *greeting = told_anew(greeting, &news);
         }
-        Ok(())
+        Ok(Some(reign))
     }
 
     /// Runs statements and a question behind them, each on its own but all sent at once; the rows

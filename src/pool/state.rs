@@ -297,6 +297,13 @@ impl PoolState {
         removed.flat_map(|(_, pool)| pool.idle).collect()
     }
 
+    /// Takes the connections to servers that were overtaken by another of their cluster.
+    pub(super) fn take_overtaken(&mut self) -> Vec<IdleConnection> {
+        let idle = self.routes.values_mut().map(|pool| &mut pool.idle);
+        let overtaken = |connection: &mut IdleConnection| connection.backend.is_overtaken();
+        idle.flat_map(|idle| idle.extract_if(.., overtaken)).collect()
+    }
+
     /// Removes all connections, and accepts none from now on.
     pub(super) fn close(&mut self) -> Vec<IdleConnection> {
         self.is_closed = true;

@@ -43,7 +43,7 @@ impl<'c> Attached<'c> {
         let version = started.version();
         let (accepted, _startup) = started.into_parts();
         let (client, address) = accepted.into_parts();
-        let Attachment { stream, process, greeting, history } = attachment;
+        let Attachment { stream, process, greeting, history, reign } = attachment;
         let key = client.proxy.cancel_keys.hand_out(process, version, client.trail.session);
         let cancel_key = key.ok_or_else(|| Refusal::new(Reason::Internal, "no randomness"))?;
         client.trail.backend_pid = cancel_key.pid().unwrap_or_default();
@@ -69,6 +69,7 @@ impl<'c> Attached<'c> {
             permit,
             address,
             reusable: proxy.pool.reuses().then(|| Box::new(Reusable { route, greeting, history })),
+            reign,
             lease,
         };
         Ok(Attached { client, backend: stream, resources })
@@ -80,7 +81,8 @@ impl<'c> Attached<'c> {
 }
 
 /// A login with the leased credential. If the database has no connection left, an idle one of the
-/// pool is evicted, and the login tried once more.
+/// pool is evicted, and the login tried once more. Of several servers the next is tried where one is
+/// not the primary.
 async fn log_in(
     mut connection: Connection,
     lease: &Lease,
@@ -89,13 +91,30 @@ async fn log_in(
 ) -> Result<Attachment, Refusal> {
     let mut freed = None;
     loop {
-        let error = match connection.log_in(lease.credential()).await {
-            Ok(attachment) => {
+        let (others, until) = (connection.others(), connection.until_failover());
+        let log_in = connection.log_in(lease.credential());
+        let logged_in = match until {
+            None => Some(log_in.await),
+            Some(until) => until.run_until_cancelled_owned(log_in).await,
+        };
+        let error = match logged_in {
+            Some(Ok(attachment)) => {
                 proxy.pool.record_connect(route.tenant(), freed.is_some());
                 return Ok(attachment);
             }
-            Err(error) => error,
+            Some(Err(error)) => error,
+            None => {
+                let cause = "the cluster has failed over during the login";
+                return Err(Refusal::new(Reason::BackendNotReady, cause));
+            }
         };
+        if let Some(others) = others.filter(|_| error.may_be_the_servers()) {
+            match others.dial().await {
+                Ok(another) => connection = another,
+                Err(_unreached) => return Err(error.into()),
+            }
+            continue;
+        }
         let Some(scope) = error.full_scope().filter(|_| freed.is_none()) else {
             return Err(error.into());
         };
@@ -104,6 +123,7 @@ async fn log_in(
         if freed.is_none() {
             return Err(error.into());
         }
-        connection = backend::dial(route, proxy.limits().dead_peer_timeout).await?;
+        let patience = proxy.limits().dead_peer_timeout;
+        connection = backend::dial(route, &proxy.clusters, patience).await?;
     }
 }

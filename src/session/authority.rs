@@ -3,7 +3,7 @@
 //!
 //! A session ends when pgsilo stops, the registry withdraws or locks its tenant or gives its token's
 //! word or its certificate to another, it is locked, its identity is put on the list of those denied, its authority is
-//! withdrawn, its lease or its identity ends, or it is as old as it may be. `decision.rs` decides
+//! withdrawn, its database fails over to another server, its lease or its identity ends, or it is as old as it may be. `decision.rs` decides
 //! the deadline. Its clock is CLOCK_BOOTTIME, which goes on in a suspended machine: setting the
 //! wall clock neither lengthens nor shortens a session. `splice/moment.rs` chooses the moment.
 //! docs/refusals.md has every ending.
@@ -21,6 +21,7 @@ use tokio::time::sleep;
 
 use super::resources::SessionResources;
 use crate::audit;
+use crate::clusters::Reign;
 use crate::identity::Identity;
 use crate::lease::LeaseEnd;
 use crate::listener::Listener;
@@ -93,6 +94,7 @@ impl Authority<'_> {
             locked: self.is_locked(),
             ungranted: matches!(grant, Some(None)),
             uncertified: self.is_uncertified(),
+            overtaken: self.resources.reign.as_ref().is_some_and(Reign::is_over),
             lease: end,
             expires: ends.then(|| (self.expires, self.expires.since(began), identity.ending())),
             granted: grant.flatten().and_then(|grant| {

@@ -4,17 +4,22 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgsilo_core::registry::Tenant;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::client::Stop;
 use super::routed::{Admission, Routed};
 use crate::audit::Stage;
 use crate::backend::{self, Attachment, Connection, DialError};
-use crate::lease::{Lease, LeaseError};
+use crate::lease::{Lease, LeaseError, Request};
+use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 
 /// How much longer than for OpenBAO's answer the dial's is waited for, where that says more.
 const TRUER: Duration = Duration::from_millis(250);
+/// How often a login is begun again as its cluster fails over meanwhile.
+const FAILOVERS: usize = 3;
 
 /// Proves that OpenBAO granted a credential, which is this session's for as long as it lives.
 #[derive(Debug)]
@@ -45,14 +50,11 @@ impl<'c> Leased<'c> {
                 (lease, Connected::LoggedIn(attachment))
             }
             None => {
-                let route = Arc::clone(routed.resolved());
-                let patience = proxy.limits().dead_peer_timeout;
-                if !proxy.pool.may_connect(route.tenant()) {
+                if !proxy.pool.may_connect(routed.resolved().tenant()) {
                     let cause = "the database said 53300 a moment ago, and others try";
                     return Err(Refusal::new(Reason::BackendFull, cause).into());
                 }
-                let dial = backend::dial(&route, patience);
-                let (lease, connection) = both(credential(&mut routed), dial).await?;
+                let (lease, connection) = anew(&mut routed, proxy).await?;
                 (lease, Connected::Dialled(connection))
             }
         };
@@ -66,14 +68,66 @@ impl<'c> Leased<'c> {
     }
 }
 
+/// A credential and a connection of its own. Where the cluster fails over meanwhile, both are for the
+/// primary before, which may answer nothing any more: then it is done again.
+async fn anew(
+    routed: &mut Routed<'_>,
+    proxy: &'static Proxy,
+) -> Result<(Lease, Connection), Refusal> {
+    let route = Arc::clone(routed.resolved());
+    let tenant = route.tenant();
+    let patience = proxy.limits().dead_peer_timeout;
+    let dial = || backend::dial(&route, &proxy.clusters, patience);
+    let Some(state) = proxy.cluster_watch.state(&tenant.placement().cluster).await else {
+        return both(credential(routed, None), dial()).await;
+    };
+    for _ in 0..FAILOVERS {
+        if let Some(told) = state.reconnected(tenant.id()) {
+            told.get_or_init(|| reconnect(tenant, proxy)).await;
+        }
+        let until = state.until_failover();
+        let asking = both(credential(routed, Some(until.clone())), dial());
+        // What is under way for the primary before is dropped.
+        match until.run_until_cancelled(asking).await {
+            None => {}
+            Some(Err(refusal)) => {
+                if refusal.reason() == Reason::LeaseUnavailable {
+                    state.was_stuck(tenant.id());
+                }
+                return Err(refusal);
+            }
+            Some(Ok(both)) => return Ok(both),
+        }
+    }
+    Err(Refusal::new(Reason::BackendNotReady, "the cluster fails over again and again"))
+}
+
+/// OpenBAO's connection to the tenant's database may lead to a server that is the primary no more, and
+/// where that answers nothing, whatever OpenBAO does there waits for it.
+async fn reconnect(tenant: &Tenant, proxy: &'static Proxy) {
+    let lease = tenant.lease();
+    let connection = lease.connection(tenant.id());
+    if let Err(error) = proxy.lessor.reconnect(&lease.mount, &connection).await {
+        tracing::warn!(
+            tenant = %tenant.id(), %error,
+            "OpenBAO does not make its connection to the tenant's database anew after a failover: \
+             allow MOUNT/reset/*, as docker/openbao/pgsilo.hcl does"
+        );
+    }
+}
+
 /// A credential. If the database has no connection left for OpenBAO, an idle one of the pool is
 /// evicted, and the request made once more; not under session authority, where that would be
 /// another login.
-async fn credential(routed: &mut Routed<'_>) -> Result<Lease, LeaseError> {
+async fn credential(
+    routed: &mut Routed<'_>,
+    until: Option<CancellationToken>,
+) -> Result<Lease, LeaseError> {
     let proxy = routed.client().proxy;
     let mut freed = None;
     loop {
-        let error = match proxy.lessor.lease(routed.request()).await {
+        let request = Request { until: until.clone(), ..routed.request() };
+        let error = match proxy.lessor.lease(request).await {
             Ok(lease) => return Ok(lease),
             Err(error) => error,
         };

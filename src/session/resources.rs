@@ -8,6 +8,7 @@ use pgsilo_core::tenant::Access;
 
 use crate::backend::History;
 use crate::cancel::CancelKey;
+use crate::clusters::Reign;
 use crate::identity::Identity;
 use crate::lease::Lease;
 use crate::limits::TallyPermit;
@@ -26,6 +27,8 @@ pub(super) struct SessionResources {
     pub(super) address: Option<TallyPermit<IpAddr>>,
     /// For reuse of the connection by another session, if that is configured.
     pub(super) reusable: Option<Box<Reusable>>,
+    /// The server, where it is one of several.
+    pub(super) reign: Option<Reign>,
     pub(super) lease: Lease,
 }
 

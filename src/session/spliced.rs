@@ -93,7 +93,8 @@ impl Spliced {
     /// Returns the connection to the pool, for another session on an equal route.
     async fn release(self: Box<Self>, proxy: &'static Proxy) {
         let Spliced { backend, resources } = *self;
-        let SessionResources { cancel_key, permit, reusable, lease, address, .. } = resources;
+        let SessionResources { cancel_key, permit, reusable, lease, address, reign, .. } =
+            resources;
         // They do not count against a session that begins meanwhile.
         drop((permit, address));
         let Some((process, reusable)) = cancel_key.withdraw().zip(reusable) else {
@@ -102,7 +103,7 @@ impl Spliced {
             return;
         };
         let Reusable { route, greeting, history } = *reusable;
-        let attachment = Attachment { stream: backend, process, greeting, history };
+        let attachment = Attachment { stream: backend, process, greeting, history, reign };
         proxy.pool.release(&route, lease, attachment, proxy.registry()).await;
     }
 }

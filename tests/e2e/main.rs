@@ -23,6 +23,7 @@ mod client;
 mod denied;
 mod deployments;
 mod drivers;
+mod failover;
 mod faults;
 mod isolation;
 mod keys;

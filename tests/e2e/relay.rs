@@ -291,6 +291,9 @@ fn every_ending_has_a_test() {
             pgsilo::Ending::LeaseEnded => {
                 crate::authority::an_idle_session_ends_in_the_grace_before_its_lease_does
             }
+            pgsilo::Ending::FailedOver => {
+                crate::failover::nobody_writes_to_a_primary_that_was_overtaken
+            }
             pgsilo::Ending::TenantWithdrawn => an_ending_never_splits_a_message,
             pgsilo::Ending::Drained => a_transaction_may_finish_while_the_proxy_drains,
         };

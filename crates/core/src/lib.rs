@@ -24,5 +24,6 @@ mod shared_map;
 pub mod stamp;
 pub mod tenant;
 pub mod text;
+pub mod timeline;
 pub mod tls;
 pub mod toml_file;

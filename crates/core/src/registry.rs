@@ -21,6 +21,7 @@ use draft::Index;
 pub use entries::{Change, EntryError, News, Rejected, is_segment};
 
 pub use crate::limits::OwnLimits;
+use crate::names::Names;
 use crate::tenant::{Access, TenantId};
 use crate::tls::{self, CaFile};
 use crate::toml_file::FileError;
@@ -283,6 +284,21 @@ pub struct Cluster {
     pub auth: AuthMethods,
     /// Sessions of all its tenants at once.
     pub max_sessions: Option<usize>,
+    /// With what its servers are watched.
+    pub monitor: Option<Monitor>,
+}
+
+/// A login that says of each server of a cluster whether it takes writes, and no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Monitor {
+    /// Where OpenBAO's database engine is mounted that makes it.
+    pub mount: String,
+    /// The engine's role.
+    pub role: String,
+    /// What OpenBAO calls its connection to the cluster.
+    pub connection: String,
+    /// The database that it logs in to, which is no tenant's.
+    pub dbname: String,
 }
 
 /// Which cluster one is, whatever is said of it.
@@ -321,9 +337,9 @@ impl Cluster {
         entries::cluster(entry, resolve)
     }
 
-    /// Its server, or the first of several.
-    pub fn host(&self) -> &Host {
-        &self.endpoints[0]
+    /// Whether it has several servers, of which one takes writes.
+    pub fn has_several(&self) -> bool {
+        self.endpoints.len() > 1
     }
 }
 
@@ -462,12 +478,22 @@ pub struct AuthMethods {
 pub struct LeaseRoles {
     /// Where the tenant's database secrets engine is mounted: `pgsilo/acme`.
     pub mount: Arc<str>,
+    /// What OpenBAO calls its connection to the database, where that is not `tenant-ID`.
+    connection: Option<Arc<str>>,
     read_write: Option<Arc<str>>,
     read_only: Option<Arc<str>>,
     migrate: Option<Arc<str>>,
 }
 
 impl LeaseRoles {
+    /// What OpenBAO calls its connection to this tenant's database.
+    pub fn connection(&self, tenant: &TenantId) -> String {
+        match &self.connection {
+            Some(name) => name.as_ref().to_owned(),
+            None => Names::of(tenant).connection(),
+        }
+    }
+
     /// The role that grants exactly this access, if the tenant has one. Never another:
     /// less would break the client, more would break the promise.
     pub fn role(&self, access: Access) -> Option<&str> {

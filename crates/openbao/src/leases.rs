@@ -5,7 +5,7 @@ use std::time::Duration;
 use pgsilo_core::secret::Secret;
 use rustify_derive::Endpoint;
 use serde::{Deserialize, Serialize};
-use vaultrs::api::database::requests::GenerateCredentialsRequest;
+use vaultrs::api::database::requests::{GenerateCredentialsRequest, ResetConnectionRequest};
 
 use crate::answers::{Data, seconds};
 use crate::error::Error;
@@ -126,6 +126,22 @@ impl OpenBao {
     pub async fn revoke(&self, token: &Secret, lease_id: &str) -> Result<(), Error> {
         let revocation = RevokeLease { lease_id: lease_id.to_owned(), sync: false };
         self.send(&Request::of(&revocation)?, Some(token)).await?.good().map(drop)
+    }
+
+    /// `POST {mount}/reset/{name}`: has OpenBAO make its connection to a database anew. It does that
+    /// at once, and answers when all that was under way on the one before is over.
+    ///
+    /// # Errors
+    /// When OpenBAO cannot be asked, or does not do it.
+    pub async fn reset_connection(
+        &self,
+        token: &Secret,
+        mount: &str,
+        name: &str,
+    ) -> Result<(), Error> {
+        let (mount, name) = (mount.to_owned(), name.to_owned());
+        let request = Request::of(&ResetConnectionRequest { mount, name })?;
+        self.send(&request, Some(token)).await?.good().map(drop)
     }
 
     /// `GET sys/leases/count?type=irrevocable`: of how many leases OpenBAO has given the revocation

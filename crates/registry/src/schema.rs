@@ -61,12 +61,20 @@ struct Version {
     readable_from: i32,
 }
 
-const VERSIONS: &[Version] = &[Version {
-    number: 1,
-    name: "the registry",
-    sql: include_str!("schema/0001.sql"),
-    readable_from: 1,
-}];
+const VERSIONS: &[Version] = &[
+    Version {
+        number: 1,
+        name: "the registry",
+        sql: include_str!("schema/0001.sql"),
+        readable_from: 1,
+    },
+    Version {
+        number: 2,
+        name: "clusters of several servers",
+        sql: include_str!("schema/0002.sql"),
+        readable_from: 2,
+    },
+];
 
 /// The newest version that this program knows, and what it reads.
 pub const NEWEST: i32 = VERSIONS[VERSIONS.len() - 1].number;

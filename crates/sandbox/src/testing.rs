@@ -28,6 +28,7 @@ pub mod programs;
 pub mod proxy;
 pub mod raw;
 pub mod slow;
+pub mod standby;
 pub mod ways;
 pub mod world;
 

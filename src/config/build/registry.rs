@@ -33,6 +33,7 @@ impl Build<'_> {
         let entry = ClusterEntry {
             name: "registry".to_owned(),
             endpoints: raw.endpoints,
+            monitor: None,
             region: None,
             tls: raw.tls,
             auth: None,

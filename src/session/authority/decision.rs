@@ -31,6 +31,8 @@ pub(super) struct Facts<'f> {
     pub(super) ungranted: bool,
     /// The authority that certified the client is not believed any more.
     pub(super) uncertified: bool,
+    /// Another server of its cluster has become the primary.
+    pub(super) overtaken: bool,
     pub(super) lease: &'f LeaseEnd,
     /// When its identity ends, if that ends the session; what was left of that when the session
     /// began; and what the session ends with.
@@ -79,6 +81,7 @@ impl Facts<'_> {
             at_once(self.locked, Ending::AccessLocked),
             at_once(self.ungranted, Ending::GrantWithdrawn),
             at_once(self.uncertified, Ending::AuthorityWithdrawn),
+            at_once(self.overtaken, Ending::FailedOver),
             Some(self.lease_ends()),
             // A session that came with a token near its end still gets most of what is left.
             self.expires.map(|(at, left, ending)| ends(ending, at, self.grace.min(left / 3))),
@@ -133,6 +136,7 @@ mod tests {
             locked: false,
             ungranted: false,
             uncertified: false,
+            overtaken: false,
             lease,
             expires: None,
             granted: None,
@@ -227,5 +231,6 @@ mod tests {
         assert_eq!(ending(|facts| facts.locked = true), (Ending::AccessLocked, now));
         assert_eq!(ending(|facts| facts.ungranted = true), (Ending::GrantWithdrawn, now));
         assert_eq!(ending(|facts| facts.uncertified = true), (Ending::AuthorityWithdrawn, now));
+        assert_eq!(ending(|facts| facts.overtaken = true), (Ending::FailedOver, now));
     }
 }

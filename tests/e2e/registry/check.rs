@@ -77,3 +77,25 @@ async fn each_disagreement_is_found_and_says_what_mends_it() {
     let one = database.check(&["--tenant", "acme"]).await;
     assert!(!String::from_utf8_lossy(&one.stdout).contains("initech"), "{}", said(&one));
 }
+
+#[tokio::test]
+async fn an_openbao_that_would_not_follow_a_failover_is_found() {
+    let database = filled().await;
+    let more = "UPDATE pgsilo.clusters SET endpoints = endpoints || '{db2.invalid:5432}';
+        UPDATE pgsilo.placements SET connection = 'called-so' WHERE tenant = 'globex'";
+    database.control().await.batch_execute(more).await.expect("planted");
+    let found = database.check(&[]).await;
+    assert_eq!(found.status.code(), Some(3), "{}", said(&found));
+    let text = String::from_utf8_lossy(&found.stdout).into_owned();
+    let told = |tenant: &str, what: &str| {
+        let all = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        let of_tenant =
+            all.filter(|line| line["tenant"] == tenant && line["finding"] == "stays_behind");
+        of_tenant.filter(|line| line["what"].as_str().expect("what").contains(what)).count()
+    };
+    for tenant in ["acme", "globex"] {
+        assert!(told(tenant, "does not name db2.invalid:5432") > 0, "{text}");
+        assert!(told(tenant, "takes no writes") > 0, "{text}");
+    }
+    assert!(told("globex", "connect anew") > 0 && told("acme", "connect anew") == 0, "{text}");
+}

@@ -39,6 +39,7 @@ const AT_ONCE: usize = 8;
 ///   no_engine       OpenBAO has no database engine where the tenant's credentials come from
 ///   no_role         it has no such role there
 ///   elsewhere       the role's credentials are made on another server or database
+///   stays_behind    OpenBAO would not follow the cluster's primary to another server
 ///   not_allowed     the role may not use its database's configuration
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
@@ -274,6 +275,7 @@ async fn look_at_openbao(tenant: &Tenant, bao: &Bao, findings: &mut Vec<Finding>
             let mend = format!("correct connection_url of {mount}/config/{name}, or the placement");
             findings.push(Finding::of(tenant, "elsewhere", what, mend));
         }
+        look_whether_it_follows(tenant, name, &config, findings);
         let allowed = config.others.get("allowed_roles").and_then(Value::as_array);
         let fits = |pattern: &str| {
             pattern == "*"
@@ -289,11 +291,74 @@ async fn look_at_openbao(tenant: &Tenant, bao: &Bao, findings: &mut Vec<Finding>
     Ok(())
 }
 
+/// Of a cluster of several servers: whether OpenBAO tries all of them for the one that takes writes, and
+/// gives those up that do not answer; and whether a proxy can have it connect anew.
+fn look_whether_it_follows(
+    tenant: &Tenant,
+    name: &str,
+    config: &DatabaseConfig,
+    findings: &mut Vec<Finding>,
+) {
+    let (mount, cluster) = (&tenant.lease().mount, &tenant.placement().cluster);
+    if !cluster.has_several() {
+        return;
+    }
+    let mut find = |what: String, mend: String| {
+        findings.push(Finding::of(tenant, "stays_behind", what, mend));
+    };
+    let place = place_of(config).unwrap_or_default();
+    let servers = place.split_once('/').map_or(&*place, |(servers, _)| servers);
+    let missing = |host: &&Host| !servers.split(',').any(|one| is_server(one, host));
+    let parameters = parameters_of(config).unwrap_or_default();
+    let is_set = |wanted: &str| parameters.split('&').any(|one| one == wanted);
+    let writes = ["read-write", "primary"]
+        .iter()
+        .any(|attrs| is_set(&format!("target_session_attrs={attrs}")));
+    let gives_up = parameters.split('&').any(|one| one.starts_with("connect_timeout="));
+    let all: Vec<_> = cluster.endpoints.iter().map(Host::to_string).collect();
+    if let Some(host) = cluster.endpoints.iter().find(missing) {
+        find(
+            format!("{mount}/config/{name} does not name {host}, a server of the cluster"),
+            format!("name them all in its connection_url: {}", all.join(",")),
+        );
+    }
+    if !writes || !gives_up {
+        find(
+            format!(
+                "{mount}/config/{name} may lead to a server that takes no writes, or wait for one that does not answer"
+            ),
+            "add target_session_attrs=read-write and connect_timeout=1 to its connection_url"
+                .to_owned(),
+        );
+    }
+    let called = tenant.lease().connection(tenant.id());
+    if called != name {
+        find(
+            format!(
+                "no proxy can have OpenBAO connect anew: the registry calls {mount}/config/{name} {called:?}"
+            ),
+            format!("write connection = {name:?} in the tenant's lease"),
+        );
+    }
+}
+
+fn url_of(config: &DatabaseConfig) -> Option<&str> {
+    config.connection_details.get("connection_url")?.as_str()
+}
+
 /// `host:port/dbname` of a configuration's URL, if it says that.
 fn place_of(config: &DatabaseConfig) -> Option<String> {
-    let url = config.connection_details.get("connection_url")?.as_str()?;
-    let behind_login = url.split_once("://")?.1.rsplit_once('@')?.1;
+    let behind_login = url_of(config)?.split_once("://")?.1.rsplit_once('@')?.1;
     Some(behind_login.split('?').next()?.to_owned())
+}
+
+fn parameters_of(config: &DatabaseConfig) -> Option<&str> {
+    Some(url_of(config)?.split_once('?')?.1)
+}
+
+/// Whether what is written is that server.
+fn is_server(written: &str, host: &Host) -> bool {
+    Host::read(written).is_ok_and(|one| one.comparable() == host.comparable())
 }
 
 /// Whether that is the tenant's database. A socket's folder is a parameter there, and is not compared.
@@ -301,9 +366,7 @@ fn leads_to(place: &str, tenant: &Tenant) -> bool {
     let Some((server, dbname)) = place.split_once('/') else { return false };
     let is_there = |host: &Host| match host {
         Host::Unix(_) => true,
-        Host::Tcp { .. } => server
-            .split(',')
-            .any(|one| Host::read(one).is_ok_and(|one| one.comparable() == host.comparable())),
+        Host::Tcp { .. } => server.split(',').any(|one| is_server(one, host)),
     };
     dbname == &*tenant.placement().dbname
         && tenant.placement().cluster.endpoints.iter().any(is_there)

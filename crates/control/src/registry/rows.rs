@@ -98,7 +98,8 @@ pub(super) fn of_document(document: &Document, file: &TomlFile) -> Result<Wanted
             id.clone(),
             row(json!({
                 "tenant": id, "cluster": in_cluster, "dbname": placement.dbname,
-                "seal": placement.seal.as_ref().unwrap_or(id), "mount": mount, "roles": lease.roles,
+                "seal": placement.seal.as_ref().unwrap_or(id), "mount": mount,
+                "connection": lease.connection, "roles": lease.roles,
             })),
         );
         for alias in &entry.aliases {
@@ -115,7 +116,7 @@ pub(super) fn of_document(document: &Document, file: &TomlFile) -> Result<Wanted
 }
 
 fn cluster(entry: &ClusterEntry, file: &TomlFile) -> Result<Row> {
-    let ClusterEntry { name, endpoints, region, tls, auth, max_sessions } = entry;
+    let ClusterEntry { name, endpoints, region, tls, auth, max_sessions, monitor } = entry;
     let tls = match tls {
         None => json!({}),
         Some(tls) => {
@@ -144,6 +145,7 @@ fn cluster(entry: &ClusterEntry, file: &TomlFile) -> Result<Row> {
     Ok(row(json!({
         "name": name, "endpoints": endpoints, "region": region, "tls": tls,
         "auth": auth.as_deref().unwrap_or_default(), "max_sessions": max_sessions,
+        "monitor": monitor,
     })))
 }
 
@@ -173,6 +175,7 @@ fn server(placement: &PlacementEntry) -> Result<ClusterEntry, String> {
         tls: tls.clone(),
         auth: auth.clone(),
         max_sessions: None,
+        monitor: None,
     })
 }
 
@@ -222,7 +225,8 @@ impl Rows {
         let mut tenant = |(id, placed): (&String, &Row)| -> Result<TenantEntry> {
             let Some(tenant) = tenants.get(id) else { bail!("a placement of no tenant") };
             let mut placement = placed.clone();
-            let (mount, roles) = (placement.remove("mount"), placement.remove("roles"));
+            let [mount, connection, roles] =
+                ["mount", "connection", "roles"].map(|column| placement.remove(column));
             placement.remove("tenant");
             if placement.get("seal").and_then(Value::as_str) == Some(id) {
                 placement.remove("seal");
@@ -233,7 +237,8 @@ impl Rows {
             entry.retain(|_, value| !value.is_null());
             entry.insert("aliases".to_owned(), json!(of_tenants.remove(id).unwrap_or_default()));
             entry.insert("placement".to_owned(), Value::Object(placement));
-            entry.insert("lease".to_owned(), json!({ "mount": mount, "roles": roles }));
+            let lease = json!({ "mount": mount, "connection": connection, "roles": roles });
+            entry.insert("lease".to_owned(), lease);
             Ok(serde_json::from_value(Value::Object(entry))?)
         };
         Ok(Document {

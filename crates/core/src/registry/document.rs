@@ -63,6 +63,25 @@ pub struct ClusterEntry {
     /// All its tenants' sessions at once, for each proxy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_sessions: Option<usize>,
+    /// With what its servers are watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub monitor: Option<MonitorEntry>,
+}
+
+/// A login that says of each server of a cluster whether it takes writes, and no more.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct MonitorEntry {
+    /// Where OpenBAO's database engine is mounted that makes it.
+    pub mount: String,
+    /// The engine's role.
+    pub role: String,
+    /// What OpenBAO calls its connection to the cluster; left out: as the role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connection: Option<String>,
+    /// The database that it logs in to, which is no tenant's; left out: `postgres`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dbname: Option<String>,
 }
 
 /// One tenant.
@@ -197,6 +216,9 @@ pub struct LeaseEntry {
     /// Left out: `pgsilo/ID`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mount: Option<String>,
+    /// What OpenBAO calls its connection to the database; left out: `tenant-ID`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connection: Option<String>,
     /// OpenBAO's roles there, by access.
     pub roles: RolesEntry,
 }

@@ -13,14 +13,15 @@ use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 
 use super::document::{
-    AuthEntry, BindingEntry, ClusterEntry, Document, Entry, LeaseEntry, LimitsEntry,
+    AuthEntry, BindingEntry, ClusterEntry, Document, Entry, LeaseEntry, LimitsEntry, MonitorEntry,
     PlacementEntry, RolesEntry, TenantEntry, TlsEntry, TlsMode,
 };
 use super::draft::{Conflict, Index, IsId};
 use super::{
-    AuthMethods, ChannelBinding, Cluster, ClusterKey, Host, LeaseRoles, OwnLimits, Placement,
-    PlacementTls, Snapshot, Tenant, TlsClients,
+    AuthMethods, ChannelBinding, Cluster, ClusterKey, Host, LeaseRoles, Monitor, OwnLimits,
+    Placement, PlacementTls, Snapshot, Tenant, TlsClients,
 };
+use crate::names::Names;
 use crate::tenant::TenantId;
 use crate::text::is_loggable;
 use crate::tls::{self, CaFile, TlsError};
@@ -433,7 +434,8 @@ impl<'a> Reading<'a> {
         let place = host.comparable();
         let key = ClusterKey::Server(place.clone());
         let endpoints = [host].into();
-        let cluster = Cluster { key, endpoints, region, tls, auth, max_sessions: None };
+        let cluster =
+            Cluster { key, endpoints, region, tls, auth, max_sessions: None, monitor: None };
         let known = self.servers.entry(place).or_default();
         match known.iter().find(|known| ***known == cluster) {
             Some(known) => Ok(Arc::clone(known)),
@@ -445,12 +447,8 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// One that tenants are in. Of several servers none would be known to be the primary.
+    /// One that tenants are in.
     fn served(&mut self, entry: ClusterEntry) -> Result<(Arc<str>, Arc<Cluster>), Wrong> {
-        if entry.endpoints.len() > 1 {
-            let what = "a cluster of several servers is not served yet; name its primary";
-            return wrong("endpoints", what);
-        }
         if entry.max_sessions.is_some() {
             return wrong("max_sessions", "bounds for a cluster are not kept to yet; remove it");
         }
@@ -465,7 +463,7 @@ impl<'a> Reading<'a> {
             server_name: "tls.server_name",
             auth: "auth",
         };
-        let ClusterEntry { name, endpoints, region, tls, auth, max_sessions } = entry;
+        let ClusterEntry { name, endpoints, region, tls, auth, max_sessions, monitor } = entry;
         if !is_label(&name) {
             return wrong(
                 "name",
@@ -492,9 +490,10 @@ impl<'a> Reading<'a> {
         }
         let source = format!("ca_pem of cluster {name:?}");
         let (tls, auth) = self.protection(&FIELDS, is_local, tls, auth, &source)?;
+        let monitor = monitor.map(checked_monitor).transpose()?;
         let name: Arc<str> = name.into();
         let key = ClusterKey::Named(Arc::clone(&name));
-        Ok((name, Arc::new(Cluster { key, endpoints, region, tls, auth, max_sessions })))
+        Ok((name, Arc::new(Cluster { key, endpoints, region, tls, auth, max_sessions, monitor })))
     }
 
     /// How connections to a server are protected, and what it may ask for.
@@ -616,6 +615,16 @@ impl<'a> Reading<'a> {
                 ),
             );
         }
+        if let Some(name) = &entry.connection
+            && !is_segment(name)
+        {
+            return wrong(
+                "lease.connection",
+                format!("{name:?} is not a connection's name; use A-Z a-z 0-9 _ . -"),
+            );
+        }
+        // Left out, its name costs no memory.
+        let connection = entry.connection.filter(|name| *name != Names::of(tenant).connection());
         let RolesEntry { read_write, read_only, migrate } = entry.roles;
         for (field, role) in [
             ("lease.roles.read-write", &read_write),
@@ -636,7 +645,8 @@ impl<'a> Reading<'a> {
         }
         let [read_write, read_only, migrate] =
             [read_write, read_only, migrate].map(|role| role.map(Into::into));
-        Ok(LeaseRoles { mount: self.mount(mount), read_write, read_only, migrate })
+        let connection = connection.map(Into::into);
+        Ok(LeaseRoles { mount: self.mount(mount), connection, read_write, read_only, migrate })
     }
 
     fn mount(&mut self, mount: String) -> Arc<str> {
@@ -687,6 +697,34 @@ pub(super) fn endpoint(text: &str) -> Result<Host, Wrong> {
         Some(port) => host(Some(name.to_owned()), Some(port), None).map_err(written),
         None => Err(written(Wrong("endpoints", "no port behind the colon".to_owned()))),
     }
+}
+
+fn checked_monitor(entry: MonitorEntry) -> Result<Monitor, Wrong> {
+    let MonitorEntry { mount, role, connection, dbname } = entry;
+    if !mount.split('/').all(is_segment) {
+        return wrong(
+            "monitor.mount",
+            format!("{mount:?} is not a mount path; use A-Z a-z 0-9 _ . - between single slashes"),
+        );
+    }
+    if !is_segment(&role) {
+        return wrong(
+            "monitor.role",
+            format!("{role:?} is not a role's name; use A-Z a-z 0-9 _ . -"),
+        );
+    }
+    let connection = connection.unwrap_or_else(|| role.clone());
+    if !is_segment(&connection) {
+        return wrong(
+            "monitor.connection",
+            format!("{connection:?} is not a connection's name; use A-Z a-z 0-9 _ . -"),
+        );
+    }
+    let dbname = dbname.unwrap_or_else(|| "postgres".to_owned());
+    if dbname.is_empty() || dbname.contains('\0') {
+        return wrong("monitor.dbname", "empty or with a NUL; name a database that is no tenant's");
+    }
+    Ok(Monitor { mount, role, connection, dbname })
 }
 
 /// What an operator calls a cluster.

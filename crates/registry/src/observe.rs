@@ -1,0 +1,85 @@
+//! Looking at one server of a cluster: whether it takes writes, and on which timeline. Nothing else
+//! is asked there.
+
+use std::time::Duration;
+
+use pgsilo_core::registry::{Cluster, Host};
+use pgsilo_core::timeline::Standing;
+use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
+
+use crate::connection::{self, ConnectError, Database, Login, Purpose, Session};
+
+/// From the dial to the end of the login.
+const CONNECT: Duration = Duration::from_secs(2);
+/// For an answer.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// Why a server's standing is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum ObserveError {
+    /// It does not let us in, or cannot be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// It does not answer.
+    #[error("no answer within {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// The connection is lost, or it refuses.
+    #[error("{}", pgsilo_core::cause::root_cause(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// It says something that no server says.
+    #[error("it calls itself {0:?}")]
+    Unknown(String),
+}
+
+impl ObserveError {
+    /// Whether the server does not know the login, or not any more.
+    pub fn is_of_login(&self) -> bool {
+        let ObserveError::Connect(ConnectError::Postgres(error)) = self else { return false };
+        let refused = [SqlState::INVALID_PASSWORD, SqlState::INVALID_AUTHORIZATION_SPECIFICATION];
+        error.code().is_some_and(|code| refused.contains(code))
+    }
+}
+
+/// A connection to one server.
+#[derive(Debug)]
+pub struct Observer(Session);
+
+impl Observer {
+    /// Connects to one of a cluster's servers, as a proxy of this name.
+    ///
+    /// # Errors
+    /// When it does not let us in within 2 s.
+    pub async fn connect(
+        cluster: &Cluster,
+        server: &Host,
+        dbname: &str,
+        login: &Login,
+        name: &str,
+    ) -> Result<Observer, ObserveError> {
+        let database = Database { hosts: vec![server.clone()], ..Database::of(cluster, dbname) };
+        let purpose = Purpose {
+            application_name: name.to_owned(),
+            options: "-c search_path=pg_catalog,pg_temp",
+            writes: false,
+        };
+        match timeout(CONNECT, connection::connect(&database, login, &purpose)).await {
+            Ok(session) => Ok(Observer(session?)),
+            Err(_elapsed) => Err(ObserveError::Timeout(CONNECT)),
+        }
+    }
+
+    /// Asks what it is now.
+    ///
+    /// # Errors
+    /// When it does not say within 1 s.
+    pub async fn look(&self) -> Result<Standing, ObserveError> {
+        let query = format!("SELECT {}", Standing::SQL);
+        let row = match timeout(ANSWER, self.0.client.query_one(&query, &[])).await {
+            Ok(row) => row?,
+            Err(_elapsed) => return Err(ObserveError::Timeout(ANSWER)),
+        };
+        let text: String = row.try_get(0)?;
+        Standing::parse(&text).ok_or(ObserveError::Unknown(text))
+    }
+}

@@ -1,0 +1,336 @@
+//! Which server of a cluster takes writes, where it has several.
+//!
+//! What servers say of themselves is collected here, from each login and from those who watch
+//! (`cluster_watch.rs`). A server that takes writes says on which timeline. Each promotion begins a
+//! higher one, so the server with the highest that was ever seen is the primary, and one that says
+//! it is on a lower was overtaken: it lives on, cut off from the others or thawed, and what is
+//! written there is lost. No session is let in there any more, and those that are there end.
+//!
+//! What was seen is kept for as long as the process runs, or until the registry gives the cluster other
+//! servers only. A server that only says that it is on the same timeline as the primary that is known
+//! is not believed: two names of one server say that, and so do two servers of which one was made a
+//! primary by force.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+use pgsilo_core::registry::{Cluster, ClusterKey, Host};
+use pgsilo_core::tenant::TenantId;
+use pgsilo_core::timeline::{Standing, Timeline};
+use tokio::sync::{OnceCell, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics;
+
+/// For how long what was seen of a server says something of it.
+const RECENT: Duration = Duration::from_secs(3);
+
+/// All clusters of several servers that were asked for.
+#[derive(Debug)]
+pub(crate) struct Clusters {
+    known: DashMap<ClusterKey, Arc<ClusterState>>,
+    failovers: Arc<watch::Sender<u64>>,
+}
+
+/// What is known of the servers of one.
+#[derive(Debug)]
+pub(crate) struct ClusterState {
+    /// The highest timeline on which a server took writes; 0: none was seen.
+    newest: AtomicU32,
+    sights: Mutex<Sights>,
+    /// Raised when something was seen.
+    seen: watch::Sender<u64>,
+    failovers: Arc<watch::Sender<u64>>,
+}
+
+#[derive(Debug)]
+struct Sights {
+    /// As the registry had it when this was last asked for.
+    cluster: Arc<Cluster>,
+    primary: Option<Host>,
+    servers: HashMap<Host, (Sight, Instant)>,
+    /// Servers that were told of as overtaken.
+    overtaken: HashSet<Host>,
+    /// Cancelled when another server has become the primary.
+    until_failover: CancellationToken,
+    /// Once there has been a failover: for which tenants OpenBAO was told to connect anew. The
+    /// connections of others may still lead to the primary before.
+    reconnected: Option<HashMap<TenantId, Reconnected>>,
+    last_used: Instant,
+    is_watched: bool,
+}
+
+/// Set once OpenBAO has been told; who comes meanwhile waits for that.
+pub(crate) type Reconnected = Arc<OnceCell<()>>;
+
+/// What was last seen of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sight {
+    Primary,
+    Standby,
+    /// It did not answer, or did not let anybody in.
+    Nothing,
+}
+
+/// A server says that it takes writes, and another was promoted after it, or is the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Overtaken {
+    /// The cluster's timeline.
+    pub(crate) newest: Timeline,
+}
+
+/// One server of several, as a session has it: the primary of that timeline.
+#[derive(Clone, Debug)]
+pub(crate) struct Reign {
+    state: Arc<ClusterState>,
+    timeline: Timeline,
+}
+
+impl Reign {
+    /// Of which cluster.
+    pub(crate) fn cluster(&self) -> &Arc<ClusterState> {
+        &self.state
+    }
+
+    /// Whether another server has been promoted since.
+    pub(crate) fn is_over(&self) -> bool {
+        self.timeline < self.state.newest()
+    }
+}
+
+impl Clusters {
+    pub(crate) fn new() -> Clusters {
+        Clusters { known: DashMap::new(), failovers: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// What is known of the servers of a cluster; `None` where there is one only.
+    pub(crate) fn of(&self, cluster: &Arc<Cluster>) -> Option<Arc<ClusterState>> {
+        if !cluster.has_several() {
+            return None;
+        }
+        let new = || Arc::new(ClusterState::new(cluster, Arc::clone(&self.failovers)));
+        let state = Arc::clone(&self.known.entry(cluster.key().clone()).or_insert_with(new));
+        state.use_for(cluster);
+        Some(state)
+    }
+
+    /// Forgets a cluster that nobody has asked for within `idle`, and no session is in. Whether
+    /// that is so.
+    pub(crate) fn forget_unused(&self, state: &Arc<ClusterState>, idle: Duration) -> bool {
+        let key = state.cluster().key().clone();
+        // Of the map, and of the one who asks.
+        let unused = |known: &Arc<ClusterState>| {
+            Arc::ptr_eq(known, state)
+                && Arc::strong_count(known) <= 2
+                && known.sights().last_used.elapsed() > idle
+        };
+        self.known.remove_if(&key, |_, known| unused(known)).is_some()
+    }
+
+    /// Told whenever another server has become a cluster's primary.
+    pub(crate) fn failovers(&self) -> watch::Receiver<u64> {
+        self.failovers.subscribe()
+    }
+}
+
+impl ClusterState {
+    fn new(cluster: &Arc<Cluster>, failovers: Arc<watch::Sender<u64>>) -> ClusterState {
+        let sights = Sights {
+            cluster: Arc::clone(cluster),
+            primary: None,
+            servers: HashMap::new(),
+            overtaken: HashSet::new(),
+            until_failover: CancellationToken::new(),
+            reconnected: None,
+            last_used: Instant::now(),
+            is_watched: false,
+        };
+        ClusterState {
+            newest: AtomicU32::new(0),
+            sights: Mutex::new(sights),
+            seen: watch::Sender::new(0),
+            failovers,
+        }
+    }
+
+    /// Somebody wants to go there. A cluster that has none of its servers any more is another one.
+    fn use_for(&self, cluster: &Arc<Cluster>) {
+        let mut sights = self.sights();
+        sights.last_used = Instant::now();
+        if Arc::ptr_eq(&sights.cluster, cluster) {
+            return;
+        }
+        let before: HashSet<Host> = sights.cluster.endpoints.iter().map(Host::comparable).collect();
+        if !cluster.endpoints.iter().any(|host| before.contains(&host.comparable())) {
+            self.newest.store(0, Ordering::Release);
+            (sights.primary, sights.servers) = (None, HashMap::new());
+        }
+        sights.cluster = Arc::clone(cluster);
+    }
+
+    /// As the registry had it when it was last asked for.
+    pub(crate) fn cluster(&self) -> Arc<Cluster> {
+        Arc::clone(&self.sights().cluster)
+    }
+
+    fn newest(&self) -> Timeline {
+        Timeline(self.newest.load(Ordering::Acquire))
+    }
+
+    /// Whether somebody is to watch it now: nobody does yet.
+    pub(crate) fn begin_watch(&self) -> bool {
+        !std::mem::replace(&mut self.sights().is_watched, true)
+    }
+
+    /// Nobody watches it any more.
+    pub(crate) fn end_watch(&self) {
+        self.sights().is_watched = false;
+    }
+
+    /// Its servers, by their numbers among its endpoints, in the order in which they are tried: the
+    /// primary, then those of which nothing is known, then those that were seen to be something else.
+    pub(crate) fn order(&self, cluster: &Cluster) -> Vec<usize> {
+        let sights = self.sights();
+        let rank = |number: &usize| {
+            let host = cluster.endpoints[*number].comparable();
+            let recent = sights.servers.get(&host).filter(|(_, at)| at.elapsed() < RECENT);
+            let is_primary = sights.primary.as_ref() == Some(&host);
+            match recent.map(|(sight, _)| *sight) {
+                Some(Sight::Nothing) => 3,
+                Some(Sight::Standby) => 2,
+                _ if sights.overtaken.contains(&host) => 2,
+                Some(Sight::Primary) | None => {
+                    if is_primary {
+                        0
+                    } else {
+                        1
+                    }
+                }
+            }
+        };
+        let mut order: Vec<usize> = (0..cluster.endpoints.len()).collect();
+        order.sort_by_key(rank);
+        order
+    }
+
+    /// Whether its primary is known, and has lately said that it is.
+    pub(crate) fn is_settled(&self) -> bool {
+        let sights = self.sights();
+        let primary = sights.primary.as_ref().and_then(|host| sights.servers.get(host));
+        primary.is_some_and(|(sight, at)| *sight == Sight::Primary && at.elapsed() < RECENT)
+    }
+
+    /// Waits until that is so, or each of its servers was looked at.
+    pub(crate) async fn looked_at(&self) {
+        let mut seen = self.seen.subscribe();
+        let all = |state: &ClusterState| {
+            let sights = state.sights();
+            let is_seen = |host: &Host| sights.servers.contains_key(&host.comparable());
+            sights.cluster.endpoints.iter().all(is_seen)
+        };
+        while !self.is_settled() && !all(self) && seen.changed().await.is_ok() {}
+    }
+
+    /// Cancelled when another server has become the primary.
+    pub(crate) fn until_failover(&self) -> CancellationToken {
+        self.sights().until_failover.clone()
+    }
+
+    /// Whether OpenBAO was told since the last failover to connect anew for this tenant; `None`: there
+    /// was none.
+    pub(crate) fn reconnected(&self, tenant: &TenantId) -> Option<Reconnected> {
+        let mut sights = self.sights();
+        sights.reconnected.as_mut().map(|told| Arc::clone(told.entry(tenant.clone()).or_default()))
+    }
+
+    /// OpenBAO did not answer for a tenant: its connection may lead to a server that is no more.
+    pub(crate) fn was_stuck(&self, tenant: &TenantId) {
+        self.sights().reconnected.get_or_insert_default().remove(tenant);
+    }
+
+    /// A server has said what it is. The primary that it is, if it is one.
+    ///
+    /// # Errors
+    /// When it takes writes, and another server is the primary.
+    pub(crate) fn saw(
+        self: &Arc<Self>,
+        host: &Host,
+        standing: Standing,
+    ) -> Result<Option<Reign>, Overtaken> {
+        match standing {
+            Standing::Standby => {
+                self.saw_something(host, Sight::Standby);
+                Ok(None)
+            }
+            Standing::Primary(timeline) => {
+                self.saw_primary(host, timeline)?;
+                Ok(Some(Reign { state: Arc::clone(self), timeline }))
+            }
+        }
+    }
+
+    /// A server did not say anything.
+    pub(crate) fn saw_nothing(&self, host: &Host) {
+        self.saw_something(host, Sight::Nothing);
+    }
+
+    fn saw_something(&self, host: &Host, sight: Sight) {
+        let host = host.comparable();
+        self.sights().servers.insert(host, (sight, Instant::now()));
+        self.seen.send_modify(|seen| *seen += 1);
+    }
+
+    fn saw_primary(&self, host: &Host, timeline: Timeline) -> Result<(), Overtaken> {
+        let host = host.comparable();
+        let mut sights = self.sights();
+        let newest = self.newest();
+        let other = sights.primary.as_ref().filter(|known| **known != host);
+        let is_held = other
+            .and_then(|other| sights.servers.get(other))
+            .is_some_and(|(sight, at)| *sight == Sight::Primary && at.elapsed() < RECENT);
+        if timeline < newest || (timeline == newest && is_held) {
+            let is_news = sights.overtaken.insert(host.clone());
+            sights.servers.insert(host.clone(), (Sight::Nothing, Instant::now()));
+            let cluster = Arc::clone(&sights.cluster);
+            drop(sights);
+            if is_news {
+                tracing::error!(
+                    cluster = %cluster, server = %host, %timeline, %newest,
+                    "a server takes writes, and another one is the cluster's primary: \
+                     nobody is let in there; stop it"
+                );
+            }
+            self.seen.send_modify(|seen| *seen += 1);
+            return Err(Overtaken { newest });
+        }
+        self.newest.store(timeline.0, Ordering::Release);
+        sights.overtaken.remove(&host);
+        sights.servers.insert(host.clone(), (Sight::Primary, Instant::now()));
+        sights.primary = Some(host.clone());
+        // The first that was seen is no news, nor is another name of the same.
+        let is_failover = newest.0 > 0 && timeline > newest;
+        if is_failover {
+            sights.reconnected = Some(HashMap::new());
+            std::mem::take(&mut sights.until_failover).cancel();
+        }
+        let cluster = Arc::clone(&sights.cluster);
+        drop(sights);
+        self.seen.send_modify(|seen| *seen += 1);
+        if is_failover {
+            tracing::warn!(cluster = %cluster, primary = %host, %timeline, "the cluster has failed over");
+            metrics::FAILOVERS.increment(1);
+            self.failovers.send_modify(|failovers| *failovers += 1);
+        }
+        Ok(())
+    }
+
+    fn sights(&self) -> MutexGuard<'_, Sights> {
+        self.sights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

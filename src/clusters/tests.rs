@@ -1,0 +1,137 @@
+//! What follows from what servers say.
+
+use super::*;
+use crate::registry::tests::read;
+
+/// A cluster of these servers.
+fn cluster(servers: &[&str]) -> Arc<Cluster> {
+    let registry = read(&format!(
+        "[[cluster]]\nname = \"eu\"\nendpoints = {servers:?}\ntls = {{ mode = \"require\" }}\n\
+         [[tenant]]\nid = \"acme\"\n[tenant.placement]\ncluster = \"eu\"\ndbname = \"acme\"\n\
+         [tenant.lease]\nroles = {{ read-write = \"acme-rw\" }}\n"
+    ));
+    let tenant = registry.tenants().next().expect("a tenant");
+    Arc::clone(&tenant.placement().cluster)
+}
+
+fn host(text: &str) -> Host {
+    Host::read(text).expect("a server")
+}
+
+fn primary(timeline: u32) -> Standing {
+    Standing::Primary(Timeline(timeline))
+}
+
+fn state_of(cluster: &Arc<Cluster>) -> (Clusters, Arc<ClusterState>) {
+    let clusters = Clusters::new();
+    let state = clusters.of(cluster).expect("of several");
+    assert!(Arc::ptr_eq(&state, &clusters.of(cluster).expect("of several")));
+    (clusters, state)
+}
+
+#[test]
+fn a_server_alone_is_not_asked_what_it_is() {
+    assert!(Clusters::new().of(&cluster(&["db1"])).is_none());
+}
+
+#[test]
+fn the_highest_timeline_is_the_primarys_and_the_reign_before_is_over() {
+    let cluster = cluster(&["db1", "db2", "db3"]);
+    let (clusters, state) = state_of(&cluster);
+    let mut failovers = clusters.failovers();
+    assert_eq!(state.order(&cluster), [0, 1, 2]);
+    let first = state.saw(&host("db2"), primary(4)).expect("the primary").expect("a primary");
+    assert!(state.saw(&host("db1"), Standing::Standby).expect("a standby").is_none());
+    assert_eq!(state.order(&cluster), [1, 2, 0]);
+    let until = state.until_failover();
+    assert!(!first.is_over() && !until.is_cancelled() && !failovers.has_changed().unwrap());
+
+    let second = state.saw(&host("db1"), primary(5)).expect("the primary").expect("a primary");
+    assert!(first.is_over() && !second.is_over());
+    assert!(until.is_cancelled() && !state.until_failover().is_cancelled());
+    assert!(failovers.has_changed().unwrap());
+    failovers.mark_unchanged();
+    assert_eq!(state.order(&cluster)[0], 0);
+
+    // The one before lives on.
+    let overtaken = state.saw(&host("db2"), primary(4)).expect_err("another was promoted");
+    assert_eq!(overtaken, Overtaken { newest: Timeline(5) });
+    assert_eq!(state.order(&cluster), [0, 2, 1]);
+    assert!(!second.is_over() && !failovers.has_changed().unwrap());
+    // It follows the new one, and is promoted once more.
+    state.saw(&host("db2"), Standing::Standby).expect("a standby");
+    state.saw(&host("db2"), primary(6)).expect("the primary");
+    assert!(second.is_over() && failovers.has_changed().unwrap());
+    assert_eq!(state.order(&cluster)[0], 1);
+}
+
+#[test]
+fn two_on_one_timeline_are_one_primary_for_as_long_as_it_answers() {
+    let cluster = cluster(&["vip", "db1"]);
+    let (clusters, state) = state_of(&cluster);
+    let reign = state.saw(&host("vip"), primary(1)).expect("the primary").expect("a primary");
+    state.saw(&host("db1"), primary(1)).expect_err("another is the primary");
+    assert_eq!(state.order(&cluster)[0], 0);
+    state.saw_nothing(&host("vip"));
+    state.saw(&host("db1"), primary(1)).expect("the primary");
+    assert_eq!(state.order(&cluster)[0], 1);
+    assert!(!reign.is_over() && !clusters.failovers().has_changed().unwrap());
+}
+
+#[test]
+fn openbaos_connection_is_made_anew_once_for_each_tenant_after_a_failover() {
+    let cluster = cluster(&["db1", "db2"]);
+    let (_clusters, state) = state_of(&cluster);
+    let [acme, globex] = ["acme", "globex"].map(|id| TenantId::parse(id).expect("an id"));
+    state.saw(&host("db1"), primary(1)).expect("the primary");
+    assert!(state.reconnected(&acme).is_none());
+    state.saw(&host("db2"), primary(2)).expect("the primary");
+    let is_told = |tenant| state.reconnected(tenant).expect("a failover").initialized();
+    for tenant in [&acme, &globex] {
+        assert!(!is_told(tenant));
+        state.reconnected(tenant).expect("a failover").set(()).expect("told once");
+        assert!(is_told(tenant));
+    }
+    state.was_stuck(&acme);
+    assert!(!is_told(&acme) && is_told(&globex));
+}
+
+#[test]
+fn a_cluster_of_other_servers_is_another() {
+    let before = cluster(&["db1", "db2"]);
+    let (clusters, state) = state_of(&before);
+    state.saw(&host("db2"), primary(7)).expect("the primary");
+    // One more is the same cluster still.
+    clusters.of(&cluster(&["db1", "db2", "db3"]));
+    state.saw(&host("db3"), primary(1)).expect_err("overtaken");
+    clusters.of(&cluster(&["new1", "new2"]));
+    state.saw(&host("new1"), primary(1)).expect("the primary");
+}
+
+#[test]
+fn what_nobody_asks_for_is_forgotten_once_no_session_is_there() {
+    let cluster = cluster(&["db1", "db2"]);
+    let (clusters, state) = state_of(&cluster);
+    let reign = state.saw(&host("db1"), primary(1)).expect("the primary");
+    assert!(!clusters.forget_unused(&state, Duration::ZERO), "a session is there");
+    drop(reign);
+    assert!(!clusters.forget_unused(&state, Duration::from_secs(60)), "it was asked for");
+    assert!(clusters.forget_unused(&state, Duration::ZERO));
+    let again = clusters.of(&cluster).expect("of several");
+    assert!(!Arc::ptr_eq(&state, &again) && again.begin_watch() && !again.begin_watch());
+}
+
+#[tokio::test]
+async fn the_first_look_ends_with_a_primary_or_with_all_servers() {
+    use futures_util::FutureExt;
+    let cluster = cluster(&["db1", "db2"]);
+    let (_clusters, state) = state_of(&cluster);
+    let mut looked = Box::pin(state.looked_at());
+    assert!((&mut looked).now_or_never().is_none());
+    state.saw_nothing(&host("db1"));
+    assert!((&mut looked).now_or_never().is_none());
+    state.saw(&host("db2"), Standing::Standby).expect("a standby");
+    assert!((&mut looked).now_or_never().is_some());
+    drop(looked);
+    assert!(!state.is_settled());
+}

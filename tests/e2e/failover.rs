@@ -1,0 +1,318 @@
+//! Clusters of a primary and a standby: where sessions go, and what becomes of them in a failover.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Instant;
+
+use pgsilo_sandbox::testing::proxy::{PLAIN, Proxy, Settings, UNIX};
+use pgsilo_sandbox::testing::raw::{Raw, query};
+use pgsilo_sandbox::testing::standby::{Frozen, Standby};
+use pgsilo_sandbox::testing::world::World;
+use pgsilo_sandbox::testing::{eventually, mint};
+use serde_json::json;
+use tokio_postgres::Config;
+
+const PORT: &str = "SELECT current_setting('port')";
+
+/// A sandbox of its own, whose server has a standby, and whose OpenBAO connects to whichever of both
+/// takes writes.
+struct Pair {
+    // In the order in which they are dropped.
+    standby: Standby,
+    world: World,
+}
+
+/// Which of OpenBAO's hosts comes first.
+#[derive(Clone, Copy)]
+enum First {
+    Primary,
+    Standby,
+}
+
+impl Pair {
+    async fn new(first: First) -> Pair {
+        let world = World::own().await;
+        let superuser = world.superuser("postgres").await;
+        // What watches may connect to a database that is no tenant's, and no more.
+        let monitor = "CREATE ROLE pgsilo_monitor NOLOGIN;
+            GRANT CONNECT ON DATABASE postgres TO pgsilo_monitor;
+            GRANT pgsilo_monitor TO pgsilo_provisioner WITH ADMIN OPTION";
+        superuser.batch_execute(monitor).await.expect("made");
+        let table = "SET ROLE tenant_acme_app; CREATE TABLE written (writer int, number int)";
+        world.superuser("tenant_acme").await.batch_execute(table).await.expect("made");
+        let standby = Standby::of(&world).await;
+        let pair = Pair { standby, world };
+        pair.follow("pgsilo/acme/config/tenant-acme", "tenant_acme", first, json!({})).await;
+        let (status, _) = pair
+            .world
+            .bao("POST", "sys/mounts/pgsilo-monitor", Some(json!({ "type": "database" })))
+            .await;
+        assert_eq!(status, 204);
+        let dsn: Config = pair.world.var("PROVISIONER_DSN").parse().expect("a DSN");
+        let password = std::str::from_utf8(dsn.get_password().expect("a password")).expect("text");
+        let login = json!({
+            "plugin_name": "postgresql-database-plugin",
+            "username": dsn.get_user().expect("a user"), "password": password,
+            "password_authentication": "scram-sha-256", "allowed_roles": "*",
+        });
+        pair.follow("pgsilo-monitor/config/eu1", "postgres", first, login).await;
+        let role = json!({
+            "db_name": "eu1", "default_ttl": "1h", "max_ttl": "24h",
+            "creation_statements": [
+                "CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}' IN ROLE pgsilo_monitor"
+            ],
+            "revocation_statements": ["DROP ROLE \"{{name}}\""],
+        });
+        let (status, answer) = pair.world.bao("POST", "pgsilo-monitor/roles/eu1", Some(role)).await;
+        assert!((200..300).contains(&status), "{answer}");
+        pair.standby.catch_up(&pair.world).await;
+        pair
+    }
+
+    /// Has OpenBAO connect to the server that takes writes, the one after the other.
+    async fn follow(&self, path: &str, dbname: &str, first: First, more: serde_json::Value) {
+        let mut hosts =
+            [self.primary_port(), self.standby.port()].map(|port| format!("127.0.0.1:{port}"));
+        if matches!(first, First::Standby) {
+            hosts.reverse();
+        }
+        let mut config = more;
+        config["connection_url"] = format!(
+            "postgresql://{{{{username}}}}:{{{{password}}}}@{}/{dbname}\
+             ?sslmode=disable&target_session_attrs=read-write&connect_timeout=1",
+            hosts.join(",")
+        )
+        .into();
+        let (status, answer) = self.world.bao("POST", path, Some(config)).await;
+        assert!((200..300).contains(&status), "{answer}");
+    }
+
+    fn primary_port(&self) -> u16 {
+        let dsn: Config = self.world.var("PG_SUPERUSER_DSN").parse().expect("a DSN");
+        dsn.get_ports()[0]
+    }
+
+    /// A proxy for which both are one cluster, its servers in that order.
+    async fn proxy(&self, order: First, monitor: &str) -> Proxy {
+        let listeners = PLAIN.to_owned() + UNIX;
+        let proxy = Proxy::of(&self.world, Settings { listeners, ..Settings::default() }).await;
+        let mut ports = [self.primary_port(), self.standby.port()];
+        if matches!(order, First::Standby) {
+            ports.reverse();
+        }
+        let [one, other] = ports;
+        proxy.reload(&format!(
+            "[[cluster]]\nname = \"eu1\"\nendpoints = [\"127.0.0.1:{one}\", \"127.0.0.1:{other}\"]\n\
+             tls = {{ mode = \"disable\" }}\n{monitor}\n\
+             [[tenant]]\nid = \"acme\"\n[tenant.placement]\ncluster = \"eu1\"\ndbname = \"tenant_acme\"\n\
+             [tenant.lease]\nroles = {{ read-write = \"tenant-acme-rw\", read-only = \"tenant-acme-ro\" }}\n"
+        ));
+        proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+        proxy
+    }
+
+    fn token(&self) -> String {
+        mint::token_of(&self.world, "acme")
+    }
+
+    /// A session, and the port of the server that it is at.
+    async fn session(&self, proxy: &Proxy) -> (Raw, u16) {
+        let mut session = Raw::tcp(proxy.address()).await;
+        session.log_in(&self.token(), "acme").await;
+        let port = session.ask(PORT).await;
+        (session, port.parse().expect("a port"))
+    }
+}
+
+const MONITOR: &str = "monitor = { mount = \"pgsilo-monitor\", role = \"eu1\" }";
+
+#[tokio::test]
+async fn a_session_goes_to_the_server_that_takes_writes() {
+    let pair = Pair::new(First::Primary).await;
+    for monitor in ["", MONITOR] {
+        let proxy = pair.proxy(First::Standby, monitor).await;
+        for _ in 0..3 {
+            assert_eq!(pair.session(&proxy).await.1, pair.primary_port(), "{monitor}");
+        }
+        // Its cancel requests go there, too.
+        let client = proxy.connect(&pair.token(), "acme").await.expect("a session");
+        let cancel = client.cancel_token();
+        let (cancelled, ()) = tokio::join!(client.batch_execute("SELECT pg_sleep(60)"), async {
+            let watcher = pair.world.superuser("postgres").await;
+            let sleeps = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+            eventually("the query to run", async || {
+                watcher.query_opt(sleeps, &[]).await.expect("asked")
+            })
+            .await;
+            cancel.cancel_query(tokio_postgres::NoTls).await.expect("asked");
+        });
+        let code = cancelled.expect_err("cancelled").code().cloned();
+        assert_eq!(code, Some(tokio_postgres::error::SqlState::QUERY_CANCELED));
+    }
+}
+
+/// What several clients write, one row after the other, each with a new session where it has none.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    /// The next row's number.
+    next: Arc<AtomicU32>,
+    tasks: Vec<tokio::task::JoinHandle<Written>>,
+}
+
+#[derive(Default)]
+struct Written {
+    acknowledged: Vec<i32>,
+    /// Sessions that ended while it wrote.
+    ended: usize,
+}
+
+impl Writers {
+    fn begin(count: i32, proxy: &Proxy, token: &str) -> Writers {
+        let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let address = proxy.address();
+        let tasks = (0..count).map(|writer| {
+            let (stop, next, token) = (Arc::clone(&stop), Arc::clone(&next), token.to_owned());
+            tokio::spawn(async move {
+                let mut written = Written::default();
+                let mut config = Config::new();
+                config.host("127.0.0.1").port(address.port()).user("app").password(&token);
+                while !stop.load(Ordering::Acquire) {
+                    let connected = config.dbname("acme").connect(tokio_postgres::NoTls).await;
+                    let Ok((client, connection)) = connected else { continue };
+                    tokio::spawn(connection);
+                    while !stop.load(Ordering::Acquire) {
+                        let number = next.fetch_add(1, Ordering::AcqRel) as i32;
+                        let insert = "INSERT INTO written VALUES ($1, $2)";
+                        match client.execute(insert, &[&writer, &number]).await {
+                            Ok(_) => written.acknowledged.push(number),
+                            Err(_ended) => {
+                                written.ended += 1;
+                                break;
+                            }
+                        }
+                    }
+                }
+                written
+            })
+        });
+        let tasks = tasks.collect();
+        Writers { stop, next, tasks }
+    }
+
+    /// The number that no row has yet.
+    fn reached(&self) -> i32 {
+        self.next.load(Ordering::Acquire) as i32
+    }
+
+    /// Waits until so many more rows were begun.
+    async fn write_more(&self, rows: i32) {
+        let until = self.reached() + rows;
+        eventually("rows to be written", async || (self.reached() >= until).then_some(())).await;
+    }
+
+    async fn end(self) -> Vec<Written> {
+        self.stop.store(true, Ordering::Release);
+        futures_util::future::join_all(self.tasks)
+            .await
+            .into_iter()
+            .map(|written| written.expect("a writer ends"))
+            .collect()
+    }
+}
+
+async fn rows(server: tokio_postgres::Client) -> HashSet<i32> {
+    let rows = server.query("SELECT number FROM written", &[]).await.expect("read");
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// The primary stands still, as a machine does that hangs or is cut off; its standby is promoted; the
+/// primary goes on, and takes itself for one still.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+pub(crate) async fn nobody_writes_to_a_primary_that_was_overtaken() {
+    let pair = Pair::new(First::Standby).await;
+    let proxy = pair.proxy(First::Primary, MONITOR).await;
+    let (mut idle, at) = pair.session(&proxy).await;
+    assert_eq!(at, pair.primary_port());
+    let (mut busy, _) = pair.session(&proxy).await;
+    busy.send(&query("SELECT pg_sleep(60)")).await;
+    let writers = Writers::begin(4, &proxy, &pair.token());
+    writers.write_more(200).await;
+    pair.standby.catch_up(&pair.world).await;
+
+    let frozen = Frozen::of(&pair.world);
+    pair.standby.promote().await;
+    let (promoted, promotion) = (Instant::now(), writers.reached());
+    // Those with nothing to do and those that wait for it are told.
+    for session in [&mut idle, &mut busy] {
+        assert_eq!(session.fatal().await.sqlstate(), "57P01");
+    }
+    println!("its sessions ended {:?} after the promotion", promoted.elapsed());
+    eventually("a session at the new primary", async || {
+        let client = proxy.connect(&pair.token(), "acme").await.ok()?;
+        let at: String = client.query_one(PORT, &[]).await.ok()?.get(0);
+        (at == pair.standby.port().to_string()).then_some(())
+    })
+    .await;
+    println!("a new session worked {:?} after the promotion", promoted.elapsed());
+    writers.write_more(100).await;
+
+    drop(frozen);
+    proxy
+        .logged(|line| {
+            line["level"] == "ERROR"
+                && line["message"]
+                    .as_str()
+                    .is_some_and(|text| text.contains("nobody is let in there"))
+        })
+        .await;
+    writers.write_more(200).await;
+    for _ in 0..10 {
+        assert_eq!(pair.session(&proxy).await.1, pair.standby.port());
+    }
+    let written = writers.end().await;
+    let (before, after) = (
+        rows(pair.world.superuser("tenant_acme").await).await,
+        rows(pair.standby.superuser("tenant_acme").await).await,
+    );
+    let late: Vec<_> = before.iter().filter(|number| **number >= promotion).collect();
+    assert!(late.is_empty(), "written to the primary before, after the promotion: {late:?}");
+    for writer in &written {
+        let lost = writer
+            .acknowledged
+            .iter()
+            .filter(|number| **number >= promotion && !after.contains(number));
+        assert_eq!(lost.count(), 0, "acknowledged after the promotion, and not there");
+        assert!(writer.ended > 0, "it went on at the primary before");
+    }
+    assert!(
+        written.iter().any(|writer| writer.acknowledged.iter().any(|number| *number >= promotion))
+    );
+    assert_eq!(proxy.metric("pgsilo_failovers_total").await, 1.0);
+    drop((idle, busy));
+    proxy.metric_reaches("pgsilo_endings_total{ending=\"failed_over\"}", 6.0).await;
+}
+
+/// Both take writes, and answer.
+#[tokio::test]
+async fn a_primary_that_lives_on_loses_its_sessions() {
+    let pair = Pair::new(First::Standby).await;
+    let proxy = pair.proxy(First::Primary, MONITOR).await;
+    let (mut idle, at) = pair.session(&proxy).await;
+    let (mut busy, _) = pair.session(&proxy).await;
+    busy.send(&query("BEGIN; INSERT INTO written VALUES (0, 0); SELECT pg_sleep(60)")).await;
+    assert_eq!(at, pair.primary_port());
+    pair.standby.promote().await;
+    for session in [&mut idle, &mut busy] {
+        let told = session.fatal().await;
+        assert_eq!(told.sqlstate(), "57P01");
+        let why = told.field(b'M').expect("a message");
+        assert_eq!(why, "terminating connection because the database has failed over");
+    }
+    for _ in 0..5 {
+        assert_eq!(pair.session(&proxy).await.1, pair.standby.port());
+    }
+    assert!(rows(pair.world.superuser("tenant_acme").await).await.is_empty());
+    let ended = proxy.event("ended", |event| event["ending"] == "failed_over").await;
+    assert_eq!(ended["tenant"], "acme");
+}
