@@ -119,7 +119,7 @@ pub(crate) async fn dial(
             (Some(state), order)
         }
     };
-    Servers { route, cluster, untried, dead_peer_timeout }.dial().await
+    Servers { route, cluster, untried, dead_peer_timeout }.reach().await
 }
 
 /// Servers of a route's cluster that may be dialled.
@@ -137,7 +137,7 @@ impl Servers {
     ///
     /// # Errors
     /// When none does: what was wrong with the last.
-    pub(crate) async fn dial(self) -> Result<Connection, DialError> {
+    pub(crate) async fn reach(self) -> Result<Connection, DialError> {
         let Servers { route, cluster, untried, dead_peer_timeout } = self;
         let endpoints = &route.tenant().placement().cluster.endpoints;
         // One that does not answer leaves the others their time.

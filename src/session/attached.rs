@@ -109,7 +109,7 @@ async fn log_in(
             }
         };
         if let Some(others) = others.filter(|_| error.may_be_the_servers()) {
-            match others.dial().await {
+            match others.reach().await {
                 Ok(another) => connection = another,
                 Err(_unreached) => return Err(error.into()),
             }

@@ -77,16 +77,16 @@ async fn anew(
     let route = Arc::clone(routed.resolved());
     let tenant = route.tenant();
     let patience = proxy.limits().dead_peer_timeout;
-    let dial = || backend::dial(&route, &proxy.clusters, patience);
+    let connect = || backend::dial(&route, &proxy.clusters, patience);
     let Some(state) = proxy.cluster_watch.state(&tenant.placement().cluster).await else {
-        return both(credential(routed, None), dial()).await;
+        return both(credential(routed, None), connect()).await;
     };
     for _ in 0..FAILOVERS {
         if let Some(told) = state.reconnected(tenant.id()) {
             told.get_or_init(|| reconnect(tenant, proxy)).await;
         }
         let until = state.until_failover();
-        let asking = both(credential(routed, Some(until.clone())), dial());
+        let asking = both(credential(routed, Some(until.clone())), connect());
         // What is under way for the primary before is dropped.
         match until.run_until_cancelled(asking).await {
             None => {}
