@@ -1,8 +1,9 @@
 //! Bounds on what may be open at once: connections that are not logged in, sessions in all, of one
-//! tenant, connections of one address. Each is a permit, given back when it is dropped; that of a
+//! tenant, connections of one address; and on how often sessions begin. Each is a permit, given back when it is dropped; that of a
 //! connection which has proved nothing may be another's before that. And bounds on time, which the
 //! relay and a session's authority keep.
 
+mod pace;
 mod slots;
 
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use pgsilo_core::limits::TimeLimits;
 
+pub(crate) use pace::{Pace, Rate};
 pub(crate) use slots::{Eviction, Slot, Slots};
 
 /// Bounds on what clients may use.
@@ -29,6 +31,8 @@ pub struct Limits {
     pub max_sessions: usize,
     /// `None`: no bound of its own.
     pub max_sessions_per_tenant: Option<usize>,
+    /// New sessions of one tenant a second; `None`: no bound.
+    pub max_session_rate_per_tenant: Option<u32>,
     /// `None`: no bound of its own.
     pub max_connections_per_address: Option<usize>,
     /// Of a token, 1 to 65536.

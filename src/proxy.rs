@@ -308,7 +308,12 @@ mod tests {
         std::fs::write(&path, &text).expect("written");
         let (file, registry) = RegistryFile::open(&path).expect("a registry");
         let sessions: &'static Sessions = Box::leak(Box::new(Sessions::new(10_000)));
-        let admit = |number: usize| sessions.admit(&id(number % 1_000), None).expect("a place");
+        let snapshot = registry.snapshot();
+        let admit = |number: usize| {
+            let tenant = id(number % 1_000);
+            let known = snapshot.tenant(&tenant).expect("a tenant");
+            sessions.admit(&tenant, None, &known.placement().cluster).expect("a place")
+        };
         let places: Vec<_> = (0..10_000).map(admit).collect();
         let running: Vec<_> = places.iter().map(|place| place.begin(Trail::new(None))).collect();
         let waits = || running.iter().map(|one| Box::pin(one.changed())).collect::<Vec<_>>();

@@ -11,14 +11,18 @@ use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use dashmap::DashMap;
 use pgsilo_core::clock::BootTime;
+use pgsilo_core::registry::{Cluster, ClusterKey};
 use pgsilo_core::tenant::TenantId;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tokio::time::Instant;
 
 use crate::audit::{SessionId, Trail};
+use crate::limits::{Pace, Rate};
 use crate::metrics::{self, Activity};
 use crate::splice::Progress;
 
@@ -26,6 +30,12 @@ use crate::splice::Progress;
 #[derive(Debug)]
 pub(crate) struct Sessions {
     tenants: DashMap<TenantId, OfTenant>,
+    /// Places taken in clusters that have a name, by that.
+    clusters: DashMap<Arc<str>, usize>,
+    /// When each tenant's next session may begin.
+    pace: Pace<TenantId>,
+    /// When each tenant's next refusal may be told.
+    refusals: Pace<TenantId>,
     /// Places taken, and how many there are.
     places: AtomicUsize,
     max: usize,
@@ -56,6 +66,7 @@ pub(crate) struct Session {
 pub(crate) struct SessionPermit {
     sessions: &'static Sessions,
     tenant: TenantId,
+    cluster: Option<Arc<str>>,
 }
 
 /// A session that is in the directory until this is dropped.
@@ -72,6 +83,8 @@ pub(crate) enum Full {
     All,
     /// Those of the tenant.
     Tenant,
+    /// Those of the cluster that its database is in.
+    Cluster,
 }
 
 /// How many sessions do what.
@@ -96,10 +109,18 @@ impl Census {
 
 impl Sessions {
     pub(crate) fn new(max: usize) -> Sessions {
-        Sessions { tenants: DashMap::new(), places: AtomicUsize::new(0), max }
+        Sessions {
+            tenants: DashMap::new(),
+            clusters: DashMap::new(),
+            pace: Pace::new(),
+            refusals: Pace::new(),
+            places: AtomicUsize::new(0),
+            max,
+        }
     }
 
-    /// A place for a session of a tenant that may have so many; `None`: as many as it likes.
+    /// A place for a session of a tenant that may have so many, in a cluster that may; `None`: as
+    /// many as it likes.
     ///
     /// # Errors
     /// When there is none.
@@ -107,6 +128,7 @@ impl Sessions {
         &'static self,
         tenant: &TenantId,
         bound: Option<usize>,
+        cluster: &Cluster,
     ) -> Result<SessionPermit, Full> {
         let one_more = |taken: usize| (taken < self.max).then_some(taken + 1);
         self.places
@@ -123,7 +145,47 @@ impl Sessions {
             self.forget_if_empty(tenant);
             return Err(Full::Tenant);
         }
-        Ok(SessionPermit { sessions: self, tenant: tenant.clone() })
+        let mut permit = SessionPermit { sessions: self, tenant: tenant.clone(), cluster: None };
+        if let ClusterKey::Named(name) = cluster.key() {
+            let mut places = self.clusters.entry(Arc::clone(name)).or_default();
+            if cluster.max_sessions.is_some_and(|bound| *places >= bound) {
+                drop(places);
+                return Err(Full::Cluster);
+            }
+            *places += 1;
+            permit.cluster = Some(Arc::clone(name));
+        }
+        Ok(permit)
+    }
+
+    /// When a session of the tenant may begin, whose turn is taken; `None`: not in time. It is now
+    /// where no other tenant is here.
+    pub(crate) fn turn(
+        &self,
+        tenant: &TenantId,
+        rate: Rate,
+        patience: Duration,
+    ) -> Option<Instant> {
+        let now = Instant::now();
+        match self.is_shared() {
+            true => self.pace.turn(tenant, rate, now, patience),
+            false => Some(now),
+        }
+    }
+
+    /// When one for whom there is no place may be told: who is told at once comes again at once, and
+    /// has another token verified. At `latest` then, whatever others wait for.
+    pub(crate) fn refusal(&self, tenant: &TenantId, rate: Rate, latest: Duration) -> Instant {
+        let now = Instant::now();
+        match self.is_shared() {
+            true => self.refusals.turn(tenant, rate, now, latest).unwrap_or(now + latest),
+            false => now,
+        }
+    }
+
+    /// Whether several tenants have sessions here.
+    fn is_shared(&self) -> bool {
+        self.tenants.len() > 1
     }
 
     /// Has the sessions of a tenant look whether they must end.
@@ -194,6 +256,12 @@ impl SessionPermit {
 impl Drop for SessionPermit {
     fn drop(&mut self) {
         self.sessions.places.fetch_sub(1, Ordering::Relaxed);
+        if let Some(name) = &self.cluster {
+            if let Some(mut places) = self.sessions.clusters.get_mut(name) {
+                *places -= 1;
+            }
+            self.sessions.clusters.remove_if(name, |_, places| *places == 0);
+        }
         if let Some(mut of_tenant) = self.sessions.tenants.get_mut(&self.tenant) {
             of_tenant.places -= 1;
         }
@@ -212,7 +280,7 @@ impl Deref for Running<'_> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         metrics::SESSIONS_ACTIVE.decrement();
-        let SessionPermit { sessions, tenant } = self.permit;
+        let SessionPermit { sessions, tenant, .. } = self.permit;
         if let Some(mut of_tenant) = sessions.tenants.get_mut(tenant) {
             of_tenant.running.remove(&self.session.trail.session);
         }
@@ -224,11 +292,24 @@ mod tests {
     use std::pin::pin;
 
     use futures_util::FutureExt;
+    use pgsilo_core::registry::Snapshot;
+
+    use crate::registry::tests::{entry, read};
 
     use super::*;
 
     fn sessions(max: usize) -> &'static Sessions {
         Box::leak(Box::new(Sessions::new(max)))
+    }
+
+    /// A server without a name.
+    fn alone() -> Arc<Cluster> {
+        cluster_of(&read(&entry("acme")))
+    }
+
+    fn cluster_of(registry: &Snapshot) -> Arc<Cluster> {
+        let tenant = registry.tenants().next().expect("a tenant");
+        Arc::clone(&tenant.placement().cluster)
     }
 
     fn id(text: &str) -> TenantId {
@@ -240,26 +321,49 @@ mod tests {
         let sessions = sessions(4);
         let (acme, globex) = (id("acme"), id("globex"));
         let bound = Some(2);
-        let first = sessions.admit(&acme, bound).expect("a place");
-        let _second = sessions.admit(&acme, bound).expect("a place");
-        assert_eq!(sessions.admit(&acme, bound).err(), Some(Full::Tenant));
-        let _of_its_own = sessions.admit(&acme, Some(3)).expect("a place");
-        assert_eq!(sessions.admit(&acme, Some(3)).err(), Some(Full::Tenant));
-        let _other = sessions.admit(&globex, bound).expect("a place");
-        assert_eq!(sessions.admit(&globex, None).err(), Some(Full::All));
+        let first = sessions.admit(&acme, bound, &alone()).expect("a place");
+        let _second = sessions.admit(&acme, bound, &alone()).expect("a place");
+        assert_eq!(sessions.admit(&acme, bound, &alone()).err(), Some(Full::Tenant));
+        let _of_its_own = sessions.admit(&acme, Some(3), &alone()).expect("a place");
+        assert_eq!(sessions.admit(&acme, Some(3), &alone()).err(), Some(Full::Tenant));
+        let _other = sessions.admit(&globex, bound, &alone()).expect("a place");
+        assert_eq!(sessions.admit(&globex, None, &alone()).err(), Some(Full::All));
         drop(first);
-        assert_eq!(sessions.admit(&acme, bound).err(), Some(Full::Tenant));
-        drop(sessions.admit(&globex, None).expect("a place"));
+        assert_eq!(sessions.admit(&acme, bound, &alone()).err(), Some(Full::Tenant));
+        drop(sessions.admit(&globex, None, &alone()).expect("a place"));
         assert_eq!(sessions.places.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn a_clusters_places_are_those_of_all_its_tenants() {
+        let bounded = |bound| {
+            cluster_of(&read(&format!(
+                "[[cluster]]\nname = \"eu\"\nendpoints = [\"db1\"]\nmax_sessions = {bound}\n\
+                 tls = {{ mode = \"require\" }}\n[[tenant]]\nid = \"acme\"\n[tenant.placement]\n\
+                 cluster = \"eu\"\ndbname = \"acme\"\n[tenant.lease]\nroles = {{ read-only = \"ro\" }}\n"
+            )))
+        };
+        let (sessions, two) = (sessions(10), bounded(2));
+        let (acme, globex) = (id("acme"), id("globex"));
+        let first = sessions.admit(&acme, None, &two).expect("a place");
+        let _second = sessions.admit(&globex, None, &two).expect("a place");
+        assert_eq!(sessions.admit(&globex, None, &two).err(), Some(Full::Cluster));
+        let _beside = sessions.admit(&globex, None, &alone()).expect("a place elsewhere");
+        assert_eq!(sessions.places.load(Ordering::Relaxed), 3, "the one refused took none");
+        // It was given more.
+        let third = sessions.admit(&acme, None, &bounded(3)).expect("a place");
+        drop((first, third));
+        drop(sessions.admit(&acme, None, &two).expect("a place"));
+        assert_eq!(sessions.clusters.len(), 1);
     }
 
     #[test]
     fn a_tenant_that_has_no_session_any_more_takes_no_memory() {
         let sessions = sessions(10);
-        assert_eq!(sessions.admit(&id("none"), Some(0)).err(), Some(Full::Tenant));
+        assert_eq!(sessions.admit(&id("none"), Some(0), &alone()).err(), Some(Full::Tenant));
         for number in 0..100 {
             let tenant = id(&format!("t{number}"));
-            let place = sessions.admit(&tenant, None).expect("a place");
+            let place = sessions.admit(&tenant, None, &alone()).expect("a place");
             let running = place.begin(Trail::new(None));
             assert_eq!(sessions.tenants.len(), 1);
             drop(running);
@@ -272,7 +376,7 @@ mod tests {
     #[test]
     fn a_change_after_subscribing_is_not_missed() {
         let sessions = sessions(1);
-        let place = sessions.admit(&id("acme"), None).expect("a place");
+        let place = sessions.admit(&id("acme"), None, &alone()).expect("a place");
         let running = place.begin(Trail::new(None));
         let mut changed = pin!(running.changed());
         sessions.wake(&id("acme"));

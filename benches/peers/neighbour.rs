@@ -11,6 +11,7 @@ mod chains;
 mod handshakes;
 mod locks;
 mod log;
+mod logins;
 mod measure;
 mod revocations;
 mod scram;
@@ -75,8 +76,9 @@ const QUIET: Attack = Attack {
 };
 
 /// In the order of the table.
-const ATTACKS: [Attack; 9] = [
+const ATTACKS: [Attack; 10] = [
     QUIET,
+    logins::ATTACK,
     log::ATTACK,
     locks::ATTACK,
     handshakes::ATTACK,
@@ -103,14 +105,17 @@ pub(crate) async fn run(plan: Plan, report: &mut Report) {
         measure::WHAT
     ));
     report.line(&format!("{:20} {}", "", Measured::TITLE));
-    for attack in &ATTACKS {
+    let only = std::env::var("ATTACK").unwrap_or_default();
+    let wanted =
+        |attack: &&Attack| only.is_empty() || only.split(',').any(|name| name == attack.name);
+    for attack in ATTACKS.iter().filter(wanted) {
         let measured = under(attack, &fixture, window).await;
         report.line(&format!("{:20} {measured}", attack.name));
     }
     report.line("");
     report
         .line(&format!("of pgsilo's configuration: {}", arena::LIMITS.trim().replace('\n', ", ")));
-    for attack in &ATTACKS {
+    for attack in ATTACKS.iter().filter(wanted) {
         report.line(&format!("{}: {}", attack.name, attack.what));
     }
 }

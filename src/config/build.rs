@@ -222,12 +222,14 @@ impl Build<'_> {
             );
         }
         let bound = |limit: usize| (limit > 0).then_some(limit);
+        let rate = raw.max_session_rate_per_tenant;
         Ok(Limits {
             login_timeout: raw.login_timeout.0,
             startup_timeout: raw.startup_timeout.0,
             max_handshakes: raw.max_handshakes,
             max_sessions: raw.max_sessions,
             max_sessions_per_tenant: bound(raw.max_sessions_per_tenant),
+            max_session_rate_per_tenant: (rate > 0).then_some(rate),
             max_connections_per_address: bound(raw.max_connections_per_address),
             max_token_bytes: raw.max_token_bytes,
             times: TimeLimits {

@@ -106,7 +106,7 @@ async fn login(client: &mut Client) -> Result<Admitted<'_>, Stop> {
         StartOutcome::Cancel(cancelling) => return Ok(Admitted::Cancel(cancelling)),
     };
     let identified = Identified::identify(started).await?;
-    let routed = Routed::route(identified)?;
+    let routed = Routed::route(identified).await?;
     let leased = Leased::lease(routed).await?;
     let attached = Attached::attach(leased).await?;
     Ok(Admitted::Session(Box::new(Spliced::splice(attached))))

@@ -5,9 +5,11 @@
 //! among its listener's handshakes the client's own: how many a tenant has is bounded from here on.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use pgsilo_core::registry::Tenant;
+
+use tokio::time::{Instant, sleep_until};
 
 use super::client::{Client, Stop};
 use super::identified::Identified;
@@ -15,6 +17,7 @@ use super::started::Started;
 use crate::audit::{self, Stage};
 use crate::identity::Identity;
 use crate::lease::{Authorization, Request};
+use crate::limits::Rate;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::Lockable;
@@ -42,7 +45,7 @@ pub(super) struct Admission<'c> {
 
 impl<'c> Routed<'c> {
     /// Resolves the one tenant, or refuses.
-    pub(super) fn route(mut identified: Identified<'c>) -> Result<Routed<'c>, Stop> {
+    pub(super) async fn route(mut identified: Identified<'c>) -> Result<Routed<'c>, Stop> {
         let proxy = identified.client().proxy;
         if let Some(stale) = proxy.too_stale() {
             let cause = format!("the registry could not be reloaded for {} s", stale.as_secs());
@@ -60,8 +63,21 @@ impl<'c> Routed<'c> {
         let tenant = route.tenant();
         check_locks(&mut identified, tenant)?;
         check_grant(&mut identified, &route)?;
-        let permit = take_permit(tenant, proxy)?;
+        let pace = pace_of(tenant, proxy);
+        let permit = match take_permit(tenant, proxy) {
+            Ok(permit) => permit,
+            Err(refusal) => return Err(told_in_turn(refusal, tenant, pace, proxy).await.into()),
+        };
+        let Some(turn) = turn(tenant, pace, proxy) else {
+            drop(permit);
+            let cause = "the tenant's sessions begin more often than they may";
+            let refusal = Refusal::new(Reason::TooManyConnections, cause)
+                .about(format_args!(" for tenant \"{}\"", tenant.id()));
+            return Err(told_in_turn(refusal, tenant, pace, proxy).await.into());
+        };
+        // Not before: who waits to be refused keeps no place from others.
         identified.client().prove();
+        sleep_until(turn).await;
 
         let (mut started, identity, authorization) = identified.into_parts();
         let client = started.client();
@@ -159,11 +175,53 @@ fn named_by_host(client: &Client) -> Option<String> {
 fn take_permit(tenant: &Tenant, proxy: &'static Proxy) -> Result<SessionPermit, Refusal> {
     let id = tenant.id();
     let bound = tenant.limits().max_sessions(proxy.limits().max_sessions_per_tenant);
-    proxy.sessions.admit(id, bound).map_err(|full| match full {
+    let cluster = &tenant.placement().cluster;
+    proxy.sessions.admit(id, bound, cluster).map_err(|full| match full {
         Full::All => Refusal::new(Reason::TooManyConnections, "[limits] max_sessions is reached"),
+        Full::Cluster => {
+            let cause = format!("max_sessions of cluster {} is reached", cluster.key());
+            Refusal::new(Reason::TooManyConnections, cause)
+        }
         Full::Tenant => {
             Refusal::new(Reason::TooManyConnections, "the tenant's bound of sessions is reached")
                 .about(format_args!(" for tenant \"{id}\""))
         }
     })
+}
+
+/// How often sessions of a tenant may begin, if that is bounded: as many at once as it may have, and
+/// then so many a second. Each is a credential, a process and a proof, for which its neighbours'
+/// processors work.
+fn pace_of(tenant: &Tenant, proxy: &'static Proxy) -> Option<Rate> {
+    let limits = proxy.limits();
+    let a_second = tenant.limits().max_session_rate(limits.max_session_rate_per_tenant)?;
+    let at_once = tenant.limits().max_sessions(limits.max_sessions_per_tenant);
+    let burst = at_once.and_then(|at_once| u32::try_from(at_once).ok()).unwrap_or(a_second);
+    Some(Rate { a_second, burst: burst.max(1) })
+}
+
+/// When the session may begin; `None`: not in the time that it has.
+fn turn(tenant: &Tenant, pace: Option<Rate>, proxy: &'static Proxy) -> Option<Instant> {
+    match pace {
+        None => Some(Instant::now()),
+        Some(rate) => proxy.sessions.turn(tenant.id(), rate, patience(proxy)),
+    }
+}
+
+/// A refusal, when it may be told.
+async fn told_in_turn(
+    refusal: Refusal,
+    tenant: &Tenant,
+    pace: Option<Rate>,
+    proxy: &'static Proxy,
+) -> Refusal {
+    if let Some(rate) = pace {
+        sleep_until(proxy.sessions.refusal(tenant.id(), rate, patience(proxy))).await;
+    }
+    refusal
+}
+
+/// How long a turn is waited for: what follows needs time, too.
+fn patience(proxy: &'static Proxy) -> Duration {
+    proxy.limits().login_timeout / 2
 }

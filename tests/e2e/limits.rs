@@ -343,6 +343,80 @@ async fn sessions_are_bounded_in_total_and_per_tenant() {
     log_in("acme").await.until(b'Z').await;
 }
 
+/// Whoever would wait for longer than half of `login_timeout` is refused: what passes had its turn.
+#[tokio::test]
+async fn sessions_of_a_tenant_begin_at_its_pace_while_others_are_here() {
+    let limits =
+        "max_sessions_per_tenant = 2\nmax_session_rate_per_tenant = 1\nlogin_timeout = \"600ms\"\n";
+    let proxy = Proxy::with(limits_of(limits)).await;
+    let log_in = async |tenant: &str| {
+        let mut client = Raw::tcp(proxy.address()).await;
+        client.send(&startup(&[("user", "app"), ("database", tenant)])).await;
+        client.send_password(&mint::token(tenant)).await;
+        client
+    };
+    // Alone, it has all the turns that it likes.
+    for number in 1..=5_u32 {
+        log_in("acme").await.until(b'Z').await;
+        proxy.metric_reaches("pgsilo_sessions_total", f64::from(number)).await;
+        proxy.metric_reaches("pgsilo_sessions_active", 0.0).await;
+    }
+    let mut neighbour = log_in("globex").await;
+    neighbour.until(b'Z').await;
+    for _ in 0..2 {
+        log_in("acme").await.until(b'Z').await;
+        proxy.metric_reaches("pgsilo_sessions_active", 1.0).await;
+    }
+    refused(&mut log_in("acme").await, "53300", "too many connections for tenant \"acme\"").await;
+    let refused = proxy.event("refused", |event| event["reason"] == "too_many_connections").await;
+    let cause = "the tenant's sessions begin more often than they may";
+    assert_eq!(
+        (refused["cause"].as_str(), refused["tenant"].as_str()),
+        (Some(cause), Some("acme"))
+    );
+    // Its neighbour's turns are its own; and who waits gets one.
+    log_in("globex").await.until(b'Z').await;
+    let waited = async || {
+        let mut client = log_in("acme").await;
+        (client.until(b'Z').await.last()?.tag == b'Z').then_some(())
+    };
+    drop(neighbour);
+    proxy.metric_reaches("pgsilo_sessions_active", 0.0).await;
+    eventually("acme to be alone again", waited).await;
+}
+
+#[tokio::test]
+async fn a_cluster_has_so_many_sessions_of_all_its_tenants() {
+    let proxy = Proxy::with(limits_of("")).await;
+    let tenants = proxy.tenants();
+    let socket = tenants.split("host = ").nth(1).and_then(|rest| rest.split('\n').next());
+    let socket =
+        socket.expect("a host").split('#').next().expect("a host").trim().trim_matches('"');
+    let port = tenants.split("port = ").nth(1).and_then(|rest| rest.split('\n').next());
+    let port = port.expect("a port").split('#').next().expect("a port").trim();
+    proxy.reload(&format!(
+        "[[cluster]]\nname = \"eu1\"\nendpoints = [\"{socket}:{port}\"]\nmax_sessions = 2\n\
+         tls = {{ mode = \"disable\" }}\n\
+         [[tenant]]\nid = \"acme\"\n[tenant.placement]\ncluster = \"eu1\"\ndbname = \"tenant_acme\"\n\
+         [tenant.lease]\nroles = {{ read-write = \"tenant-acme-rw\" }}\n\
+         [[tenant]]\nid = \"globex\"\n[tenant.placement]\ncluster = \"eu1\"\ndbname = \"tenant_globex\"\n\
+         [tenant.lease]\nroles = {{ read-write = \"tenant-globex-rw\" }}\n"
+    ));
+    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 1.0).await;
+    let acme = proxy.connect(&mint::token("acme"), "acme").await.expect("the first");
+    let _globex = proxy.connect(&mint::token("globex"), "globex").await.expect("the second");
+    for tenant in ["acme", "globex"] {
+        let error = proxy.connect(&mint::token(tenant), tenant).await.expect_err("none is left");
+        let error = error.as_db_error().expect("it is told").clone();
+        assert_eq!((error.code().code(), error.message()), ("53300", "too many connections"));
+    }
+    let event = proxy.event("refused", |event| event["tenant"] == "acme").await;
+    assert_eq!(event["cause"], "max_sessions of cluster eu1 is reached");
+    drop(acme);
+    proxy.metric_reaches("pgsilo_sessions_active", 1.0).await;
+    proxy.connect(&mint::token("globex"), "globex").await.expect("a place is free");
+}
+
 #[tokio::test]
 async fn connections_of_one_address_are_bounded() {
     let proxy = Proxy::with(limits_of("max_connections_per_address = 2\n")).await;

@@ -21,7 +21,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "[limits]",
         "[limits]\nmax_session = 1",
-        "pgsilo.toml:110: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, startup_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, idle_in_transaction_timeout, transaction_timeout, max_session_age, drain_timeout, dead_peer_timeout",
+        "pgsilo.toml:110: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, startup_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_session_rate_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, idle_in_transaction_timeout, transaction_timeout, max_session_age, drain_timeout, dead_peer_timeout",
     ),
     (
         "max_sessions = 10000",
@@ -81,22 +81,22 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "startup_timeout = \"5s\"",
         "startup_timeout = \"0s\"",
-        "pgsilo.toml:121: limits.startup_timeout: zero; a startup packet needs some time, such as \"5s\"",
+        "pgsilo.toml:122: limits.startup_timeout: zero; a startup packet needs some time, such as \"5s\"",
     ),
     (
         "on_loss = \"count\"",
         "on_loss = \"wait\"",
-        "pgsilo.toml:153: audit.on_loss: \"wait\" is not known here; use one of: count, refuse",
+        "pgsilo.toml:154: audit.on_loss: \"wait\" is not known here; use one of: count, refuse",
     ),
     (
         "queue_bytes = 8388608",
         "queue_bytes = 1000",
-        "pgsilo.toml:154: audit.queue_bytes: 1000 is out of range; use 65536 to 1073741824",
+        "pgsilo.toml:155: audit.queue_bytes: 1000 is out of range; use 65536 to 1073741824",
     ),
     (
         "queue_bytes = 1048576",
         "queue_bytes = 2000000000",
-        "pgsilo.toml:150: log.queue_bytes: 2000000000 is out of range; use 65536 to 1073741824",
+        "pgsilo.toml:151: log.queue_bytes: 2000000000 is out of range; use 65536 to 1073741824",
     ),
     (
         "login_timeout = \"10s\"",
@@ -116,12 +116,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "format = \"json\"",
         "format = \"jsn\"",
-        "pgsilo.toml:148: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
+        "pgsilo.toml:149: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
     ),
     (
         "level = \"info\"",
         "level = \"loud\"",
-        "pgsilo.toml:149: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
+        "pgsilo.toml:150: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
     ),
     (
         "mode = \"0660\"",
@@ -637,52 +637,52 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "dead_peer_timeout = \"2m\"",
         "dead_peer_timeout = \"0s\"",
-        "pgsilo.toml:122: limits.dead_peer_timeout: 0ns is out of range; use 5s to 30m",
+        "pgsilo.toml:123: limits.dead_peer_timeout: 0ns is out of range; use 5s to 30m",
     ),
     (
         "max_token_bytes = 16384",
         "max_token_bytes = 65537",
-        "pgsilo.toml:115: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
+        "pgsilo.toml:116: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
     ),
     (
         "[pool]",
         "[warm]",
-        "pgsilo.toml:129: warm: unknown key; allowed here: listener, issuer, registry, openbao, lease, limits, pool, admin, log, audit, runtime",
+        "pgsilo.toml:130: warm: unknown key; allowed here: listener, issuer, registry, openbao, lease, limits, pool, admin, log, audit, runtime",
     ),
     (
         "max_idle = 100",
         "max_idle = 10000001",
-        "pgsilo.toml:130: pool.max_idle: 10000001 is out of range; at most 10000000",
+        "pgsilo.toml:131: pool.max_idle: 10000001 is out of range; at most 10000000",
     ),
     (
         "max_idle_per_tenant = 4",
         "max_idle_per_tenant = 0",
-        "pgsilo.toml:131: pool.max_idle_per_tenant: zero; for no pool at all, set pool.max_idle to 0",
+        "pgsilo.toml:132: pool.max_idle_per_tenant: zero; for no pool at all, set pool.max_idle to 0",
     ),
     (
         "idle_timeout = \"10s\"",
         "idle_timeout = \"11m\"",
-        "pgsilo.toml:132: pool.idle_timeout: 660s is out of range; use 1s to 10m",
+        "pgsilo.toml:133: pool.idle_timeout: 660s is out of range; use 1s to 10m",
     ),
     (
         "check_delay = \"250ms\"",
         "check_delay = \"11s\"",
-        "pgsilo.toml:133: pool.check_delay: 11s is longer than idle_timeout",
+        "pgsilo.toml:134: pool.check_delay: 11s is longer than idle_timeout",
     ),
     (
         "reuse = \"never\"",
         "reuse = \"always\"",
-        "pgsilo.toml:139: pool.reuse: \"always\" is not known here; use one of: never, reset",
+        "pgsilo.toml:140: pool.reuse: \"always\" is not known here; use one of: never, reset",
     ),
     (
         "cores = 0",
         "cores = 5000",
-        "pgsilo.toml:157: runtime.cores: 5000 is out of range; use 0 to 1024",
+        "pgsilo.toml:158: runtime.cores: 5000 is out of range; use 0 to 1024",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"9432\"",
-        "pgsilo.toml:145: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
+        "pgsilo.toml:146: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
     ),
     (
         "id = \"globex\"",
@@ -853,12 +853,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"127.0.0.1:6432\"",
-        "pgsilo.toml:145: admin.address: a listener has it; choose another port",
+        "pgsilo.toml:146: admin.address: a listener has it; choose another port",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"[::]:6432\"",
-        "pgsilo.toml:145: admin.address: a listener has it; choose another port",
+        "pgsilo.toml:146: admin.address: a listener has it; choose another port",
     ),
     (
         "auth = \"password\" ",
@@ -979,12 +979,12 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"0.0.0.0:9432\"",
-        "pgsilo.toml:145: admin.address: not a loopback address: anybody who reaches it can read the metrics",
+        "pgsilo.toml:146: admin.address: not a loopback address: anybody who reaches it can read the metrics",
     ),
     (
         "socket = \"/run/postgresql/.s.PGSQL.5432\"\ndbname",
         "host = \"DB1.internal.\"\ndbname",
-        "pgsilo.toml:118: limits.transaction_timeout: not set for every tenant, and tenants share servers (2 share db1.internal:5432): one tenant's transaction can hold what all need, for as long as its token lasts",
+        "pgsilo.toml:119: limits.transaction_timeout: not set for every tenant, and tenants share servers (2 share db1.internal:5432): one tenant's transaction can hold what all need, for as long as its token lasts",
     ),
     (
         "tls = { mode = \"verify-full\", ca = \"db-ca.crt\" }",

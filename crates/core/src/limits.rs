@@ -29,6 +29,8 @@ impl TimeLimits {
 pub struct OwnLimits {
     /// Sessions at once; 0: no bound of its own.
     pub max_sessions: Option<usize>,
+    /// New sessions a second; 0: no bound.
+    pub max_session_rate: Option<u32>,
     /// Zero: for ever.
     pub idle: Option<Duration>,
     /// Zero: for ever.
@@ -43,6 +45,7 @@ impl OwnLimits {
     /// Those for all.
     pub const NONE: OwnLimits = OwnLimits {
         max_sessions: None,
+        max_session_rate: None,
         idle: None,
         idle_in_transaction: None,
         transaction: None,
@@ -63,6 +66,11 @@ impl OwnLimits {
     /// How many sessions the tenant may have, where this is for all.
     pub fn max_sessions(&self, all: Option<usize>) -> Option<usize> {
         self.max_sessions.map_or(all, |own| (own > 0).then_some(own))
+    }
+
+    /// How many sessions of the tenant may begin a second, where this is for all.
+    pub fn max_session_rate(&self, all: Option<u32>) -> Option<u32> {
+        self.max_session_rate.map_or(all, |own| (own > 0).then_some(own))
     }
 }
 

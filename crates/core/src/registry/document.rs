@@ -245,6 +245,9 @@ pub struct LimitsEntry {
     /// Sessions at once, for each proxy; 0: no bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_sessions: Option<usize>,
+    /// New sessions a second, for each proxy; 0: no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_session_rate: Option<u32>,
     /// Zero: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<Text<Duration>>,

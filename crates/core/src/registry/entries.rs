@@ -449,8 +449,8 @@ impl<'a> Reading<'a> {
 
     /// One that tenants are in.
     fn served(&mut self, entry: ClusterEntry) -> Result<(Arc<str>, Arc<Cluster>), Wrong> {
-        if entry.max_sessions.is_some() {
-            return wrong("max_sessions", "bounds for a cluster are not kept to yet; remove it");
+        if entry.max_sessions == Some(0) {
+            return wrong("max_sessions", "0 lets nobody in; leave it out, or suspend its tenants");
         }
         self.cluster(entry)
     }
@@ -772,6 +772,7 @@ fn own_limits(entry: &LimitsEntry) -> OwnLimits {
     let time = |limit: Option<Text<Duration>>| limit.map(|Text(limit)| limit);
     OwnLimits {
         max_sessions: entry.max_sessions,
+        max_session_rate: entry.max_session_rate,
         idle: time(entry.idle_timeout),
         idle_in_transaction: time(entry.idle_in_transaction_timeout),
         transaction: time(entry.transaction_timeout),

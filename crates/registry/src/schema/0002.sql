@@ -4,6 +4,10 @@
 ALTER TABLE pgsilo.clusters ADD COLUMN monitor jsonb
     CHECK (jsonb_typeof(monitor) = 'object' AND monitor ? 'mount' AND monitor ? 'role');
 
+-- Sessions of all its tenants at once, for each proxy, which keep to it now.
+ALTER TABLE pgsilo.clusters DROP CONSTRAINT clusters_max_sessions_check,
+    ADD CHECK (max_sessions > 0);
+
 -- What OpenBAO calls its connection to the database; none: "tenant-" and the tenant's id.
 ALTER TABLE pgsilo.placements ADD COLUMN connection text CHECK (connection <> '');
 
