@@ -411,7 +411,7 @@ fn reuse_needs_a_pool() {
     folder.edit("reuse = \"never\"", "reuse = \"reset\"");
     assert_eq!(
         folder.load().map(|_| ()),
-        Err("pgsilo.toml:139: pool.reuse: \"reset\", but pool.max_idle is 0; no connection could be kept".to_owned())
+        Err("pgsilo.toml:140: pool.reuse: \"reset\", but pool.max_idle is 0; no connection could be kept".to_owned())
     );
 }
 
@@ -423,7 +423,7 @@ fn reuse_and_windows_exclude_each_other() {
     assert!(folder.load().is_ok());
     folder.edit("reuse = \"never\"", "reuse = \"reset\"");
     let error = folder.load().map(|_| ()).expect_err("refused");
-    assert!(error.starts_with("pgsilo.toml:139: pool.reuse: \"reset\" would give"), "{error}");
+    assert!(error.starts_with("pgsilo.toml:140: pool.reuse: \"reset\" would give"), "{error}");
 }
 
 /// Under session authority OpenBAO reads the token for itself.

@@ -16,7 +16,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "max_sessions = 20 ",
         "max_session = 20 ",
-        "tenants.toml:23: tenant[0].limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: max_sessions, idle_timeout, idle_in_transaction_timeout, transaction_timeout, max_session_age",
+        "tenants.toml:23: tenant[0].limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: max_sessions, max_session_rate, idle_timeout, idle_in_transaction_timeout, transaction_timeout, max_session_age",
     ),
     (
         "[limits]",
