@@ -44,6 +44,8 @@ use crate::stream::{Stream, out_of_resources, tune};
 
 /// From the first packet of a dial to the end of its TLS handshake.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same of one server of several, at least.
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a database may take to act on a cancel request and close.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -141,7 +143,8 @@ impl Servers {
         let Servers { route, cluster, untried, dead_peer_timeout } = self;
         let endpoints = &route.tenant().placement().cluster.endpoints;
         // One that does not answer leaves the others their time.
-        let patience = DIAL_TIMEOUT / u32::try_from(endpoints.len()).unwrap_or(u32::MAX).max(1);
+        let share = DIAL_TIMEOUT / u32::try_from(endpoints.len()).unwrap_or(u32::MAX).max(1);
+        let patience = share.max(LEAST_PATIENCE);
         let mut untried = untried.into_iter();
         let mut last = None;
         while let Some(endpoint) = untried.next() {

@@ -5,6 +5,7 @@
 //! the registry. A cluster is watched from when a session first wants to go there until none has for
 //! a while. Without a `monitor`, or without a login of pgsilo's own at OpenBAO, logins alone tell.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use pgsilo_registry::observe::{ObserveError, Observer};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,7 +28,7 @@ use crate::lease::{Lessor, OwnLease};
 const INTERVAL: Duration = Duration::from_secs(1);
 /// The same while no server is known to be the primary.
 const UNSETTLED: Duration = Duration::from_millis(200);
-/// How long a session waits for the first look at all servers.
+/// How long after the watch has begun sessions wait for the first look at all servers.
 const FIRST_LOOK: Duration = Duration::from_millis(1_500);
 /// How long a cluster that nobody is in is watched.
 const IDLE: Duration = Duration::from_secs(600);
@@ -56,20 +57,18 @@ struct Looking {
     // In the order in which they are dropped.
     _tasks: JoinSet<()>,
     lease: OwnLease,
-    /// A server that matters does not know the login.
+    /// A server does not know the login.
     stranger: Arc<Notify>,
 }
 
-/// Why the servers are not to be looked at like this any more.
+/// Why another login is needed.
 enum Stop {
-    /// The login ends.
-    Login,
-    /// It is not known where it should be.
+    /// This one ends.
+    Ends,
+    /// A server does not know it.
     Unknown,
     /// The registry says something else of the cluster.
     Changed,
-    /// Nobody is there any more.
-    Unused,
 }
 
 impl ClusterWatch {
@@ -85,13 +84,13 @@ impl ClusterWatch {
         if self.lessor.own_authorization().is_none() || cluster.monitor.is_none() {
             return Some(state);
         }
-        if state.begin_watch() {
-            let (clusters, lessor) = (Arc::clone(&self.clusters), self.lessor.clone());
-            let watch = watch(clusters, Arc::clone(&state), lessor);
+        let (since, is_new) = state.watched_since();
+        if is_new {
+            let watch = watch(Arc::clone(&state), self.lessor.clone());
             let until_stopped = self.stopped.clone().run_until_cancelled_owned(watch);
             self.watching.spawn_on(until_stopped, &self.runtime);
         }
-        let _in_time = timeout(FIRST_LOOK, state.looked_at()).await;
+        let _in_time = timeout_at(since + FIRST_LOOK, state.looked_at()).await;
         Some(state)
     }
 
@@ -104,43 +103,66 @@ impl ClusterWatch {
 }
 
 /// For as long as anybody goes there.
-async fn watch(clusters: Arc<Clusters>, state: Arc<ClusterState>, lessor: Lessor) {
-    // With one login, until there is another.
-    let mut looking: Option<Looking> = None;
+async fn watch(state: Arc<ClusterState>, lessor: Lessor) {
+    let unused = async {
+        while !state.ends_watch(IDLE) {
+            sleep(INTERVAL).await;
+        }
+    };
+    tokio::select! {
+        _never = look_on(&state, &lessor) => {}
+        () = unused => {}
+    }
+}
+
+async fn look_on(state: &Arc<ClusterState>, lessor: &Lessor) -> Infallible {
+    // The first that is known at the primary, and the newest: a server that was promoted or overtaken
+    // may know one and not the other.
+    let mut looking: Vec<Looking> = Vec::new();
     let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
     let mut another = Backoff::new(FIRST_RETRY, LAST_OTHER);
     loop {
         let cluster = state.cluster();
-        let Some(monitor) = &cluster.monitor else { return state.end_watch() };
+        let Some(monitor) = &cluster.monitor else {
+            looking.clear();
+            changed(state, &cluster).await;
+            continue;
+        };
         let lease = match lessor.lease_own(&monitor.mount, &monitor.role).await {
             Ok(lease) => lease,
             Err(error) => {
                 tracing::warn!(%cluster, %error, "no login to watch the cluster's servers with");
                 if error.may_be_the_databases() {
-                    connect_anew(&cluster, monitor, &lessor).await;
+                    connect_anew(&cluster, monitor, lessor).await;
                 }
                 sleep(retry.pause()).await;
                 continue;
             }
         };
         retry.reset();
-        let now = looking.insert(Looking::begin(&state, &cluster, monitor, lease));
+        looking.truncate(1);
+        looking.push(Looking::begin(state, &cluster, monitor, lease));
         let began = Instant::now();
+        let (first, newest) = (&looking[0], &looking[looking.len() - 1]);
         let stop = tokio::select! {
-            () = now.lease.ending() => Stop::Login,
-            () = now.stranger.notified() => Stop::Unknown,
-            stop = wanted(&clusters, &state, &cluster) => stop,
+            () = first.lease.ending() => Stop::Ends,
+            () = newest.lease.ending() => Stop::Ends,
+            () = newest.stranger.notified() => Stop::Unknown,
+            () = changed(state, &cluster) => Stop::Changed,
         };
         match stop {
-            Stop::Unused => return,
             // It was made at a server that was overtaken, maybe.
-            Stop::Unknown => connect_anew(&cluster, monitor, &lessor).await,
-            Stop::Login | Stop::Changed => {}
+            Stop::Unknown => connect_anew(&cluster, monitor, lessor).await,
+            // Until another has begun, one that ends does.
+            Stop::Ends => looking.retain(|looking| !looking.lease.is_ending()),
+            Stop::Changed => looking.clear(),
         }
         if began.elapsed() > LAST_OTHER * 2 {
             another.reset();
         }
-        sleep(another.pause()).await;
+        if !matches!(stop, Stop::Changed) {
+            sleep(another.pause()).await;
+        }
     }
 }
 
@@ -152,16 +174,10 @@ async fn connect_anew(cluster: &Cluster, monitor: &Monitor, lessor: &Lessor) {
     }
 }
 
-/// Resolves when it is not to be watched like this any more.
-async fn wanted(clusters: &Clusters, state: &Arc<ClusterState>, watched: &Arc<Cluster>) -> Stop {
-    loop {
+/// Resolves when the registry says something else of the cluster.
+async fn changed(state: &ClusterState, watched: &Arc<Cluster>) {
+    while *watched == state.cluster() {
         sleep(INTERVAL).await;
-        if !Arc::ptr_eq(watched, &state.cluster()) {
-            return Stop::Changed;
-        }
-        if clusters.forget_unused(state, IDLE) {
-            return Stop::Unused;
-        }
     }
 }
 
@@ -216,7 +232,10 @@ impl Look {
                 }
                 Err(error) => error,
             };
-            state.saw_nothing(&host);
+            match error.is_answer() {
+                true => state.saw_answer(&host),
+                false => state.saw_nothing(&host),
+            }
             // A login that was just made is known at a standby a moment later; or never, if that has
             // been promoted before.
             let is_unknown = error.is_of_login();

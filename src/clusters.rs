@@ -7,20 +7,22 @@
 //! written there is lost. No session is let in there any more, and those that are there end.
 //!
 //! What was seen is kept for as long as the process runs, or until the registry gives the cluster other
-//! servers only. A server that only says that it is on the same timeline as the primary that is known
-//! is not believed: two names of one server say that, and so do two servers of which one was made a
-//! primary by force.
+//! servers only. What a server says that is not among the cluster's any more counts for nothing, and
+//! sessions there end. A server that only says that it is on the same timeline as the primary that is
+//! known is not believed: two names of one server say that, and so do two servers of which one was made
+//! a primary by force.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dashmap::DashMap;
-use pgsilo_core::registry::{Cluster, ClusterKey, Host};
+use pgsilo_core::registry::{Cluster, ClusterKey, Host, Snapshot};
 use pgsilo_core::tenant::TenantId;
 use pgsilo_core::timeline::{Standing, Timeline};
 use tokio::sync::{OnceCell, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
@@ -48,8 +50,12 @@ pub(crate) struct ClusterState {
 
 #[derive(Debug)]
 struct Sights {
-    /// As the registry had it when this was last asked for.
+    /// As the registry has it.
     cluster: Arc<Cluster>,
+    /// Its servers.
+    hosts: HashSet<Host>,
+    /// It has one server now, or none: nobody is to look at it any more.
+    is_gone: bool,
     primary: Option<Host>,
     servers: HashMap<Host, (Sight, Instant)>,
     /// Servers that were told of as overtaken.
@@ -60,7 +66,9 @@ struct Sights {
     /// connections of others may still lead to the primary before.
     reconnected: Option<HashMap<TenantId, Reconnected>>,
     last_used: Instant,
-    is_watched: bool,
+    watched_since: Option<Instant>,
+    /// Held by each [`Reign`], too.
+    held: Arc<()>,
 }
 
 /// Set once OpenBAO has been told; who comes meanwhile waits for that.
@@ -71,8 +79,10 @@ pub(crate) type Reconnected = Arc<OnceCell<()>>;
 enum Sight {
     Primary,
     Standby,
-    /// It did not answer, or did not let anybody in.
+    /// It did not answer.
     Nothing,
+    /// It answered something else.
+    Unknown,
 }
 
 /// A server says that it takes writes, and another was promoted after it, or is the primary.
@@ -86,7 +96,9 @@ pub(crate) struct Overtaken {
 #[derive(Clone, Debug)]
 pub(crate) struct Reign {
     state: Arc<ClusterState>,
+    host: Box<Host>,
     timeline: Timeline,
+    _held: Arc<()>,
 }
 
 impl Reign {
@@ -95,9 +107,10 @@ impl Reign {
         &self.state
     }
 
-    /// Whether another server has been promoted since.
+    /// Whether another server has been promoted since, or it is none of the cluster's any more.
     pub(crate) fn is_over(&self) -> bool {
-        self.timeline < self.state.newest()
+        let sights = self.state.sights();
+        self.timeline < self.state.newest() || !sights.hosts.contains(&self.host)
     }
 }
 
@@ -113,21 +126,21 @@ impl Clusters {
         }
         let new = || Arc::new(ClusterState::new(cluster, Arc::clone(&self.failovers)));
         let state = Arc::clone(&self.known.entry(cluster.key().clone()).or_insert_with(new));
-        state.use_for(cluster);
+        state.sights().last_used = Instant::now();
         Some(state)
     }
 
-    /// Forgets a cluster that nobody has asked for within `idle`, and no session is in. Whether
-    /// that is so.
-    pub(crate) fn forget_unused(&self, state: &Arc<ClusterState>, idle: Duration) -> bool {
-        let key = state.cluster().key().clone();
-        // Of the map, and of the one who asks.
-        let unused = |known: &Arc<ClusterState>| {
-            Arc::ptr_eq(known, state)
-                && Arc::strong_count(known) <= 2
-                && known.sights().last_used.elapsed() > idle
-        };
-        self.known.remove_if(&key, |_, known| unused(known)).is_some()
+    /// The registry says this of clusters now.
+    pub(crate) fn follow(&self, now: &Snapshot) {
+        self.known.retain(|key, state| {
+            let ClusterKey::Named(name) = key else { return true };
+            match now.cluster(name) {
+                Some(cluster) => state.follow(cluster),
+                // Its tenants' sessions end with it.
+                None => state.end(),
+            }
+            !state.sights().is_gone
+        });
     }
 
     /// Told whenever another server has become a cluster's primary.
@@ -140,13 +153,16 @@ impl ClusterState {
     fn new(cluster: &Arc<Cluster>, failovers: Arc<watch::Sender<u64>>) -> ClusterState {
         let sights = Sights {
             cluster: Arc::clone(cluster),
+            hosts: hosts_of(cluster),
+            is_gone: false,
             primary: None,
             servers: HashMap::new(),
             overtaken: HashSet::new(),
             until_failover: CancellationToken::new(),
             reconnected: None,
             last_used: Instant::now(),
-            is_watched: false,
+            watched_since: None,
+            held: Arc::default(),
         };
         ClusterState {
             newest: AtomicU32::new(0),
@@ -156,22 +172,39 @@ impl ClusterState {
         }
     }
 
-    /// Somebody wants to go there. A cluster that has none of its servers any more is another one.
-    fn use_for(&self, cluster: &Arc<Cluster>) {
+    /// The registry says this of it now. A cluster that has none of its servers any more is another one.
+    fn follow(&self, cluster: &Arc<Cluster>) {
         let mut sights = self.sights();
-        sights.last_used = Instant::now();
-        if Arc::ptr_eq(&sights.cluster, cluster) {
+        let is_same = *sights.cluster == **cluster;
+        sights.cluster = Arc::clone(cluster);
+        if is_same {
             return;
         }
-        let before: HashSet<Host> = sights.cluster.endpoints.iter().map(Host::comparable).collect();
-        if !cluster.endpoints.iter().any(|host| before.contains(&host.comparable())) {
+        let hosts = hosts_of(cluster);
+        let is_another = sights.hosts.is_disjoint(&hosts);
+        let loses_primary = sights.primary.as_ref().is_some_and(|primary| !hosts.contains(primary));
+        if is_another {
             self.newest.store(0, Ordering::Release);
-            (sights.primary, sights.servers) = (None, HashMap::new());
         }
-        sights.cluster = Arc::clone(cluster);
+        if loses_primary {
+            sights.primary = None;
+            sights.reconnected = Some(HashMap::new());
+            std::mem::take(&mut sights.until_failover).cancel();
+        }
+        sights.servers.retain(|host, _| hosts.contains(host));
+        sights.overtaken.retain(|host| hosts.contains(host));
+        sights.hosts = hosts;
+        sights.is_gone = !cluster.has_several();
+        drop(sights);
+        self.seen.send_modify(|seen| *seen += 1);
+        self.failovers.send_modify(|failovers| *failovers += 1);
     }
 
-    /// As the registry had it when it was last asked for.
+    fn end(&self) {
+        self.sights().is_gone = true;
+    }
+
+    /// As the registry has it.
     pub(crate) fn cluster(&self) -> Arc<Cluster> {
         Arc::clone(&self.sights().cluster)
     }
@@ -180,14 +213,23 @@ impl ClusterState {
         Timeline(self.newest.load(Ordering::Acquire))
     }
 
-    /// Whether somebody is to watch it now: nobody does yet.
-    pub(crate) fn begin_watch(&self) -> bool {
-        !std::mem::replace(&mut self.sights().is_watched, true)
+    /// Since when it is watched, and whether that is to begin now: nobody has watched it yet.
+    pub(crate) fn watched_since(&self) -> (Instant, bool) {
+        let mut sights = self.sights();
+        let is_new = sights.watched_since.is_none();
+        (*sights.watched_since.get_or_insert_with(Instant::now), is_new)
     }
 
-    /// Nobody watches it any more.
-    pub(crate) fn end_watch(&self) {
-        self.sights().is_watched = false;
+    /// Whether nobody is to watch it any more: it is gone, or no session is there, nor has any wanted to
+    /// go there within `idle`. What was seen is kept.
+    pub(crate) fn ends_watch(&self, idle: Duration) -> bool {
+        let mut sights = self.sights();
+        let is_unused = Arc::strong_count(&sights.held) == 1 && sights.last_used.elapsed() > idle;
+        let ends = sights.is_gone || is_unused;
+        if ends {
+            sights.watched_since = None;
+        }
+        ends
     }
 
     /// Its servers, by their numbers among its endpoints, in the order in which they are tried: the
@@ -199,16 +241,10 @@ impl ClusterState {
             let recent = sights.servers.get(&host).filter(|(_, at)| at.elapsed() < RECENT);
             let is_primary = sights.primary.as_ref() == Some(&host);
             match recent.map(|(sight, _)| *sight) {
-                Some(Sight::Nothing) => 3,
+                Some(Sight::Nothing) => 3_u8,
                 Some(Sight::Standby) => 2,
                 _ if sights.overtaken.contains(&host) => 2,
-                Some(Sight::Primary) | None => {
-                    if is_primary {
-                        0
-                    } else {
-                        1
-                    }
-                }
+                Some(Sight::Primary | Sight::Unknown) | None => u8::from(!is_primary),
             }
         };
         let mut order: Vec<usize> = (0..cluster.endpoints.len()).collect();
@@ -223,15 +259,14 @@ impl ClusterState {
         primary.is_some_and(|(sight, at)| *sight == Sight::Primary && at.elapsed() < RECENT)
     }
 
-    /// Waits until that is so, or each of its servers was looked at.
+    /// Waits until each of its servers was looked at.
     pub(crate) async fn looked_at(&self) {
         let mut seen = self.seen.subscribe();
-        let all = |state: &ClusterState| {
-            let sights = state.sights();
-            let is_seen = |host: &Host| sights.servers.contains_key(&host.comparable());
-            sights.cluster.endpoints.iter().all(is_seen)
+        let all = || {
+            let sights = self.sights();
+            sights.hosts.iter().all(|host| sights.servers.contains_key(host))
         };
-        while !self.is_settled() && !all(self) && seen.changed().await.is_ok() {}
+        while !all() && seen.changed().await.is_ok() {}
     }
 
     /// Cancelled when another server has become the primary.
@@ -267,7 +302,8 @@ impl ClusterState {
             }
             Standing::Primary(timeline) => {
                 self.saw_primary(host, timeline)?;
-                Ok(Some(Reign { state: Arc::clone(self), timeline }))
+                let (state, _held) = (Arc::clone(self), Arc::clone(&self.sights().held));
+                Ok(Some(Reign { state, host: Box::new(host.comparable()), timeline, _held }))
             }
         }
     }
@@ -277,9 +313,27 @@ impl ClusterState {
         self.saw_something(host, Sight::Nothing);
     }
 
+    /// A server answers, and does not say what it is.
+    pub(crate) fn saw_answer(&self, host: &Host) {
+        let host = host.comparable();
+        let mut sights = self.sights();
+        if sights.hosts.contains(&host) {
+            sights.servers.entry(host).or_insert((Sight::Unknown, Instant::now()));
+        }
+        drop(sights);
+        self.seen.send_modify(|seen| *seen += 1);
+    }
+
     fn saw_something(&self, host: &Host, sight: Sight) {
         let host = host.comparable();
-        self.sights().servers.insert(host, (sight, Instant::now()));
+        let mut sights = self.sights();
+        if sights.hosts.contains(&host) {
+            if sight == Sight::Standby {
+                sights.overtaken.remove(&host);
+            }
+            sights.servers.insert(host, (sight, Instant::now()));
+        }
+        drop(sights);
         self.seen.send_modify(|seen| *seen += 1);
     }
 
@@ -287,6 +341,9 @@ impl ClusterState {
         let host = host.comparable();
         let mut sights = self.sights();
         let newest = self.newest();
+        if !sights.hosts.contains(&host) {
+            return Err(Overtaken { newest });
+        }
         let other = sights.primary.as_ref().filter(|known| **known != host);
         let is_held = other
             .and_then(|other| sights.servers.get(other))
@@ -296,11 +353,17 @@ impl ClusterState {
             sights.servers.insert(host.clone(), (Sight::Nothing, Instant::now()));
             let cluster = Arc::clone(&sights.cluster);
             drop(sights);
-            if is_news {
+            if is_news && timeline < newest {
                 tracing::error!(
                     cluster = %cluster, server = %host, %timeline, %newest,
                     "a server takes writes, and another one is the cluster's primary: \
                      nobody is let in there; stop it"
+                );
+            } else if is_news {
+                tracing::warn!(
+                    cluster = %cluster, server = %host, %timeline,
+                    "two servers take writes on one timeline: the one that was seen first is used; are \
+                     they two names of one server?"
                 );
             }
             self.seen.send_modify(|seen| *seen += 1);
@@ -330,6 +393,10 @@ impl ClusterState {
     fn sights(&self) -> MutexGuard<'_, Sights> {
         self.sights.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn hosts_of(cluster: &Cluster) -> HashSet<Host> {
+    cluster.endpoints.iter().map(Host::comparable).collect()
 }
 
 #[cfg(test)]

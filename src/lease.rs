@@ -55,7 +55,9 @@ mod server;
 mod window;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::future::pending;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -248,6 +250,11 @@ impl LeaseError {
             LeaseError::Database { fault: DatabaseFault::Full(scope), .. } => Some(*scope),
             _ => None,
         }
+    }
+
+    /// Whether OpenBAO was asked and did not answer in time.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        matches!(self.at_bottom(), LeaseError::Unavailable(OpenBaoError::Timeout(_)))
     }
 
     /// Whether the cause may be the tenant's database: OpenBAO was told
@@ -486,8 +493,7 @@ impl Lessor {
     }
 
     /// Asks for a credential: `GET {mount}/creds/{role}`. Waiting in line and for the answer has
-    /// one bound; a request that was sent is completed even if the session has gone, unless its
-    /// answer has become worthless.
+    /// one bound; a request that was sent is completed even if the session has gone.
     async fn ask_on(
         self,
         role: Role,
@@ -510,16 +516,22 @@ impl Lessor {
             Err(_elapsed) => return Err(LeaseError::Crowded),
         };
         let asking = self.runtime.clone().spawn(async move {
-            let asking = self.ask(&role, asker, authorization, deadline);
-            let held = match until {
-                None => asking.await,
-                Some(until) => {
-                    let answered = until.run_until_cancelled_owned(asking).await;
-                    answered.unwrap_or(Err(LeaseError::Overtaken))
+            let mut asking = pin!(self.ask(&role, asker, authorization, deadline));
+            let overtaken = async {
+                match until {
+                    Some(until) => until.cancelled_owned().await,
+                    None => pending().await,
                 }
             };
-            // The permits are returned when the lease has an owner or is revoked.
-            held.map(|held| (held, places))
+            tokio::select! {
+                // The permits are returned when the lease has an owner or is revoked.
+                held = &mut asking => return held.map(|held| (held, places)),
+                () = overtaken => {}
+            }
+            // Others need not wait for what is worth nothing; it is revoked when it comes.
+            drop(places);
+            drop(asking.await);
+            Err(LeaseError::Overtaken)
         });
         match timeout_at(deadline, asking).await {
             Ok(Ok(result)) => result.map(|(held, _places)| held),
@@ -654,6 +666,14 @@ impl Lessor {
     pub(crate) fn forget_tenants(&self, changed: &HashSet<TenantId>) {
         if let Some(windows) = &self.windows {
             windows.forget_tenants(changed);
+        }
+    }
+
+    /// Some leases may be of a server that is the primary no more: no later session shares one that was
+    /// asked for before.
+    pub(crate) fn forget_windows(&self) {
+        if let Some(windows) = &self.windows {
+            windows.forget();
         }
     }
 

@@ -65,7 +65,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::backend::{self, Attachment, BackendError, DialError, History, IdleBackend};
-use crate::clusters::Clusters;
+use crate::clusters::{Clusters, Reign};
 use crate::lease::{Authorization, FullScope, Lease, LeaseEnd, LeaseError, Lessor};
 use crate::limits::{Tally, TallyPermit};
 use crate::metrics::{self, Outcome, PoolClose, PoolRequest};
@@ -208,8 +208,11 @@ impl Pool {
             return None;
         }
         while let Some(connection) = self.take_newest(route) {
-            let is_over = connection.backend.is_overtaken();
-            if is_over || remaining_time(&connection.lease.poll_renewal().0).is_zero() {
+            if connection.backend.is_overtaken() {
+                self.close_idle(connection, PoolClose::FailedOver);
+                continue;
+            }
+            if remaining_time(&connection.lease.poll_renewal().0).is_zero() {
                 self.close_idle(connection, PoolClose::Expired);
                 continue;
             }
@@ -448,6 +451,9 @@ impl Pool {
         registry: &Registry,
     ) {
         let Some(max_lifetime) = self.settings.reuse else { return };
+        if used.reign.as_ref().is_some_and(Reign::is_over) {
+            return;
+        }
         let max_idle_time = |history: History| {
             let left = max_lifetime.saturating_sub(history.opened.elapsed());
             self.settings.idle_timeout.min(left).min(remaining_time(&lease.poll_renewal().0))

@@ -235,6 +235,7 @@ impl Proxy {
         let mut failovers = self.clusters.failovers();
         while failovers.changed().await.is_ok() {
             self.pool.retain_unovertaken();
+            self.lessor.forget_windows();
             self.sessions.wake_all();
         }
     }
@@ -243,6 +244,7 @@ impl Proxy {
     async fn tell_of_changes(&'static self) {
         let Sources { registry, denied, .. } = &self.sources;
         let withdrawn = |tenants: &HashSet<TenantId>, now: &Snapshot| {
+            self.clusters.follow(now);
             self.pool.retain_current(now);
             self.lessor.forget_tenants(tenants);
         };

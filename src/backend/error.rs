@@ -88,6 +88,11 @@ impl BackendError {
         }
     }
 
+    /// Whether it says no more than that another server is the primary.
+    pub(crate) fn is_of_another_primary(&self) -> bool {
+        matches!(self, BackendError::Standby | BackendError::Overtaken(_))
+    }
+
     /// Whether another server of the cluster may take the login: this one is not the primary, does
     /// not know the role, which was made at the primary, or is no good.
     pub(crate) fn may_be_the_servers(&self) -> bool {

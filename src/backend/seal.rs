@@ -37,7 +37,7 @@ pub(super) fn seal_query(nonce: &str) -> String {
     )
 }
 
-/// Asks for the seal, and in a last row for what the server is.
+/// Asks for the seal and, in a row of its own, for what the server is.
 fn standing_query(nonce: &str) -> String {
     format!(
         "{} UNION ALL SELECT '{nonce}standing ' OPERATOR(pg_catalog.||) ({})",
@@ -65,15 +65,17 @@ impl Connection {
             }
             return Ok(None);
         };
-        let mut seals = self.ask(&[], standing_query, told).await.map_err(ended_by_setting)?;
-        // Behind the seals, of which there may be none.
-        let standing = seals.pop().and_then(|said| {
-            Standing::parse(std::str::from_utf8(said.strip_prefix(b"standing ")?).ok()?)
-        });
+        let rows = self.ask(&[], standing_query, told).await.map_err(ended_by_setting)?;
+        let of = |kind: &'static [u8]| {
+            rows.iter().filter_map(move |row| row.strip_prefix(kind).map(<[u8]>::to_vec))
+        };
+        is_sealed_for(tenant, &of(b"seal ").collect::<Vec<_>>())?;
+        let standings: Vec<_> = of(b"standing ").collect();
+        let standing = match &standings[..] {
+            [said] => std::str::from_utf8(said).ok().and_then(Standing::parse),
+            _ => None,
+        };
         let standing = standing.ok_or(BackendError::Protocol("no word of what the server is"))?;
-        let seals: Option<Vec<_>> =
-            seals.iter().map(|seal| seal.strip_prefix(b"seal ").map(<[u8]>::to_vec)).collect();
-        is_sealed_for(tenant, &seals.ok_or(BackendError::Protocol("a seal out of its place"))?)?;
         let reign = match cluster.saw(self.redial.host(), standing) {
             Ok(Some(reign)) => reign,
             Ok(None) => return Err(BackendError::Standby),

@@ -3,15 +3,17 @@
 use super::*;
 use crate::registry::tests::read;
 
-/// A cluster of these servers.
-fn cluster(servers: &[&str]) -> Arc<Cluster> {
-    let registry = read(&format!(
+/// A registry with a cluster of these servers.
+fn registry(servers: &[&str]) -> Snapshot {
+    read(&format!(
         "[[cluster]]\nname = \"eu\"\nendpoints = {servers:?}\ntls = {{ mode = \"require\" }}\n\
          [[tenant]]\nid = \"acme\"\n[tenant.placement]\ncluster = \"eu\"\ndbname = \"acme\"\n\
          [tenant.lease]\nroles = {{ read-write = \"acme-rw\" }}\n"
-    ));
-    let tenant = registry.tenants().next().expect("a tenant");
-    Arc::clone(&tenant.placement().cluster)
+    ))
+}
+
+fn cluster(servers: &[&str]) -> Arc<Cluster> {
+    Arc::clone(registry(servers).cluster("eu").expect("a cluster"))
 }
 
 fn host(text: &str) -> Host {
@@ -100,38 +102,63 @@ fn openbaos_connection_is_made_anew_once_for_each_tenant_after_a_failover() {
 fn a_cluster_of_other_servers_is_another() {
     let before = cluster(&["db1", "db2"]);
     let (clusters, state) = state_of(&before);
-    state.saw(&host("db2"), primary(7)).expect("the primary");
-    // One more is the same cluster still.
-    clusters.of(&cluster(&["db1", "db2", "db3"]));
+    let reign = state.saw(&host("db2"), primary(7)).expect("the primary").expect("a primary");
+    // One more is the same cluster still; the same again says nothing.
+    clusters.follow(&registry(&["db1", "db2", "db3"]));
+    clusters.follow(&registry(&["db1", "db2", "db3"]));
     state.saw(&host("db3"), primary(1)).expect_err("overtaken");
-    clusters.of(&cluster(&["new1", "new2"]));
-    state.saw(&host("new1"), primary(1)).expect("the primary");
+    assert!(!reign.is_over() && !state.until_failover().is_cancelled());
+
+    let until = state.until_failover();
+    let mut failovers = clusters.failovers();
+    failovers.mark_unchanged();
+    clusters.follow(&registry(&["new1", "new2"]));
+    assert!(reign.is_over() && until.is_cancelled() && failovers.has_changed().unwrap());
+    // Whoever still looks at the servers before tells nothing of the cluster.
+    state.saw(&host("db2"), primary(7)).expect_err("it is none of the cluster's");
+    state.saw_nothing(&host("db1"));
+    let reign = state.saw(&host("new1"), primary(1)).expect("the primary").expect("a primary");
+    assert!(!reign.is_over());
 }
 
 #[test]
-fn what_nobody_asks_for_is_forgotten_once_no_session_is_there() {
-    let cluster = cluster(&["db1", "db2"]);
-    let (clusters, state) = state_of(&cluster);
-    let reign = state.saw(&host("db1"), primary(1)).expect("the primary");
-    assert!(!clusters.forget_unused(&state, Duration::ZERO), "a session is there");
+fn sessions_go_on_at_the_server_that_stays_alone() {
+    let (clusters, state) = state_of(&cluster(&["db1", "db2"]));
+    let left = state.saw(&host("db1"), primary(1)).expect("the primary").expect("a primary");
+    let stays = state.saw(&host("db2"), primary(2)).expect("the primary").expect("a primary");
+    assert!(state.watched_since().1 && !state.ends_watch(Duration::ZERO));
+    clusters.follow(&registry(&["db2"]));
+    assert!(left.is_over() && !stays.is_over());
+    assert!(state.ends_watch(Duration::from_secs(60)), "nobody looks at it any more");
+    state.saw(&host("db1"), primary(3)).expect_err("it is none of the cluster's");
+    assert!(!stays.is_over());
+}
+
+#[test]
+fn what_nobody_asks_for_is_not_watched_once_no_session_is_there() {
+    let (clusters, state) = state_of(&cluster(&["db1", "db2"]));
+    let (since, is_new) = state.watched_since();
+    assert!(is_new && state.watched_since() == (since, false));
+    let reign = state.saw(&host("db1"), primary(3)).expect("the primary");
+    assert!(!state.ends_watch(Duration::ZERO), "a session is there");
     drop(reign);
-    assert!(!clusters.forget_unused(&state, Duration::from_secs(60)), "it was asked for");
-    assert!(clusters.forget_unused(&state, Duration::ZERO));
-    let again = clusters.of(&cluster).expect("of several");
-    assert!(!Arc::ptr_eq(&state, &again) && again.begin_watch() && !again.begin_watch());
+    assert!(!state.ends_watch(Duration::from_secs(60)), "it was asked for");
+    assert!(state.ends_watch(Duration::ZERO));
+    // Its timelines are known still.
+    let again = clusters.of(&cluster(&["db1", "db2"])).expect("of several");
+    assert!(again.watched_since().1);
+    again.saw(&host("db2"), primary(2)).expect_err("overtaken");
 }
 
 #[tokio::test]
-async fn the_first_look_ends_with_a_primary_or_with_all_servers() {
+async fn the_first_look_ends_when_each_server_was_looked_at() {
     use futures_util::FutureExt;
-    let cluster = cluster(&["db1", "db2"]);
-    let (_clusters, state) = state_of(&cluster);
+    let (_clusters, state) = state_of(&cluster(&["db1", "db2", "db3"]));
     let mut looked = Box::pin(state.looked_at());
     assert!((&mut looked).now_or_never().is_none());
-    state.saw_nothing(&host("db1"));
-    assert!((&mut looked).now_or_never().is_none());
-    state.saw(&host("db2"), Standing::Standby).expect("a standby");
+    state.saw(&host("db1"), primary(1)).expect("the primary");
+    state.saw_nothing(&host("db3"));
+    assert!((&mut looked).now_or_never().is_none(), "the other may have been promoted after it");
+    state.saw_answer(&host("db2"));
     assert!((&mut looked).now_or_never().is_some());
-    drop(looked);
-    assert!(!state.is_settled());
 }

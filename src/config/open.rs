@@ -42,7 +42,9 @@ pub(super) fn open(config: Config) -> Result<Opened, FileError> {
         build.mind_lookalikes(&snapshot);
         build.mind_unknown_tenants(&snapshot, &named);
         build.mind_databases_in_clear(&snapshot);
-        if matches!(proxy.lease.authority, Authority::Session { .. }) && snapshot.has_aliases() {
+        let is_sessions = matches!(proxy.lease.authority, Authority::Session { .. });
+        build.mind_unwatched_clusters(&snapshot, is_sessions);
+        if is_sessions && snapshot.has_aliases() {
             build.warn("registry.file", WORDS);
         }
         build.mind_listeners(&snapshot, &listeners);

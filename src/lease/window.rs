@@ -70,7 +70,7 @@ impl Windows {
         joint.await
     }
 
-    /// Closes every window: pgsilo is stopping.
+    /// Closes every window; sessions go on holding their leases.
     pub(super) fn forget(&self) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let closed = std::mem::take(&mut *open);

@@ -12,7 +12,7 @@ use super::leased::{Connected, Leased};
 use super::resources::{Reusable, SessionResources};
 use super::routed::Admission;
 use crate::audit::Stage;
-use crate::backend::{self, Attachment, Connection};
+use crate::backend::{self, Attachment, BackendError, Connection};
 use crate::lease::Lease;
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
@@ -89,7 +89,7 @@ async fn log_in(
     route: &Arc<Route>,
     proxy: &'static Proxy,
 ) -> Result<Attachment, Refusal> {
-    let mut freed = None;
+    let (mut freed, mut before) = (None, None);
     loop {
         let (others, until) = (connection.others(), connection.until_failover());
         let log_in = connection.log_in(lease.credential());
@@ -109,12 +109,14 @@ async fn log_in(
             }
         };
         if let Some(others) = others.filter(|_| error.may_be_the_servers()) {
+            let error = more_telling(before.take(), error);
             match others.reach().await {
-                Ok(another) => connection = another,
+                Ok(another) => (connection, before) = (another, Some(error)),
                 Err(_unreached) => return Err(error.into()),
             }
             continue;
         }
+        let error = more_telling(before.take(), error);
         let Some(scope) = error.full_scope().filter(|_| freed.is_none()) else {
             return Err(error.into());
         };
@@ -125,5 +127,14 @@ async fn log_in(
         }
         let patience = proxy.limits().dead_peer_timeout;
         connection = backend::dial(route, &proxy.clusters, patience).await?;
+    }
+}
+
+/// Of what two servers of a cluster have said: that one is not the primary says nothing of why the
+/// other, which may be, does not let the session in.
+fn more_telling(before: Option<BackendError>, error: BackendError) -> BackendError {
+    match before {
+        Some(before) if error.is_of_another_primary() => before,
+        Some(_) | None => error,
     }
 }

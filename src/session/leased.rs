@@ -12,6 +12,7 @@ use super::client::Stop;
 use super::routed::{Admission, Routed};
 use crate::audit::Stage;
 use crate::backend::{self, Attachment, Connection, DialError};
+use crate::clusters::ClusterState;
 use crate::lease::{Lease, LeaseError, Request};
 use crate::proxy::Proxy;
 use crate::refusal::{Reason, Refusal};
@@ -82,21 +83,16 @@ async fn anew(
         return both(credential(routed, None), connect()).await;
     };
     for _ in 0..FAILOVERS {
+        let until = state.until_failover();
         if let Some(told) = state.reconnected(tenant.id()) {
             told.get_or_init(|| reconnect(tenant, proxy)).await;
         }
-        let until = state.until_failover();
-        let asking = both(credential(routed, Some(until.clone())), connect());
+        let asking = both(credential(routed, Some((&state, &until))), connect());
         // What is under way for the primary before is dropped.
         match until.run_until_cancelled(asking).await {
             None => {}
-            Some(Err(refusal)) => {
-                if refusal.reason() == Reason::LeaseUnavailable {
-                    state.was_stuck(tenant.id());
-                }
-                return Err(refusal);
-            }
-            Some(Ok(both)) => return Ok(both),
+            Some(Err(_)) if until.is_cancelled() => {}
+            Some(answer) => return answer,
         }
     }
     Err(Refusal::new(Reason::BackendNotReady, "the cluster fails over again and again"))
@@ -121,16 +117,20 @@ async fn reconnect(tenant: &Tenant, proxy: &'static Proxy) {
 /// another login.
 async fn credential(
     routed: &mut Routed<'_>,
-    until: Option<CancellationToken>,
+    cluster: Option<(&ClusterState, &CancellationToken)>,
 ) -> Result<Lease, LeaseError> {
     let proxy = routed.client().proxy;
     let mut freed = None;
     loop {
-        let request = Request { until: until.clone(), ..routed.request() };
+        let until = cluster.map(|(_, until)| until.clone());
+        let request = Request { until, ..routed.request() };
         let error = match proxy.lessor.lease(request).await {
             Ok(lease) => return Ok(lease),
             Err(error) => error,
         };
+        if let Some((state, _)) = cluster.filter(|_| error.is_unanswered()) {
+            state.was_stuck(routed.resolved().tenant().id());
+        }
         let Some(scope) = error.full_scope().filter(|_| freed.is_none()) else { return Err(error) };
         let tenant = routed.resolved().tenant();
         proxy.pool.record_full(tenant, scope);

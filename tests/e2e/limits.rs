@@ -343,46 +343,49 @@ async fn sessions_are_bounded_in_total_and_per_tenant() {
     log_in("acme").await.until(b'Z').await;
 }
 
-/// Whoever would wait for longer than half of `login_timeout` is refused: what passes had its turn.
+/// Five have their turn at once, and then one a second; who would wait for longer than half of
+/// `login_timeout` is refused.
 #[tokio::test]
 async fn sessions_of_a_tenant_begin_at_its_pace_while_others_are_here() {
     let limits =
-        "max_sessions_per_tenant = 2\nmax_session_rate_per_tenant = 1\nlogin_timeout = \"600ms\"\n";
+        "max_sessions_per_tenant = 5\nmax_session_rate_per_tenant = 1\nlogin_timeout = \"5s\"\n";
     let proxy = Proxy::with(limits_of(limits)).await;
+    // What a client is told: in the end `Z`, or an error.
     let log_in = async |tenant: &str| {
         let mut client = Raw::tcp(proxy.address()).await;
         client.send(&startup(&[("user", "app"), ("database", tenant)])).await;
         client.send_password(&mint::token(tenant)).await;
-        client
+        loop {
+            let message = client.message().await;
+            match message.tag {
+                b'Z' => return None,
+                b'E' => return Some((message.sqlstate(), message.field(b'M'))),
+                _ => {}
+            }
+        }
     };
-    // Alone, it has all the turns that it likes.
-    for number in 1..=5_u32 {
-        log_in("acme").await.until(b'Z').await;
-        proxy.metric_reaches("pgsilo_sessions_total", f64::from(number)).await;
-        proxy.metric_reaches("pgsilo_sessions_active", 0.0).await;
+    let five_of_acme = async || join_all((0..5).map(|_| log_in("acme"))).await;
+    // Alone, it has all the turns that it likes. A session's place is free before its lease is revoked.
+    for round in 1..=3 {
+        assert!(five_of_acme().await.iter().all(Option::is_none));
+        proxy.events_reach("revoked", round * 5).await;
     }
-    let mut neighbour = log_in("globex").await;
-    neighbour.until(b'Z').await;
-    for _ in 0..2 {
-        log_in("acme").await.until(b'Z').await;
-        proxy.metric_reaches("pgsilo_sessions_active", 1.0).await;
+    let mut neighbour = Raw::tcp(proxy.address()).await;
+    neighbour.log_in(&mint::token("globex"), "globex").await;
+    assert!(five_of_acme().await.iter().all(Option::is_none), "as many as it may have at once");
+    proxy.events_reach("revoked", 20).await;
+    let told = five_of_acme().await;
+    let refused = told.iter().flatten().count();
+    assert!((1..5).contains(&refused), "the first wait for their turns: {told:?}");
+    let full = ("53300".to_owned(), Some("too many connections for tenant \"acme\"".to_owned()));
+    assert!(told.into_iter().flatten().all(|told| told == full));
+    for event in proxy.events_reach("refused", refused).await {
+        assert_eq!(event["cause"], "the tenant's sessions begin more often than they may");
     }
-    refused(&mut log_in("acme").await, "53300", "too many connections for tenant \"acme\"").await;
-    let refused = proxy.event("refused", |event| event["reason"] == "too_many_connections").await;
-    let cause = "the tenant's sessions begin more often than they may";
-    assert_eq!(
-        (refused["cause"].as_str(), refused["tenant"].as_str()),
-        (Some(cause), Some("acme"))
-    );
-    // Its neighbour's turns are its own; and who waits gets one.
-    log_in("globex").await.until(b'Z').await;
-    let waited = async || {
-        let mut client = log_in("acme").await;
-        (client.until(b'Z').await.last()?.tag == b'Z').then_some(())
-    };
-    drop(neighbour);
-    proxy.metric_reaches("pgsilo_sessions_active", 0.0).await;
-    eventually("acme to be alone again", waited).await;
+    // Its neighbour's turns are its own.
+    for _ in 0..3 {
+        assert!(log_in("globex").await.is_none());
+    }
 }
 
 #[tokio::test]

@@ -253,7 +253,7 @@ async fn what_may_not_be_cannot_be_written() {
         "INSERT INTO pgsilo.clusters (name, endpoints) VALUES ('other', '{::1}')",
         "INSERT INTO pgsilo.clusters (name, endpoints) VALUES ('other', '{/run//a}')",
         "INSERT INTO pgsilo.clusters (name, endpoints) VALUES ('other', '{db3, /run/../a}')",
-        "UPDATE pgsilo.clusters SET max_sessions = 1",
+        "UPDATE pgsilo.clusters SET max_sessions = 0",
         // What some could not read would keep nobody out.
         "INSERT INTO pgsilo.locks (kind, target, expires_at, locked_by) VALUES ('tenant', 'acme', 'infinity', 'ann')",
         "INSERT INTO pgsilo.locks (kind, target, locked_by) VALUES ('address', '127', 'ann')",

@@ -987,6 +987,11 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
         "pgsilo.toml:119: limits.transaction_timeout: not set for every tenant, and tenants share servers (2 share db1.internal:5432): one tenant's transaction can hold what all need, for as long as its token lasts",
     ),
     (
+        "[[tenant]]\nid = \"globex\"\n\n[tenant.placement]\nsocket = \"/run/postgresql/.s.PGSQL.5432\"\n",
+        "[[cluster]]\nname = \"eu-9\"\nendpoints = [\"db8\", \"db9\"]\n\n[[tenant]]\nid = \"globex\"\n\n[tenant.placement]\ncluster = \"eu-9\"\n",
+        "pgsilo.toml:64: registry.file: the servers of cluster eu-9 are not watched, as it has no monitor: a primary that lives on after another was promoted keeps its sessions until a login reaches the new one",
+    ),
+    (
         "tls = { mode = \"verify-full\", ca = \"db-ca.crt\" }",
         "tls = { mode = \"disable\" }",
         "pgsilo.toml:64: registry.file: 1 of its tenants' databases are reached in clear over a network (tenant \"acme\" at db1.internal:5432): what passes can be read and changed on the way",

@@ -35,9 +35,20 @@ pub enum ObserveError {
 impl ObserveError {
     /// Whether the server does not know the login, or not any more.
     pub fn is_of_login(&self) -> bool {
-        let ObserveError::Connect(ConnectError::Postgres(error)) = self else { return false };
-        let refused = [SqlState::INVALID_PASSWORD, SqlState::INVALID_AUTHORIZATION_SPECIFICATION];
-        error.code().is_some_and(|code| refused.contains(code))
+        self.code() == Some(&SqlState::INVALID_PASSWORD)
+    }
+
+    /// Whether the server has answered, with an error.
+    pub fn is_answer(&self) -> bool {
+        self.code().is_some()
+    }
+
+    fn code(&self) -> Option<&SqlState> {
+        match self {
+            ObserveError::Connect(ConnectError::Postgres(error))
+            | ObserveError::Postgres(error) => error.code(),
+            ObserveError::Connect(_) | ObserveError::Timeout(_) | ObserveError::Unknown(_) => None,
+        }
     }
 }
 

@@ -144,4 +144,22 @@ impl Build<'_> {
             self.warn("registry.file", what);
         }
     }
+
+    /// Of a cluster of several servers, a primary that was overtaken tells nobody.
+    pub(super) fn mind_unwatched_clusters(&mut self, snapshot: &Snapshot, is_sessions: bool) {
+        let clusters = snapshot.tenants().map(|tenant| Arc::clone(&tenant.placement().cluster));
+        let unwatched = clusters
+            .filter(|cluster| cluster.has_several() && (is_sessions || cluster.monitor.is_none()));
+        if let Some(cluster) = unwatched.min_by_key(|cluster| cluster.key().clone()) {
+            let why = match is_sessions {
+                true => "[lease] authority is \"session\"",
+                false => "it has no monitor",
+            };
+            let what = format!(
+                "the servers of cluster {cluster} are not watched, as {why}: a primary that lives on after \
+                 another was promoted keeps its sessions until a login reaches the new one"
+            );
+            self.warn("registry.file", what);
+        }
+    }
 }

@@ -1,6 +1,6 @@
 -- Clusters of several servers, and OpenBAO's connections, which follow their primary.
 
--- With what the servers are watched: {"mount": "...", "role": "...", "dbname": "..."}; none: they are not.
+-- With what the servers are watched: {"mount": "...", "role": "...", "connection": "...", "dbname": "..."}; none: they are not.
 ALTER TABLE pgsilo.clusters ADD COLUMN monitor jsonb
     CHECK (jsonb_typeof(monitor) = 'object' AND monitor ? 'mount' AND monitor ? 'role');
 
