@@ -121,7 +121,7 @@ pub(crate) async fn dial(
             (Some(state), order)
         }
     };
-    Servers { route, cluster, untried, dead_peer_timeout }.reach().await
+    Servers { route, cluster, untried, tried: None, dead_peer_timeout }.reach().await
 }
 
 /// Servers of a route's cluster that may be dialled.
@@ -131,20 +131,34 @@ pub(crate) struct Servers {
     cluster: Option<Arc<ClusterState>>,
     /// By their numbers, the first to be tried first; not empty.
     untried: Vec<usize>,
+    /// The one that was tried before them, if one was.
+    tried: Option<usize>,
     dead_peer_timeout: Duration,
 }
 
 impl Servers {
-    /// Dials them one after the other, until one answers.
+    /// How many the cluster has; not 0.
+    pub(crate) fn of_how_many(&self) -> u32 {
+        let endpoints = &self.route.tenant().placement().cluster.endpoints;
+        u32::try_from(endpoints.len()).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// The server that was tried before these did not answer.
+    pub(crate) fn tell_of_silence(&self) {
+        let endpoints = &self.route.tenant().placement().cluster.endpoints;
+        if let Some((state, tried)) = self.cluster.as_ref().zip(self.tried) {
+            state.saw_nothing(&endpoints[tried]);
+        }
+    }
+
+    /// Dials them one after the other, until one answers. One that does not leaves the others their time.
     ///
     /// # Errors
     /// When none does: what was wrong with the last.
     pub(crate) async fn reach(self) -> Result<Connection, DialError> {
-        let Servers { route, cluster, untried, dead_peer_timeout } = self;
+        let patience = (DIAL_TIMEOUT / self.of_how_many()).max(LEAST_PATIENCE);
+        let Servers { route, cluster, untried, dead_peer_timeout, .. } = self;
         let endpoints = &route.tenant().placement().cluster.endpoints;
-        // One that does not answer leaves the others their time.
-        let share = DIAL_TIMEOUT / u32::try_from(endpoints.len()).unwrap_or(u32::MAX).max(1);
-        let patience = share.max(LEAST_PATIENCE);
         let mut untried = untried.into_iter();
         let mut last = None;
         while let Some(endpoint) = untried.next() {
@@ -306,6 +320,7 @@ impl Connection {
             route: Arc::clone(&self.route),
             cluster: self.cluster.clone(),
             untried: self.untried.clone(),
+            tried: Some(self.redial.endpoint),
             dead_peer_timeout: self.redial.dead_peer_timeout,
         })
     }

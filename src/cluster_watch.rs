@@ -21,15 +21,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::clusters::{ClusterState, Clusters};
+use crate::clusters::{ClusterState, Clusters, FIRST_LOOK};
 use crate::lease::{Lessor, OwnLease};
 
 /// Between two looks at a server.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// The same while no server is known to be the primary.
 const UNSETTLED: Duration = Duration::from_millis(200);
-/// How long after the watch has begun sessions wait for the first look at all servers.
-const FIRST_LOOK: Duration = Duration::from_millis(1_500);
 /// How long a cluster that nobody is in is watched.
 const IDLE: Duration = Duration::from_secs(600);
 /// Between attempts to get a login.

@@ -29,6 +29,8 @@ use crate::metrics;
 
 /// For how long what was seen of a server says something of it.
 const RECENT: Duration = Duration::from_secs(3);
+/// How long after the watch has begun sessions wait for the first look at all servers.
+pub(crate) const FIRST_LOOK: Duration = Duration::from_millis(1_500);
 
 /// All clusters of several servers that were asked for.
 #[derive(Debug)]
@@ -57,6 +59,10 @@ struct Sights {
     /// It has one server now, or none: nobody is to look at it any more.
     is_gone: bool,
     primary: Option<Host>,
+    /// The highest on which each server took writes.
+    timelines: HashMap<Host, Timeline>,
+    /// How often another server has become the primary.
+    failovers: u64,
     servers: HashMap<Host, (Sight, Instant)>,
     /// Servers that were told of as overtaken.
     overtaken: HashSet<Host>,
@@ -130,17 +136,27 @@ impl Clusters {
         Some(state)
     }
 
-    /// The registry says this of clusters now.
+    /// The registry says this of clusters now. What was seen of one is kept, also while it has one
+    /// server: sessions may stay there that began before.
     pub(crate) fn follow(&self, now: &Snapshot) {
-        self.known.retain(|key, state| {
-            let ClusterKey::Named(name) = key else { return true };
+        for state in &self.known {
+            let ClusterKey::Named(name) = state.key() else { continue };
             match now.cluster(name) {
                 Some(cluster) => state.follow(cluster),
                 // Its tenants' sessions end with it.
                 None => state.end(),
             }
-            !state.sights().is_gone
-        });
+        }
+    }
+
+    /// Whether a session that began while its cluster had one server may be at one that was overtaken:
+    /// the cluster has several now, and has failed over.
+    pub(crate) fn may_have_left(&self, cluster: &Cluster) -> bool {
+        let state = self.known.get(cluster.key());
+        state.is_some_and(|state| {
+            let sights = state.sights();
+            !sights.is_gone && sights.failovers > 0
+        })
     }
 
     /// Told whenever another server has become a cluster's primary.
@@ -156,6 +172,8 @@ impl ClusterState {
             hosts: hosts_of(cluster),
             is_gone: false,
             primary: None,
+            timelines: HashMap::new(),
+            failovers: 0,
             servers: HashMap::new(),
             overtaken: HashSet::new(),
             until_failover: CancellationToken::new(),
@@ -177,24 +195,25 @@ impl ClusterState {
         let mut sights = self.sights();
         let is_same = *sights.cluster == **cluster;
         sights.cluster = Arc::clone(cluster);
+        sights.is_gone = !cluster.has_several();
         if is_same {
             return;
         }
         let hosts = hosts_of(cluster);
-        let is_another = sights.hosts.is_disjoint(&hosts);
         let loses_primary = sights.primary.as_ref().is_some_and(|primary| !hosts.contains(primary));
-        if is_another {
-            self.newest.store(0, Ordering::Release);
-        }
+        // What those have said that are gone counts for nothing.
+        sights.timelines.retain(|host, _| hosts.contains(host));
+        let newest = sights.timelines.values().max().map_or(0, |newest| newest.0);
+        self.newest.store(newest, Ordering::Release);
         if loses_primary {
             sights.primary = None;
+            sights.failovers += 1;
             sights.reconnected = Some(HashMap::new());
             std::mem::take(&mut sights.until_failover).cancel();
         }
         sights.servers.retain(|host, _| hosts.contains(host));
         sights.overtaken.retain(|host| hosts.contains(host));
         sights.hosts = hosts;
-        sights.is_gone = !cluster.has_several();
         drop(sights);
         self.seen.send_modify(|seen| *seen += 1);
         self.failovers.send_modify(|failovers| *failovers += 1);
@@ -369,13 +388,19 @@ impl ClusterState {
             self.seen.send_modify(|seen| *seen += 1);
             return Err(Overtaken { newest });
         }
+        // Until all were looked at, the order in which they were says nothing.
+        let is_first_look = sights.watched_since.is_some_and(|at| at.elapsed() < FIRST_LOOK)
+            && !sights.hosts.iter().all(|host| sights.servers.contains_key(host));
         self.newest.store(timeline.0, Ordering::Release);
+        sights.timelines.insert(host.clone(), timeline);
         sights.overtaken.remove(&host);
         sights.servers.insert(host.clone(), (Sight::Primary, Instant::now()));
         sights.primary = Some(host.clone());
         // The first that was seen is no news, nor is another name of the same.
-        let is_failover = newest.0 > 0 && timeline > newest;
+        let is_newer = newest.0 > 0 && timeline > newest;
+        let is_failover = is_newer && !is_first_look;
         if is_failover {
+            sights.failovers += 1;
             sights.reconnected = Some(HashMap::new());
             std::mem::take(&mut sights.until_failover).cancel();
         }
@@ -385,6 +410,8 @@ impl ClusterState {
         if is_failover {
             tracing::warn!(cluster = %cluster, primary = %host, %timeline, "the cluster has failed over");
             metrics::FAILOVERS.increment(1);
+        }
+        if is_newer {
             self.failovers.send_modify(|failovers| *failovers += 1);
         }
         Ok(())

@@ -48,6 +48,8 @@ pub(crate) enum BackendError {
     Outdated { is: ServerVersion, needs: ServerVersion },
     #[error("the database has no seal; `ALTER DATABASE ... SET pgsilo.tenant = '{0}'` seals it")]
     Unsealed(String),
+    #[error("the server did not answer the login in its share of the time")]
+    Silent,
     #[error("the server replays the writes of another, and takes none")]
     Standby,
     #[error("the server takes writes, and another was promoted after it, to timeline {0}")]
@@ -97,7 +99,10 @@ impl BackendError {
     /// not know the role, which was made at the primary, or is no good.
     pub(crate) fn may_be_the_servers(&self) -> bool {
         match self {
-            BackendError::Standby | BackendError::Overtaken(_) | BackendError::Lost(_) => true,
+            BackendError::Standby
+            | BackendError::Overtaken(_)
+            | BackendError::Silent
+            | BackendError::Lost(_) => true,
             BackendError::Said { sqlstate, .. } => {
                 matches!(
                     sqlstate.as_str(),

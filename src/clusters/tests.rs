@@ -132,6 +132,49 @@ fn sessions_go_on_at_the_server_that_stays_alone() {
     assert!(state.ends_watch(Duration::from_secs(60)), "nobody looks at it any more");
     state.saw(&host("db1"), primary(3)).expect_err("it is none of the cluster's");
     assert!(!stays.is_over());
+    // It gets a standby once more, which is promoted.
+    let several = registry(&["db2", "db3"]);
+    clusters.follow(&several);
+    let state = clusters.of(several.cluster("eu").expect("a cluster")).expect("of several");
+    state.saw(&host("db3"), primary(3)).expect("the primary");
+    assert!(stays.is_over(), "it is told by the same state");
+}
+
+#[test]
+fn a_session_from_before_the_first_standby_leaves_with_the_first_failover() {
+    let several = cluster(&["db1", "db2"]);
+    let (clusters, state) = state_of(&several);
+    state.saw(&host("db1"), primary(1)).expect("the primary");
+    assert!(!clusters.may_have_left(&several));
+    state.saw(&host("db2"), primary(2)).expect("the primary");
+    assert!(clusters.may_have_left(&several));
+    clusters.follow(&registry(&["db2"]));
+    assert!(!clusters.may_have_left(&several), "it is alone");
+}
+
+#[test]
+fn what_a_server_said_that_was_no_good_goes_with_it() {
+    let (clusters, state) = state_of(&cluster(&["db1", "db2", "liar"]));
+    state.saw(&host("db1"), primary(3)).expect("the primary");
+    state.saw(&host("liar"), primary(u32::MAX)).expect("it is believed");
+    state.saw(&host("db1"), primary(3)).expect_err("overtaken");
+    clusters.follow(&registry(&["db1", "db2"]));
+    state.saw(&host("db1"), primary(3)).expect("the primary again");
+    state.saw(&host("db2"), primary(2)).expect_err("overtaken still");
+}
+
+#[test]
+fn the_first_look_is_no_failover() {
+    let (clusters, state) = state_of(&cluster(&["db1", "db2"]));
+    assert!(state.watched_since().1);
+    let until = state.until_failover();
+    let early = state.saw(&host("db1"), primary(1)).expect("the primary").expect("a primary");
+    state.saw(&host("db2"), primary(2)).expect("the primary");
+    assert!(
+        !until.is_cancelled() && state.reconnected(&TenantId::parse("acme").unwrap()).is_none()
+    );
+    // Whoever was let in meanwhile leaves all the same.
+    assert!(early.is_over() && clusters.failovers().borrow().eq(&1));
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use pgsilo_wire::message;
+use tokio::time::timeout;
 
 use super::client::{Client, Stop};
 use super::leased::{Connected, Leased};
@@ -93,9 +94,18 @@ async fn log_in(
     loop {
         let (others, until) = (connection.others(), connection.until_failover());
         let log_in = connection.log_in(lease.credential());
-        let logged_in = match until {
-            None => Some(log_in.await),
-            Some(until) => until.run_until_cancelled_owned(log_in).await,
+        let logged_in = match (until, &others) {
+            (None, _) => Some(log_in.await),
+            (Some(until), None) => until.run_until_cancelled_owned(log_in).await,
+            // One that does not answer leaves the others their time.
+            (Some(until), Some(others)) => {
+                let patience = proxy.limits().login_timeout / others.of_how_many();
+                let bounded = timeout(patience, until.run_until_cancelled_owned(log_in));
+                bounded.await.unwrap_or_else(|_elapsed| {
+                    others.tell_of_silence();
+                    Some(Err(BackendError::Silent))
+                })
+            }
         };
         let error = match logged_in {
             Some(Ok(attachment)) => {

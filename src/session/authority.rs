@@ -21,7 +21,6 @@ use tokio::time::sleep;
 
 use super::resources::SessionResources;
 use crate::audit;
-use crate::clusters::Reign;
 use crate::identity::Identity;
 use crate::lease::LeaseEnd;
 use crate::listener::Listener;
@@ -94,7 +93,7 @@ impl Authority<'_> {
             locked: self.is_locked(),
             ungranted: matches!(grant, Some(None)),
             uncertified: self.is_uncertified(),
-            overtaken: self.resources.reign.as_ref().is_some_and(Reign::is_over),
+            overtaken: self.is_overtaken(),
             lease: end,
             expires: ends.then(|| (self.expires, self.expires.since(began), identity.ending())),
             granted: grant.flatten().and_then(|grant| {
@@ -126,6 +125,15 @@ impl Authority<'_> {
     fn grant(&self) -> Option<Option<Arc<Grant>>> {
         let SessionResources { identity, tenant, access, .. } = self.resources;
         self.proxy.grant(identity, tenant.id(), *access)
+    }
+
+    /// Another server of the cluster has become the primary since it began.
+    fn is_overtaken(&self) -> bool {
+        let SessionResources { reign, tenant, .. } = self.resources;
+        match reign {
+            Some(reign) => reign.is_over(),
+            None => self.proxy.clusters.may_have_left(&tenant.placement().cluster),
+        }
     }
 
     /// The registry has a lock on its tenant, its identity or its client's address.

@@ -293,6 +293,53 @@ pub(crate) async fn nobody_writes_to_a_primary_that_was_overtaken() {
     proxy.metric_reaches("pgsilo_endings_total{ending=\"failed_over\"}", 6.0).await;
 }
 
+/// The cluster has one server at first, and one again for a while.
+#[tokio::test]
+async fn sessions_from_before_the_standby_leave_with_the_failover() {
+    let pair = Pair::new(First::Standby).await;
+    let proxy = pair.proxy(First::Primary, MONITOR).await;
+    let several = proxy.tenants();
+    let alone = several.replace(&format!(", \"127.0.0.1:{}\"]", pair.standby.port()), "]");
+    assert_ne!(alone, several);
+    let mut sessions = Vec::new();
+    for (reloads, text) in [&several, &alone, &several, &alone, &several].into_iter().enumerate() {
+        proxy.reload(text);
+        let reloads = reloads as f64 + 2.0;
+        proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", reloads).await;
+        sessions.push(pair.session(&proxy).await.0);
+    }
+    pair.standby.catch_up(&pair.world).await;
+    pair.standby.promote().await;
+    for session in &mut sessions {
+        assert_eq!(session.fatal().await.sqlstate(), "57P01");
+    }
+    assert_eq!(pair.session(&proxy).await.1, pair.standby.port());
+}
+
+/// One of the servers takes connections, and says nothing.
+#[tokio::test]
+async fn a_silent_server_costs_a_login_its_share_and_the_next_ones_nothing() {
+    let pair = Pair::new(First::Primary).await;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let proxy = pair.proxy(First::Primary, "").await;
+    let port = silent.local_addr().expect("an address").port();
+    let three = proxy.tenants().replacen(
+        "endpoints = [",
+        &format!("endpoints = [\"127.0.0.1:{port}\", "),
+        1,
+    );
+    proxy.reload(&three);
+    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 2.0).await;
+    let (_first, at) = pair.session(&proxy).await;
+    assert_eq!(at, pair.primary_port());
+    drop(silent.accept().await.expect("it was tried"));
+    for _ in 0..3 {
+        assert_eq!(pair.session(&proxy).await.1, pair.primary_port());
+    }
+    let tried_again = tokio::time::timeout(std::time::Duration::ZERO, silent.accept()).await;
+    assert!(tried_again.is_err(), "the primary is known");
+}
+
 /// Both take writes, and answer.
 #[tokio::test]
 async fn a_primary_that_lives_on_loses_its_sessions() {
