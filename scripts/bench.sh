@@ -3,6 +3,7 @@
 # a psql and a pgbench that do. Installs Debian packages (as root or by sudo) and npm packages, then
 # runs benches/peers. QUICK=1 ends within three minutes, and
 # ONLY=queries,copies,connects,idle,scale runs some parts, and
+# ATTACK=quiet,logins some of the attacks of ONLY=neighbour, LIMITS more of the limits there, and
 # ONLY=relays pgsilo's relay beside bare ones. ONLY=neighbour, a tenant under attack, and ONLY=endings, what
 # the users of pools notice of endings, need none of them.
 set -euo pipefail

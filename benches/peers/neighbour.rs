@@ -115,6 +115,9 @@ pub(crate) async fn run(plan: Plan, report: &mut Report) {
     report.line("");
     report
         .line(&format!("of pgsilo's configuration: {}", arena::LIMITS.trim().replace('\n', ", ")));
+    if let Ok(more) = std::env::var("LIMITS") {
+        report.line(&format!("and {more}"));
+    }
     for attack in ATTACKS.iter().filter(wanted) {
         report.line(&format!("{}: {}", attack.name, attack.what));
     }

@@ -66,7 +66,7 @@ impl Fixture {
         );
         let settings = Settings {
             listeners: PLAIN.to_owned() + ASKING,
-            limits: LIMITS.to_owned(),
+            limits: LIMITS.to_owned() + &std::env::var("LIMITS").unwrap_or_default(),
             files: vec![("clients.crt", self.authority.pem())],
             pool: String::new(),
             log_level: "info",
