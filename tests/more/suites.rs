@@ -73,6 +73,8 @@ async fn asyncpgs_own_tests() {
             "--ignore=tests/test__sourcecode.py",
             // Whether the server's error overtakes what is still sent: also directly, not always.
             "--deselect=tests/test_execute.py::TestExecuteMany::test_executemany_server_failure_during_writes",
+            // Whether asyncpg takes a close of its own for a loss: also directly, one time of six.
+            "--deselect=tests/test_pool.py::TestPool::test_pool_config_persistence",
         ],
         scheme: None,
     })
