@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use pgsilo_core::backoff::Backoff;
 use pgsilo_core::registry::{Cluster, Host, Monitor};
-use pgsilo_core::secret::Secret;
 use pgsilo_registry::connection::Login;
 use pgsilo_registry::observe::{ObserveError, Observer};
 use tokio::runtime::Handle;
@@ -186,11 +185,7 @@ impl Looking {
         monitor: &Monitor,
         lease: OwnLease,
     ) -> Looking {
-        let credential = lease.credential();
-        let login = Login {
-            user: credential.username().to_owned(),
-            password: Secret::new(credential.password().expose()),
-        };
+        let login = lease.login();
         let stranger = Arc::new(Notify::new());
         let mut tasks = JoinSet::new();
         for host in &cluster.endpoints {

@@ -13,7 +13,6 @@
 //! a primary by force.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,8 +41,6 @@ pub(crate) struct Clusters {
 /// What is known of the servers of one.
 #[derive(Debug)]
 pub(crate) struct ClusterState {
-    /// The highest timeline on which a server took writes; 0: none was seen.
-    newest: AtomicU32,
     sights: Mutex<Sights>,
     /// Raised when something was seen.
     seen: watch::Sender<u64>,
@@ -116,7 +113,7 @@ impl Reign {
     /// Whether another server has been promoted since, or it is none of the cluster's any more.
     pub(crate) fn is_over(&self) -> bool {
         let sights = self.state.sights();
-        self.timeline < self.state.newest() || !sights.hosts.contains(&self.host)
+        Some(self.timeline) < sights.newest() || !sights.hosts.contains(&self.host)
     }
 }
 
@@ -182,12 +179,7 @@ impl ClusterState {
             watched_since: None,
             held: Arc::default(),
         };
-        ClusterState {
-            newest: AtomicU32::new(0),
-            sights: Mutex::new(sights),
-            seen: watch::Sender::new(0),
-            failovers,
-        }
+        ClusterState { sights: Mutex::new(sights), seen: watch::Sender::new(0), failovers }
     }
 
     /// The registry says this of it now. A cluster that has none of its servers any more is another one.
@@ -201,16 +193,12 @@ impl ClusterState {
         }
         let hosts = hosts_of(cluster);
         let loses_primary = sights.primary.as_ref().is_some_and(|primary| !hosts.contains(primary));
-        // What those have said that are gone counts for nothing.
-        sights.timelines.retain(|host, _| hosts.contains(host));
-        let newest = sights.timelines.values().max().map_or(0, |newest| newest.0);
-        self.newest.store(newest, Ordering::Release);
         if loses_primary {
             sights.primary = None;
-            sights.failovers += 1;
-            sights.reconnected = Some(HashMap::new());
-            std::mem::take(&mut sights.until_failover).cancel();
+            sights.fail_over();
         }
+        // What those have said that are gone counts for nothing.
+        sights.timelines.retain(|host, _| hosts.contains(host));
         sights.servers.retain(|host, _| hosts.contains(host));
         sights.overtaken.retain(|host| hosts.contains(host));
         sights.hosts = hosts;
@@ -226,10 +214,6 @@ impl ClusterState {
     /// As the registry has it.
     pub(crate) fn cluster(&self) -> Arc<Cluster> {
         Arc::clone(&self.sights().cluster)
-    }
-
-    fn newest(&self) -> Timeline {
-        Timeline(self.newest.load(Ordering::Acquire))
     }
 
     /// Since when it is watched, and whether that is to begin now: nobody has watched it yet.
@@ -273,19 +257,13 @@ impl ClusterState {
 
     /// Whether its primary is known, and has lately said that it is.
     pub(crate) fn is_settled(&self) -> bool {
-        let sights = self.sights();
-        let primary = sights.primary.as_ref().and_then(|host| sights.servers.get(host));
-        primary.is_some_and(|(sight, at)| *sight == Sight::Primary && at.elapsed() < RECENT)
+        self.sights().is_settled()
     }
 
     /// Waits until each of its servers was looked at.
     pub(crate) async fn looked_at(&self) {
         let mut seen = self.seen.subscribe();
-        let all = || {
-            let sights = self.sights();
-            sights.hosts.iter().all(|host| sights.servers.contains_key(host))
-        };
-        while !all() && seen.changed().await.is_ok() {}
+        while !self.sights().has_seen_all() && seen.changed().await.is_ok() {}
     }
 
     /// Cancelled when another server has become the primary.
@@ -359,14 +337,12 @@ impl ClusterState {
     fn saw_primary(&self, host: &Host, timeline: Timeline) -> Result<(), Overtaken> {
         let host = host.comparable();
         let mut sights = self.sights();
-        let newest = self.newest();
+        // The first that was seen is no news.
+        let newest = sights.newest().unwrap_or(timeline);
         if !sights.hosts.contains(&host) {
             return Err(Overtaken { newest });
         }
-        let other = sights.primary.as_ref().filter(|known| **known != host);
-        let is_held = other
-            .and_then(|other| sights.servers.get(other))
-            .is_some_and(|(sight, at)| *sight == Sight::Primary && at.elapsed() < RECENT);
+        let is_held = sights.primary.as_ref() != Some(&host) && sights.is_settled();
         if timeline < newest || (timeline == newest && is_held) {
             let is_news = sights.overtaken.insert(host.clone());
             sights.servers.insert(host.clone(), (Sight::Nothing, Instant::now()));
@@ -390,19 +366,16 @@ impl ClusterState {
         }
         // Until all were looked at, the order in which they were says nothing.
         let is_first_look = sights.watched_since.is_some_and(|at| at.elapsed() < FIRST_LOOK)
-            && !sights.hosts.iter().all(|host| sights.servers.contains_key(host));
-        self.newest.store(timeline.0, Ordering::Release);
+            && !sights.has_seen_all();
         sights.timelines.insert(host.clone(), timeline);
         sights.overtaken.remove(&host);
         sights.servers.insert(host.clone(), (Sight::Primary, Instant::now()));
         sights.primary = Some(host.clone());
-        // The first that was seen is no news, nor is another name of the same.
-        let is_newer = newest.0 > 0 && timeline > newest;
+        // Another name of the same is no news.
+        let is_newer = timeline > newest;
         let is_failover = is_newer && !is_first_look;
         if is_failover {
-            sights.failovers += 1;
-            sights.reconnected = Some(HashMap::new());
-            std::mem::take(&mut sights.until_failover).cancel();
+            sights.fail_over();
         }
         let cluster = Arc::clone(&sights.cluster);
         drop(sights);
@@ -419,6 +392,31 @@ impl ClusterState {
 
     fn sights(&self) -> MutexGuard<'_, Sights> {
         self.sights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sights {
+    /// The highest timeline on which a server took writes, if one was seen.
+    fn newest(&self) -> Option<Timeline> {
+        self.timelines.values().max().copied()
+    }
+
+    /// Whether its primary is known, and has lately said that it is.
+    fn is_settled(&self) -> bool {
+        let primary = self.primary.as_ref().and_then(|host| self.servers.get(host));
+        primary.is_some_and(|(sight, at)| *sight == Sight::Primary && at.elapsed() < RECENT)
+    }
+
+    /// Whether each of its servers was looked at.
+    fn has_seen_all(&self) -> bool {
+        self.hosts.iter().all(|host| self.servers.contains_key(host))
+    }
+
+    /// The primary before is it no more.
+    fn fail_over(&mut self) {
+        self.failovers += 1;
+        self.reconnected = Some(HashMap::new());
+        std::mem::take(&mut self.until_failover).cancel();
     }
 }
 

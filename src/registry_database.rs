@@ -272,9 +272,7 @@ impl RegistryDatabase {
                 // What keeps it from being logged in is told where that is tried.
                 lessor.logged_in().await;
                 let lease = lessor.lease_own(mount, role).await?;
-                let credential = lease.credential();
-                let user = credential.username().to_owned();
-                (Login { user, password: Secret::new(credential.password().expose()) }, Some(lease))
+                (lease.login(), Some(lease))
             }
             LoginSource::Password { user, file } => {
                 let password = password(file).map_err(Failure::Password)?;

@@ -4,8 +4,10 @@ use std::future::pending;
 use std::time::Duration;
 
 use pgsilo_core::clock::BootTime;
+use pgsilo_core::secret::Secret;
+use pgsilo_registry::connection::Login;
 
-use super::{Credential, Lease, LeaseEnd};
+use super::{Lease, LeaseEnd};
 
 /// How long before its end it is to be replaced, at most.
 const LEAD: Duration = Duration::from_secs(60);
@@ -15,9 +17,11 @@ const LEAD: Duration = Duration::from_secs(60);
 pub(crate) struct OwnLease(pub(super) Lease);
 
 impl OwnLease {
-    /// For the login.
-    pub(crate) fn credential(&self) -> &Credential {
-        self.0.credential()
+    /// What it logs in with.
+    pub(crate) fn login(&self) -> Login {
+        let credential = self.0.credential();
+        let user = credential.username().to_owned();
+        Login { user, password: Secret::new(credential.password().expose()) }
     }
 
     /// Whether it ends, and another is needed.

@@ -10,3 +10,4 @@ mod provisioner;
 pub mod registry;
 mod revocation;
 pub mod say;
+mod secrets;

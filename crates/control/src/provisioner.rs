@@ -1,6 +1,6 @@
 //! As whom tenants are looked after: the provisioner's login to their servers, and to OpenBAO.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -8,6 +8,7 @@ use pgsilo_core::secret::Secret;
 use pgsilo_openbao::{Client as Bao, Settings};
 
 use crate::postgres::Identity;
+use crate::secrets;
 
 /// The provisioner, as a command line names it.
 #[derive(Debug, Args)]
@@ -19,7 +20,7 @@ pub(crate) struct Provisioner {
         value_name = "DSN",
         env = "PROVISIONER_DSN",
         hide_env_values = true,
-        value_parser = secret
+        value_parser = secrets::secret
     )]
     provisioner: Secret,
     /// A file that holds the provisioner's password, if the DSN does not.
@@ -40,18 +41,6 @@ pub(crate) struct Provisioner {
     bao_namespace: Option<String>,
 }
 
-/// Takes an argument for a secret.
-fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
-    Ok(Secret::new(text))
-}
-
-/// What a file holds, without the white space around it.
-fn file(path: &Path) -> Result<Secret> {
-    let text = std::fs::read_to_string(path);
-    let text = text.with_context(|| format!("reading {}", path.display()))?;
-    Ok(Secret::new(text.trim()))
-}
-
 impl Provisioner {
     /// Its login to tenants' servers.
     pub(crate) fn identity(&self) -> Result<Identity> {
@@ -61,11 +50,8 @@ impl Provisioner {
             _ => bail!("--provisioner is not a DSN; write it like postgresql://user@host"),
         };
         let user = dsn.get_user().context("--provisioner names no user")?.to_owned();
-        let password = match (&self.password_file, dsn.get_password()) {
-            (Some(path), _) => file(path)?,
-            (None, Some(password)) => Secret::new(password),
-            (None, None) => bail!("no password: put it in --provisioner or in a --password-file"),
-        };
+        let file = ("--password-file", self.password_file.as_ref());
+        let password = secrets::password(("--provisioner", &dsn), file)?;
         Ok(Identity { user, password })
     }
 
@@ -74,7 +60,7 @@ impl Provisioner {
         #[expect(clippy::disallowed_methods, reason = "a secret must not be an argument")]
         let named = std::env::var("PROVISIONER_BAO_TOKEN");
         let token = match (&self.bao_token_file, named) {
-            (Some(path), _) => file(path)?,
+            (Some(path), _) => secrets::file(path)?,
             (None, Ok(token)) => Secret::new(token),
             (None, Err(_)) => {
                 bail!("no OpenBAO token: set PROVISIONER_BAO_TOKEN or --bao-token-file")

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
-use crate::say;
+use crate::{say, secrets};
 
 /// How long a change is waited for that proxies should have within a second.
 const IN_FORCE: Duration = Duration::from_secs(5);
@@ -113,7 +113,7 @@ pub struct Server {
         value_name = "DSN",
         env = "PGSILO_REGISTRY_DSN",
         hide_env_values = true,
-        value_parser = secret
+        value_parser = secrets::secret
     )]
     dsn: Secret,
     /// A file that holds the password, if the DSN does not.
@@ -136,11 +136,6 @@ enum TlsMode {
     VerifyCa,
     /// And names the host.
     VerifyFull,
-}
-
-/// Takes an argument for a secret.
-fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
-    Ok(Secret::new(text))
 }
 
 /// Runs `pgsiloctl apply` to its end.
@@ -269,15 +264,8 @@ impl Server {
         };
         let user = dsn.get_user().context("--dsn names no user")?.to_owned();
         let name = dsn.get_dbname().context("--dsn names no database")?.to_owned();
-        let password = match (&self.dsn_password_file, dsn.get_password()) {
-            (Some(path), _) => {
-                let text = std::fs::read_to_string(path);
-                let text = text.with_context(|| format!("reading {}", path.display()))?;
-                Secret::new(text.trim())
-            }
-            (None, Some(password)) => Secret::new(password),
-            (None, None) => bail!("no password: put it in --dsn or in a --dsn-password-file"),
-        };
+        let file = ("--dsn-password-file", self.dsn_password_file.as_ref());
+        let password = secrets::password(("--dsn", &dsn), file)?;
         let hosts = hosts(&dsn)?;
         let tls = match self.tls {
             TlsMode::Disable => None,

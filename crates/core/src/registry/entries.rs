@@ -607,21 +607,9 @@ impl<'a> Reading<'a> {
     /// between mounts, so that one tenant's revocations that are stuck do not hold another's up.
     fn lease(&mut self, entry: LeaseEntry, tenant: &TenantId) -> Result<LeaseRoles, Wrong> {
         let mount = entry.mount.unwrap_or_else(|| format!("pgsilo/{tenant}"));
-        if !mount.split('/').all(is_segment) {
-            return wrong(
-                "lease.mount",
-                format!(
-                    "{mount:?} is not a mount path; use A-Z a-z 0-9 _ . - between single slashes"
-                ),
-            );
-        }
-        if let Some(name) = &entry.connection
-            && !is_segment(name)
-        {
-            return wrong(
-                "lease.connection",
-                format!("{name:?} is not a connection's name; use A-Z a-z 0-9 _ . -"),
-            );
+        check_mount("lease.mount", &mount)?;
+        if let Some(name) = &entry.connection {
+            check_segment("lease.connection", "a connection's name", name)?;
         }
         // Left out, its name costs no memory.
         let connection = entry.connection.filter(|name| *name != Names::of(tenant).connection());
@@ -631,13 +619,8 @@ impl<'a> Reading<'a> {
             ("lease.roles.read-only", &read_only),
             ("lease.roles.migrate", &migrate),
         ] {
-            if let Some(role) = role
-                && !is_segment(role)
-            {
-                return wrong(
-                    field,
-                    format!("{role:?} is not a role's name; use A-Z a-z 0-9 _ . -"),
-                );
+            if let Some(role) = role {
+                check_segment(field, "a role's name", role)?;
             }
         }
         if read_write.is_none() && read_only.is_none() && migrate.is_none() {
@@ -699,27 +682,29 @@ pub(super) fn endpoint(text: &str) -> Result<Host, Wrong> {
     }
 }
 
+fn check_mount(field: &'static str, mount: &str) -> Result<(), Wrong> {
+    match mount.split('/').all(is_segment) {
+        true => Ok(()),
+        false => wrong(
+            field,
+            format!("{mount:?} is not a mount path; use A-Z a-z 0-9 _ . - between single slashes"),
+        ),
+    }
+}
+
+fn check_segment(field: &'static str, what: &str, text: &str) -> Result<(), Wrong> {
+    match is_segment(text) {
+        true => Ok(()),
+        false => wrong(field, format!("{text:?} is not {what}; use A-Z a-z 0-9 _ . -")),
+    }
+}
+
 fn checked_monitor(entry: MonitorEntry) -> Result<Monitor, Wrong> {
     let MonitorEntry { mount, role, connection, dbname } = entry;
-    if !mount.split('/').all(is_segment) {
-        return wrong(
-            "monitor.mount",
-            format!("{mount:?} is not a mount path; use A-Z a-z 0-9 _ . - between single slashes"),
-        );
-    }
-    if !is_segment(&role) {
-        return wrong(
-            "monitor.role",
-            format!("{role:?} is not a role's name; use A-Z a-z 0-9 _ . -"),
-        );
-    }
+    check_mount("monitor.mount", &mount)?;
+    check_segment("monitor.role", "a role's name", &role)?;
     let connection = connection.unwrap_or_else(|| role.clone());
-    if !is_segment(&connection) {
-        return wrong(
-            "monitor.connection",
-            format!("{connection:?} is not a connection's name; use A-Z a-z 0-9 _ . -"),
-        );
-    }
+    check_segment("monitor.connection", "a connection's name", &connection)?;
     let dbname = dbname.unwrap_or_else(|| "postgres".to_owned());
     if dbname.is_empty() || dbname.contains('\0') {
         return wrong("monitor.dbname", "empty or with a NUL; name a database that is no tenant's");
