@@ -167,7 +167,7 @@ async fn in_force(control: &Client, watcher: &Client) -> Duration {
     let revision = "SELECT revision::text FROM pgsilo.revision";
     let revision: String = control.query_one(revision, &[]).await.expect("asked").get(0);
     let current = "SELECT count(*) FROM pg_stat_activity
-        WHERE usename = 'registry_reader' AND split_part(application_name, ' @', 2)::bigint >= $1::text::bigint";
+        WHERE usename = 'registry_reader' AND nullif(split_part(application_name, ' @', 2), '')::bigint >= $1::text::bigint";
     loop {
         let current: i64 = watcher.query_one(current, &[&revision]).await.expect("asked").get(0);
         if current == 2 {

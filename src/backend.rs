@@ -38,7 +38,7 @@ pub(crate) use error::BackendError;
 pub(crate) use idle::{Attachment, History, IdleBackend};
 use version::ServerVersion;
 
-use crate::clusters::{ClusterState, Clusters};
+use crate::clusters::{ClusterState, Clusters, Wanted};
 use crate::route::Route;
 use crate::stream::{Stream, out_of_resources, tune};
 
@@ -117,7 +117,7 @@ pub(crate) async fn dial(
     let (cluster, untried) = match clusters.of(cluster) {
         None => (None, vec![0]),
         Some(state) => {
-            let order = state.order(cluster);
+            let order = state.order(cluster, route.wants());
             (Some(state), order)
         }
     };
@@ -312,6 +312,20 @@ impl Connection {
         let (cluster, untried) = (None, Vec::new());
         let (version, unread) = (None, BytesMut::new());
         Connection { stream, route, redial, cluster, untried, version, unread, heard: 0 }
+    }
+
+    /// Whether its server may be a standby, and is none by mistake then.
+    fn is_at_standby(&self) -> bool {
+        let cluster = self.cluster.as_ref().filter(|_| self.route.wants() == Wanted::Standby);
+        cluster.is_some_and(|cluster| !cluster.is_primary(self.redial.host()))
+    }
+
+    /// Another connection to the same server.
+    async fn dialled_again(self) -> Result<Connection, DialError> {
+        let stream = self.redial.connect(DIAL_TIMEOUT).await?;
+        let mut again = Connection::new(stream, &self.route, self.redial);
+        (again.cluster, again.untried) = (self.cluster, self.untried);
+        Ok(again)
     }
 
     /// The servers of its cluster that were not tried before it, if there are any.

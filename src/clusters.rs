@@ -13,6 +13,7 @@
 //! a primary by force.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -45,6 +46,17 @@ pub(crate) struct ClusterState {
     /// Raised when something was seen.
     seen: watch::Sender<u64>,
     failovers: Arc<watch::Sender<u64>>,
+    /// Which standby is the next one's.
+    turns: AtomicUsize,
+}
+
+/// Which of a cluster's servers a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// The one that takes writes.
+    Primary,
+    /// One that replays; without any, the one that takes writes.
+    Standby,
 }
 
 #[derive(Debug)]
@@ -95,13 +107,21 @@ pub(crate) struct Overtaken {
     pub(crate) newest: Timeline,
 }
 
-/// One server of several, as a session has it: the primary of that timeline.
+/// One server of several, as a session has it.
 #[derive(Clone, Debug)]
 pub(crate) struct Reign {
     state: Arc<ClusterState>,
     host: Box<Host>,
-    timeline: Timeline,
+    of: ReignOf,
     _held: Arc<()>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum ReignOf {
+    /// The primary of that timeline.
+    Primary(Timeline),
+    /// A standby, after so many failovers: it may have followed the primary before.
+    Standby(u64),
 }
 
 impl Reign {
@@ -113,7 +133,11 @@ impl Reign {
     /// Whether another server has been promoted since, or it is none of the cluster's any more.
     pub(crate) fn is_over(&self) -> bool {
         let sights = self.state.sights();
-        Some(self.timeline) < sights.newest() || !sights.hosts.contains(&self.host)
+        let is_overtaken = match self.of {
+            ReignOf::Primary(timeline) => Some(timeline) < sights.newest(),
+            ReignOf::Standby(failovers) => failovers != sights.failovers,
+        };
+        is_overtaken || !sights.hosts.contains(&self.host)
     }
 }
 
@@ -179,7 +203,8 @@ impl ClusterState {
             watched_since: None,
             held: Arc::default(),
         };
-        ClusterState { sights: Mutex::new(sights), seen: watch::Sender::new(0), failovers }
+        let (sights, seen) = (Mutex::new(sights), watch::Sender::new(0));
+        ClusterState { sights, seen, failovers, turns: AtomicUsize::new(0) }
     }
 
     /// The registry says this of it now. A cluster that has none of its servers any more is another one.
@@ -235,24 +260,47 @@ impl ClusterState {
         ends
     }
 
-    /// Its servers, by their numbers among its endpoints, in the order in which they are tried: the
-    /// primary, then those of which nothing is known, then those that were seen to be something else.
-    pub(crate) fn order(&self, cluster: &Cluster) -> Vec<usize> {
+    /// Its servers, by their numbers among its endpoints, in the order in which they are tried: those of
+    /// the role that is wanted, then those of which nothing is known, then those that were seen to be
+    /// something else. Standbys take turns.
+    pub(crate) fn order(&self, cluster: &Cluster, wanted: Wanted) -> Vec<usize> {
         let sights = self.sights();
         let rank = |number: &usize| {
             let host = cluster.endpoints[*number].comparable();
             let recent = sights.servers.get(&host).filter(|(_, at)| at.elapsed() < RECENT);
             let is_primary = sights.primary.as_ref() == Some(&host);
-            match recent.map(|(sight, _)| *sight) {
-                Some(Sight::Nothing) => 3_u8,
-                Some(Sight::Standby) => 2,
+            match (recent.map(|(sight, _)| *sight), wanted) {
+                (Some(Sight::Nothing), _) => 3_u8,
+                (Some(Sight::Standby), Wanted::Primary) => 2,
+                (Some(Sight::Standby), Wanted::Standby) => 0,
                 _ if sights.overtaken.contains(&host) => 2,
-                Some(Sight::Primary | Sight::Unknown) | None => u8::from(!is_primary),
+                (Some(Sight::Primary | Sight::Unknown) | None, Wanted::Primary) => {
+                    u8::from(!is_primary)
+                }
+                (Some(Sight::Primary | Sight::Unknown) | None, Wanted::Standby) => {
+                    1 + u8::from(is_primary)
+                }
             }
         };
         let mut order: Vec<usize> = (0..cluster.endpoints.len()).collect();
+        if wanted == Wanted::Standby {
+            let first = self.turns.fetch_add(1, Ordering::Relaxed) % order.len().max(1);
+            order.rotate_left(first);
+        }
         order.sort_by_key(rank);
         order
+    }
+
+    /// Whether a server is the primary, as far as is known.
+    pub(crate) fn is_primary(&self, host: &Host) -> bool {
+        self.sights().primary.as_ref() == Some(&host.comparable())
+    }
+
+    /// A standby that a session is let in at.
+    pub(crate) fn standby(self: &Arc<Self>, host: &Host) -> Reign {
+        let (state, sights) = (Arc::clone(self), self.sights());
+        let (of, _held) = (ReignOf::Standby(sights.failovers), Arc::clone(&sights.held));
+        Reign { state, host: Box::new(host.comparable()), of, _held }
     }
 
     /// Whether its primary is known, and has lately said that it is.
@@ -300,7 +348,8 @@ impl ClusterState {
             Standing::Primary(timeline) => {
                 self.saw_primary(host, timeline)?;
                 let (state, _held) = (Arc::clone(self), Arc::clone(&self.sights().held));
-                Ok(Some(Reign { state, host: Box::new(host.comparable()), timeline, _held }))
+                let of = ReignOf::Primary(timeline);
+                Ok(Some(Reign { state, host: Box::new(host.comparable()), of, _held }))
             }
         }
     }

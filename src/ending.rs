@@ -85,6 +85,12 @@ endings! {
     /// The registry no longer serves the tenant: suspended, removed, or placed elsewhere.
     TenantWithdrawn, "tenant_withdrawn", WARN,
         Some(("57P01", "terminating connection due to administrator command"));
+    /// The registry says that the tenant is paused.
+    TenantPaused, "tenant_paused", INFO,
+        Some(("57P01", "terminating connection because the tenant is paused"));
+    /// The registry could not be read for so long that no session may go on.
+    RegistryStale, "registry_stale", WARN,
+        Some(("57P01", "terminating connection because the tenant registry is out of date"));
     /// pgsilo is stopping.
     Drained, "drained", INFO,
         Some(("57P01", "terminating connection due to administrator command"));

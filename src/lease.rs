@@ -8,8 +8,8 @@
 //! # The life of a lease
 //!
 //! 1. *Requested.* A session waits for one of `max_concurrent_requests` places and for OpenBAO's
-//!    answer, for no longer than `[openbao] timeout` in all. Requests for one role take an eighth
-//!    of the places at most, so a database that hangs delays no other. The request runs on a task
+//!    answer, for no longer than `[openbao] timeout` in all. Requests for one tenant take an eighth
+//!    of the places at most, whatever roles they are for, so a database that hangs delays no other. The request runs on a task
 //!    of its own and is seen to its end: if the session has gone, dropping the answer revokes the
 //!    lease. With `scope = "window"` sessions of one subject share a lease (`window.rs`), until the
 //!    last has ended.
@@ -507,7 +507,8 @@ impl Lessor {
         let (path, deadline) = (role.path(), Deadline::now() + self.patience);
         self.give_way(&path, deadline).await?;
         let in_line = async {
-            let own = self.line_of(&path).acquire_owned().await?;
+            let whose = asker.tenant.as_ref().map_or(&*path, TenantId::as_str);
+            let own = self.line_of(whose).acquire_owned().await?;
             Ok((own, Arc::clone(&self.slots).acquire_owned().await?))
         };
         let places = match timeout_at(deadline, in_line).await {
@@ -552,15 +553,15 @@ impl Lessor {
         Ok(())
     }
 
-    /// The line of one path: an eighth of all slots.
-    fn line_of(&self, path: &str) -> Arc<Semaphore> {
+    /// The line of a tenant, or of a path that is none's: an eighth of all slots.
+    fn line_of(&self, whose: &str) -> Arc<Semaphore> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(line) = lines.get(path).and_then(Weak::upgrade) {
+        if let Some(line) = lines.get(whose).and_then(Weak::upgrade) {
             return line;
         }
         lines.retain(|_, line| line.strong_count() > 0);
         let line = Arc::new(Semaphore::new((self.slot_count / 8).max(1)));
-        lines.insert(path.to_owned(), Arc::downgrade(&line));
+        lines.insert(whose.to_owned(), Arc::downgrade(&line));
         line
     }
 

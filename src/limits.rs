@@ -41,6 +41,8 @@ pub struct Limits {
     pub times: TimeLimits,
     /// What transactions get to finish in at SIGTERM.
     pub drain_timeout: Duration,
+    /// What those of a tenant get that is paused.
+    pub pause_timeout: Duration,
     /// A peer, client or database, that has answered nothing for so long counts as gone.
     pub dead_peer_timeout: Duration,
 }

@@ -13,6 +13,7 @@ use pgsilo_openbao::OpenBao;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::interval;
 
 use crate::audit::{AuditSettings, OnLoss};
 use crate::cancel::CancelKeys;
@@ -32,6 +33,9 @@ use crate::token::Verifier;
 /// How long a connection has to prove something before its place may be another's: what a thousand
 /// TLS handshakes take one processor.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
+
+/// Between two looks whether the registry has become too old.
+const STALENESS_LOOKS: Duration = Duration::from_millis(500);
 
 /// Cancel requests of one tenant that are under way without a place among the handshakes.
 const CANCELLING: usize = 8;
@@ -63,6 +67,8 @@ pub struct EndingRules {
     pub grace: Duration,
     /// Whether the expiry of its token ends a session.
     pub end_at_expiry: bool,
+    /// Whether sessions end once the registry is too old for new ones.
+    pub end_when_stale: bool,
 }
 
 /// What was read from the files that the configuration names, and may be read again.
@@ -143,6 +149,9 @@ impl Proxy {
         proxy.verifier().spawn_key_refresh(&background);
         background.spawn(proxy.tell_of_changes());
         background.spawn(proxy.tell_of_failovers());
+        if settings.endings.end_when_stale {
+            background.spawn(proxy.tell_of_staleness());
+        }
         if let RegistrySource::Database(database) = &proxy.sources.registry_source {
             let following = background.spawn(database.follow(proxy.registry(), &proxy.lessor));
             *proxy.following.lock().unwrap_or_else(PoisonError::into_inner) = Some(following);
@@ -237,6 +246,20 @@ impl Proxy {
             self.pool.retain_unovertaken();
             self.lessor.forget_windows();
             self.sessions.wake_all();
+        }
+    }
+
+    /// Has sessions look again once the registry has become too old.
+    async fn tell_of_staleness(&'static self) {
+        let mut looks = interval(STALENESS_LOOKS);
+        let mut was_too_stale = false;
+        loop {
+            looks.tick().await;
+            let is_too_stale = self.too_stale().is_some();
+            if is_too_stale && !was_too_stale {
+                self.sessions.wake_all();
+            }
+            was_too_stale = is_too_stale;
         }
     }
 

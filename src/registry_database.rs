@@ -10,7 +10,7 @@
 //! From time to time all that is held is compared with a digest of the database's: a difference is
 //! a fault of ours or of somebody's hand, is logged as an error, and everything is read again.
 //!
-//! An entry that is not acceptable makes its tenant none, is told once and offered again with each
+//! An entry that is not acceptable makes its tenant none, is told once and read again with each
 //! change: what was in its way may have gone.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -25,11 +25,12 @@ use pgsilo_core::backoff::Backoff;
 use pgsilo_core::clock::BootTime;
 use pgsilo_core::file::{MAX_SECRET, read as read_file};
 use pgsilo_core::registry::{Change, News, Rejected, Snapshot};
-use pgsilo_core::registry::{Entry, document::ClusterEntry};
 use pgsilo_core::secret::Secret;
 use pgsilo_core::tenant::TenantId;
 use pgsilo_registry::connection::{Database, Login};
-use pgsilo_registry::read::{ClusterRow, Digest, Position, ReadError, Reader, Reading, TenantRow};
+use pgsilo_registry::read::{
+    Again, ClusterRow, Digest, Position, ReadError, Reader, Reading, TenantRow,
+};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -39,7 +40,7 @@ use crate::metrics::{self, Outcome};
 use crate::registry::{Grant, Lock, Registry, RegistryFile};
 
 /// How often the connection is asked whether it still is one.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Between readings.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Between comparisons with the database's digest.
@@ -129,12 +130,12 @@ struct Held {
     rows: BTreeMap<&'static str, HashMap<Box<str>, i64>>,
     /// The locks, by id.
     locks: HashMap<String, Arc<Lock>>,
-    /// Not all that was rejected can be offered again.
+    /// Something was rejected that was not read: everything is to be.
     is_to_read_again: bool,
     /// The grants, by id.
     grants: HashMap<String, Arc<Grant>>,
-    /// Entries that were not acceptable, by kind and id, with what was told of them.
-    rejected: HashMap<(&'static str, String), (Offered, String)>,
+    /// What was told of entries that are not acceptable, by kind and id.
+    rejected: HashMap<Name, String>,
 }
 
 /// Whom a change of locks is about.
@@ -143,13 +144,11 @@ struct LockChange {
     tenants: HashSet<TenantId>,
 }
 
-/// An entry that is offered.
-#[derive(Clone, Debug)]
-enum Offered {
-    Cluster(ClusterRow),
-    Tenant(TenantRow),
-}
+/// The kind of an entry and its id, as a rejection has them.
+type Name = (&'static str, String);
 
+const CLUSTER: &str = "cluster";
+const TENANT: &str = "tenant";
 const CLUSTERS: &str = "clusters";
 const TENANTS: &str = "tenants";
 const GRANTS: &str = "grants";
@@ -250,7 +249,7 @@ impl RegistryDatabase {
         {
             return Ok(());
         }
-        let reading = reader.read(held.position.as_ref()).await?;
+        let reading = reader.read(held.position.as_ref(), &held.rejected()).await?;
         if held.position.as_ref() == Some(&reading.position) {
             return Ok(());
         }
@@ -349,55 +348,46 @@ impl Link {
     }
 }
 
-impl Offered {
-    /// Its kind and id, as a rejection has them.
-    fn name(&self) -> (&'static str, String) {
-        match self {
-            Offered::Cluster(row) => ("cluster", row.name.clone()),
-            Offered::Tenant(row) => ("tenant", row.id.clone()),
-        }
-    }
-}
-
 impl Held {
     /// Up to which revision there was read.
     fn revision(&self) -> Option<i64> {
         self.position.as_ref().map(|position| position.revision)
     }
 
+    /// What is to be read again.
+    fn rejected(&self) -> Again {
+        let mut again = Again::default();
+        for (kind, id) in self.rejected.keys() {
+            let of_kind = if *kind == CLUSTER { &mut again.clusters } else { &mut again.tenants };
+            of_kind.push(id.clone());
+        }
+        again
+    }
+
     /// What a reading makes of the snapshot.
     fn change(&mut self, reading: Reading, before: &Snapshot) -> Change {
-        let (offered, mut news) = self.take(reading, before);
-        let mut refused = Vec::new();
-        for one in &offered {
-            let read = match one {
-                Offered::Cluster(row) => cluster(row).map(|entry| news.clusters.push(entry)),
-                Offered::Tenant(row) => tenant(row).map(|entry| news.tenants.push(entry)),
-            };
-            if let Err(error) = read {
-                let (kind, id) = one.name();
-                let (field, what) = ("entry".to_owned(), error.to_string());
-                match one {
-                    Offered::Cluster(_) => news.clusters_gone.push(id.clone()),
-                    Offered::Tenant(_) => news.tenants_gone.extend(TenantId::parse(&id)),
-                }
-                refused.push(Rejected { kind, id, field, what });
-            }
-        }
+        let is_whole = reading.is_whole;
+        let names = |reading: &Reading| -> HashSet<Name> {
+            let clusters = reading.clusters.iter().map(|row| (CLUSTER, row.name.clone()));
+            let tenants = reading.tenants.iter().map(|row| (TENANT, row.id.clone()));
+            clusters.chain(tenants).collect()
+        };
+        let read = (!is_whole).then(|| names(&reading));
+        let (news, unread) = self.take(reading, before);
         // What an entry names would be a file of ours: it names none.
         let none = |_: &Path| PathBuf::new();
         let ids = self.rows.get(TENANTS);
         let is_id = |word: &str| ids.is_some_and(|ids| ids.contains_key(word));
         let mut change = before.change(news, &is_id, &none);
         let rejected = std::mem::take(&mut change.rejected);
-        self.reject(rejected.into_iter().chain(refused), offered);
+        self.reject(rejected.into_iter().chain(unread), read.as_ref());
         change
     }
 
-    /// Takes a reading over. Returns the entries to be looked at, those that were rejected before
-    /// behind those that are new, and what is gone.
-    fn take(&mut self, reading: Reading, before: &Snapshot) -> (Vec<Offered>, News) {
-        let mut news = News::default();
+    /// Takes a reading over: entries that are new before those that were rejected before, and what is
+    /// gone. Returns those, too, of which nothing can be read.
+    fn take(&mut self, reading: Reading, before: &Snapshot) -> (News, Vec<Rejected>) {
+        let (mut news, mut unread) = (News::default(), Vec::new());
         if reading.is_whole {
             self.rows.clear();
             self.rejected.clear();
@@ -409,38 +399,71 @@ impl Held {
             self.rows.entry(kind).or_default().remove(&*gone.key);
             match kind {
                 TENANTS => {
-                    self.rejected.remove(&("tenant", gone.key.clone()));
+                    self.rejected.remove(&(TENANT, gone.key.clone()));
                     news.tenants_gone.extend(TenantId::parse(&gone.key));
                 }
                 CLUSTERS => {
-                    self.rejected.remove(&("cluster", gone.key.clone()));
+                    self.rejected.remove(&(CLUSTER, gone.key.clone()));
                     news.clusters_gone.push(gone.key);
                 }
                 _ => {}
             }
         }
-        let clusters = reading.clusters.into_iter().map(Offered::Cluster);
-        let tenants = reading.tenants.into_iter().map(Offered::Tenant);
-        let fresh: Vec<Offered> = clusters.chain(tenants).collect();
-        for one in &fresh {
-            let (kind, key, revision) = match one {
-                Offered::Cluster(row) => (CLUSTERS, &row.name, row.revision),
-                Offered::Tenant(row) => (TENANTS, &row.id, row.revision),
-            };
-            self.rows.entry(kind).or_default().insert(key.as_str().into(), revision);
-            self.rejected.remove(&one.name());
+        let mut again = Vec::new();
+        for ClusterRow { name, revision, entry } in reading.clusters {
+            let into = [&mut news.clusters, &mut again];
+            if let Err(rejected) = self.take_entry(CLUSTERS, (CLUSTER, name), revision, entry, into)
+            {
+                news.clusters_gone.push(rejected.id.clone());
+                unread.push(rejected);
+            }
         }
-        for (kind, key, revision) in reading
-            .grants
-            .iter()
-            .map(|row| (GRANTS, &row.id, row.revision))
-            .chain(reading.locks.iter().map(|row| (LOCKS, &row.id, row.revision)))
-        {
-            self.rows.entry(kind).or_default().insert(key.as_str().into(), revision);
+        news.clusters.append(&mut again);
+        let mut again = Vec::new();
+        for TenantRow { id, revision, entry } in reading.tenants {
+            let into = [&mut news.tenants, &mut again];
+            if let Err(rejected) = self.take_entry(TENANTS, (TENANT, id), revision, entry, into) {
+                news.tenants_gone.extend(TenantId::parse(&rejected.id));
+                unread.push(rejected);
+            }
         }
-        let again = self.rejected.values().map(|(offered, _)| offered.clone());
-        let offered = fresh.into_iter().chain(again);
-        (offered.collect(), news)
+        news.tenants.append(&mut again);
+        for row in &reading.grants {
+            self.hold(GRANTS, &row.id, row.revision);
+        }
+        for row in &reading.locks {
+            self.hold(LOCKS, &row.id, row.revision);
+        }
+        (news, unread)
+    }
+
+    /// Puts an entry among those that are new, or among those that were read again.
+    fn take_entry<T>(
+        &mut self,
+        table: &'static str,
+        name: Name,
+        revision: i64,
+        entry: Result<T, serde_json::Error>,
+        [new, again]: [&mut Vec<T>; 2],
+    ) -> Result<(), Rejected> {
+        let is_new = self.hold(table, &name.1, revision);
+        if is_new {
+            self.rejected.remove(&name);
+        }
+        match entry {
+            Ok(entry) if is_new => new.push(entry),
+            Ok(entry) => again.push(entry),
+            Err(error) => {
+                let ((kind, id), field) = (name, "entry".to_owned());
+                return Err(Rejected { kind, id, field, what: error.to_string() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Remembers the revision of a row. Whether it is another than before.
+    fn hold(&mut self, kind: &'static str, key: &str, revision: i64) -> bool {
+        self.rows.entry(kind).or_default().insert(key.into(), revision) != Some(revision)
     }
 
     /// Takes over what a reading says of locks. Returns whom it is about, if anything has changed.
@@ -463,24 +486,20 @@ impl Held {
         changed.iter().map(|grant| grant.tenant().clone()).collect()
     }
 
-    /// Remembers what was rejected, and tells of it once.
-    fn reject(&mut self, rejected: impl Iterator<Item = Rejected>, offered: Vec<Offered>) {
+    /// Remembers what was rejected, and tells of it once. `read` is what was read, if not everything was.
+    fn reject(&mut self, rejected: impl Iterator<Item = Rejected>, read: Option<&HashSet<Name>>) {
         let before = std::mem::take(&mut self.rejected);
-        let mut offered: HashMap<_, _> = offered.into_iter().map(|one| (one.name(), one)).collect();
         for Rejected { kind, id, field, what } in rejected {
             let name = (kind, id);
             let said = format!("{field}: {what}");
-            if before.get(&name).is_none_or(|(_, told)| *told != said) {
+            if before.get(&name).is_none_or(|told| *told != said) {
                 tracing::error!(
                     kind, id = name.1, %field, error = %what,
                     "the registry's entry cannot be, and is not served"
                 );
             }
-            match offered.remove(&name) {
-                Some(one) => drop(self.rejected.insert(name, (one, said))),
-                // It was served, and what it is now was not told: everything is asked for again.
-                None => self.is_to_read_again = true,
-            }
+            self.is_to_read_again |= read.is_some_and(|read| !read.contains(&name));
+            self.rejected.insert(name, said);
         }
     }
 
@@ -539,16 +558,4 @@ fn take_rows<'r, T, E>(
         }
     }
     changed
-}
-
-fn cluster(row: &ClusterRow) -> Result<ClusterEntry, serde_json::Error> {
-    serde_json::from_str(&row.entry)
-}
-
-fn tenant(row: &TenantRow) -> Result<Entry, serde_json::Error> {
-    let [entry, bindings] = [&row.entry, &row.bindings];
-    Entry::read(
-        &mut serde_json::Deserializer::from_str(entry),
-        &mut serde_json::Deserializer::from_str(bindings),
-    )
 }

@@ -24,10 +24,11 @@ use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use pgsilo_core::registry::{Snapshot, State, Tenant};
+use pgsilo_core::registry::{ReadOnlyServer, Snapshot, State, Tenant};
 use pgsilo_core::tenant::{Access, TenantId};
 use pgsilo_wire::startup::{self, Startup};
 
+use crate::clusters::Wanted;
 use crate::identity::Identity;
 use crate::lease::{Authorization, Request};
 use crate::token::Rejected;
@@ -227,6 +228,14 @@ impl Route {
     /// How much a session may do there.
     pub(crate) fn access(&self) -> Access {
         self.access
+    }
+
+    /// At which of its cluster's servers a session may be.
+    pub(crate) fn wants(&self) -> Wanted {
+        match (self.access, self.tenant.placement().cluster.read_only) {
+            (Access::ReadOnly, ReadOnlyServer::PreferStandby) => Wanted::Standby,
+            _ => Wanted::Primary,
+        }
     }
 
     /// OpenBAO's role for that.

@@ -186,6 +186,7 @@ fn the_examples_load_and_mean_what_they_say() {
     assert_eq!(path.to_str(), Some("/run/pgsilo/.s.PGSQL.6432"));
     assert_eq!(*mode, 0o660);
     assert_eq!(config.proxy.max_staleness, None);
+    assert!(!config.proxy.endings.end_when_stale);
     assert_eq!(config.proxy.regions, None);
     assert_eq!(config.openbao.address, "https://127.0.0.1:8200");
     assert!(config.openbao.ca.is_none());
@@ -310,7 +311,11 @@ fn the_commented_alternatives_load_too() {
             ("jwks = \"jwks.json\"", "jwks_url = \"http://127.0.0.1:8080/keys\"\nrefresh = \"1s\""),
             ("# max_stale = \"24h\"", "max_stale = \"2s\""),
         ],
-        vec![("# max_staleness", "max_staleness"), ("# regions", "regions")],
+        vec![
+            ("# max_staleness", "max_staleness"),
+            ("# stale_sessions", "stale_sessions"),
+            ("# regions", "regions"),
+        ],
         vec![
             ("# [[cluster]]", "[[cluster]]"),
             ("# name = \"eu-1\"", "name = \"eu-1\""),
@@ -411,7 +416,7 @@ fn reuse_needs_a_pool() {
     folder.edit("reuse = \"never\"", "reuse = \"reset\"");
     assert_eq!(
         folder.load().map(|_| ()),
-        Err("pgsilo.toml:140: pool.reuse: \"reset\", but pool.max_idle is 0; no connection could be kept".to_owned())
+        Err("pgsilo.toml:142: pool.reuse: \"reset\", but pool.max_idle is 0; no connection could be kept".to_owned())
     );
 }
 
@@ -423,7 +428,7 @@ fn reuse_and_windows_exclude_each_other() {
     assert!(folder.load().is_ok());
     folder.edit("reuse = \"never\"", "reuse = \"reset\"");
     let error = folder.load().map(|_| ()).expect_err("refused");
-    assert!(error.starts_with("pgsilo.toml:140: pool.reuse: \"reset\" would give"), "{error}");
+    assert!(error.starts_with("pgsilo.toml:142: pool.reuse: \"reset\" would give"), "{error}");
 }
 
 /// Under session authority OpenBAO reads the token for itself.
@@ -477,7 +482,7 @@ fn world_readable_secrets_cause_a_warning() {
         said,
         [
             "pgsilo.toml:13: listener[0].tls.key: \"server.key\" can be read by every user; use chmod 600",
-            "pgsilo.toml:78: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
+            "pgsilo.toml:79: openbao.auth.approle.secret_id_file: \"secret-id\" can be read by every user; use chmod 600",
         ]
     );
 }

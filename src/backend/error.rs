@@ -90,6 +90,14 @@ impl BackendError {
         }
     }
 
+    /// Whether the server does not know the role, or its password.
+    pub(crate) fn is_of_role(&self) -> bool {
+        match self {
+            BackendError::Said { sqlstate, .. } => matches!(sqlstate.as_str(), "28000" | "28P01"),
+            _ => false,
+        }
+    }
+
     /// Whether it says no more than that another server is the primary.
     pub(crate) fn is_of_another_primary(&self) -> bool {
         matches!(self, BackendError::Standby | BackendError::Overtaken(_))

@@ -14,7 +14,7 @@ use pgsilo_wire::message::{self, Authentication, ErrorFields};
 use pgsilo_wire::startup;
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::ScramSha256;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::binding::Exchange;
 use super::error::BackendError;
@@ -28,25 +28,37 @@ use crate::lease::Credential;
 
 /// PostgreSQL's default is 4096; the count is the server's to choose and ours to pay for.
 const MAX_SCRAM_ITERATIONS: u32 = 100_000;
+/// How long a role that was just made is waited for at a standby, each time it is not there yet; milliseconds.
+const REPLAYED: [u64; 6] = [5, 10, 20, 40, 80, 160];
 /// How long a process that has refused a login may take to be gone.
 const GONE: Duration = Duration::from_secs(1);
 
 impl Connection {
     /// Logs in as the leased role, with the route's settings, and reads the seal. One that is
-    /// refused for want of connections is one itself for a moment, which is waited for.
+    /// refused for want of connections is one itself for a moment, which is waited for; and so is the
+    /// role at a standby, which has it a moment after the primary.
     pub(crate) async fn log_in(
         mut self,
         credential: &Credential,
     ) -> Result<Attachment, BackendError> {
-        match self.begin(credential).await {
-            Ok((process, greeting, history, reign)) => {
-                Ok(Attachment { stream: self.into_stream()?, process, greeting, history, reign })
-            }
-            Err(error) => {
-                if error.full_scope().is_some() {
-                    let _best_effort = timeout(GONE, closed(&mut self.stream)).await;
+        let mut pauses = REPLAYED.into_iter();
+        loop {
+            let error = match self.begin(credential).await {
+                Ok((process, greeting, history, reign)) => {
+                    let stream = self.into_stream()?;
+                    return Ok(Attachment { stream, process, greeting, history, reign });
                 }
-                Err(error)
+                Err(error) => error,
+            };
+            if error.full_scope().is_some() {
+                let _best_effort = timeout(GONE, closed(&mut self.stream)).await;
+            }
+            let pause = pauses.next().filter(|_| error.is_of_role() && self.is_at_standby());
+            let Some(pause) = pause else { return Err(error) };
+            sleep(Duration::from_millis(pause)).await;
+            match self.dialled_again().await {
+                Ok(again) => self = again,
+                Err(_unreached) => return Err(error),
             }
         }
     }

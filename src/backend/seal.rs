@@ -16,7 +16,7 @@ use pgsilo_wire::message::{self, ErrorFields};
 use super::Connection;
 use super::error::BackendError;
 use super::version::ServerVersion;
-use crate::clusters::Reign;
+use crate::clusters::{Reign, Wanted};
 
 /// How often a question is asked that the session's own time-outs cancel.
 const ATTEMPTS: usize = 8;
@@ -48,7 +48,7 @@ fn standing_query(nonce: &str) -> String {
 
 impl Connection {
     /// Reads the seal, which must be the tenant's; and where the server is one of several, that it
-    /// takes writes, and on which timeline. Settings that the database tells of meanwhile become part
+    /// takes writes, and on which timeline, or that it is a standby where one may be. Settings that the database tells of meanwhile become part
     /// of the greeting.
     pub(super) async fn check_seal(
         &mut self,
@@ -78,6 +78,9 @@ impl Connection {
         let standing = standing.ok_or(BackendError::Protocol("no word of what the server is"))?;
         let reign = match cluster.saw(self.redial.host(), standing) {
             Ok(Some(reign)) => reign,
+            Ok(None) if self.route.wants() == Wanted::Standby => {
+                cluster.standby(self.redial.host())
+            }
             Ok(None) => return Err(BackendError::Standby),
             Err(overtaken) => return Err(BackendError::Overtaken(overtaken.newest)),
         };

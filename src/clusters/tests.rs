@@ -41,10 +41,10 @@ fn the_highest_timeline_is_the_primarys_and_the_reign_before_is_over() {
     let cluster = cluster(&["db1", "db2", "db3"]);
     let (clusters, state) = state_of(&cluster);
     let mut failovers = clusters.failovers();
-    assert_eq!(state.order(&cluster), [0, 1, 2]);
+    assert_eq!(state.order(&cluster, Wanted::Primary), [0, 1, 2]);
     let first = state.saw(&host("db2"), primary(4)).expect("the primary").expect("a primary");
     assert!(state.saw(&host("db1"), Standing::Standby).expect("a standby").is_none());
-    assert_eq!(state.order(&cluster), [1, 2, 0]);
+    assert_eq!(state.order(&cluster, Wanted::Primary), [1, 2, 0]);
     let until = state.until_failover();
     assert!(!first.is_over() && !until.is_cancelled() && !failovers.has_changed().unwrap());
 
@@ -53,18 +53,43 @@ fn the_highest_timeline_is_the_primarys_and_the_reign_before_is_over() {
     assert!(until.is_cancelled() && !state.until_failover().is_cancelled());
     assert!(failovers.has_changed().unwrap());
     failovers.mark_unchanged();
-    assert_eq!(state.order(&cluster)[0], 0);
+    assert_eq!(state.order(&cluster, Wanted::Primary)[0], 0);
 
     // The one before lives on.
     let overtaken = state.saw(&host("db2"), primary(4)).expect_err("another was promoted");
     assert_eq!(overtaken, Overtaken { newest: Timeline(5) });
-    assert_eq!(state.order(&cluster), [0, 2, 1]);
+    assert_eq!(state.order(&cluster, Wanted::Primary), [0, 2, 1]);
     assert!(!second.is_over() && !failovers.has_changed().unwrap());
     // It follows the new one, and is promoted once more.
     state.saw(&host("db2"), Standing::Standby).expect("a standby");
     state.saw(&host("db2"), primary(6)).expect("the primary");
     assert!(second.is_over() && failovers.has_changed().unwrap());
-    assert_eq!(state.order(&cluster)[0], 1);
+    assert_eq!(state.order(&cluster, Wanted::Primary)[0], 1);
+}
+
+#[test]
+fn who_only_reads_goes_to_standbys_in_turn() {
+    let cluster = cluster(&["db1", "db2", "db3"]);
+    let (_clusters, state) = state_of(&cluster);
+    let first = |state: &ClusterState| state.order(&cluster, Wanted::Standby)[0];
+    state.saw(&host("db1"), primary(4)).expect("the primary");
+    assert_ne!(first(&state), 0, "of the others nothing is known");
+    assert!(state.is_primary(&host("db1")) && !state.is_primary(&host("db2")));
+    for standby in ["db2", "db3"] {
+        state.saw(&host(standby), Standing::Standby).expect("a standby");
+    }
+    let firsts: HashSet<_> = (0..6).map(|_| first(&state)).collect();
+    assert_eq!(firsts, HashSet::from([1, 2]));
+    assert_eq!(state.order(&cluster, Wanted::Standby)[2], 0, "the primary if there is no other");
+    assert_eq!(state.order(&cluster, Wanted::Primary)[0], 0);
+    state.saw_nothing(&host("db2"));
+    assert!((0..6).all(|_| first(&state) == 2));
+
+    let reign = state.standby(&host("db3"));
+    assert!(!reign.is_over());
+    // Whom it follows is not known.
+    state.saw(&host("db2"), primary(5)).expect("the primary");
+    assert!(reign.is_over() && !state.standby(&host("db3")).is_over());
 }
 
 #[test]
@@ -73,10 +98,10 @@ fn two_on_one_timeline_are_one_primary_for_as_long_as_it_answers() {
     let (clusters, state) = state_of(&cluster);
     let reign = state.saw(&host("vip"), primary(1)).expect("the primary").expect("a primary");
     state.saw(&host("db1"), primary(1)).expect_err("another is the primary");
-    assert_eq!(state.order(&cluster)[0], 0);
+    assert_eq!(state.order(&cluster, Wanted::Primary)[0], 0);
     state.saw_nothing(&host("vip"));
     state.saw(&host("db1"), primary(1)).expect("the primary");
-    assert_eq!(state.order(&cluster)[0], 1);
+    assert_eq!(state.order(&cluster, Wanted::Primary)[0], 1);
     assert!(!reign.is_over() && !clusters.failovers().has_changed().unwrap());
 }
 

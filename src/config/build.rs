@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 use self::proofs::Known;
 use super::raw::{
     Raw, RawAudit, RawAuthority, RawFormat, RawLevel, RawLimits, RawLog, RawOnLoss, RawPool,
-    RawReuse, RawRuntime,
+    RawReuse, RawRuntime, RawStaleSessions,
 };
 use super::{
     AuditSettings, Config, EndingRules, FileError, Limits, ListenAddress, ListenerSettings,
@@ -64,6 +64,11 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
     let issuers = build.issuers(raw.issuer)?;
     let grace = raw.lease.grace.0;
     let end_at_expiry = raw.lease.end_at_expiry;
+    let end_when_stale = raw.registry.stale_sessions == RawStaleSessions::End;
+    if end_when_stale && raw.registry.max_staleness.is_none() {
+        let what = "\"end\", and nothing says when the registry is too old; add max_staleness";
+        return build.wrong("registry.stale_sessions", what);
+    }
     let (openbao, lease) = build.openbao(raw.openbao, raw.lease, raw.limits.max_sessions)?;
     let limits = build.limits(&raw.limits)?;
     let pool = build.pool(&raw.pool)?;
@@ -98,7 +103,7 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
         denied,
         proxy: ProxySettings {
             limits,
-            endings: EndingRules { grace, end_at_expiry },
+            endings: EndingRules { grace, end_at_expiry, end_when_stale },
             regions,
             max_staleness: raw.registry.max_staleness.map(|staleness| staleness.0),
             audit,
@@ -239,6 +244,7 @@ impl Build<'_> {
                 session: not_zero(raw.max_session_age.0),
             },
             drain_timeout: raw.drain_timeout.0,
+            pause_timeout: raw.pause_timeout.0,
             dead_peer_timeout: raw.dead_peer_timeout.0,
         })
     }

@@ -200,7 +200,18 @@ pub(super) struct RawRegistry {
     pub(super) postgres: Option<RawRegistryDatabase>,
     pub(super) denied: Option<PathBuf>,
     pub(super) max_staleness: Option<Text<Duration>>,
+    #[serde(default)]
+    pub(super) stale_sessions: RawStaleSessions,
     pub(super) regions: Option<Vec<String>>,
+}
+
+/// What becomes of sessions that run while the registry is too old for new ones.
+#[derive(Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawStaleSessions {
+    #[default]
+    Keep,
+    End,
 }
 
 #[derive(Deserialize)]
@@ -350,6 +361,7 @@ pub(super) struct RawLimits {
     pub(super) transaction_timeout: Text<Duration>,
     pub(super) max_session_age: Text<Duration>,
     pub(super) drain_timeout: Text<Duration>,
+    pub(super) pause_timeout: Text<Duration>,
     pub(super) dead_peer_timeout: Text<Duration>,
 }
 
@@ -369,6 +381,7 @@ impl Default for RawLimits {
             transaction_timeout: Text(Duration::ZERO),
             max_session_age: Text(Duration::ZERO),
             drain_timeout: Text(Duration::from_secs(30)),
+            pause_timeout: Text(Duration::from_secs(30)),
             dead_peer_timeout: Text(Duration::from_secs(120)),
         }
     }

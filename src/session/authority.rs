@@ -1,7 +1,7 @@
 //! What a session depends on: its lease, its identity and who certified that, its tenant, the
 //! process. Each may terminate it by a deadline; an earlier deadline replaces a later one.
 //!
-//! A session ends when pgsilo stops, the registry withdraws or locks its tenant or gives its token's
+//! A session ends when pgsilo stops, the registry withdraws, pauses or locks its tenant or gives its token's
 //! word or its certificate to another, it is locked, its identity is put on the list of those denied, its authority is
 //! withdrawn, its database fails over to another server, its lease or its identity ends, or it is as old as it may be. `decision.rs` decides
 //! the deadline. Its clock is CLOCK_BOOTTIME, which goes on in a suspended machine: setting the
@@ -86,14 +86,20 @@ impl Authority<'_> {
         let ends = rules.end_at_expiry || matches!(identity, Identity::Certificate(_));
         let began = self.session.began;
         let grant = self.grant();
+        let state = self.state();
+        let is_served = matches!(state, Some(State::Active | State::Paused));
+        let pause_timeout = self.proxy.limits().pause_timeout;
+        let paused = (state == Some(State::Paused)).then_some(pause_timeout);
         let facts = Facts {
             drained_by: self.proxy.drained_by(),
-            withdrawn: self.is_withdrawn(),
+            withdrawn: !is_served,
             revoked: identity.is_denied(self.proxy.sources.denied.as_ref()),
             locked: self.is_locked(),
             ungranted: matches!(grant, Some(None)),
             uncertified: self.is_uncertified(),
             overtaken: self.is_overtaken(),
+            stale: rules.end_when_stale && self.proxy.too_stale().is_some(),
+            paused,
             lease: end,
             expires: ends.then(|| (self.expires, self.expires.since(began), identity.ending())),
             granted: grant.flatten().and_then(|grant| {
@@ -106,19 +112,15 @@ impl Authority<'_> {
         facts.decide(BootTime::now(), current)
     }
 
-    /// The registry no longer serves the tenant where this session is, or binds its certificate
-    /// otherwise, or has another meaning for what its token calls it. A paused tenant keeps its
-    /// sessions.
-    fn is_withdrawn(&self) -> bool {
+    /// What the registry says of its tenant; `None`: it does not have the tenant where this session is
+    /// any more, or binds its certificate otherwise, or has another meaning for what its token calls it.
+    fn state(&self) -> Option<State> {
         let snapshot = self.proxy.registry().snapshot();
         let tenant = &self.resources.tenant;
         let placement = tenant.placement();
-        let serves = snapshot.tenant(tenant.id()).is_some_and(|now| {
-            matches!(now.state(), State::Active | State::Paused)
-                && now.is_at_home()
-                && now.placement().is_same_database(placement)
-        });
-        !serves || !self.is_still_bound(&snapshot)
+        let now = snapshot.tenant(tenant.id())?;
+        let is_there = now.is_at_home() && now.placement().is_same_database(placement);
+        (is_there && self.is_still_bound(&snapshot)).then(|| now.state())
     }
 
     /// The grant that it needs, if it needs one.

@@ -5,7 +5,7 @@
 //! if that one ends, what the application does next fails. So an ending waits for a silence, and is
 //! put off when the client asks for something, which is done. Behind a transaction a second is
 //! enough: the connection was probably put back. Behind any other answer, which may be a ping's, it
-//! is half of the time that was left; a second where pgsilo is stopping.
+//! is half of the time that was left; a second where pgsilo is stopping or the tenant is paused.
 //!
 //! A pool that is never silent has its connection ended when time grows short: in the last half
 //! behind a transaction, in the last eighth behind any answer. What it asks next (its ping, if it
@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::Termination;
 use crate::ending::Ending;
 
-/// The silence that is enough behind a transaction, or when the process waits to stop.
+/// The silence that is enough behind a transaction, or when somebody waits for the session to end.
 const SILENCE: Duration = Duration::from_secs(1);
 
 /// The time between a termination and its deadline.
@@ -53,8 +53,12 @@ impl Notice {
     }
 
     pub(super) fn judge(self, quiet: Quiet) -> Moment {
-        // A stop waits for its sessions, which are served nothing new meanwhile.
-        let most = if self.termination.ending == Ending::Drained { SILENCE } else { Duration::MAX };
+        // A stop waits for its sessions, which are served nothing new meanwhile, and so does who pauses
+        // a tenant.
+        let most = match self.termination.ending {
+            Ending::Drained | Ending::TenantPaused => SILENCE,
+            _ => Duration::MAX,
+        };
         judge(self.whole, self.termination.deadline.remaining(), most, quiet)
     }
 }

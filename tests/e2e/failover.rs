@@ -128,6 +128,73 @@ impl Pair {
 const MONITOR: &str = "monitor = { mount = \"pgsilo-monitor\", role = \"eu1\" }";
 
 #[tokio::test]
+async fn a_session_that_only_reads_may_go_to_a_standby() {
+    let pair = Pair::new(First::Standby).await;
+    let prefers = format!("{MONITOR}\nread_only = \"prefer-standby\"");
+    let proxy = pair.proxy(First::Primary, &prefers).await;
+    let reads = mint::signed_by(&pair.world, json!({ "access": "read-only" }));
+    let reader = async || {
+        let mut session = Raw::tcp(proxy.address()).await;
+        session.log_in(&reads, "acme").await;
+        let port: u16 = session.ask(PORT).await.parse().expect("a port");
+        (session, port)
+    };
+    // A role that was made a moment ago is there a moment later.
+    let mut there = Vec::new();
+    for _ in 0..5 {
+        let (session, port) = reader().await;
+        assert_eq!(port, pair.standby.port());
+        there.push(session);
+    }
+    let (mut writer, port) = pair.session(&proxy).await;
+    assert_eq!(port, pair.primary_port());
+    let lag = "INSERT INTO written VALUES (1, 1) RETURNING 'written'";
+    assert_eq!(writer.ask(lag).await, "written");
+    eventually("it to be replayed", async || {
+        (there[0].ask("SELECT count(*)::text FROM written").await == "1").then_some(())
+    })
+    .await;
+    // One that is cancelled there is.
+    let client = proxy.connect(&reads, "acme").await.expect("a session");
+    let cancel = client.cancel_token();
+    let sleeping = tokio::spawn(async move { client.simple_query("SELECT pg_sleep(60)").await });
+    eventually("it to be cancelled", async || {
+        cancel.cancel_query(tokio_postgres::NoTls).await.expect("sent");
+        sleeping.is_finished().then_some(())
+    })
+    .await;
+    let cancelled = sleeping.await.expect("it ends").expect_err("cancelled");
+    assert_eq!(cancelled.code().map(|code| code.code()), Some("57014"));
+
+    // It becomes the primary: whom others follow then is not known.
+    pair.standby.promote().await;
+    for mut session in there {
+        assert_eq!(session.fatal().await.sqlstate(), "57P01");
+    }
+    let (_session, port) = reader().await;
+    assert_eq!(
+        port,
+        pair.standby.port(),
+        "it is the only one that answers as one of the cluster's"
+    );
+}
+
+/// Without a standby that answers, who only reads goes where all go.
+#[tokio::test]
+async fn a_session_that_only_reads_goes_to_the_primary_without_a_standby() {
+    let pair = Pair::new(First::Primary).await;
+    let prefers = format!("{MONITOR}\nread_only = \"prefer-standby\"");
+    let proxy = pair.proxy(First::Primary, &prefers).await;
+    let reads = mint::signed_by(&pair.world, json!({ "access": "read-only" }));
+    let primary = pair.primary_port();
+    let Pair { standby, world: _world } = pair;
+    drop(standby);
+    let mut session = Raw::tcp(proxy.address()).await;
+    session.log_in(&reads, "acme").await;
+    assert_eq!(session.ask(PORT).await, primary.to_string());
+}
+
+#[tokio::test]
 async fn a_session_goes_to_the_server_that_takes_writes() {
     let pair = Pair::new(First::Primary).await;
     for monitor in ["", MONITOR] {

@@ -18,7 +18,7 @@ use pgsilo_sandbox::testing::certificates::{Authority, Signed};
 use pgsilo_sandbox::testing::proxy::{Proxy, Settings};
 use pgsilo_sandbox::testing::raw::Raw;
 use pgsilo_sandbox::testing::world::world;
-use pgsilo_sandbox::testing::{eventually, fake};
+use pgsilo_sandbox::testing::{eventually, fake, mint};
 use serde_json::{Value, json};
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
@@ -269,7 +269,14 @@ async fn is_outlasted(fault: Fault) -> Vec<String> {
     let stand_in = fake::openbao(move |tcp| fault.commit(tcp)).await;
     let proxy = Proxy::with(asking(&format!("http://{stand_in}"), &auth)).await;
     let (memory, open) = (resident(&proxy), descriptors(&proxy));
-    join_all((0..20).map(|_| turned_away(&proxy, "57P03", IN_TIME))).await;
+    // A tenant's requests are its own, whichever of its roles they are for.
+    let tokens: Vec<_> = ["read-write", "read-only"]
+        .map(|access| mint::token_with("acme", json!({ "access": access })))
+        .into_iter()
+        .cycle()
+        .take(20)
+        .collect();
+    join_all(tokens.iter().map(|token| turned_away(&proxy, token, "57P03", IN_TIME))).await;
     let grown = resident(&proxy).saturating_sub(memory);
     assert!(grown < 8 << 10, "{fault:?}: grew by {grown} KiB");
     let events = eventually("every event", async || {

@@ -2,7 +2,9 @@
 //! who may do what in it.
 
 mod check;
+mod converging;
 pub(crate) mod grants;
+mod model;
 pub(crate) mod served;
 
 use std::collections::BTreeMap;
@@ -10,7 +12,7 @@ use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures_util::future::join_all;
-use pgsilo_registry::read::{Digest, Position, Reading, digest, read};
+use pgsilo_registry::read::{Again, Digest, Position, Reading, digest};
 use pgsilo_sandbox::testing::programs;
 use pgsilo_sandbox::testing::world::world;
 use serde_json::Value;
@@ -332,6 +334,13 @@ impl Held {
         }
         self.position = Some(reading.position);
     }
+}
+
+async fn read(
+    client: &mut Client,
+    since: Option<&Position>,
+) -> Result<Reading, tokio_postgres::Error> {
+    pgsilo_registry::read::read(client, since, &Again::default()).await
 }
 
 async fn whole(client: &mut Client) -> Held {

@@ -186,6 +186,41 @@ async fn a_transaction_may_finish_while_the_proxy_drains() {
     assert!(proxy.ended().await.success());
 }
 
+/// Who moves a tenant pauses it, and waits until nobody is there.
+#[tokio::test]
+async fn a_transaction_may_finish_while_its_tenant_is_paused() {
+    let limits = "pause_timeout = \"3s\"\n".to_owned();
+    let proxy = Proxy::with(Settings { limits, ..Settings::default() }).await;
+    let (token, other) = (mint::token("acme"), mint::token("globex"));
+    let session = async |token: &str, tenant: &str| {
+        let mut client = Raw::unix(&proxy.socket()).await;
+        client.log_in(token, tenant).await;
+        client
+    };
+    let mut idle = session(&token, "acme").await;
+    let (mut short, mut long) = (session(&token, "acme").await, session(&token, "acme").await);
+    let mut elsewhere = session(&other, "globex").await;
+    for transaction in [&mut short, &mut long] {
+        transaction.ask("BEGIN; SELECT 'begun'").await;
+    }
+    let before = proxy.tenants();
+    proxy.reload(&before.replacen("id = \"acme\"", "id = \"acme\"\nstate = \"paused\"", 1));
+    assert_eq!(idle.fatal().await.sqlstate(), "57P01");
+    let refused = proxy.connect(&token, "acme").await.expect_err("paused");
+    assert_eq!(refused.code().map(|code| code.code()), Some("57P03"));
+    short.send(&query("COMMIT")).await;
+    let messages = short.until(b'Z').await;
+    assert_eq!(messages[0].tag, b'C', "{messages:?}");
+    assert_eq!(short.fatal().await.sqlstate(), "57P01");
+    assert_eq!(long.fatal().await.sqlstate(), "57P01");
+    let ended = proxy.events_reach("ended", 3).await;
+    assert!(ended.iter().all(|event| event["ending"] == "tenant_paused"), "{ended:?}");
+    assert_eq!(elsewhere.ask("SELECT 'undisturbed'").await, "undisturbed");
+    proxy.reload(&before);
+    proxy.metric_reaches("pgsilo_registry_reloads_total{result=\"ok\"}", 2.0).await;
+    session(&token, "acme").await;
+}
+
 #[tokio::test]
 async fn an_ending_never_splits_a_message() {
     // Rows stream while the tenant is withdrawn: the client parses strictly to the last byte.
@@ -295,6 +330,10 @@ fn every_ending_has_a_test() {
                 crate::failover::nobody_writes_to_a_primary_that_was_overtaken
             }
             pgsilo::Ending::TenantWithdrawn => an_ending_never_splits_a_message,
+            pgsilo::Ending::TenantPaused => a_transaction_may_finish_while_its_tenant_is_paused,
+            pgsilo::Ending::RegistryStale => {
+                crate::registry::served::sessions_end_with_a_registry_that_is_too_old_where_that_is_asked_for
+            }
             pgsilo::Ending::Drained => a_transaction_may_finish_while_the_proxy_drains,
         };
     }

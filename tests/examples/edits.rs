@@ -2,11 +2,11 @@
 
 /// The whole error. It is one line.
 pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
-    ("[limits]", "[limits", "pgsilo.toml:109: unclosed table, expected `]`"),
+    ("[limits]", "[limits", "pgsilo.toml:110: unclosed table, expected `]`"),
     (
         "[limits]",
         "[limit]",
-        "pgsilo.toml:109: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, pool, admin, log, audit, runtime",
+        "pgsilo.toml:110: limit: unknown key (did you mean \"limits\"?); allowed here: listener, issuer, registry, openbao, lease, limits, pool, admin, log, audit, runtime",
     ),
     (
         "transaction_timeout = \"10m\"",
@@ -21,52 +21,52 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "[limits]",
         "[limits]\nmax_session = 1",
-        "pgsilo.toml:110: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, startup_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_session_rate_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, idle_in_transaction_timeout, transaction_timeout, max_session_age, drain_timeout, dead_peer_timeout",
+        "pgsilo.toml:111: limits.max_session: unknown key (did you mean \"max_sessions\"?); allowed here: login_timeout, startup_timeout, max_handshakes, max_sessions, max_sessions_per_tenant, max_session_rate_per_tenant, max_connections_per_address, max_token_bytes, idle_timeout, idle_in_transaction_timeout, transaction_timeout, max_session_age, drain_timeout, pause_timeout, dead_peer_timeout",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = \"10000\"",
-        "pgsilo.toml:112: limits.max_sessions: invalid type: string \"10000\", expected a whole number, 0 or more",
+        "pgsilo.toml:113: limits.max_sessions: invalid type: string \"10000\", expected a whole number, 0 or more",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = -1",
-        "pgsilo.toml:112: limits.max_sessions: invalid value: integer `-1`, expected a whole number, 0 or more",
+        "pgsilo.toml:113: limits.max_sessions: invalid value: integer `-1`, expected a whole number, 0 or more",
     ),
     (
         "max_sessions = 10000",
         "max_sessions = 10000\nmax_sessions = 1",
-        "pgsilo.toml:113: duplicate key",
+        "pgsilo.toml:114: duplicate key",
     ),
     (
         "authority = \"proxy\"",
         "authority = \"session\"",
-        "pgsilo.toml:78: openbao.auth: remove it: with authority = \"session\" pgsilo itself does not log in to OpenBAO",
+        "pgsilo.toml:79: openbao.auth: remove it: with authority = \"session\" pgsilo itself does not log in to OpenBAO",
     ),
     (
         "authority = \"proxy\"",
         "authority = \"nobody\"",
-        "pgsilo.toml:94: lease.authority: \"nobody\" is not known here; use one of: proxy, session",
+        "pgsilo.toml:95: lease.authority: \"nobody\" is not known here; use one of: proxy, session",
     ),
     (
         "address = \"https://127.0.0.1:8200\"",
         "address = \"unix:bao.sock\"",
-        "pgsilo.toml:73: openbao.address: not an absolute path; write it like \"unix:/run/bao.sock\"",
+        "pgsilo.toml:74: openbao.address: not an absolute path; write it like \"unix:/run/bao.sock\"",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = { certificate = { role = \"pgsilo\" } }",
-        "pgsilo.toml:78: openbao.auth.certificate: needs openbao.client_certificate, the certificate to show",
+        "pgsilo.toml:79: openbao.auth.certificate: needs openbao.client_certificate, the certificate to show",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = { jwt = { role = \"pgsilo\" } }",
-        "pgsilo.toml:78: openbao.auth.jwt.token_file: missing; name the file of the JWT",
+        "pgsilo.toml:79: openbao.auth.jwt.token_file: missing; name the file of the JWT",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = { approle = { mount = \"../sys\", role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
-        "pgsilo.toml:78: openbao.auth.approle.mount: \"../sys\" is not a mount; write it like \"approle\"",
+        "pgsilo.toml:79: openbao.auth.approle.mount: \"../sys\" is not a mount; write it like \"approle\"",
     ),
     (
         "address = \"127.0.0.1:6432\"",
@@ -81,47 +81,47 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "startup_timeout = \"5s\"",
         "startup_timeout = \"0s\"",
-        "pgsilo.toml:122: limits.startup_timeout: zero; a startup packet needs some time, such as \"5s\"",
+        "pgsilo.toml:124: limits.startup_timeout: zero; a startup packet needs some time, such as \"5s\"",
     ),
     (
         "on_loss = \"count\"",
         "on_loss = \"wait\"",
-        "pgsilo.toml:154: audit.on_loss: \"wait\" is not known here; use one of: count, refuse",
+        "pgsilo.toml:156: audit.on_loss: \"wait\" is not known here; use one of: count, refuse",
     ),
     (
         "queue_bytes = 8388608",
         "queue_bytes = 1000",
-        "pgsilo.toml:155: audit.queue_bytes: 1000 is out of range; use 65536 to 1073741824",
+        "pgsilo.toml:157: audit.queue_bytes: 1000 is out of range; use 65536 to 1073741824",
     ),
     (
         "queue_bytes = 1048576",
         "queue_bytes = 2000000000",
-        "pgsilo.toml:151: log.queue_bytes: 2000000000 is out of range; use 65536 to 1073741824",
+        "pgsilo.toml:153: log.queue_bytes: 2000000000 is out of range; use 65536 to 1073741824",
     ),
     (
         "login_timeout = \"10s\"",
         "login_timeout = \"10 s\"",
-        "pgsilo.toml:110: limits.login_timeout: \"10 s\" is not a duration such as \"500ms\", \"10s\", \"15m\", \"2h\" or \"1d\"",
+        "pgsilo.toml:111: limits.login_timeout: \"10 s\" is not a duration such as \"500ms\", \"10s\", \"15m\", \"2h\" or \"1d\"",
     ),
     (
         "login_timeout = \"10s\"",
         "login_timeout = 10",
-        "pgsilo.toml:110: limits.login_timeout: invalid type: integer `10`, expected a duration such as \"500ms\", \"10s\", \"15m\", \"2h\" or \"1d\"",
+        "pgsilo.toml:111: limits.login_timeout: invalid type: integer `10`, expected a duration such as \"500ms\", \"10s\", \"15m\", \"2h\" or \"1d\"",
     ),
     (
         "login_timeout = \"10s\"",
         "login_timeout = \"0s\"",
-        "pgsilo.toml:110: limits.login_timeout: zero; a login needs some time, such as \"10s\"",
+        "pgsilo.toml:111: limits.login_timeout: zero; a login needs some time, such as \"10s\"",
     ),
     (
         "format = \"json\"",
         "format = \"jsn\"",
-        "pgsilo.toml:149: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
+        "pgsilo.toml:151: log.format: \"jsn\" is not known here (did you mean \"json\"?); use one of: json, human",
     ),
     (
         "level = \"info\"",
         "level = \"loud\"",
-        "pgsilo.toml:150: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
+        "pgsilo.toml:152: log.level: \"loud\" is not known here; use one of: error, warn, info, debug, trace",
     ),
     (
         "mode = \"0660\"",
@@ -131,7 +131,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "role_id = \"pgsilo\", ",
         "",
-        "pgsilo.toml:78: openbao.auth.approle: the key \"role_id\" is missing; add it",
+        "pgsilo.toml:79: openbao.auth.approle: the key \"role_id\" is missing; add it",
     ),
     ("file = \"tenants.toml\"", "", "pgsilo.toml:63: registry: neither file nor postgres; add one"),
     (
@@ -525,164 +525,169 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
         "pgsilo.toml:64: registry.postgres.tls.ca: cannot read \"absent.crt\": No such file or directory (os error 2)",
     ),
     (
+        "# stale_sessions = \"keep\"",
+        "stale_sessions = \"end\"",
+        "pgsilo.toml:68: registry.stale_sessions: \"end\", and nothing says when the registry is too old; add max_staleness",
+    ),
+    (
         "# regions = [\"eu-central\"]",
         "regions = []",
-        "pgsilo.toml:68: registry.regions: empty; name each region, or leave the key out for any",
+        "pgsilo.toml:69: registry.regions: empty; name each region, or leave the key out for any",
     ),
     (
         "https://127.0.0.1:8200",
         "http://bao.example:8200",
-        "pgsilo.toml:73: openbao.address: http to \"bao.example\" would show credentials to the network; use https",
+        "pgsilo.toml:74: openbao.address: http to \"bao.example\" would show credentials to the network; use https",
     ),
     (
         "https://127.0.0.1:8200",
         "http+unix:///run/bao.sock",
-        "pgsilo.toml:73: openbao.address: the scheme \"http+unix\" is not supported; use https",
+        "pgsilo.toml:74: openbao.address: the scheme \"http+unix\" is not supported; use https",
     ),
     (
         "https://127.0.0.1:8200",
         "127.0.0.1:8200",
-        "pgsilo.toml:73: openbao.address: \"127.0.0.1:8200\" is not a URL; write it like \"https://127.0.0.1:8200\"",
+        "pgsilo.toml:74: openbao.address: \"127.0.0.1:8200\" is not a URL; write it like \"https://127.0.0.1:8200\"",
     ),
     (
         "https://127.0.0.1:8200",
         "https://user:hunter2@bao.example",
-        "pgsilo.toml:73: openbao.address: a URL with a user or a password; remove them and use openbao.auth",
+        "pgsilo.toml:74: openbao.address: a URL with a user or a password; remove them and use openbao.auth",
     ),
     (
         "https://127.0.0.1:8200",
         "https://bao.example/?a=b",
-        "pgsilo.toml:73: openbao.address: \"https://bao.example/?a=b\" has a query or a fragment; end it after the port",
+        "pgsilo.toml:74: openbao.address: \"https://bao.example/?a=b\" has a query or a fragment; end it after the port",
     ),
     (
         "# ca = \"openbao-ca.crt\"",
         "ca = \"empty\"",
-        "pgsilo.toml:74: openbao.ca: \"empty\" holds no certificate; it must be PEM with a CERTIFICATE section",
+        "pgsilo.toml:75: openbao.ca: \"empty\" holds no certificate; it must be PEM with a CERTIFICATE section",
     ),
     (
         "# ca = \"openbao-ca.crt\"",
         "ca = \"absent.crt\"",
-        "pgsilo.toml:74: openbao.ca: cannot read \"absent.crt\": No such file or directory (os error 2)",
+        "pgsilo.toml:75: openbao.ca: cannot read \"absent.crt\": No such file or directory (os error 2)",
     ),
     (
         "# namespace = \"team-a\"",
         "namespace = \"a\\nb\"",
-        "pgsilo.toml:75: openbao.namespace: not a namespace; write it like \"team-a\"",
+        "pgsilo.toml:76: openbao.namespace: not a namespace; write it like \"team-a\"",
     ),
     (
         "# client_certificate = { certificate = \"pgsilo.crt\", key = \"pgsilo.key\" }",
         "client_certificate = { certificate = \"absent.crt\", key = \"server.key\" }",
-        "pgsilo.toml:76: openbao.client_certificate.certificate: cannot read \"absent.crt\": No such file or directory (os error 2)",
+        "pgsilo.toml:77: openbao.client_certificate.certificate: cannot read \"absent.crt\": No such file or directory (os error 2)",
     ),
     (
         "# client_certificate = { certificate = \"pgsilo.crt\", key = \"pgsilo.key\" }",
         "client_certificate = { certificate = \"token\", key = \"server.key\" }",
-        "pgsilo.toml:76: openbao.client_certificate.certificate: \"token\" holds no certificate; it must be PEM with a CERTIFICATE section",
+        "pgsilo.toml:77: openbao.client_certificate.certificate: \"token\" holds no certificate; it must be PEM with a CERTIFICATE section",
     ),
     (
         "# client_certificate = { certificate = \"pgsilo.crt\", key = \"pgsilo.key\" }",
         "client_certificate = { certificate = \"server.crt\", key = \"token\" }",
-        "pgsilo.toml:76: openbao.client_certificate.key: \"token\" holds no private key; it must be PEM with an unencrypted PRIVATE KEY section",
+        "pgsilo.toml:77: openbao.client_certificate.key: \"token\" holds no private key; it must be PEM with an unencrypted PRIVATE KEY section",
     ),
     (
         "# client_certificate = { certificate = \"pgsilo.crt\", key = \"pgsilo.key\" }",
         "client_certificate = { certificate = \"server.crt\", key = \"other.key\" }",
-        "pgsilo.toml:76: openbao.client_certificate.key: the key in \"other.key\" does not belong to the first certificate in \"server.crt\"",
+        "pgsilo.toml:77: openbao.client_certificate.key: the key in \"other.key\" does not belong to the first certificate in \"server.crt\"",
     ),
     (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"absent\" } }",
-        "pgsilo.toml:78: openbao.auth.approle.secret_id_file: cannot read \"absent\": No such file or directory (os error 2)",
+        "pgsilo.toml:79: openbao.auth.approle.secret_id_file: cannot read \"absent\": No such file or directory (os error 2)",
     ),
     (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"empty\" } }",
-        "pgsilo.toml:78: openbao.auth.approle.secret_id_file: \"empty\" is empty; it must hold the secret",
+        "pgsilo.toml:79: openbao.auth.approle.secret_id_file: \"empty\" is empty; it must hold the secret",
     ),
     (
         "secret_id_file = \"secret-id\" } }",
         "secret_id_file = \"secret-id\" }, token_file = \"bao-token\" }",
-        "pgsilo.toml:78: openbao.auth: several methods; keep one of approle, kubernetes, jwt, certificate, token_file",
+        "pgsilo.toml:79: openbao.auth: several methods; keep one of approle, kubernetes, jwt, certificate, token_file",
     ),
     (
         "auth = { approle = { role_id = \"pgsilo\", secret_id_file = \"secret-id\" } }",
         "auth = {}",
-        "pgsilo.toml:78: openbao.auth: empty; add one of approle, kubernetes, jwt, certificate, token_file",
+        "pgsilo.toml:79: openbao.auth: empty; add one of approle, kubernetes, jwt, certificate, token_file",
     ),
     (
         "\ntimeout = \"5s\"",
         "\ntimeout = \"0ms\"",
-        "pgsilo.toml:84: openbao.timeout: zero; a request needs some time, such as \"5s\"",
+        "pgsilo.toml:85: openbao.timeout: zero; a request needs some time, such as \"5s\"",
     ),
     (
         "\ntimeout = \"5s\"",
         "\ntimeout = \"21s\"",
-        "pgsilo.toml:84: openbao.timeout: too long; at most 20s",
+        "pgsilo.toml:85: openbao.timeout: too long; at most 20s",
     ),
     (
         "max_concurrent_requests = 64",
         "max_concurrent_requests = 0",
-        "pgsilo.toml:85: openbao.max_concurrent_requests: zero; no lease could be asked for",
+        "pgsilo.toml:86: openbao.max_concurrent_requests: zero; no lease could be asked for",
     ),
     (
         "# max_pending_revocations = 20000",
         "max_pending_revocations = 0",
-        "pgsilo.toml:86: openbao.max_pending_revocations: zero; no lease could be asked for",
+        "pgsilo.toml:87: openbao.max_pending_revocations: zero; no lease could be asked for",
     ),
     (
         "max_handshakes = 1000",
         "max_handshakes = 0",
-        "pgsilo.toml:111: limits.max_handshakes: zero; no client could log in",
+        "pgsilo.toml:112: limits.max_handshakes: zero; no client could log in",
     ),
     (
         "dead_peer_timeout = \"2m\"",
         "dead_peer_timeout = \"0s\"",
-        "pgsilo.toml:123: limits.dead_peer_timeout: 0ns is out of range; use 5s to 30m",
+        "pgsilo.toml:125: limits.dead_peer_timeout: 0ns is out of range; use 5s to 30m",
     ),
     (
         "max_token_bytes = 16384",
         "max_token_bytes = 65537",
-        "pgsilo.toml:116: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
+        "pgsilo.toml:117: limits.max_token_bytes: 65537 is out of range; use 1 to 65536",
     ),
     (
         "[pool]",
         "[warm]",
-        "pgsilo.toml:130: warm: unknown key; allowed here: listener, issuer, registry, openbao, lease, limits, pool, admin, log, audit, runtime",
+        "pgsilo.toml:132: warm: unknown key; allowed here: listener, issuer, registry, openbao, lease, limits, pool, admin, log, audit, runtime",
     ),
     (
         "max_idle = 100",
         "max_idle = 10000001",
-        "pgsilo.toml:131: pool.max_idle: 10000001 is out of range; at most 10000000",
+        "pgsilo.toml:133: pool.max_idle: 10000001 is out of range; at most 10000000",
     ),
     (
         "max_idle_per_tenant = 4",
         "max_idle_per_tenant = 0",
-        "pgsilo.toml:132: pool.max_idle_per_tenant: zero; for no pool at all, set pool.max_idle to 0",
+        "pgsilo.toml:134: pool.max_idle_per_tenant: zero; for no pool at all, set pool.max_idle to 0",
     ),
     (
         "idle_timeout = \"10s\"",
         "idle_timeout = \"11m\"",
-        "pgsilo.toml:133: pool.idle_timeout: 660s is out of range; use 1s to 10m",
+        "pgsilo.toml:135: pool.idle_timeout: 660s is out of range; use 1s to 10m",
     ),
     (
         "check_delay = \"250ms\"",
         "check_delay = \"11s\"",
-        "pgsilo.toml:134: pool.check_delay: 11s is longer than idle_timeout",
+        "pgsilo.toml:136: pool.check_delay: 11s is longer than idle_timeout",
     ),
     (
         "reuse = \"never\"",
         "reuse = \"always\"",
-        "pgsilo.toml:140: pool.reuse: \"always\" is not known here; use one of: never, reset",
+        "pgsilo.toml:142: pool.reuse: \"always\" is not known here; use one of: never, reset",
     ),
     (
         "cores = 0",
         "cores = 5000",
-        "pgsilo.toml:158: runtime.cores: 5000 is out of range; use 0 to 1024",
+        "pgsilo.toml:160: runtime.cores: 5000 is out of range; use 0 to 1024",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"9432\"",
-        "pgsilo.toml:146: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
+        "pgsilo.toml:148: admin.address: \"9432\" is not an IP address and a port such as \"127.0.0.1:6432\" or \"[::1]:6432\"",
     ),
     (
         "id = \"globex\"",
@@ -853,12 +858,12 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"127.0.0.1:6432\"",
-        "pgsilo.toml:146: admin.address: a listener has it; choose another port",
+        "pgsilo.toml:148: admin.address: a listener has it; choose another port",
     ),
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"[::]:6432\"",
-        "pgsilo.toml:146: admin.address: a listener has it; choose another port",
+        "pgsilo.toml:148: admin.address: a listener has it; choose another port",
     ),
     (
         "auth = \"password\" ",
@@ -928,7 +933,7 @@ pub(crate) const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "# ca = \"openbao-ca.crt\"",
         "ca = \"server.crt\"",
-        "pgsilo.toml:74: openbao.ca: \"server.crt\": the certificate \"CN=rcgen self signed cert\" is no authority's (basicConstraints CA:TRUE is missing): its key could sign for anybody; name the authority that signed it",
+        "pgsilo.toml:75: openbao.ca: \"server.crt\": the certificate \"CN=rcgen self signed cert\" is no authority's (basicConstraints CA:TRUE is missing): its key could sign for anybody; name the authority that signed it",
     ),
     (
         "tls = { certificate = \"server.crt\", key = \"server.key\" }",
@@ -979,12 +984,12 @@ pub(crate) const WARNINGS: &[(&str, &str, &str)] = &[
     (
         "address = \"127.0.0.1:9432\"",
         "address = \"0.0.0.0:9432\"",
-        "pgsilo.toml:146: admin.address: not a loopback address: anybody who reaches it can read the metrics",
+        "pgsilo.toml:148: admin.address: not a loopback address: anybody who reaches it can read the metrics",
     ),
     (
         "socket = \"/run/postgresql/.s.PGSQL.5432\"\ndbname",
         "host = \"DB1.internal.\"\ndbname",
-        "pgsilo.toml:119: limits.transaction_timeout: not set for every tenant, and tenants share servers (2 share db1.internal:5432): one tenant's transaction can hold what all need, for as long as its token lasts",
+        "pgsilo.toml:120: limits.transaction_timeout: not set for every tenant, and tenants share servers (2 share db1.internal:5432): one tenant's transaction can hold what all need, for as long as its token lasts",
     ),
     (
         "[[tenant]]\nid = \"globex\"\n\n[tenant.placement]\nsocket = \"/run/postgresql/.s.PGSQL.5432\"\n",

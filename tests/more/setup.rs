@@ -162,7 +162,7 @@ async fn a_tenant_moves_as_the_runbook_says() {
     assert!(output.status.success(), "{first} {out}\n{err}");
     let after = out.rsplit_once(&format!("\n{second}\n")).expect("a login at the new server").1;
     assert!(after.contains("it works\n") && after.contains("tenant_acme_app\n"), "{after}");
-    assert!(err.contains("tenant \"acme\" is suspended"), "{err}");
+    assert!(err.contains("tenant \"acme\" is paused for a moment"), "{err}");
 }
 
 /// Makes the second server a standby of the first; both run.

@@ -286,6 +286,19 @@ pub struct Cluster {
     pub max_sessions: Option<usize>,
     /// With what its servers are watched.
     pub monitor: Option<Monitor>,
+    /// Where sessions go that only read.
+    pub read_only: ReadOnlyServer,
+}
+
+/// To which of a cluster's servers sessions go that only read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReadOnlyServer {
+    /// To the one that takes writes, as all others.
+    #[default]
+    Primary,
+    /// To one that replays, as long as there is one.
+    PreferStandby,
 }
 
 /// A login that says of each server of a cluster whether it takes writes, and no more.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, poll_fn};
+use futures_util::future::{BoxFuture, poll_fn, select_ok};
 use pgsilo_core::host::is_loopback;
 use pgsilo_core::registry::{Cluster, Host, PlacementTls};
 use pgsilo_core::secret::Secret;
@@ -21,7 +21,7 @@ use tokio_postgres::tls::{self, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls};
 use tokio_rustls::TlsConnector;
 
-/// From the dial to the end of the login, of all hosts.
+/// From the dial to the end of the login.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Until a server that does not answer, not even to the kernel's probes, is given up.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -99,7 +99,8 @@ pub struct Session {
     pub notified: Arc<Notify>,
 }
 
-/// Connects and logs in: to the first host that lets it in, and takes writes where that is asked for.
+/// Connects and logs in: to the host that is the first to let it in, and takes writes where that is
+/// asked for. All are asked at once: one that does not answer costs no time.
 ///
 /// # Errors
 /// When no host does; what the last one said.
@@ -111,18 +112,16 @@ pub async fn connect(
     if database.tls.is_none() && !database.hosts.iter().all(is_local) {
         return Err(ConnectError::InClear);
     }
-    // A host that does not answer leaves the others their time.
-    let patience = PATIENCE / u32::try_from(database.hosts.len()).unwrap_or(u32::MAX).max(1);
-    let mut last = ConnectError::Timeout(patience);
-    for host in &database.hosts {
-        let connecting = connect_to(host, database, login, purpose);
-        last = match timeout(patience, connecting).await {
-            Ok(Ok(session)) => return Ok(session),
-            Ok(Err(error)) => error.into(),
-            Err(_elapsed) => ConnectError::Timeout(patience),
-        };
-    }
-    Err(last)
+    let connecting = database.hosts.iter().map(|host| {
+        Box::pin(async move {
+            match timeout(PATIENCE, connect_to(host, database, login, purpose)).await {
+                Ok(connected) => Ok(connected?),
+                Err(_elapsed) => Err(ConnectError::Timeout(PATIENCE)),
+            }
+        })
+    });
+    let (session, _others) = select_ok(connecting).await?;
+    Ok(session)
 }
 
 async fn connect_to(

@@ -1,13 +1,19 @@
 //! What a proxy reads of the registry: all of it, or what is newer than a revision.
 //!
-//! A reading is of one moment. Texts are as the registry has them: whoever reads checks them.
+//! A reading is of one moment. Entries are as the registry has them: whoever reads checks them. They are
+//! read as they come, so that the text of all of them is never in memory at once.
 
 use std::collections::BTreeMap;
+use std::future::ready;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest as hash};
+use futures_util::{TryStreamExt, try_join};
+use pgsilo_core::registry::Entry;
+use pgsilo_core::registry::document::ClusterEntry;
+use serde_json::Deserializer;
 use tokio::time::timeout;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, IsolationLevel, Row, Transaction};
 
 use crate::connection::{self, ConnectError, Database, Login, Purpose, Session};
@@ -16,6 +22,8 @@ use crate::status::application_name;
 
 /// For one reading. A registry of 100,000 tenants is read in seconds.
 const READING: Duration = Duration::from_secs(60);
+/// For the answer to whether anything is newer: a server that says nothing is to be noticed.
+const PULSE: Duration = Duration::from_secs(2);
 /// For an answer to anything else.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -84,18 +92,23 @@ impl Reader {
     /// When the connection is lost, or PostgreSQL refuses.
     pub async fn is_current(&self, position: &Position) -> Result<bool, ReadError> {
         let now = "SELECT revision, mark FROM pgsilo.proxy_revision";
-        let now = bounded(ANSWER, self.session.client.query_one(now, &[])).await?;
+        let now = bounded(PULSE, self.session.client.query_typed_one(now, &[])).await?;
         let now = Position { revision: now.try_get(0)?, mark: now.try_get(1)? };
         Ok(now == *position)
     }
 
-    /// Reads all, or what is newer than `since`, if the registry can still say.
+    /// Reads all, or what is newer than `since`, if the registry can still say, and beside it what is
+    /// to be read again.
     ///
     /// # Errors
     /// When the connection is lost, PostgreSQL refuses, or it is not for this program any more.
-    pub async fn read(&mut self, since: Option<&Position>) -> Result<Reading, ReadError> {
+    pub async fn read(
+        &mut self,
+        since: Option<&Position>,
+        again: &Again,
+    ) -> Result<Reading, ReadError> {
         self.check().await?;
-        bounded(READING, read(&mut self.session.client, since)).await
+        bounded(READING, read(&mut self.session.client, since, again)).await
     }
 
     /// Reads the registry's digest.
@@ -113,7 +126,8 @@ impl Reader {
     pub async fn tell(&self, revision: i64) -> Result<(), ReadError> {
         let name = application_name(&self.name, Some(revision));
         let tell = "SELECT set_config('application_name', $1, false)";
-        bounded(ANSWER, self.session.client.execute(tell, &[&name])).await?;
+        let client = &self.session.client;
+        bounded(ANSWER, client.query_typed_one(tell, &[(&name, Type::TEXT)])).await?;
         Ok(())
     }
 
@@ -145,6 +159,15 @@ pub struct Position {
     mark: String,
 }
 
+/// What is read although it is not newer: what was in its way may have gone.
+#[derive(Debug, Default)]
+pub struct Again {
+    /// Names of clusters.
+    pub clusters: Vec<String>,
+    /// Ids of tenants.
+    pub tenants: Vec<String>,
+}
+
 /// What was read.
 #[derive(Debug)]
 pub struct Reading {
@@ -155,7 +178,7 @@ pub struct Reading {
     pub has_lost_history: bool,
     /// It is all that there is; otherwise it is what has changed, and the rest is as it was.
     pub is_whole: bool,
-    /// Where placements are.
+    /// Where placements are. These and all others in the order of their revisions.
     pub clusters: Vec<ClusterRow>,
     /// Tenants that have a placement; also all those whose cluster is other than it was.
     pub tenants: Vec<TenantRow>,
@@ -168,27 +191,25 @@ pub struct Reading {
 }
 
 /// One cluster.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ClusterRow {
     /// What placements call it.
     pub name: String,
     /// Of its last change.
     pub revision: i64,
-    /// Its entry, as JSON, in the schema of the registry's file.
-    pub entry: String,
+    /// Its entry, as in the registry's file.
+    pub entry: Result<ClusterEntry, serde_json::Error>,
 }
 
 /// One tenant.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct TenantRow {
     /// Its id.
     pub id: String,
     /// Of its last change.
     pub revision: i64,
-    /// Its entry, as JSON, in the schema of the registry's file.
-    pub entry: String,
-    /// The certificates that are bound to it, as JSON, in that schema.
-    pub bindings: String,
+    /// Its entry, and the certificates that are bound to it, as in the registry's file.
+    pub entry: Result<Entry, serde_json::Error>,
 }
 
 /// One grant.
@@ -244,13 +265,15 @@ pub struct Gone {
     pub revision: i64,
 }
 
-/// Reads all, or what is newer than `since`, if the registry can still say.
+/// Reads all, or what is newer than `since`, if the registry can still say, and beside it what is to be
+/// read again.
 ///
 /// # Errors
 /// When the connection is lost, or PostgreSQL refuses.
 pub async fn read(
     client: &mut Client,
     since: Option<&Position>,
+    again: &Again,
 ) -> Result<Reading, tokio_postgres::Error> {
     let transaction = client
         .build_transaction()
@@ -262,7 +285,7 @@ pub async fn read(
             (SELECT mark FROM pgsilo.proxy_history WHERE revision = $1)
         FROM pgsilo.proxy_revision";
     let asked = since.map_or(0, |since| since.revision);
-    let now = transaction.query_one(now, &[&asked]).await?;
+    let now = transaction.query_typed_one(now, &[(&asked, Type::INT8)]).await?;
     let position = Position { revision: now.try_get(0)?, mark: now.try_get(1)? };
     let (forgotten, known): (i64, Option<String>) = (now.try_get(2)?, now.try_get(3)?);
     let is_known = |since: &&Position| known.as_ref() == Some(&since.mark);
@@ -282,21 +305,32 @@ pub async fn read(
     if since == Some(&reading.position) {
         return Ok(reading);
     }
+    // Asked for at once: their answers come one behind the other.
     let newer = Newer { transaction, since: since.map_or(0, |since| since.revision) };
-    if since.is_some() {
-        reading.gone = newer.rows("kind, key, revision FROM pgsilo.proxy_tombstones", gone).await?;
-    }
+    let gone = async {
+        match since {
+            Some(_) => newer.rows("kind, key, revision FROM pgsilo.proxy_tombstones", gone).await,
+            None => Ok(Vec::new()),
+        }
+    };
     let clusters = "name, revision, entry::text FROM pgsilo.proxy_clusters";
-    reading.clusters = newer.rows(clusters, cluster).await?;
+    let clusters = newer.rows_and(clusters, ("name", &again.clusters), cluster);
     let tenants = "id, revision, entry::text, bindings::text FROM pgsilo.proxy_tenants";
-    reading.tenants = newer.rows(tenants, tenant).await?;
+    let tenants = newer.rows_and(tenants, ("id", &again.tenants), tenant);
     let grants = "id, revision, issuer, subject, tenant, access,
         extract(epoch FROM expires_at)::float8, break_glass FROM pgsilo.proxy_grants";
-    reading.grants = newer.rows(grants, grant).await?;
+    let grants = newer.rows(grants, grant);
     let locks = "id, revision, kind, target, issuer, message,
         extract(epoch FROM issued_before)::float8, extract(epoch FROM expires_at)::float8
         FROM pgsilo.proxy_locks";
-    reading.locks = newer.rows(locks, lock).await?;
+    let locks = newer.rows(locks, lock);
+    (reading.gone, reading.clusters, reading.tenants, reading.grants, reading.locks) =
+        try_join!(gone, clusters, tenants, grants, locks)?;
+    reading.gone.sort_by_key(|row| row.revision);
+    reading.clusters.sort_by_key(|row| row.revision);
+    reading.tenants.sort_by_key(|row| row.revision);
+    reading.grants.sort_by_key(|row| row.revision);
+    reading.locks.sort_by_key(|row| row.revision);
     Ok(reading)
 }
 
@@ -312,23 +346,36 @@ impl Newer<'_> {
         what: &str,
         row: fn(&Row) -> Result<T, tokio_postgres::Error>,
     ) -> Result<Vec<T>, tokio_postgres::Error> {
-        let query = format!("SELECT {what} WHERE revision > $1 ORDER BY revision");
-        let since: [&(dyn ToSql + Sync); 1] = [&self.since];
-        self.transaction.query(&query, &since).await?.iter().map(row).collect()
+        self.rows_and(what, ("", &Vec::new()), row).await
+    }
+
+    /// And those of these keys, in no order.
+    async fn rows_and<T>(
+        &self,
+        what: &str,
+        (key, again): (&str, &Vec<String>),
+        row: fn(&Row) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<Vec<T>, tokio_postgres::Error> {
+        let mut query = format!("SELECT {what} WHERE revision > $1");
+        let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&self.since, Type::INT8)];
+        if !again.is_empty() {
+            query.push_str(&format!(" OR {key} = ANY ($2)"));
+            parameters.push((again, Type::TEXT_ARRAY));
+        }
+        let rows = self.transaction.query_typed_raw(&query, parameters).await?;
+        rows.and_then(|one| ready(row(&one))).try_collect().await
     }
 }
 
 fn cluster(row: &Row) -> Result<ClusterRow, tokio_postgres::Error> {
-    Ok(ClusterRow { name: row.try_get(0)?, revision: row.try_get(1)?, entry: row.try_get(2)? })
+    let entry = serde_json::from_str(row.try_get(2)?);
+    Ok(ClusterRow { name: row.try_get(0)?, revision: row.try_get(1)?, entry })
 }
 
 fn tenant(row: &Row) -> Result<TenantRow, tokio_postgres::Error> {
-    Ok(TenantRow {
-        id: row.try_get(0)?,
-        revision: row.try_get(1)?,
-        entry: row.try_get(2)?,
-        bindings: row.try_get(3)?,
-    })
+    let [entry, bindings] = [row.try_get(2)?, row.try_get(3)?].map(Deserializer::from_str);
+    let entry = Entry::read(&mut { entry }, &mut { bindings });
+    Ok(TenantRow { id: row.try_get(0)?, revision: row.try_get(1)?, entry })
 }
 
 fn grant(row: &Row) -> Result<GrantRow, tokio_postgres::Error> {
@@ -400,10 +447,10 @@ pub async fn digest(client: &mut Client) -> Result<Digest, tokio_postgres::Error
         .start()
         .await?;
     let now = "SELECT revision FROM pgsilo.proxy_revision";
-    let revision = transaction.query_one(now, &[]).await?.try_get(0)?;
+    let revision = transaction.query_typed_one(now, &[]).await?.try_get(0)?;
     let kinds = "SELECT kind, rows, digest::text FROM pgsilo.proxy_digest";
     let mut digest = Digest { revision, kinds: BTreeMap::new() };
-    for row in transaction.query(kinds, &[]).await? {
+    for row in transaction.query_typed(kinds, &[]).await? {
         let sum: String = row.try_get(2)?;
         // What is no number is no digest of ours, either.
         let sum = sum.parse().unwrap_or(i128::MIN);

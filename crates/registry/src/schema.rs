@@ -74,6 +74,12 @@ const VERSIONS: &[Version] = &[
         sql: include_str!("schema/0002.sql"),
         readable_from: 2,
     },
+    Version {
+        number: 3,
+        name: "sessions that only read",
+        sql: include_str!("schema/0003.sql"),
+        readable_from: 3,
+    },
 ];
 
 /// The newest version that this program knows, and what it reads.
@@ -177,9 +183,11 @@ fn failed(doing: impl fmt::Display) -> impl FnOnce(tokio_postgres::Error) -> Sch
 /// When it cannot be read.
 pub async fn installed(client: &impl GenericClient) -> Result<Option<Installed>, SchemaError> {
     let newest = "SELECT version, readable_from FROM pgsilo.proxy_schema";
-    match client.query_opt(newest, &[]).await {
+    match client.query_typed(newest, &[]).await {
         // Without a row it was begun, and cut off.
-        Ok(row) => Ok(row.map(|row| Installed { version: row.get(0), readable_from: row.get(1) })),
+        Ok(rows) => {
+            Ok(rows.first().map(|row| Installed { version: row.get(0), readable_from: row.get(1) }))
+        }
         Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(failed("reading the schema's version")(error)),
     }

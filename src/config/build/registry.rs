@@ -34,6 +34,7 @@ impl Build<'_> {
             name: "registry".to_owned(),
             endpoints: raw.endpoints,
             monitor: None,
+            read_only: None,
             region: None,
             tls: raw.tls,
             auth: None,

@@ -33,6 +33,10 @@ pub(super) struct Facts<'f> {
     pub(super) uncertified: bool,
     /// Another server of its cluster has become the primary.
     pub(super) overtaken: bool,
+    /// The registry is too old, and that ends sessions.
+    pub(super) stale: bool,
+    /// Its tenant is paused: for how long a transaction may go on.
+    pub(super) paused: Option<Duration>,
     pub(super) lease: &'f LeaseEnd,
     /// When its identity ends, if that ends the session; what was left of that when the session
     /// began; and what the session ends with.
@@ -82,6 +86,11 @@ impl Facts<'_> {
             at_once(self.ungranted, Ending::GrantWithdrawn),
             at_once(self.uncertified, Ending::AuthorityWithdrawn),
             at_once(self.overtaken, Ending::FailedOver),
+            at_once(self.stale, Ending::RegistryStale),
+            self.paused.map(|patience| PendingTermination {
+                from: now,
+                termination: Termination { ending: Ending::TenantPaused, deadline: now + patience },
+            }),
             Some(self.lease_ends()),
             // A session that came with a token near its end still gets most of what is left.
             self.expires.map(|(at, left, ending)| ends(ending, at, self.grace.min(left / 3))),
@@ -137,6 +146,8 @@ mod tests {
             ungranted: false,
             uncertified: false,
             overtaken: false,
+            stale: false,
+            paused: None,
             lease,
             expires: None,
             granted: None,
@@ -201,6 +212,18 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_gives_its_time_once() {
+        let now = BootTime::now();
+        let lease = lease(now + MINUTE * 60, MINUTE * 60, false);
+        let mut facts = facts(&lease);
+        facts.paused = Some(MINUTE);
+        let (ending, deadline) = terminated(facts.decide(now, None));
+        assert_eq!((ending, deadline), (Ending::TenantPaused, now + MINUTE));
+        // It is looked at again, later.
+        rechecked(facts.decide(now + MINUTE / 2, Some(Termination { ending, deadline })));
+    }
+
+    #[test]
     fn notice_is_a_third_of_what_there_was_at_most() {
         let now = BootTime::now();
         let lease = lease(now + MINUTE * 60, MINUTE * 60, false);
@@ -232,5 +255,6 @@ mod tests {
         assert_eq!(ending(|facts| facts.ungranted = true), (Ending::GrantWithdrawn, now));
         assert_eq!(ending(|facts| facts.uncertified = true), (Ending::AuthorityWithdrawn, now));
         assert_eq!(ending(|facts| facts.overtaken = true), (Ending::FailedOver, now));
+        assert_eq!(ending(|facts| facts.stale = true), (Ending::RegistryStale, now));
     }
 }

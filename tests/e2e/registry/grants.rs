@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::served::filled;
 use super::{Database, said};
 
-const ISSUER: &str = "https://issuer.sandbox.invalid";
+pub(super) const ISSUER: &str = "https://issuer.sandbox.invalid";
 
 /// A proxy whose issuer's word is not enough.
 pub(crate) async fn serve() -> (Proxy, Database) {

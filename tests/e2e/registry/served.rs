@@ -96,7 +96,7 @@ impl Database {
     }
 }
 
-const REVISION: &str = "pgsilo_registry_revision";
+pub(super) const REVISION: &str = "pgsilo_registry_revision";
 const COMPARED: &str = "pgsilo_registry_comparisons_total{result=\"ok\"}";
 
 #[tokio::test]
@@ -326,6 +326,32 @@ async fn a_registry_that_is_away_serves_for_max_staleness_and_no_longer() {
     if let Some(session) = session {
         session.simple_query("SELECT 1").await.expect("sessions of before live on");
     }
+}
+
+/// Who is locked out meanwhile would not be told of it.
+#[tokio::test]
+pub(crate) async fn sessions_end_with_a_registry_that_is_too_old_where_that_is_asked_for() {
+    let database = filled().await;
+    let registry = database.leased("1h").await;
+    let registry = format!("max_staleness = \"1s\"\nstale_sessions = \"end\"\n{registry}");
+    let proxy = Proxy::with(Settings { registry, ..Settings::default() }).await;
+    let mut client = Raw::unix(&proxy.socket()).await;
+    client.log_in(&mint::token("acme"), "acme").await;
+    let superuser = world().superuser("postgres").await;
+    let allow = async |may: bool| {
+        let allow = format!("ALTER DATABASE {} ALLOW_CONNECTIONS {may}", database.name);
+        superuser.batch_execute(&allow).await.expect("set");
+    };
+    allow(false).await;
+    let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
+    superuser.execute(cut, &[&database.name]).await.expect("cut");
+    assert_eq!(client.fatal().await.sqlstate(), "57P01");
+    assert_eq!(proxy.event("ended", |_| true).await["ending"], "registry_stale");
+    allow(true).await;
+    eventually("it to be read again", async || {
+        proxy.connect(&mint::token("acme"), "acme").await.ok().map(drop)
+    })
+    .await;
 }
 
 /// One tenant's entry that cannot be is no other tenant's trouble.

@@ -116,7 +116,8 @@ pub(super) fn of_document(document: &Document, file: &TomlFile) -> Result<Wanted
 }
 
 fn cluster(entry: &ClusterEntry, file: &TomlFile) -> Result<Row> {
-    let ClusterEntry { name, endpoints, region, tls, auth, max_sessions, monitor } = entry;
+    let ClusterEntry { name, endpoints, region, tls, auth, max_sessions, monitor, read_only } =
+        entry;
     let tls = match tls {
         None => json!({}),
         Some(tls) => {
@@ -145,7 +146,7 @@ fn cluster(entry: &ClusterEntry, file: &TomlFile) -> Result<Row> {
     Ok(row(json!({
         "name": name, "endpoints": endpoints, "region": region, "tls": tls,
         "auth": auth.as_deref().unwrap_or_default(), "max_sessions": max_sessions,
-        "monitor": monitor,
+        "monitor": monitor, "read_only": read_only,
     })))
 }
 
@@ -176,6 +177,7 @@ fn server(placement: &PlacementEntry) -> Result<ClusterEntry, String> {
         auth: auth.clone(),
         max_sessions: None,
         monitor: None,
+        read_only: None,
     })
 }
 

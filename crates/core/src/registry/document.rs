@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{ChannelBinding, State};
+use super::{ChannelBinding, ReadOnlyServer, State};
 use crate::tls;
 use crate::toml_file::text::Text;
 
@@ -66,6 +66,9 @@ pub struct ClusterEntry {
     /// With what its servers are watched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub monitor: Option<MonitorEntry>,
+    /// Where sessions go that only read; left out: to the primary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<ReadOnlyServer>,
 }
 
 /// A login that says of each server of a cluster whether it takes writes, and no more.

@@ -19,7 +19,7 @@ use super::document::{
 use super::draft::{Conflict, Index, IsId};
 use super::{
     AuthMethods, ChannelBinding, Cluster, ClusterKey, Host, LeaseRoles, Monitor, OwnLimits,
-    Placement, PlacementTls, Snapshot, Tenant, TlsClients,
+    Placement, PlacementTls, ReadOnlyServer, Snapshot, Tenant, TlsClients,
 };
 use crate::names::Names;
 use crate::tenant::TenantId;
@@ -434,8 +434,9 @@ impl<'a> Reading<'a> {
         let place = host.comparable();
         let key = ClusterKey::Server(place.clone());
         let endpoints = [host].into();
+        let (max_sessions, monitor, read_only) = (None, None, ReadOnlyServer::Primary);
         let cluster =
-            Cluster { key, endpoints, region, tls, auth, max_sessions: None, monitor: None };
+            Cluster { key, endpoints, region, tls, auth, max_sessions, monitor, read_only };
         let known = self.servers.entry(place).or_default();
         match known.iter().find(|known| ***known == cluster) {
             Some(known) => Ok(Arc::clone(known)),
@@ -463,7 +464,8 @@ impl<'a> Reading<'a> {
             server_name: "tls.server_name",
             auth: "auth",
         };
-        let ClusterEntry { name, endpoints, region, tls, auth, max_sessions, monitor } = entry;
+        let ClusterEntry { name, endpoints, region, tls, auth, max_sessions, monitor, read_only } =
+            entry;
         if !is_label(&name) {
             return wrong(
                 "name",
@@ -493,7 +495,16 @@ impl<'a> Reading<'a> {
         let monitor = monitor.map(checked_monitor).transpose()?;
         let name: Arc<str> = name.into();
         let key = ClusterKey::Named(Arc::clone(&name));
-        Ok((name, Arc::new(Cluster { key, endpoints, region, tls, auth, max_sessions, monitor })))
+        let read_only = read_only.unwrap_or_default();
+        if read_only == ReadOnlyServer::PreferStandby && endpoints.len() == 1 {
+            return wrong(
+                "read_only",
+                "\"prefer-standby\", and there is one server only; list its standbys",
+            );
+        }
+        let cluster =
+            Cluster { key, endpoints, region, tls, auth, max_sessions, monitor, read_only };
+        Ok((name, Arc::new(cluster)))
     }
 
     /// How connections to a server are protected, and what it may ask for.

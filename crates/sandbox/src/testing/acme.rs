@@ -24,9 +24,9 @@ pub async fn lives(client: &mut Raw) {
 }
 
 /// A new session is refused, in time.
-pub async fn turned_away(proxy: &Proxy, sqlstate: &str, within: Duration) {
+pub async fn turned_away(proxy: &Proxy, token: &str, sqlstate: &str, within: Duration) {
     let began = Instant::now();
-    let error = proxy.connect(&mint::token("acme"), "acme").await.expect_err("refused");
+    let error = proxy.connect(token, "acme").await.expect_err("refused");
     assert_eq!(error.code().map(|code| code.code()), Some(sqlstate), "{error:?}");
     assert!(began.elapsed() < within, "{:?}", began.elapsed());
 }
@@ -34,7 +34,7 @@ pub async fn turned_away(proxy: &Proxy, sqlstate: &str, within: Duration) {
 /// The same, with the audit event of that.
 pub async fn refused(proxy: &Proxy, sqlstate: &str, within: Duration) -> Value {
     let before = proxy.events("refused").len();
-    turned_away(proxy, sqlstate, within).await;
+    turned_away(proxy, &mint::token("acme"), sqlstate, within).await;
     eventually("the event", async || proxy.events("refused").get(before).cloned()).await
 }
 

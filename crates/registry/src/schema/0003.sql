@@ -1,0 +1,11 @@
+-- Where sessions go that only read.
+
+-- To the server that takes writes, or to one that replays, if there is one: none said: the former.
+ALTER TABLE pgsilo.clusters ADD COLUMN read_only text CHECK (read_only IN ('primary', 'prefer-standby'));
+
+CREATE OR REPLACE VIEW pgsilo.proxy_clusters AS
+    SELECT name::text AS name, revision,
+        jsonb_strip_nulls(jsonb_build_object('name', name, 'endpoints', endpoints, 'region', region,
+            'tls', nullif(tls, '{}'), 'auth', auth, 'max_sessions', max_sessions, 'monitor', monitor,
+            'read_only', read_only)) AS entry
+    FROM pgsilo.clusters;
