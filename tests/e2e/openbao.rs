@@ -14,7 +14,7 @@ fn address() -> String {
     format!("address = \"{}\"\n", world().var("BAO_ADDR"))
 }
 
-async fn post(path: &str, body: Value) -> Value {
+pub(crate) async fn post(path: &str, body: Value) -> Value {
     let (status, answer) = world().bao("POST", path, Some(body)).await;
     assert!((200..300).contains(&status), "{path}: {status} {answer}");
     answer

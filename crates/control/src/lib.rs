@@ -3,6 +3,7 @@
 //! It works with the *provisioner* identity (see [`provision`]) and never with a tenant's
 //! credential. What a script would read goes to stdout, progress and errors go to stderr.
 
+mod bao;
 pub mod leases;
 mod postgres;
 pub mod provision;

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use pgsilo_core::secret::Secret;
-use pgsilo_openbao::{Client as Bao, Settings};
+use pgsilo_openbao::Client as Bao;
 
+use crate::bao::BaoServer;
 use crate::postgres::Identity;
 use crate::secrets;
 
@@ -26,19 +27,12 @@ pub(crate) struct Provisioner {
     /// A file that holds the provisioner's password, if the DSN does not.
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
-    /// OpenBAO's address.
-    #[arg(long, value_name = "URL", env = "BAO_ADDR")]
-    bao: String,
+    #[command(flatten)]
+    bao: BaoServer,
     /// A file that holds the provisioner's OpenBAO token [default: what PROVISIONER_BAO_TOKEN
     /// holds].
     #[arg(long, value_name = "FILE")]
     bao_token_file: Option<PathBuf>,
-    /// PEM of the authorities that OpenBAO's certificate must chain to [default: the system's].
-    #[arg(long, value_name = "FILE", env = "BAO_CACERT")]
-    bao_ca: Option<PathBuf>,
-    /// OpenBAO's namespace.
-    #[arg(long, value_name = "NAME", env = "BAO_NAMESPACE")]
-    bao_namespace: Option<String>,
 }
 
 impl Provisioner {
@@ -57,24 +51,6 @@ impl Provisioner {
 
     /// Its login to OpenBAO.
     pub(crate) fn bao(&self) -> Result<Bao> {
-        #[expect(clippy::disallowed_methods, reason = "a secret must not be an argument")]
-        let named = std::env::var("PROVISIONER_BAO_TOKEN");
-        let token = match (&self.bao_token_file, named) {
-            (Some(path), _) => secrets::file(path)?,
-            (None, Ok(token)) => Secret::new(token),
-            (None, Err(_)) => {
-                bail!("no OpenBAO token: set PROVISIONER_BAO_TOKEN or --bao-token-file")
-            }
-        };
-        let ca = match &self.bao_ca {
-            Some(path) => {
-                let pem = std::fs::read(path);
-                Some(pem.with_context(|| format!("reading {}", path.display()))?)
-            }
-            None => None,
-        };
-        let namespace = self.bao_namespace.clone();
-        let bao = Bao::new(Settings { ca, namespace, ..Settings::for_control(&self.bao) });
-        Ok(bao.context("OpenBAO")?.as_token(token))
+        self.bao.client(self.bao_token_file.as_deref(), "PROVISIONER_BAO_TOKEN")
     }
 }

@@ -6,6 +6,7 @@ mod check;
 mod export;
 pub mod grants;
 pub mod locks;
+mod policies;
 mod rows;
 
 use std::path::PathBuf;

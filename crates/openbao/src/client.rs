@@ -16,8 +16,9 @@ use crate::answers::{AuthAnswer, Data, SecretIdData};
 use crate::error::Error;
 use crate::requests::{
     DeleteConnectionRequest, EnableEngineRequest, Endpoint, GenerateNewSecretIDRequest,
-    GetConfigurationOfTheSecretEngineRequest, ListLeases, LookUpLease, Read, ReadConnectionRequest,
-    ReadRoleRequest, RevokeLeaseAt, RotateRootRequest, SetDatabaseConfig, Write,
+    GetConfigurationOfTheSecretEngineRequest, ListLeases, ListPolicies, LookUpLease, Read,
+    ReadConnectionRequest, ReadRoleRequest, RevokeLeaseAt, RotateRootRequest, SetDatabaseConfig,
+    Write,
 };
 use crate::settings::Settings;
 use crate::tokens::Token;
@@ -125,6 +126,15 @@ impl Client {
     /// See [`run`](Client::run).
     pub async fn leases(&self, prefix: &str) -> Result<Vec<String>, Failure> {
         let found = self.find::<ListData>(&ListLeases::below(prefix)).await?;
+        Ok(found.map(|list| list.keys).unwrap_or_default())
+    }
+
+    /// The names of all policies.
+    ///
+    /// # Errors
+    /// See [`run`](Client::run).
+    pub async fn policies(&self) -> Result<Vec<String>, Failure> {
+        let found = self.find::<ListData>(&ListPolicies::default()).await?;
         Ok(found.map(|list| list.keys).unwrap_or_default())
     }
 

@@ -93,6 +93,30 @@ pub struct SetPolicy {
     pub ttl: Option<String>,
 }
 
+/// `DELETE sys/policies/acl/{name}`.
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "sys/policies/acl/{self.name}", method = "DELETE")]
+pub struct DeletePolicy {
+    /// Its name.
+    #[endpoint(skip)]
+    pub name: String,
+}
+
+/// `GET sys/policies/acl?list=true`, as [`ListLeases`].
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "sys/policies/acl")]
+pub struct ListPolicies {
+    /// Always.
+    #[endpoint(query)]
+    list: bool,
+}
+
+impl Default for ListPolicies {
+    fn default() -> ListPolicies {
+        ListPolicies { list: true }
+    }
+}
+
 /// `POST {mount}/config/{name}`: a database of the database engine. vaultrs' lacks
 /// `password_authentication` and whatever else a configuration was made with, and its password
 /// prints in Debug.

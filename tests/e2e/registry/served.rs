@@ -23,7 +23,7 @@ pub(crate) async fn filled() -> Database {
 
 impl Database {
     /// Where it is, as `[registry.postgres]` has it; the login is left out.
-    fn place(&self) -> String {
+    pub(super) fn place(&self) -> String {
         let dsn: Config = world().var("PROVISIONER_DSN").parse().expect("a DSN");
         let tokio_postgres::config::Host::Tcp(host) = &dsn.get_hosts()[0] else { panic!("by TCP") };
         format!(

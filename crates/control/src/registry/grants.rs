@@ -8,7 +8,9 @@ use pgsilo_core::duration;
 use pgsilo_core::tenant::{Access, TenantId};
 use serde_json::json;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Row};
 
+use super::policies::{AtOpenBao, Grantor, Policies, Whose};
 use super::{Author, Server, in_force, take_turn};
 use crate::say;
 
@@ -42,6 +44,17 @@ pub enum Command {
     Deny(One),
     /// Take grants back, and end the sessions that need them.
     Revoke(One),
+    /// Make OpenBAO have exactly the registry's grants, where they are written there, too.
+    ///
+    /// After a restore of either, or where a tenant's mount or roles have changed.
+    Sync {
+        /// The registry's.
+        #[command(flatten)]
+        server: Server,
+        /// Who writes there.
+        #[command(flatten)]
+        grantor: Grantor,
+    },
     /// Say which grants there are, and which were asked for.
     List {
         /// The registry's.
@@ -78,6 +91,8 @@ pub struct Grant {
     /// For how long: 30m, 12h, 7d [default: until it is revoked].
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     ttl: Option<Duration>,
+    #[command(flatten)]
+    at_openbao: AtOpenBao,
 }
 
 /// Grants that are there.
@@ -91,6 +106,8 @@ pub struct One {
     author: Author,
     /// Its id, as `list` has it.
     id: String,
+    #[command(flatten)]
+    at_openbao: AtOpenBao,
 }
 
 /// Runs the command to its end.
@@ -101,12 +118,19 @@ pub(super) async fn run(command: Command) -> Result<()> {
         Command::Approve(one) => approve(one).await,
         Command::Deny(one) => end(one, "granted_by IS NULL", "denied").await,
         Command::Revoke(one) => end(one, "granted_by IS NOT NULL", "revoked").await,
+        Command::Sync { server, grantor } => {
+            let (policies, session) = (grantor.policies()?, server.connect().await?);
+            let (there, gone) = policies.follow_all(&session.client).await?;
+            say::result(&format!("OpenBAO has {there} policies for grants; {gone} had to go"));
+            Ok(())
+        }
         Command::List { server, tenant, json } => list(&server, tenant.as_deref(), json).await,
     }
 }
 
 async fn give(grant: Grant, at_once: bool, break_glass: bool) -> Result<()> {
-    let Grant { server, author, issuer, subject, tenant, access, ttl } = grant;
+    let Grant { server, author, issuer, subject, tenant, access, ttl, at_openbao } = grant;
+    let policies = at_openbao.policies()?;
     if author.reason.is_empty() {
         bail!("--reason is missing: a grant says why it was given");
     }
@@ -139,6 +163,8 @@ async fn give(grant: Grant, at_once: bool, break_glass: bool) -> Result<()> {
         return Ok(());
     }
     say::result(&format!("{id}  {subject} of {issuer} may use {tenant}: {access}"));
+    let tenant = tenant.to_owned();
+    follow(policies, &session.client, Whose { issuer, subject, tenant }).await?;
     if break_glass {
         say::progress(
             "BREAK GLASS: each use of it is an error in the proxies' logs, and it is in the registry's audit",
@@ -148,13 +174,15 @@ async fn give(grant: Grant, at_once: bool, break_glass: bool) -> Result<()> {
 }
 
 async fn approve(one: One) -> Result<()> {
-    let One { server, author, id } = one;
+    let One { server, author, id, at_openbao } = one;
+    let policies = at_openbao.policies()?;
     let mut session = server.connect().await?;
     let transaction = take_turn(&mut session.client).await?;
     author.sign(&transaction).await?;
     let give = "UPDATE pgsilo.grants SET granted_at = now(), expires_at = now() + lasts,
             granted_by = coalesce(nullif(current_setting('pgsilo.actor', true), ''), session_user)
-        WHERE id::text = $1 AND granted_by IS NULL RETURNING revision";
+        WHERE id::text = $1 AND granted_by IS NULL
+        RETURNING revision, issuer::text, subject::text, tenant::text";
     let given = match transaction.query_opt(give, &[&id]).await {
         Err(error) if error.code() == Some(&SqlState::CHECK_VIOLATION) => {
             bail!("who has asked for it does not approve it")
@@ -162,26 +190,45 @@ async fn approve(one: One) -> Result<()> {
         given => given.context("approving")?,
     };
     let Some(given) = given else { bail!("there is nothing to approve with the id {id:?}") };
-    let revision = given.get(0);
+    let (revision, whose) = (given.get(0), whose(&given, 1));
     transaction.commit().await?;
     say::result(&format!("{id}  granted"));
+    follow(policies, &session.client, whose).await?;
     in_force(&session.client, revision).await
 }
 
 async fn end(one: One, which: &str, done: &str) -> Result<()> {
-    let One { server, author, id } = one;
+    let One { server, author, id, at_openbao } = one;
+    let policies = at_openbao.policies()?;
     let mut session = server.connect().await?;
     let transaction = take_turn(&mut session.client).await?;
     author.sign(&transaction).await?;
-    let end = format!("DELETE FROM pgsilo.grants WHERE id::text = $1 AND {which}");
-    if transaction.execute(&end, &[&id]).await.context("ending a grant")? == 0 {
+    let end = format!(
+        "DELETE FROM pgsilo.grants WHERE id::text = $1 AND {which}
+         RETURNING issuer::text, subject::text, tenant::text"
+    );
+    let Some(ended) = transaction.query_opt(&end, &[&id]).await.context("ending a grant")? else {
         bail!("there is none to be {done} with the id {id:?}");
-    }
+    };
     let revision = "SELECT revision FROM pgsilo.revision";
     let revision = transaction.query_one(revision, &[]).await?.get(0);
     transaction.commit().await?;
     say::result(&format!("{id}  {done}"));
+    follow(policies, &session.client, whose(&ended, 0)).await?;
     in_force(&session.client, revision).await
+}
+
+/// Whose grant a row is of, from a column on.
+fn whose(row: &Row, first: usize) -> Whose {
+    let [issuer, subject, tenant] = [0, 1, 2].map(|column| row.get(first + column));
+    Whose { issuer, subject, tenant }
+}
+
+async fn follow(policies: Option<Policies>, registry: &Client, whose: Whose) -> Result<()> {
+    match policies {
+        Some(policies) => policies.follow(registry, &whose).await,
+        None => Ok(()),
+    }
 }
 
 async fn list(server: &Server, tenant: Option<&str>, as_json: bool) -> Result<()> {
