@@ -202,9 +202,12 @@ impl RegistryDatabase {
         let mut replace_after = Instant::now();
         let mut compared = Instant::now();
         let mut is_to_compare = held.position.is_some();
+        let mut may_be_current = false;
         loop {
             let asked = BootTime::now();
-            self.read(registry, held, &mut link.reader).await?;
+            if !(may_be_current && held.is_current(&link.reader).await?) {
+                self.read(registry, held, &mut link.reader).await?;
+            }
             registry.mark_fresh(asked);
             if is_to_compare || compared.elapsed() > COMPARE {
                 is_to_compare = !held.compare(&mut link.reader).await?;
@@ -216,8 +219,9 @@ impl RegistryDatabase {
             }
             // Of many changes at once the result is read.
             sleep(PAUSE).await;
+            may_be_current = true;
             tokio::select! {
-                () = link.reader.changed() => {}
+                () = link.reader.changed() => may_be_current = false,
                 () = self.compare.notified() => is_to_compare = true,
                 () = link.ending(replace_after), if next.is_none() => {}
                 connected = set(&mut next) => {
@@ -244,11 +248,6 @@ impl RegistryDatabase {
         held: &mut Held,
         reader: &mut Reader,
     ) -> Result<(), Failure> {
-        if let Some(position) = &held.position
-            && reader.is_current(position).await?
-        {
-            return Ok(());
-        }
         let reading = reader.read(held.position.as_ref(), &held.rejected()).await?;
         if held.position.as_ref() == Some(&reading.position) {
             return Ok(());
@@ -352,6 +351,14 @@ impl Held {
     /// Up to which revision there was read.
     fn revision(&self) -> Option<i64> {
         self.position.as_ref().map(|position| position.revision)
+    }
+
+    /// Whether nothing is newer than what was read.
+    async fn is_current(&self, reader: &Reader) -> Result<bool, ReadError> {
+        match &self.position {
+            Some(position) => reader.is_current(position).await,
+            None => Ok(false),
+        }
     }
 
     /// What is to be read again.

@@ -6,13 +6,14 @@ mod converging;
 pub(crate) mod grants;
 mod model;
 pub(crate) mod served;
+mod tenants;
 
 use std::collections::BTreeMap;
 use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures_util::future::join_all;
-use pgsilo_registry::read::{Again, Digest, Position, Reading, digest};
+use pgsilo_registry::read::{Again, Digest, Position, ReadError, Reading, digest};
 use pgsilo_sandbox::testing::programs;
 use pgsilo_sandbox::testing::world::world;
 use serde_json::Value;
@@ -336,10 +337,7 @@ impl Held {
     }
 }
 
-async fn read(
-    client: &mut Client,
-    since: Option<&Position>,
-) -> Result<Reading, tokio_postgres::Error> {
+async fn read(client: &mut Client, since: Option<&Position>) -> Result<Reading, ReadError> {
     pgsilo_registry::read::read(client, since, &Again::default()).await
 }
 

@@ -31,6 +31,9 @@ enum Command {
     /// The registry in PostgreSQL: which tenants there are, and where.
     #[command(subcommand)]
     Registry(registry::Command),
+    /// Which tenants there are, and whether they are served.
+    #[command(subcommand)]
+    Tenant(registry::tenants::Command),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Command::Lock(command) => registry::run_lock(command),
         Command::Leases(command) => leases::run(command),
         Command::Registry(command) => registry::run(command),
+        Command::Tenant(command) => registry::run_tenant(command),
     };
     outcome.unwrap_or_else(|error| {
         say::progress(&format!("pgsiloctl: error: {error:#}"));

@@ -8,6 +8,7 @@ pub mod grants;
 pub mod locks;
 mod policies;
 mod rows;
+pub mod tenants;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -154,6 +155,12 @@ pub fn run_grant(command: grants::Command) -> Result<ExitCode> {
 /// Runs `pgsiloctl lock` to its end.
 pub fn run_lock(command: locks::Command) -> Result<ExitCode> {
     block_on(locks::run(command))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `pgsiloctl tenant` to its end.
+pub fn run_tenant(command: tenants::Command) -> Result<ExitCode> {
+    block_on(tenants::run(command))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -24,6 +24,24 @@ pub fn data(text: &str) -> std::io::Result<()> {
     stdout.flush()
 }
 
+/// Rows below the names of their columns, on stdout, as wide as their widest.
+///
+/// # Errors
+/// See [`data`].
+pub fn table<const N: usize>(columns: [&str; N], rows: &[[String; N]]) -> std::io::Result<()> {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.max().unwrap_or_default().max(columns[column].len())
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    let line = |cells: [&str; N]| {
+        let cells = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    data(&line(columns.map(str::to_uppercase).each_ref().map(String::as_str)))?;
+    rows.iter().try_for_each(|row| data(&line(row.each_ref().map(String::as_str))))
+}
+
 /// One line of progress, on stderr.
 pub fn progress(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{}", plain(text));

@@ -14,7 +14,7 @@ use pgsilo_core::registry::document::ClusterEntry;
 use serde_json::Deserializer;
 use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, IsolationLevel, Row, Transaction};
+use tokio_postgres::{Client, GenericClient, IsolationLevel, Row, Transaction};
 
 use crate::connection::{self, ConnectError, Database, Login, Purpose, Session};
 use crate::schema::{SchemaError, installed};
@@ -22,7 +22,7 @@ use crate::status::application_name;
 
 /// For one reading. A registry of 100,000 tenants is read in seconds.
 const READING: Duration = Duration::from_secs(60);
-/// For the answer to whether anything is newer: a server that says nothing is to be noticed.
+/// For the answer to what its revision is: a server that says nothing is to be noticed.
 const PULSE: Duration = Duration::from_secs(2);
 /// For an answer to anything else.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -74,16 +74,8 @@ impl Reader {
         // Not among the options: a server would be taken for one that takes no writes.
         let begin = "SET default_transaction_read_only = on; LISTEN pgsilo_registry";
         bounded(ANSWER, session.client.batch_execute(begin)).await?;
-        let reader = Reader { session, name: name.to_owned() };
-        reader.check().await?;
-        Ok(reader)
-    }
-
-    /// Whether this program can read what is there now: it may have been migrated.
-    async fn check(&self) -> Result<(), ReadError> {
-        let there = bounded(ANSWER, installed(&self.session.client)).await?;
-        there.ok_or(SchemaError::Missing)?.readable()?;
-        Ok(())
+        bounded(ANSWER, check(&session.client)).await?;
+        Ok(Reader { session, name: name.to_owned() })
     }
 
     /// Whether there is anything newer than that. A server that does not answer is soon noticed.
@@ -107,8 +99,7 @@ impl Reader {
         since: Option<&Position>,
         again: &Again,
     ) -> Result<Reading, ReadError> {
-        self.check().await?;
-        bounded(READING, read(&mut self.session.client, since, again)).await
+        read(&mut self.session.client, since, again).await
     }
 
     /// Reads the registry's digest.
@@ -269,23 +260,23 @@ pub struct Gone {
 /// read again.
 ///
 /// # Errors
-/// When the connection is lost, or PostgreSQL refuses.
+/// When the connection is lost, PostgreSQL refuses, or it is not for this program any more.
 pub async fn read(
     client: &mut Client,
     since: Option<&Position>,
     again: &Again,
-) -> Result<Reading, tokio_postgres::Error> {
-    let transaction = client
-        .build_transaction()
-        .isolation_level(IsolationLevel::RepeatableRead)
-        .read_only(true)
-        .start()
-        .await?;
+) -> Result<Reading, ReadError> {
+    let of_one_moment =
+        client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
+    let transaction = bounded(PULSE, of_one_moment.start()).await?;
     let now = "SELECT revision, mark, forgotten,
             (SELECT mark FROM pgsilo.proxy_history WHERE revision = $1)
         FROM pgsilo.proxy_revision";
     let asked = since.map_or(0, |since| since.revision);
-    let now = transaction.query_typed_one(now, &[(&asked, Type::INT8)]).await?;
+    let asked: [(&(dyn ToSql + Sync), Type); 1] = [(&asked, Type::INT8)];
+    let now = async { Ok(transaction.query_typed_one(now, &asked).await?) };
+    let both = async { try_join!(check(&transaction), now) };
+    let ((), now): ((), Row) = bounded(PULSE, both).await?;
     let position = Position { revision: now.try_get(0)?, mark: now.try_get(1)? };
     let (forgotten, known): (i64, Option<String>) = (now.try_get(2)?, now.try_get(3)?);
     let is_known = |since: &&Position| known.as_ref() == Some(&since.mark);
@@ -324,14 +315,21 @@ pub async fn read(
         extract(epoch FROM issued_before)::float8, extract(epoch FROM expires_at)::float8
         FROM pgsilo.proxy_locks";
     let locks = newer.rows(locks, lock);
+    let all = async { try_join!(gone, clusters, tenants, grants, locks) };
     (reading.gone, reading.clusters, reading.tenants, reading.grants, reading.locks) =
-        try_join!(gone, clusters, tenants, grants, locks)?;
+        bounded(READING, all).await?;
     reading.gone.sort_by_key(|row| row.revision);
     reading.clusters.sort_by_key(|row| row.revision);
     reading.tenants.sort_by_key(|row| row.revision);
     reading.grants.sort_by_key(|row| row.revision);
     reading.locks.sort_by_key(|row| row.revision);
     Ok(reading)
+}
+
+/// Whether this program can read what is there now: it may have been migrated.
+async fn check(client: &impl GenericClient) -> Result<(), ReadError> {
+    installed(client).await?.ok_or(SchemaError::Missing)?.readable()?;
+    Ok(())
 }
 
 /// What is newer than a revision.

@@ -283,6 +283,12 @@ async fn two_proxies_come_to_the_same_however_they_are_cut() {
         overtaken = servers.cut(how).await;
         let closed = gate.lock().await;
         let (configs, [one, other]) = (servers.configs(), &proxies);
+        // Something that they cannot have read before.
+        let news = format!("UPDATE pgsilo.tenants SET name = 'cut {number}' WHERE id = 't0'");
+        eventually("a server that takes writes", async || {
+            connect(&configs).await?.batch_execute(&news).await.ok()
+        })
+        .await;
         let both = tokio::join!(agrees(one, &configs, began), agrees(other, &configs, began));
         took.entry(how).or_default().extend(<[_; 2]>::from(both));
         drop(closed);

@@ -84,7 +84,7 @@ impl Database {
         )
     }
 
-    async fn serve(&self) -> Proxy {
+    pub(super) async fn serve(&self) -> Proxy {
         let registry = self.leased("1h").await;
         Proxy::with(Settings { registry, ..Settings::default() }).await
     }
