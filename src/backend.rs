@@ -314,10 +314,10 @@ impl Connection {
         Connection { stream, route, redial, cluster, untried, version, unread, heard: 0 }
     }
 
-    /// Whether its server may be a standby, and is none by mistake then.
-    fn is_at_standby(&self) -> bool {
+    /// What is known of its cluster, if its server is taken for a standby, and may be one.
+    fn at_standby(&self) -> Option<&Arc<ClusterState>> {
         let cluster = self.cluster.as_ref().filter(|_| self.route.wants() == Wanted::Standby);
-        cluster.is_some_and(|cluster| !cluster.is_primary(self.redial.host()))
+        cluster.filter(|cluster| cluster.may_read(self.redial.host()))
     }
 
     /// Another connection to the same server.

@@ -29,6 +29,8 @@ use crate::metrics;
 
 /// For how long what was seen of a server says something of it.
 const RECENT: Duration = Duration::from_secs(3);
+/// How long who only reads stays away from a standby that has not let one in.
+const OF_NO_USE: Duration = Duration::from_secs(5);
 /// How long after the watch has begun sessions wait for the first look at all servers.
 pub(crate) const FIRST_LOOK: Duration = Duration::from_millis(1_500);
 
@@ -75,6 +77,8 @@ struct Sights {
     servers: HashMap<Host, (Sight, Instant)>,
     /// Servers that were told of as overtaken.
     overtaken: HashSet<Host>,
+    /// Standbys that have not let in who only reads, and when that was.
+    of_no_use: HashMap<Host, Instant>,
     /// Cancelled when another server has become the primary.
     until_failover: CancellationToken,
     /// Once there has been a failover: for which tenants OpenBAO was told to connect anew. The
@@ -197,6 +201,7 @@ impl ClusterState {
             failovers: 0,
             servers: HashMap::new(),
             overtaken: HashSet::new(),
+            of_no_use: HashMap::new(),
             until_failover: CancellationToken::new(),
             reconnected: None,
             last_used: Instant::now(),
@@ -226,6 +231,7 @@ impl ClusterState {
         sights.timelines.retain(|host, _| hosts.contains(host));
         sights.servers.retain(|host, _| hosts.contains(host));
         sights.overtaken.retain(|host| hosts.contains(host));
+        sights.of_no_use.retain(|host, _| hosts.contains(host));
         sights.hosts = hosts;
         drop(sights);
         self.seen.send_modify(|seen| *seen += 1);
@@ -260,26 +266,21 @@ impl ClusterState {
         ends
     }
 
-    /// Its servers, by their numbers among its endpoints, in the order in which they are tried: those of
-    /// the role that is wanted, then those of which nothing is known, then those that were seen to be
-    /// something else. Standbys take turns.
+    /// Its servers, by their numbers among its endpoints, in the order in which they are tried: the
+    /// primary, then those of which nothing is known, then those that were seen to be something else.
+    /// Before them, for who only reads, standbys in turn.
     pub(crate) fn order(&self, cluster: &Cluster, wanted: Wanted) -> Vec<usize> {
         let sights = self.sights();
         let rank = |number: &usize| {
             let host = cluster.endpoints[*number].comparable();
             let recent = sights.servers.get(&host).filter(|(_, at)| at.elapsed() < RECENT);
             let is_primary = sights.primary.as_ref() == Some(&host);
-            match (recent.map(|(sight, _)| *sight), wanted) {
-                (Some(Sight::Nothing), _) => 3_u8,
-                (Some(Sight::Standby), Wanted::Primary) => 2,
-                (Some(Sight::Standby), Wanted::Standby) => 0,
-                _ if sights.overtaken.contains(&host) => 2,
-                (Some(Sight::Primary | Sight::Unknown) | None, Wanted::Primary) => {
-                    u8::from(!is_primary)
-                }
-                (Some(Sight::Primary | Sight::Unknown) | None, Wanted::Standby) => {
-                    1 + u8::from(is_primary)
-                }
+            match recent.map(|(sight, _)| *sight) {
+                Some(Sight::Standby) if wanted == Wanted::Standby && sights.may_read(&host) => 0_u8,
+                Some(Sight::Nothing) => 4,
+                Some(Sight::Standby) => 3,
+                _ if sights.overtaken.contains(&host) => 3,
+                Some(Sight::Primary | Sight::Unknown) | None => 1 + u8::from(!is_primary),
             }
         };
         let mut order: Vec<usize> = (0..cluster.endpoints.len()).collect();
@@ -291,16 +292,26 @@ impl ClusterState {
         order
     }
 
-    /// Whether a server is the primary, as far as is known.
-    pub(crate) fn is_primary(&self, host: &Host) -> bool {
-        self.sights().primary.as_ref() == Some(&host.comparable())
+    /// Whether a server is taken for a standby where who only reads may be.
+    pub(crate) fn may_read(&self, host: &Host) -> bool {
+        self.sights().may_read(&host.comparable())
     }
 
-    /// A standby that a session is let in at.
-    pub(crate) fn standby(self: &Arc<Self>, host: &Host) -> Reign {
+    /// A standby that who only reads is let in at; `None`: it replays another timeline than the primary
+    /// writes, or says what is older than that.
+    pub(crate) fn standby(self: &Arc<Self>, host: &Host, on: Timeline) -> Option<Reign> {
         let (state, sights) = (Arc::clone(self), self.sights());
+        let host = host.comparable();
+        if !sights.may_read(&host) || sights.newest().is_none_or(|newest| on < newest) {
+            return None;
+        }
         let (of, _held) = (ReignOf::Standby(sights.failovers), Arc::clone(&sights.held));
-        Reign { state, host: Box::new(host.comparable()), of, _held }
+        Some(Reign { state, host: Box::new(host), of, _held })
+    }
+
+    /// A standby did not let in who only reads: it is left alone for a moment.
+    pub(crate) fn was_no_use(&self, host: &Host) {
+        self.sights().of_no_use.insert(host.comparable(), Instant::now());
     }
 
     /// Whether its primary is known, and has lately said that it is.
@@ -454,6 +465,15 @@ impl Sights {
     fn is_settled(&self) -> bool {
         let primary = self.primary.as_ref().and_then(|host| self.servers.get(host));
         primary.is_some_and(|(sight, at)| *sight == Sight::Primary && at.elapsed() < RECENT)
+    }
+
+    /// Whether a server, which is watched, was lately seen to be a standby, and has not been of no use
+    /// since.
+    fn may_read(&self, host: &Host) -> bool {
+        let seen = self.servers.get(host).filter(|(_, at)| at.elapsed() < RECENT);
+        let was_no_use = self.of_no_use.get(host).is_some_and(|at| at.elapsed() < OF_NO_USE);
+        let is_standby = seen.is_some_and(|(sight, _)| *sight == Sight::Standby);
+        self.watched_since.is_some() && is_standby && !was_no_use
     }
 
     /// Whether each of its servers was looked at.

@@ -9,9 +9,9 @@
 //!
 //! 1. *Requested.* A session waits for one of `max_concurrent_requests` places and for OpenBAO's
 //!    answer, for no longer than `[openbao] timeout` in all. Requests for one tenant take an eighth
-//!    of the places at most, whatever roles they are for, so a database that hangs delays no other. The request runs on a task
-//!    of its own and is seen to its end: if the session has gone, dropping the answer revokes the
-//!    lease. With `scope = "window"` sessions of one subject share a lease (`window.rs`), until the
+//!    of the places at most, those for one cluster's tenants a quarter: a database, or a server, that
+//!    hangs delays no other. The request runs on a task of its own and is seen to its end: if the
+//!    session has gone, dropping the answer revokes the lease. With `scope = "window"` sessions of one subject share a lease (`window.rs`), until the
 //!    last has ended.
 //! 2. *Renewed* at about two thirds of its time, with jitter, until its maximum (`renewer.rs`). A
 //!    lease has no task and no timer of its own: the session that holds it starts the renewal when
@@ -64,6 +64,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use pgsilo_core::backoff::spread;
 use pgsilo_core::clock::BootTime;
+use pgsilo_core::registry::ClusterKey;
 use pgsilo_core::secret::Secret;
 use pgsilo_core::tenant::{Access, TenantId};
 use pgsilo_openbao::{Granted, OpenBao, Token};
@@ -289,8 +290,8 @@ pub(crate) struct Lessor {
     source: Source,
     revoker: Revoker,
     windows: Option<Windows>,
-    /// No role's requests fill the line: a database that hangs must not keep others waiting.
-    lines: Arc<Mutex<HashMap<String, Weak<Semaphore>>>>,
+    /// Nobody's requests take all slots: a database or a server that hangs must not keep others waiting.
+    lines: Arc<Mutex<HashMap<Line, Weak<Semaphore>>>>,
     slots: Arc<Semaphore>,
     slot_count: usize,
     /// How long a session waits for an answer.
@@ -337,6 +338,8 @@ impl Authorization {
 #[derive(Debug)]
 pub(crate) struct Request<'r> {
     pub(crate) tenant: &'r TenantId,
+    /// Where its database is.
+    pub(crate) cluster: &'r ClusterKey,
     pub(crate) mount: &'r str,
     pub(crate) role: &'r str,
     pub(crate) access: Access,
@@ -350,11 +353,22 @@ pub(crate) struct Request<'r> {
     pub(crate) until: Option<CancellationToken>,
 }
 
+/// Whose requests take a part of all slots at most.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Line {
+    Tenant(TenantId),
+    Cluster(ClusterKey),
+    /// pgsilo's own, by their path.
+    Own(String),
+}
+
 /// A role of the database engine, and where that is mounted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Role {
     mount: String,
     name: String,
+    /// At which cluster its credentials are made, if it is a tenant's.
+    cluster: Option<ClusterKey>,
 }
 
 impl Role {
@@ -445,9 +459,19 @@ impl Lessor {
 
     /// A hold on a credential: a fresh one, or where it may be shared that of the window.
     pub(crate) async fn lease(&self, request: Request<'_>) -> Result<Lease, LeaseError> {
-        let Request { tenant, mount, role, access, session, subject, authorization, until } =
-            request;
-        let role = Role { mount: mount.to_owned(), name: role.to_owned() };
+        let Request {
+            tenant,
+            cluster,
+            mount,
+            role,
+            access,
+            session,
+            subject,
+            authorization,
+            until,
+        } = request;
+        let role =
+            Role { mount: mount.to_owned(), name: role.to_owned(), cluster: Some(cluster.clone()) };
         let asker = Asker { tenant: Some(tenant.clone()), access, session };
         let held = match self.windows.as_ref().zip(subject) {
             None => self.clone().ask_on(role, asker, authorization, until).await.map(Arc::new)?,
@@ -470,7 +494,7 @@ impl Lessor {
     pub(crate) async fn lease_own(&self, mount: &str, role: &str) -> Result<OwnLease, LeaseError> {
         let none = || LeaseError::NotLoggedIn("pgsilo has no login of its own".to_owned());
         let authorization = self.own_authorization().ok_or_else(none)?;
-        let role = Role { mount: mount.to_owned(), name: role.to_owned() };
+        let role = Role { mount: mount.to_owned(), name: role.to_owned(), cluster: None };
         let asker = Asker { tenant: None, access: Access::ReadOnly, session: None };
         let held = self.clone().ask_on(role, asker, authorization, None).await?;
         Ok(OwnLease(Lease(Arc::new(held))))
@@ -507,9 +531,18 @@ impl Lessor {
         let (path, deadline) = (role.path(), Deadline::now() + self.patience);
         self.give_way(&path, deadline).await?;
         let in_line = async {
-            let whose = asker.tenant.as_ref().map_or(&*path, TenantId::as_str);
-            let own = self.line_of(whose).acquire_owned().await?;
-            Ok((own, Arc::clone(&self.slots).acquire_owned().await?))
+            let line = match &asker.tenant {
+                Some(tenant) => Line::Tenant(tenant.clone()),
+                None => Line::Own(path.clone()),
+            };
+            let own = self.line(line, 8).acquire_owned().await?;
+            let clusters = match &role.cluster {
+                Some(cluster) => {
+                    Some(self.line(Line::Cluster(cluster.clone()), 4).acquire_owned().await?)
+                }
+                None => None,
+            };
+            Ok((own, clusters, Arc::clone(&self.slots).acquire_owned().await?))
         };
         let places = match timeout_at(deadline, in_line).await {
             Ok(Ok(places)) => places,
@@ -553,16 +586,16 @@ impl Lessor {
         Ok(())
     }
 
-    /// The line of a tenant, or of a path that is none's: an eighth of all slots.
-    fn line_of(&self, whose: &str) -> Arc<Semaphore> {
+    /// One line, with so large a part of all slots.
+    fn line(&self, line: Line, part: usize) -> Arc<Semaphore> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(line) = lines.get(whose).and_then(Weak::upgrade) {
+        if let Some(line) = lines.get(&line).and_then(Weak::upgrade) {
             return line;
         }
         lines.retain(|_, line| line.strong_count() > 0);
-        let line = Arc::new(Semaphore::new((self.slot_count / 8).max(1)));
-        lines.insert(whose.to_owned(), Arc::downgrade(&line));
-        line
+        let made = Arc::new(Semaphore::new((self.slot_count / part).max(1)));
+        lines.insert(line, Arc::downgrade(&made));
+        made
     }
 
     async fn ask(

@@ -224,9 +224,11 @@ impl From<BackendError> for Refusal {
             {
                 Reason::BackendNotReady
             }
-            BackendError::Standby | BackendError::Overtaken(_) | BackendError::Silent => {
-                Reason::BackendNotReady
-            }
+            BackendError::Standby
+            | BackendError::Behind { .. }
+            | BackendError::OfNoUse(_)
+            | BackendError::Overtaken(_)
+            | BackendError::Silent => Reason::BackendNotReady,
             BackendError::Setting { .. } => Reason::SettingRejected,
             BackendError::Unsealed(_) | BackendError::SealBroken { .. } => Reason::SealBroken,
             BackendError::Hashing(_) => Reason::Internal,

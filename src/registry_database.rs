@@ -45,6 +45,8 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(10);
 /// Between comparisons with the database's digest.
 const COMPARE: Duration = Duration::from_secs(600);
+/// How many entries that were rejected are read again with a change.
+const AGAIN: usize = 1000;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 /// Before that is tried again.
@@ -361,10 +363,10 @@ impl Held {
         }
     }
 
-    /// What is to be read again.
+    /// What is to be read again: of very many, some.
     fn rejected(&self) -> Again {
         let mut again = Again::default();
-        for (kind, id) in self.rejected.keys() {
+        for (kind, id) in self.rejected.keys().take(AGAIN) {
             let of_kind = if *kind == CLUSTER { &mut again.clusters } else { &mut again.tenants };
             of_kind.push(id.clone());
         }
@@ -507,6 +509,12 @@ impl Held {
             }
             self.is_to_read_again |= read.is_some_and(|read| !read.contains(&name));
             self.rejected.insert(name, said);
+        }
+        // What was not read is what it was.
+        let unread =
+            before.into_iter().filter(|(name, _)| read.is_some_and(|read| !read.contains(name)));
+        for (name, said) in unread {
+            self.rejected.entry(name).or_insert(said);
         }
     }
 

@@ -251,9 +251,10 @@ impl Route {
     /// What to ask OpenBAO for, for no session in particular.
     pub(crate) fn request(&self, authorization: Authorization) -> Request<'_> {
         let (tenant, mount) = (self.tenant.id(), &self.tenant.lease().mount);
+        let cluster = self.tenant.placement().cluster.key();
         let (role, access) = (&*self.role, self.access);
         let (session, subject, until) = (None, None, None);
-        Request { tenant, mount, role, access, session, subject, authorization, until }
+        Request { tenant, cluster, mount, role, access, session, subject, authorization, until }
     }
 }
 

@@ -4,7 +4,7 @@
 # pgsilo a namespace of its own. Attach it with no default policy.
 
 path "sys/policies/acl/pgsilo-grant-*" {
-  capabilities = ["create", "update", "delete"]
+  capabilities = ["create", "read", "update", "delete"]
 }
 
 path "sys/policies/acl" {

@@ -52,6 +52,10 @@ pub(crate) enum BackendError {
     Silent,
     #[error("the server replays the writes of another, and takes none")]
     Standby,
+    #[error("the server replays timeline {on}, which is not known to be the primary's")]
+    Behind { on: Timeline },
+    #[error("the standby does not let the session in: {0}")]
+    OfNoUse(Box<BackendError>),
     #[error("the server takes writes, and another was promoted after it, to timeline {0}")]
     Overtaken(Timeline),
     #[error("the database is sealed for tenant {found:?}, not for {expected}")]
@@ -91,16 +95,16 @@ impl BackendError {
     }
 
     /// Whether the server does not know the role, or its password.
-    pub(crate) fn is_of_role(&self) -> bool {
-        match self {
-            BackendError::Said { sqlstate, .. } => matches!(sqlstate.as_str(), "28000" | "28P01"),
-            _ => false,
-        }
+    pub(crate) fn is_unknown_role(&self) -> bool {
+        matches!(self, BackendError::Said { sqlstate, .. } if sqlstate == "28P01")
     }
 
     /// Whether it says no more than that another server is the primary.
     pub(crate) fn is_of_another_primary(&self) -> bool {
-        matches!(self, BackendError::Standby | BackendError::Overtaken(_))
+        matches!(
+            self,
+            BackendError::Standby | BackendError::OfNoUse(_) | BackendError::Overtaken(_)
+        )
     }
 
     /// Whether another server of the cluster may take the login: this one is not the primary, does
@@ -108,6 +112,8 @@ impl BackendError {
     pub(crate) fn may_be_the_servers(&self) -> bool {
         match self {
             BackendError::Standby
+            | BackendError::Behind { .. }
+            | BackendError::OfNoUse(_)
             | BackendError::Overtaken(_)
             | BackendError::Silent
             | BackendError::Lost(_) => true,

@@ -53,12 +53,24 @@ impl Connection {
             if error.full_scope().is_some() {
                 let _best_effort = timeout(GONE, closed(&mut self.stream)).await;
             }
-            let pause = pauses.next().filter(|_| error.is_of_role() && self.is_at_standby());
-            let Some(pause) = pause else { return Err(error) };
-            sleep(Duration::from_millis(pause)).await;
-            match self.dialled_again().await {
-                Ok(again) => self = again,
-                Err(_unreached) => return Err(error),
+            let is_the_servers = error.full_scope().is_some() || error.may_be_the_servers();
+            let Some(cluster) = self.at_standby().filter(|_| is_the_servers).cloned() else {
+                return Err(error);
+            };
+            let host = self.redial.host().clone();
+            let again = match pauses.next().filter(|_| error.is_unknown_role()) {
+                Some(pause) => {
+                    sleep(Duration::from_millis(pause)).await;
+                    self.dialled_again().await.ok()
+                }
+                None => None,
+            };
+            match again {
+                Some(again) => self = again,
+                None => {
+                    cluster.was_no_use(&host);
+                    return Err(BackendError::OfNoUse(Box::new(error)));
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use aws_lc_rs::rand;
 use pgsilo_core::names::SEAL;
 use pgsilo_core::registry::Tenant;
-use pgsilo_core::timeline::Standing;
+use pgsilo_core::timeline::{Standing, Timeline};
 use pgsilo_wire::message::{self, ErrorFields};
 
 use super::Connection;
@@ -79,7 +79,9 @@ impl Connection {
         let reign = match cluster.saw(self.redial.host(), standing) {
             Ok(Some(reign)) => reign,
             Ok(None) if self.route.wants() == Wanted::Standby => {
-                cluster.standby(self.redial.host())
+                let on = self.replayed_timeline().await?;
+                let reign = cluster.standby(self.redial.host(), on);
+                reign.ok_or(BackendError::Behind { on })?
             }
             Ok(None) => return Err(BackendError::Standby),
             Err(overtaken) => return Err(BackendError::Overtaken(overtaken.newest)),
@@ -88,6 +90,23 @@ impl Connection {
             *greeting = told_anew(greeting, &news);
         }
         Ok(Some(reign))
+    }
+
+    /// Which timeline a standby was on at its last restartpoint: a moment after its primary at the
+    /// earliest, and never of a timeline that it does not follow.
+    async fn replayed_timeline(&mut self) -> Result<Timeline, BackendError> {
+        let question = |nonce: &str| {
+            format!(
+                "SELECT '{nonce}' OPERATOR(pg_catalog.||) timeline_id::pg_catalog.text \
+                 FROM pg_catalog.pg_control_checkpoint()"
+            )
+        };
+        let rows = self.ask(&[], question, |_| {}).await.map_err(ended_by_setting)?;
+        let number = match &rows[..] {
+            [said] => std::str::from_utf8(said).ok().and_then(|said| said.parse().ok()),
+            _ => None,
+        };
+        number.map(Timeline).ok_or(BackendError::Protocol("no word of its timeline"))
     }
 
     /// Runs statements and a question behind them, each on its own but all sent at once; the rows

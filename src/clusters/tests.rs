@@ -71,25 +71,33 @@ fn the_highest_timeline_is_the_primarys_and_the_reign_before_is_over() {
 fn who_only_reads_goes_to_standbys_in_turn() {
     let cluster = cluster(&["db1", "db2", "db3"]);
     let (_clusters, state) = state_of(&cluster);
-    let first = |state: &ClusterState| state.order(&cluster, Wanted::Standby)[0];
+    let firsts = |state: &ClusterState| -> HashSet<usize> {
+        (0..6).map(|_| state.order(&cluster, Wanted::Standby)[0]).collect()
+    };
+    let (one, other) = (host("db2"), host("db3"));
     state.saw(&host("db1"), primary(4)).expect("the primary");
-    assert_ne!(first(&state), 0, "of the others nothing is known");
-    assert!(state.is_primary(&host("db1")) && !state.is_primary(&host("db2")));
-    for standby in ["db2", "db3"] {
-        state.saw(&host(standby), Standing::Standby).expect("a standby");
+    for standby in [&one, &other] {
+        state.saw(standby, Standing::Standby).expect("a standby");
     }
-    let firsts: HashSet<_> = (0..6).map(|_| first(&state)).collect();
-    assert_eq!(firsts, HashSet::from([1, 2]));
+    assert_eq!(firsts(&state), HashSet::from([0]), "nobody watches");
+    assert!(state.standby(&one, Timeline(4)).is_none());
+    state.watched_since();
+    assert_eq!(firsts(&state), HashSet::from([1, 2]));
     assert_eq!(state.order(&cluster, Wanted::Standby)[2], 0, "the primary if there is no other");
     assert_eq!(state.order(&cluster, Wanted::Primary)[0], 0);
-    state.saw_nothing(&host("db2"));
-    assert!((0..6).all(|_| first(&state) == 2));
+    state.was_no_use(&one);
+    assert_eq!(firsts(&state), HashSet::from([2]));
 
-    let reign = state.standby(&host("db3"));
+    // One that follows a primary of before reads what is lost.
+    assert!(state.standby(&other, Timeline(3)).is_none());
+    let reign = state.standby(&other, Timeline(4)).expect("it follows the primary");
     assert!(!reign.is_over());
-    // Whom it follows is not known.
-    state.saw(&host("db2"), primary(5)).expect("the primary");
-    assert!(reign.is_over() && !state.standby(&host("db3")).is_over());
+    state.saw(&one, primary(5)).expect("the primary");
+    assert!(reign.is_over() && state.standby(&other, Timeline(4)).is_none());
+    state.saw(&other, Standing::Standby).expect("a standby");
+    assert!(state.standby(&other, Timeline(5)).is_some());
+    state.saw_nothing(&other);
+    assert!(!state.may_read(&other) && firsts(&state) == HashSet::from([1]));
 }
 
 #[test]

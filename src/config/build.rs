@@ -69,6 +69,10 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
         let what = "\"end\", and nothing says when the registry is too old; add max_staleness";
         return build.wrong("registry.stale_sessions", what);
     }
+    if end_when_stale && raw.registry.max_staleness.as_ref().is_some_and(|max| max.0 < A_FAILOVER) {
+        let what = "shorter than a failover of the registry's database may take, and \"end\": all sessions end with it";
+        build.warn("registry.max_staleness", what);
+    }
     let (openbao, lease) = build.openbao(raw.openbao, raw.lease, raw.limits.max_sessions)?;
     let limits = build.limits(&raw.limits)?;
     let pool = build.pool(&raw.pool)?;
@@ -118,6 +122,9 @@ pub(super) fn load(path: &Path) -> Result<Config, FileError> {
         file,
     })
 }
+
+/// What a failover of a database may well take.
+const A_FAILOVER: Duration = Duration::from_secs(60);
 
 /// A window's credential is one subject's.
 const WINDOWS: &str = "\"reset\" would give the credential of one subject's window to others; keep this or \

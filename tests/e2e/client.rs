@@ -116,10 +116,10 @@ async fn a_policy_may_end_by_itself_and_a_token_asks_what_it_may() {
     let client = server.client();
     let policy = "path \"a/b\" { capabilities = [\"read\"] }".to_owned();
     let name = "brief".to_owned();
-    let ttl = Some("1h".to_owned());
-    client.run(&SetPolicy { name, policy, ttl }).await.expect("written");
+    let expiration = Some("2099-01-02T03:04:05.678Z".to_owned());
+    client.run(&SetPolicy { name, policy, expiration }).await.expect("written");
     let read = client.read("sys/policies/acl/brief").await.expect("there");
-    assert!(read["data"]["expiration"].is_string(), "{read}");
+    assert_eq!(read["data"]["expiration"], "2099-01-02T03:04:05.678Z");
     let asked = CapabilitiesSelf { paths: vec!["a/b".to_owned(), "a/c".to_owned()] };
     let answer: Value = client.ask(&asked).await.expect("answered");
     assert_eq!(answer["data"]["a/b"], json!(["root"]));

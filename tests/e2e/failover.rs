@@ -39,6 +39,9 @@ impl Pair {
             GRANT CONNECT ON DATABASE postgres TO pgsilo_monitor;
             GRANT pgsilo_monitor TO pgsilo_provisioner WITH ADMIN OPTION";
         superuser.batch_execute(monitor).await.expect("made");
+        // What is committed is sent at once, as elsewhere.
+        let commit = "ALTER DATABASE tenant_acme SET synchronous_commit = on";
+        superuser.batch_execute(commit).await.expect("set");
         let table = "SET ROLE tenant_acme_app; CREATE TABLE written (writer int, number int)";
         world.superuser("tenant_acme").await.batch_execute(table).await.expect("made");
         let standby = Standby::of(&world).await;
@@ -139,13 +142,21 @@ async fn a_session_that_only_reads_may_go_to_a_standby() {
         let port: u16 = session.ask(PORT).await.parse().expect("a port");
         (session, port)
     };
-    // A role that was made a moment ago is there a moment later.
+    // Once the standby was looked at. A role that was made a moment ago is there a moment later.
+    eventually("it to be known as a standby", async || {
+        (reader().await.1 == pair.standby.port()).then_some(())
+    })
+    .await;
     let mut there = Vec::new();
     for _ in 0..5 {
         let (session, port) = reader().await;
         assert_eq!(port, pair.standby.port());
         there.push(session);
     }
+    // They are no orphans.
+    let registry = proxy.dir().join("tenants.toml");
+    let registry = ["--registry", registry.to_str().expect("a path"), "--tenant", "acme"];
+    assert_eq!(crate::orphans::audit(&pair.world, &registry).await, (0, Vec::new()));
     let (mut writer, port) = pair.session(&proxy).await;
     assert_eq!(port, pair.primary_port());
     let lag = "INSERT INTO written VALUES (1, 1) RETURNING 'written'";

@@ -255,6 +255,38 @@ async fn an_answer_that_never_ends_costs_its_time_out_and_nothing_more() {
     }
 }
 
+/// A server that hangs is not all tenants' trouble: those of one server ask for a quarter at once.
+#[tokio::test]
+async fn tenants_of_one_server_leave_the_others_their_slots() {
+    let dir = Folder::new();
+    fs::write(dir.join("secret-id"), "a secret id").expect("written");
+    let auth = format!(
+        "auth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"{}\" }} }}\n",
+        dir.join("secret-id").display()
+    );
+    let stand_in = fake::openbao(move |tcp| Fault::SlowBody.commit(tcp)).await;
+    let third = |text: &str| {
+        let (_, globex) = text.rsplit_once("[[tenant]]").expect("two tenants");
+        let all = format!("{text}\n[[tenant]]{}", globex.replace("globex", "initech"));
+        // The stand-in hangs at this mount.
+        all.replace("\"pgsilo/globex\"", "\"pgsilo/acme\"")
+            .replace("\"pgsilo/initech\"", "\"pgsilo/acme\"")
+    };
+    let settings = asking(&format!("http://{stand_in}"), &auth);
+    let proxy = Proxy::with(Settings { tenants: third, ..settings }).await;
+    let tenants = ["acme", "globex", "initech"];
+    let tokens = tenants.map(|tenant| (tenant, mint::token(tenant)));
+    let logins = tokens.iter().cycle().take(60);
+    join_all(logins.map(|(tenant, token)| proxy.connect(token, tenant))).await;
+    let events = proxy.events_reach("refused", 60).await;
+    let cause = |event: &&Value| event["cause"].as_str().is_some_and(|text| text.contains(LATE));
+    let late: Vec<_> = events.iter().filter(cause).collect();
+    assert_eq!(late.len(), 16, "{late:#?}");
+    for tenant in tenants {
+        assert!(late.iter().filter(|event| event["tenant"] == tenant).count() <= 8, "{late:#?}");
+    }
+}
+
 const LATE: &str = "it did not answer in time";
 const BEHIND_OTHERS: &str = "earlier requests are still waiting for its answer";
 

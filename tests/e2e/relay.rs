@@ -189,7 +189,7 @@ async fn a_transaction_may_finish_while_the_proxy_drains() {
 /// Who moves a tenant pauses it, and waits until nobody is there.
 #[tokio::test]
 async fn a_transaction_may_finish_while_its_tenant_is_paused() {
-    let limits = "pause_timeout = \"3s\"\n".to_owned();
+    let limits = "pause_timeout = \"6s\"\n".to_owned();
     let proxy = Proxy::with(Settings { limits, ..Settings::default() }).await;
     let (token, other) = (mint::token("acme"), mint::token("globex"));
     let session = async |token: &str, tenant: &str| {
@@ -206,6 +206,7 @@ async fn a_transaction_may_finish_while_its_tenant_is_paused() {
     let before = proxy.tenants();
     proxy.reload(&before.replacen("id = \"acme\"", "id = \"acme\"\nstate = \"paused\"", 1));
     assert_eq!(idle.fatal().await.sqlstate(), "57P01");
+    assert_eq!(long.ask("SELECT 'still here'").await, "still here");
     let refused = proxy.connect(&token, "acme").await.expect_err("paused");
     assert_eq!(refused.code().map(|code| code.code()), Some("57P03"));
     short.send(&query("COMMIT")).await;

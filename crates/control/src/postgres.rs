@@ -1,6 +1,7 @@
 //! Connections to the databases that a registry names, protected as their placements say.
 
 use anyhow::{Context as _, Result, bail};
+use futures_util::future::try_join_all;
 use pgsilo_core::registry::Placement;
 use pgsilo_core::secret::Secret;
 use pgsilo_registry::connection::{self, ConnectError, Database, Login, Purpose};
@@ -18,11 +19,31 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// A connection to a placement's database; it closes when the client is dropped.
+    /// A connection to a placement's database; it closes when the client is dropped. Of several
+    /// servers, to the one that takes writes.
     pub(crate) async fn connect(&self, placement: &Placement) -> Result<Client> {
         let database = Database::of(&placement.cluster, &placement.dbname);
-        // Of several servers, the one that takes writes.
         let writes = database.hosts.len() > 1;
+        self.connect_to(database, writes, placement).await
+    }
+
+    /// Connections to the same database at each of its cluster's servers, whatever they are.
+    pub(crate) async fn connect_to_each(&self, placement: &Placement) -> Result<Vec<Client>> {
+        let database = Database::of(&placement.cluster, &placement.dbname);
+        let each = database.hosts.iter().map(|host| {
+            let database = Database { hosts: vec![host.clone()], ..database.clone() };
+            let connected = self.connect_to(database, false, placement);
+            async move { connected.await.with_context(|| format!("the server {host}")) }
+        });
+        try_join_all(each).await
+    }
+
+    async fn connect_to(
+        &self,
+        database: Database,
+        writes: bool,
+        placement: &Placement,
+    ) -> Result<Client> {
         let purpose =
             Purpose { application_name: "pgsiloctl".to_owned(), options: SETTINGS, writes };
         let Identity { user, password } = self.clone();

@@ -80,7 +80,7 @@ pub struct CapabilitiesSelf {
     pub paths: Vec<String>,
 }
 
-/// `POST sys/policies/acl/{name}`. vaultrs' writes `sys/policy`, which has no `ttl`.
+/// `POST sys/policies/acl/{name}`. vaultrs' lacks `expiration`.
 #[derive(Debug, Default, Endpoint)]
 #[endpoint(path = "sys/policies/acl/{self.name}", method = "POST")]
 pub struct SetPolicy {
@@ -89,8 +89,8 @@ pub struct SetPolicy {
     pub name: String,
     /// In HCL.
     pub policy: String,
-    /// When it ends by itself: `24h`.
-    pub ttl: Option<String>,
+    /// When it ends by itself (RFC 3339); `None`: never.
+    pub expiration: Option<String>,
 }
 
 /// `DELETE sys/policies/acl/{name}`.

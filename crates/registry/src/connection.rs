@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, poll_fn, select_ok};
+use futures_util::StreamExt;
+use futures_util::future::{BoxFuture, poll_fn};
+use futures_util::stream::FuturesUnordered;
 use pgsilo_core::host::is_loopback;
 use pgsilo_core::registry::{Cluster, Host, PlacementTls};
 use pgsilo_core::secret::Secret;
@@ -15,7 +17,7 @@ use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::config::{ChannelBinding, SslMode, TargetSessionAttrs};
 use tokio_postgres::tls::{self, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls};
@@ -23,13 +25,15 @@ use tokio_rustls::TlsConnector;
 
 /// From the dial to the end of the login.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long others are waited for once a server has said why it does not let in.
+const BEHIND_ANSWER: Duration = Duration::from_secs(2);
 /// Until a server that does not answer, not even to the kernel's probes, is given up.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// A database on a server, which is alone or several of one cluster.
 #[derive(Clone, Debug)]
 pub struct Database {
-    /// Tried in their order.
+    /// Not empty. All are tried at once.
     pub hosts: Vec<Host>,
     /// Its name.
     pub name: String,
@@ -90,6 +94,13 @@ pub enum ConnectError {
     Postgres(#[from] tokio_postgres::Error),
 }
 
+impl ConnectError {
+    /// Whether it is what a server has said.
+    fn is_answer(&self) -> bool {
+        matches!(self, ConnectError::Postgres(error) if error.as_db_error().is_some())
+    }
+}
+
 /// A connection; it closes when the client is dropped.
 #[derive(Debug)]
 pub struct Session {
@@ -112,16 +123,28 @@ pub async fn connect(
     if database.tls.is_none() && !database.hosts.iter().all(is_local) {
         return Err(ConnectError::InClear);
     }
-    let connecting = database.hosts.iter().map(|host| {
-        Box::pin(async move {
-            match timeout(PATIENCE, connect_to(host, database, login, purpose)).await {
-                Ok(connected) => Ok(connected?),
-                Err(_elapsed) => Err(ConnectError::Timeout(PATIENCE)),
-            }
-        })
+    let connecting = database.hosts.iter().map(|host| async move {
+        match timeout(PATIENCE, connect_to(host, database, login, purpose)).await {
+            Ok(connected) => Ok(connected?),
+            Err(_elapsed) => Err(ConnectError::Timeout(PATIENCE)),
+        }
     });
-    let (session, _others) = select_ok(connecting).await?;
-    Ok(session)
+    let mut connecting: FuturesUnordered<_> = connecting.collect();
+    let mut answer = None;
+    let mut until = Instant::now() + PATIENCE;
+    let mut last = ConnectError::Timeout(PATIENCE);
+    while let Ok(Some(connected)) = timeout_at(until, connecting.next()).await {
+        match connected {
+            Ok(session) => return Ok(session),
+            // What a server says tells more than that another one is silent, which is not waited for.
+            Err(error) if error.is_answer() => {
+                answer.get_or_insert(error);
+                until = until.min(Instant::now() + BEHIND_ANSWER);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(answer.unwrap_or(last))
 }
 
 async fn connect_to(

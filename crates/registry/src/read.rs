@@ -89,8 +89,8 @@ impl Reader {
         Ok(now == *position)
     }
 
-    /// Reads all, or what is newer than `since`, if the registry can still say, and beside it what is
-    /// to be read again.
+    /// Reads all, or what is newer than `since`, if the registry can still say; and where that can have got
+    /// out of its way, what is to be read again.
     ///
     /// # Errors
     /// When the connection is lost, PostgreSQL refuses, or it is not for this program any more.
@@ -256,8 +256,8 @@ pub struct Gone {
     pub revision: i64,
 }
 
-/// Reads all, or what is newer than `since`, if the registry can still say, and beside it what is to be
-/// read again.
+/// Reads all, or what is newer than `since`, if the registry can still say; and where that can have got
+/// out of its way, what is to be read again.
 ///
 /// # Errors
 /// When the connection is lost, PostgreSQL refuses, or it is not for this program any more.
@@ -304,10 +304,8 @@ pub async fn read(
             None => Ok(Vec::new()),
         }
     };
-    let clusters = "name, revision, entry::text FROM pgsilo.proxy_clusters";
-    let clusters = newer.rows_and(clusters, ("name", &again.clusters), cluster);
-    let tenants = "id, revision, entry::text, bindings::text FROM pgsilo.proxy_tenants";
-    let tenants = newer.rows_and(tenants, ("id", &again.tenants), tenant);
+    let clusters = newer.rows(CLUSTERS, cluster);
+    let tenants = newer.rows(TENANTS, tenant);
     let grants = "id, revision, issuer, subject, tenant, access,
         extract(epoch FROM expires_at)::float8, break_glass FROM pgsilo.proxy_grants";
     let grants = newer.rows(grants, grant);
@@ -318,6 +316,16 @@ pub async fn read(
     let all = async { try_join!(gone, clusters, tenants, grants, locks) };
     (reading.gone, reading.clusters, reading.tenants, reading.grants, reading.locks) =
         bounded(READING, all).await?;
+    // Only a change of one of these gets out of another's way.
+    let may_unblock =
+        !(reading.gone.is_empty() && reading.clusters.is_empty() && reading.tenants.is_empty());
+    if may_unblock && !reading.is_whole {
+        let clusters = newer.those(CLUSTERS, ("name", &again.clusters), cluster);
+        let tenants = newer.those(TENANTS, ("id", &again.tenants), tenant);
+        let (clusters, tenants) = bounded(READING, async { try_join!(clusters, tenants) }).await?;
+        reading.clusters.extend(clusters);
+        reading.tenants.extend(tenants);
+    }
     reading.gone.sort_by_key(|row| row.revision);
     reading.clusters.sort_by_key(|row| row.revision);
     reading.tenants.sort_by_key(|row| row.revision);
@@ -338,29 +346,41 @@ struct Newer<'c> {
     since: i64,
 }
 
+const CLUSTERS: &str = "name, revision, entry::text FROM pgsilo.proxy_clusters";
+const TENANTS: &str = "id, revision, entry::text, bindings::text FROM pgsilo.proxy_tenants";
+
 impl Newer<'_> {
+    /// What is newer, in no order.
     async fn rows<T>(
         &self,
         what: &str,
         row: fn(&Row) -> Result<T, tokio_postgres::Error>,
     ) -> Result<Vec<T>, tokio_postgres::Error> {
-        self.rows_and(what, ("", &Vec::new()), row).await
+        let query = format!("SELECT {what} WHERE revision > $1");
+        self.query(&query, (&self.since, Type::INT8), row).await
     }
 
-    /// And those of these keys, in no order.
-    async fn rows_and<T>(
+    /// Those of these keys that are not newer, in no order.
+    async fn those<T>(
         &self,
         what: &str,
-        (key, again): (&str, &Vec<String>),
+        (key, those): (&str, &Vec<String>),
         row: fn(&Row) -> Result<T, tokio_postgres::Error>,
     ) -> Result<Vec<T>, tokio_postgres::Error> {
-        let mut query = format!("SELECT {what} WHERE revision > $1");
-        let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&self.since, Type::INT8)];
-        if !again.is_empty() {
-            query.push_str(&format!(" OR {key} = ANY ($2)"));
-            parameters.push((again, Type::TEXT_ARRAY));
+        if those.is_empty() {
+            return Ok(Vec::new());
         }
-        let rows = self.transaction.query_typed_raw(&query, parameters).await?;
+        let query = format!("SELECT {what} WHERE {key} = ANY ($1) AND revision <= {}", self.since);
+        self.query(&query, (those, Type::TEXT_ARRAY), row).await
+    }
+
+    async fn query<T>(
+        &self,
+        query: &str,
+        parameter: (&(dyn ToSql + Sync), Type),
+        row: fn(&Row) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<Vec<T>, tokio_postgres::Error> {
+        let rows = self.transaction.query_typed_raw(query, [parameter]).await?;
         rows.and_then(|one| ready(row(&one))).try_collect().await
     }
 }

@@ -76,9 +76,10 @@ const VERSIONS: &[Version] = &[
     },
     Version {
         number: 3,
-        name: "sessions that only read",
+        name: "sessions that only read, and grants at OpenBAO",
         sql: include_str!("schema/0003.sql"),
-        readable_from: 3,
+        // Readers of version 2 refuse clusters that have the key, and no others: docs/registry.md.
+        readable_from: 2,
     },
 ];
 

@@ -93,7 +93,7 @@ impl OpenBao {
         for (kind, access) in [("rw", "read-write"), ("ro", "read-only"), ("migrate", "migrate")] {
             let name = format!("pgsilo-session-{kind}");
             let policy = SESSION_POLICY.replace("ACCESSOR", accessor).replace("KIND", kind);
-            root.run(&SetPolicy { name: name.clone(), policy, ttl: None }).await?;
+            root.run(&SetPolicy { name: name.clone(), policy, expiration: None }).await?;
             let role = SESSION_ROLE.replace("ACCESS", access).replace("KIND", kind);
             let role = serde_json::from_str(&role.replace("PROXIES", "127.0.0.1/32"))?;
             root.write(&format!("auth/jwt/cel/role/{name}"), role).await?;
@@ -107,7 +107,7 @@ impl OpenBao {
     pub(super) async fn admit_databases_of(&self, server: &str) -> Result<()> {
         let policy = PROVISIONER_POLICY.replace("DATABASE", server);
         let name = "pgsilo-provisioner".to_owned();
-        Ok(self.root.run(&SetPolicy { name, policy, ttl: None }).await?)
+        Ok(self.root.run(&SetPolicy { name, policy, expiration: None }).await?)
     }
 }
 
@@ -178,7 +178,7 @@ async fn set_up(
 
     let root = bao.as_token(root_token.clone());
     let (name, policy) = ("pgsilo".to_owned(), PROXY_POLICY.to_owned());
-    root.run(&SetPolicy { name, policy, ttl: None }).await?;
+    root.run(&SetPolicy { name, policy, expiration: None }).await?;
     admit_proxy(&root, &options.secret_id_file).await.context("admitting the proxy")?;
     let provisioner_token = admit_provisioner(&root).await.context("admitting the provisioner")?;
     Ok(OpenBao {

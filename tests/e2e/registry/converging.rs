@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pgsilo_sandbox::testing::eventually;
@@ -23,6 +24,8 @@ use tokio_postgres::{Client, Config, NoTls};
 use super::served::REVISION;
 
 const PASSWORD: &str = "of-a-proxy-in-a-test";
+/// Kinds of changes.
+const KINDS: usize = 12;
 /// Changes in a second.
 const RATE: u32 = 100;
 /// Tenants that are written; all else hangs on them.
@@ -184,10 +187,10 @@ async fn connect(servers: &[Config; 2]) -> Option<Client> {
 }
 
 /// Writes without rest but while the gate is held.
-fn write(servers: [Config; 2], gate: Arc<Mutex<()>>) -> JoinHandle<usize> {
+fn write(servers: [Config; 2], gate: Arc<Mutex<()>>, written: Arc<AtomicUsize>) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut ticks = interval(Duration::from_secs(1) / RATE);
-        let (mut client, mut written) = (None::<Client>, 0);
+        let mut client = None::<Client>;
         for number in 0_usize.. {
             ticks.tick().await;
             let _open = gate.lock().await;
@@ -197,7 +200,7 @@ fn write(servers: [Config; 2], gate: Arc<Mutex<()>>) -> JoinHandle<usize> {
             };
             let Some(connected) = &client else { continue };
             match timeout(ANSWER, connected.batch_execute(&change(number))).await {
-                Ok(Ok(())) => written += 1,
+                Ok(Ok(())) => drop(written.fetch_add(1, Ordering::Relaxed)),
                 // A constraint is somebody's fault, a lost connection is not.
                 Ok(Err(error))
                     if error
@@ -209,7 +212,6 @@ fn write(servers: [Config; 2], gate: Arc<Mutex<()>>) -> JoinHandle<usize> {
                 Ok(Err(_)) | Err(_) => client = None,
             }
         }
-        written
     })
 }
 
@@ -217,7 +219,7 @@ fn write(servers: [Config; 2], gate: Arc<Mutex<()>>) -> JoinHandle<usize> {
 fn change(number: usize) -> String {
     let tenant = format!("t{}", number.wrapping_mul(7) % TENANTS);
     let state = ["paused", "suspended", "active"][number % 3];
-    match number % 12 {
+    match number % KINDS {
         0 => format!("UPDATE pgsilo.tenants SET state = '{state}' WHERE id = '{tenant}'"),
         1 => format!("INSERT INTO pgsilo.aliases VALUES ('alias {number}', '{tenant}')"),
         2 => format!("DELETE FROM pgsilo.aliases WHERE tenant = '{tenant}'"),
@@ -268,7 +270,8 @@ async fn two_proxies_come_to_the_same_however_they_are_cut() {
     let servers = Servers::new().await;
     let proxies = [servers.proxy().await, servers.proxy().await];
     let gate = Arc::new(Mutex::new(()));
-    let writer = write(servers.configs(), Arc::clone(&gate));
+    let written = Arc::new(AtomicUsize::new(0));
+    let writer = write(servers.configs(), Arc::clone(&gate), Arc::clone(&written));
     let mut took = BTreeMap::<Cut, Vec<Duration>>::new();
     // The server that stands still is overtaken, and goes on at the end.
     let mut overtaken = None;
@@ -280,7 +283,12 @@ async fn two_proxies_come_to_the_same_however_they_are_cut() {
             _ => Cut::Killed,
         };
         let began = Instant::now();
+        let before = written.load(Ordering::Relaxed);
         overtaken = servers.cut(how).await;
+        eventually("changes of every kind while it is cut", async || {
+            (written.load(Ordering::Relaxed) >= before + KINDS).then_some(())
+        })
+        .await;
         let closed = gate.lock().await;
         let (configs, [one, other]) = (servers.configs(), &proxies);
         // Something that they cannot have read before.

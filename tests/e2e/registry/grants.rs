@@ -239,7 +239,7 @@ async fn under_session_authority_a_grant_ends_at_openbao_too() {
     let direct = Direct::log_in("rw", &ann).await;
     assert_eq!(direct.ask(WRITES).await, 403);
     let add = ["add", "--issuer", ISSUER, "Olga Ö", "acme", "read-write", "--reason", "a test"];
-    let given = grant(&[&add[..], &["--ttl", "6s", "--at-openbao"]].concat()).await;
+    let given = grant(&[&add[..], &["--ttl", "15s", "--at-openbao"]].concat()).await;
     assert!(given.contains("may use acme"), "{given}");
     let mut session = Raw::unix(&proxy.socket()).await;
     session.log_in(&ann, "acme").await;
@@ -271,9 +271,19 @@ async fn under_session_authority_a_grant_ends_at_openbao_too() {
     let stray = json!({ "policy": format!("path \"{WRITES}\" {{ capabilities = [\"read\"] }}") });
     world().bao("POST", "sys/policies/acl/pgsilo-grant-stray", Some(stray)).await;
     assert_eq!(direct.ask(WRITES).await, 403);
+    let would = grant(&["sync", "--dry-run"]).await;
+    assert_eq!(direct.ask(WRITES).await, 403);
     let synced = grant(&["sync"]).await;
-    assert!(synced.contains("has 2 policies for grants; 1 had to go"), "{synced}");
+    assert_eq!(synced, would);
+    assert!(synced.starts_with("- pgsilo-grant-stray\n+ pgsilo-grant-read-"), "{synced}");
     assert_eq!(direct.ask(WRITES).await, 200);
-    grant(&["revoke", id, "--at-openbao"]).await;
+    assert_eq!(grant(&["sync"]).await, "", "all is there, and as it should be");
+    // What is at OpenBAO is not forgotten there.
+    let mut forgetful = database.program_of_operator();
+    forgetful.args(["grant", "revoke", id, "--tls", "disable"]).env_remove("BAO_ADDR");
+    let forgot = forgetful.output().await.expect("it runs");
+    assert!(said(&forgot).contains("--registry-only"), "{}", said(&forgot));
+    assert_eq!(direct.ask(WRITES).await, 200);
+    grant(&["revoke", id]).await;
     assert_eq!(direct.ask(WRITES).await, 403);
 }

@@ -34,6 +34,9 @@ enum Step {
 #[derive(Clone, Debug)]
 enum Change {
     State(&'static str, &'static str),
+    /// To a database that is not there.
+    Move(&'static str),
+    Back(&'static str),
     Remove(&'static str),
     Make(&'static str),
     Grant(&'static str, &'static str, Access),
@@ -67,6 +70,8 @@ fn step() -> impl Strategy<Value = Step> {
     let change = prop_oneof![
         3 => (tenant(), select(&["active", "active", "suspended", "paused"]))
             .prop_map(|(tenant, state)| Change::State(tenant, state)),
+        1 => tenant().prop_map(Change::Move),
+        3 => tenant().prop_map(Change::Back),
         1 => tenant().prop_map(Change::Remove),
         3 => tenant().prop_map(Change::Make),
         6 => (subject(), tenant(), access())
@@ -90,6 +95,7 @@ struct Model {
     states: BTreeMap<&'static str, &'static str>,
     grants: BTreeMap<(&'static str, &'static str), Access>,
     locks: BTreeSet<(&'static str, String)>,
+    moved: BTreeSet<&'static str>,
 }
 
 impl Model {
@@ -98,6 +104,7 @@ impl Model {
         let is_locked = |kind, target: &str| self.locks.contains(&(kind, target.to_owned()));
         let grant = self.grants.get(&(*subject, *tenant));
         self.states.get(tenant) == Some(&"active")
+            && !self.moved.contains(tenant)
             && grant.is_some_and(|granted| granted >= access)
             && !is_locked("tenant", tenant)
             && !is_locked("subject", subject)
@@ -115,8 +122,23 @@ impl Model {
                 }
                 format!("UPDATE pgsilo.tenants SET state = '{state}' WHERE id = '{tenant}'")
             }
+            Change::Move(tenant) => {
+                if self.states.contains_key(tenant) {
+                    self.moved.insert(tenant);
+                }
+                format!(
+                    "UPDATE pgsilo.placements SET dbname = 'no_{tenant}' WHERE tenant = '{tenant}'"
+                )
+            }
+            Change::Back(tenant) => {
+                self.moved.remove(tenant);
+                format!(
+                    "UPDATE pgsilo.placements SET dbname = 'tenant_{tenant}' WHERE tenant = '{tenant}'"
+                )
+            }
             Change::Remove(tenant) => {
                 self.states.remove(tenant);
+                self.moved.remove(tenant);
                 self.grants.retain(|(_, of), _| of != tenant);
                 format!("DELETE FROM pgsilo.tenants WHERE id = '{tenant}'")
             }
@@ -217,11 +239,13 @@ impl Served {
             states: TENANTS.iter().map(|tenant| (*tenant, "active")).collect(),
             grants: BTreeMap::new(),
             locks: BTreeSet::new(),
+            moved: BTreeSet::new(),
         };
         let mut clean =
             vec!["DELETE FROM pgsilo.locks".to_owned(), "DELETE FROM pgsilo.grants".to_owned()];
         for tenant in TENANTS {
             clean.push(model.change(&Change::Make(tenant)));
+            clean.push(model.change(&Change::Back(tenant)));
             clean.push(model.change(&Change::State(tenant, "active")));
             for subject in SUBJECTS {
                 clean.push(model.change(&Change::Grant(subject, tenant, Access::ReadWrite)));

@@ -5,9 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt, stream};
-use pgsilo_core::registry::{Placement, Snapshot, Tenant};
+use pgsilo_core::registry::{Placement, ReadOnlyServer, Snapshot, Tenant};
 use pgsilo_openbao::Client as Bao;
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
@@ -156,7 +156,15 @@ impl Auditor {
                 return Ok(looked.into_iter().map(Finding::Cluster).collect());
             }
         };
-        let census = census::take(tenant, &database, &self.bao).await?;
+        // A server that cannot be asked may have sessions: then nothing is known of any.
+        let standbys = match tenant.placement().cluster.read_only {
+            ReadOnlyServer::Primary => Vec::new(),
+            ReadOnlyServer::PreferStandby => {
+                let each = self.provisioner.connect_to_each(tenant.placement()).await;
+                each.context("sessions at standbys cannot be counted")?
+            }
+        };
+        let census = census::take(tenant, &database, &standbys, &self.bao).await?;
         let mut findings = census.findings;
         for group in census.groups {
             findings.extend(verdict::judge(group.roles, group.leases)?);

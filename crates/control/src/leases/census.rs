@@ -46,8 +46,14 @@ struct Made {
     broker: String,
 }
 
-/// Counts a tenant's roles and leases. Roles first: a role is made before its lease.
-pub(super) async fn take(tenant: &Tenant, database: &Client, bao: &Bao) -> Result<Census> {
+/// Counts a tenant's roles and leases, with sessions at the primary and at `standbys` (of which one may
+/// be the primary). Roles first: a role is made before its lease.
+pub(super) async fn take(
+    tenant: &Tenant,
+    database: &Client,
+    standbys: &[Client],
+    bao: &Bao,
+) -> Result<Census> {
     ensure_primary(database).await?;
     let mount = &tenant.lease().mount;
     let mut names: Vec<&str> =
@@ -69,7 +75,13 @@ pub(super) async fn take(tenant: &Tenant, database: &Client, bao: &Bao) -> Resul
             }
         };
         if !groups.contains_key(&how) {
-            let (roles, stopped) = leased_roles(database, &how).await?;
+            let (mut roles, mut stopped) = leased_roles(database, &how).await?;
+            for standby in standbys {
+                let there = sessions_at_standby(standby).await?;
+                let at = |name: &str| there.get(name).copied().unwrap_or_default();
+                roles.iter_mut().for_each(|role| role.sessions += at(&role.name));
+                stopped.iter_mut().for_each(|role| role.sessions += at(&role.name));
+            }
             census.findings.extend(stopped.into_iter().map(Finding::StoppedRole));
             groups.insert(how.clone(), Group { roles, leases: Vec::new() });
         }
@@ -155,6 +167,14 @@ async fn leased_roles(database: &Client, how: &Made) -> Result<(Vec<Role>, Vec<S
         }
     }
     Ok((roles, stopped))
+}
+
+/// How many sessions each role has; none where the server is no standby, whose own are counted.
+async fn sessions_at_standby(server: &Client) -> Result<BTreeMap<String, i64>> {
+    let query = "SELECT usename::text, count(*) FROM pg_catalog.pg_stat_activity
+        WHERE usename IS NOT NULL AND pg_catalog.pg_is_in_recovery() GROUP BY usename";
+    let rows = server.query(query, &[]).await.context("counting sessions at a standby")?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
 /// Whether OpenBAO made this name: no role of another name, or of a longer one, is ever touched.

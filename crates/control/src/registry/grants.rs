@@ -8,6 +8,7 @@ use pgsilo_core::duration;
 use pgsilo_core::tenant::{Access, TenantId};
 use serde_json::json;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
 use super::policies::{AtOpenBao, Grantor, Policies, Whose};
@@ -54,6 +55,12 @@ pub enum Command {
         /// Who writes there.
         #[command(flatten)]
         grantor: Grantor,
+        /// Say what would be done, and do nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Take no more than so many policies away: more is more likely the wrong registry.
+        #[arg(long, value_name = "N", default_value_t = 10)]
+        max_deletions: usize,
     },
     /// Say which grants there are, and which were asked for.
     List {
@@ -108,6 +115,9 @@ pub struct One {
     id: String,
     #[command(flatten)]
     at_openbao: AtOpenBao,
+    /// To revoke or deny: not at OpenBAO, which has it until `pgsiloctl grant sync`.
+    #[arg(long)]
+    registry_only: bool,
 }
 
 /// Runs the command to its end.
@@ -118,11 +128,8 @@ pub(super) async fn run(command: Command) -> Result<()> {
         Command::Approve(one) => approve(one).await,
         Command::Deny(one) => end(one, "granted_by IS NULL", "denied").await,
         Command::Revoke(one) => end(one, "granted_by IS NOT NULL", "revoked").await,
-        Command::Sync { server, grantor } => {
-            let (policies, session) = (grantor.policies()?, server.connect().await?);
-            let (there, gone) = policies.follow_all(&session.client).await?;
-            say::result(&format!("OpenBAO has {there} policies for grants; {gone} had to go"));
-            Ok(())
+        Command::Sync { server, grantor, dry_run, max_deletions } => {
+            sync(&server, &grantor, dry_run, max_deletions).await
         }
         Command::List { server, tenant, json } => list(&server, tenant.as_deref(), json).await,
     }
@@ -130,7 +137,7 @@ pub(super) async fn run(command: Command) -> Result<()> {
 
 async fn give(grant: Grant, at_once: bool, break_glass: bool) -> Result<()> {
     let Grant { server, author, issuer, subject, tenant, access, ttl, at_openbao } = grant;
-    let policies = at_openbao.policies()?;
+    let policies = at_openbao.policies(false)?;
     if author.reason.is_empty() {
         bail!("--reason is missing: a grant says why it was given");
     }
@@ -141,17 +148,28 @@ async fn give(grant: Grant, at_once: bool, break_glass: bool) -> Result<()> {
     let transaction = take_turn(&mut session.client).await?;
     author.sign(&transaction).await?;
     let insert = "INSERT INTO pgsilo.grants
-            (issuer, subject, tenant, access, reason, lasts, break_glass, expires_at, granted_by, granted_at, requested_by)
+            (issuer, subject, tenant, access, reason, lasts, break_glass, expires_at, granted_by, granted_at,
+                requested_by, at_openbao)
         SELECT $1::text, $2::text, $3::text, $4::text, $5::text, make_interval(secs => $6), $7::boolean,
             CASE WHEN $8::boolean THEN now() + make_interval(secs => $6) END,
             CASE WHEN $8::boolean THEN who END, CASE WHEN $8::boolean THEN now() END,
-            CASE WHEN NOT $8::boolean THEN who END
+            CASE WHEN NOT $8::boolean THEN who END, $9::boolean
         FROM coalesce(nullif(current_setting('pgsilo.actor', true), ''), session_user) AS who
         RETURNING id::text, revision";
     let seconds = ttl.map(|ttl| ttl.as_secs_f64());
     let (tenant, access) = (tenant.as_str(), access.as_str());
-    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
-        [&issuer, &subject, &tenant, &access, &author.reason, &seconds, &break_glass, &at_once];
+    let (reason, at_openbao) = (&author.reason, at_openbao.at_openbao);
+    let values: [&(dyn ToSql + Sync); 9] = [
+        &issuer,
+        &subject,
+        &tenant,
+        &access,
+        reason,
+        &seconds,
+        &break_glass,
+        &at_once,
+        &at_openbao,
+    ];
     let made = transaction.query_one(insert, &values).await;
     let made = made.with_context(|| format!("granting {access} access to {tenant:?}"))?;
     let (id, revision): (String, i64) = (made.get(0), made.get(1));
@@ -174,16 +192,15 @@ async fn give(grant: Grant, at_once: bool, break_glass: bool) -> Result<()> {
 }
 
 async fn approve(one: One) -> Result<()> {
-    let One { server, author, id, at_openbao } = one;
-    let policies = at_openbao.policies()?;
+    let One { server, author, id, at_openbao, registry_only: _ } = one;
     let mut session = server.connect().await?;
     let transaction = take_turn(&mut session.client).await?;
     author.sign(&transaction).await?;
-    let give = "UPDATE pgsilo.grants SET granted_at = now(), expires_at = now() + lasts,
+    let give = "UPDATE pgsilo.grants SET granted_at = now(), expires_at = now() + lasts, at_openbao = at_openbao OR $2,
             granted_by = coalesce(nullif(current_setting('pgsilo.actor', true), ''), session_user)
         WHERE id::text = $1 AND granted_by IS NULL
-        RETURNING revision, issuer::text, subject::text, tenant::text";
-    let given = match transaction.query_opt(give, &[&id]).await {
+        RETURNING revision, issuer::text, subject::text, tenant::text, at_openbao";
+    let given = match transaction.query_opt(give, &[&id, &at_openbao.at_openbao]).await {
         Err(error) if error.code() == Some(&SqlState::CHECK_VIOLATION) => {
             bail!("who has asked for it does not approve it")
         }
@@ -191,6 +208,7 @@ async fn approve(one: One) -> Result<()> {
     };
     let Some(given) = given else { bail!("there is nothing to approve with the id {id:?}") };
     let (revision, whose) = (given.get(0), whose(&given, 1));
+    let policies = at_openbao.policies(given.get(4))?;
     transaction.commit().await?;
     say::result(&format!("{id}  granted"));
     follow(policies, &session.client, whose).await?;
@@ -198,24 +216,61 @@ async fn approve(one: One) -> Result<()> {
 }
 
 async fn end(one: One, which: &str, done: &str) -> Result<()> {
-    let One { server, author, id, at_openbao } = one;
-    let policies = at_openbao.policies()?;
+    let One { server, author, id, at_openbao, registry_only } = one;
     let mut session = server.connect().await?;
     let transaction = take_turn(&mut session.client).await?;
     author.sign(&transaction).await?;
     let end = format!(
         "DELETE FROM pgsilo.grants WHERE id::text = $1 AND {which}
-         RETURNING issuer::text, subject::text, tenant::text"
+         RETURNING issuer::text, subject::text, tenant::text, at_openbao"
     );
     let Some(ended) = transaction.query_opt(&end, &[&id]).await.context("ending a grant")? else {
         bail!("there is none to be {done} with the id {id:?}");
+    };
+    let policies = match registry_only {
+        true => None,
+        false => at_openbao
+            .policies(ended.get(3))
+            .context("nothing was done; --registry-only takes it back at the proxies alone")?,
     };
     let revision = "SELECT revision FROM pgsilo.revision";
     let revision = transaction.query_one(revision, &[]).await?.get(0);
     transaction.commit().await?;
     say::result(&format!("{id}  {done}"));
+    if registry_only && ended.get::<_, bool>(3) {
+        say::progress("OpenBAO has it still: pgsiloctl grant sync");
+    }
     follow(policies, &session.client, whose(&ended, 0)).await?;
     in_force(&session.client, revision).await
+}
+
+async fn sync(
+    server: &Server,
+    grantor: &Grantor,
+    dry_run: bool,
+    max_deletions: usize,
+) -> Result<()> {
+    let (policies, session) = (grantor.policies()?, server.connect().await?);
+    let differences = policies.differences(&session.client).await?;
+    let gone = differences.gone.len();
+    differences.gone.iter().for_each(|name| say::result(&format!("- {name}")));
+    differences.written().for_each(|name| say::result(&format!("+ {name}")));
+    let all = differences.all;
+    if dry_run {
+        let written = differences.written().count();
+        say::progress(&format!("{written} of {all} would be written, and {gone} taken away"));
+        return Ok(());
+    }
+    if gone > max_deletions {
+        bail!(
+            "{gone} policies would be taken away: is it the right registry? --max-deletions {gone} does it"
+        );
+    }
+    policies.write(&differences).await?;
+    say::progress(&format!(
+        "OpenBAO has the policies of {all} grants and accesses; {gone} had to go"
+    ));
+    Ok(())
 }
 
 /// Whose grant a row is of, from a column on.

@@ -6,6 +6,7 @@
 //! then.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +16,8 @@ use pgsilo_core::tenant::Access;
 use pgsilo_openbao::Client as Bao;
 use pgsilo_openbao::requests::{DeletePolicy, SetPolicy};
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio_postgres::Client;
 
 use crate::bao::BaoServer;
@@ -25,9 +28,9 @@ const PREFIX: &str = "pgsilo-grant-";
 /// Whether grants are written to OpenBAO, too.
 #[derive(Debug, Args)]
 pub(super) struct AtOpenBao {
-    /// Write grants to OpenBAO, too, as policies that end with them: for `[lease] authority = "session"`.
+    /// Write the grant to OpenBAO, too, as a policy that ends with it: for `[lease] authority = "session"`.
     #[arg(long, env = "PGSILO_GRANTS_AT_OPENBAO")]
-    at_openbao: bool,
+    pub(super) at_openbao: bool,
     #[command(flatten)]
     grantor: Grantor,
 }
@@ -53,23 +56,42 @@ pub(super) struct Whose {
 /// A policy that is to be there.
 #[derive(Debug)]
 struct Policy {
-    /// What it lets read.
-    path: String,
-    /// In seconds from now; `None`: it does not end.
-    ends: Option<f64>,
+    rules: String,
+    /// In seconds since 1970, and as OpenBAO takes it; `None`: it does not end.
+    ends: Option<(f64, String)>,
+}
+
+/// What there is to do at OpenBAO.
+#[derive(Debug, Default)]
+pub(super) struct Differences {
+    /// Not there, or otherwise.
+    wanted: BTreeMap<String, Policy>,
+    /// Of no grant.
+    pub(super) gone: Vec<String>,
+    /// How many grants' policies are to be there.
+    pub(super) all: usize,
+    /// Tenants whose placement says what no policy can.
+    pub(super) unsayable: Vec<String>,
+}
+
+impl Differences {
+    /// Names of policies that are to be written.
+    pub(super) fn written(&self) -> impl Iterator<Item = &str> {
+        self.wanted.keys().map(String::as_str)
+    }
 }
 
 impl AtOpenBao {
-    /// OpenBAO, if grants are written there: before anything is written to the registry.
-    pub(super) fn policies(&self) -> Result<Option<Policies>> {
-        self.at_openbao.then(|| self.grantor.policies()).transpose()
+    /// OpenBAO, if the grant is to be there: before anything is written to the registry.
+    pub(super) fn policies(&self, is_there: bool) -> Result<Option<Policies>> {
+        (self.at_openbao || is_there).then(|| self.grantor.policies()).transpose()
     }
 }
 
 impl Grantor {
     pub(super) fn policies(&self) -> Result<Policies> {
-        let bao = self.bao.client(self.bao_token_file.as_deref(), "GRANTOR_BAO_TOKEN")?;
-        Ok(Policies { bao })
+        let bao = self.bao.client(self.bao_token_file.as_deref(), "GRANTOR_BAO_TOKEN");
+        Ok(Policies { bao: bao.context("the grant is for OpenBAO, too")? })
     }
 }
 
@@ -82,37 +104,54 @@ impl Policies {
     /// Makes OpenBAO have what the registry says of one subject at one tenant.
     pub(super) async fn follow(&self, registry: &Client, whose: &Whose) -> Result<()> {
         take_turn(registry).await?;
-        let wanted = wanted(registry, Some(whose)).await?;
+        let (wanted, unsayable) = wanted(registry, Some(whose)).await?;
         let all = Access::ALL.map(|access| name(access, whose));
         let gone = all.into_iter().filter(|name| !wanted.contains_key(name)).collect();
-        let written = self.write(&wanted, gone).await;
-        written.context(
+        let there = Differences { all: wanted.len(), wanted, gone, unsayable };
+        self.write(&there).await.context(
             "it is in the registry, and not at OpenBAO: pgsiloctl grant sync makes OpenBAO follow",
         )
     }
 
-    /// Makes OpenBAO have exactly what the registry says. How many are there, and how many had to go.
-    pub(super) async fn follow_all(&self, registry: &Client) -> Result<(usize, usize)> {
+    /// Where OpenBAO has not exactly what the registry says.
+    pub(super) async fn differences(&self, registry: &Client) -> Result<Differences> {
         take_turn(registry).await?;
-        let wanted = wanted(registry, None).await?;
-        let there = self.bao.policies().await?.into_iter();
-        let is_gone = |name: &String| name.starts_with(PREFIX) && !wanted.contains_key(name);
-        let gone: Vec<_> = there.filter(is_gone).collect();
-        let counts = (wanted.len(), gone.len());
-        self.write(&wanted, gone).await?;
-        Ok(counts)
+        let (mut wanted, unsayable) = wanted(registry, None).await?;
+        let (all, mut gone) = (wanted.len(), Vec::new());
+        let there = self.bao.policies().await?;
+        for name in there.into_iter().filter(|name| name.starts_with(PREFIX)) {
+            match wanted.get(&name) {
+                None => gone.push(name),
+                Some(policy) if self.has(&name, policy).await? => drop(wanted.remove(&name)),
+                Some(_) => {}
+            }
+        }
+        Ok(Differences { wanted, gone, all, unsayable })
     }
 
-    /// What is taken away goes first.
-    async fn write(&self, wanted: &BTreeMap<String, Policy>, gone: Vec<String>) -> Result<()> {
-        for name in gone {
-            self.bao.run(&DeletePolicy { name }).await?;
+    /// Whether a policy is there as it should be.
+    async fn has(&self, name: &str, policy: &Policy) -> Result<bool> {
+        let there = self.bao.read(&format!("sys/policies/acl/{name}")).await?;
+        let moment = |text: &str| OffsetDateTime::parse(text, &Rfc3339).ok();
+        let ends = there["data"]["expiration"].as_str().and_then(moment);
+        let is_when = ends == policy.ends.as_ref().and_then(|(_, text)| moment(text));
+        Ok(is_when && there["data"]["policy"].as_str() == Some(&*policy.rules))
+    }
+
+    /// Makes OpenBAO follow. What is taken away goes first.
+    pub(super) async fn write(&self, differences: &Differences) -> Result<()> {
+        for name in &differences.gone {
+            self.bao.run(&DeletePolicy { name: name.clone() }).await?;
         }
-        for (name, Policy { path, ends }) in wanted {
-            let policy = format!("path \"{path}\" {{ capabilities = [\"read\"] }}");
-            // Whole seconds, and not after the grant.
-            let ttl = ends.map(|seconds| format!("{:.0}s", seconds.floor()));
-            self.bao.run(&SetPolicy { name: name.clone(), policy, ttl }).await?;
+        for (name, Policy { rules, ends }) in &differences.wanted {
+            let expiration = ends.as_ref().map(|(_, text)| text.clone());
+            let (name, policy) = (name.clone(), rules.clone());
+            self.bao.run(&SetPolicy { name, policy, expiration }).await?;
+        }
+        if let [first, ..] = &differences.unsayable[..] {
+            bail!(
+                "the placement of {first} has a mount or a role that is none: its grants are not at OpenBAO"
+            );
         }
         Ok(())
     }
@@ -125,38 +164,63 @@ async fn take_turn(registry: &Client) -> Result<()> {
     registry.batch_execute(take).await.context("taking the turn to write to OpenBAO")
 }
 
-/// What the grants that are in force let read, by the policy's name.
-async fn wanted(registry: &Client, whose: Option<&Whose>) -> Result<BTreeMap<String, Policy>> {
+/// What the grants that are in force let read, by the policy's name; and tenants of which that cannot be
+/// said.
+async fn wanted(
+    registry: &Client,
+    whose: Option<&Whose>,
+) -> Result<(BTreeMap<String, Policy>, Vec<String>)> {
     let grants = "SELECT g.issuer::text, g.subject::text, g.tenant::text, g.access::text,
-            extract(epoch FROM g.expires_at - now())::float8, p.mount, p.roles::text
+            extract(epoch FROM g.expires_at)::float8,
+            to_char(g.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
+            p.mount, p.roles::text
         FROM pgsilo.grants g JOIN pgsilo.placements p USING (tenant)
-        WHERE g.granted_by IS NOT NULL AND coalesce(g.expires_at > now() + interval '1 s', true)
+        WHERE g.at_openbao AND g.granted_by IS NOT NULL AND coalesce(g.expires_at > now(), true)
             AND ($1::text IS NULL OR (g.issuer, g.subject, g.tenant) = ($1, $2::text, $3::text))";
     let [issuer, subject, tenant] = match whose {
         None => [None; 3],
         Some(Whose { issuer, subject, tenant }) => [issuer, subject, tenant].map(Some),
     };
     let rows = registry.query(grants, &[&issuer, &subject, &tenant]).await;
-    let mut wanted = BTreeMap::<String, Policy>::new();
+    let (mut wanted, mut unsayable) = (BTreeMap::<String, Policy>::new(), Vec::new());
     for row in rows.context("reading the grants")? {
         let [issuer, subject, tenant] = [0, 1, 2].map(|column| row.get::<_, String>(column));
         let granted: Access = row.get::<_, String>(3).parse()?;
-        let (ends, mount): (Option<f64>, String) = (row.get(4), row.get(5));
-        let roles: Value = serde_json::from_str(row.get(6))?;
+        let ends = row.get::<_, Option<f64>>(4).zip(row.get::<_, Option<String>>(5));
+        let mount: String = row.get(6);
+        let roles: Value = serde_json::from_str(row.get(7))?;
         let whose = Whose { issuer, subject, tenant };
         for access in Access::ALL.into_iter().filter(|access| *access <= granted) {
             let Some(role) = roles.get(access.as_str()).and_then(Value::as_str) else { continue };
             // Else it could be another path, or several.
             if !mount.split('/').all(is_segment) || !is_segment(role) {
-                bail!("the placement of {} has a mount or a role that is none", whose.tenant);
+                unsayable.push(whose.tenant.clone());
+                continue;
             }
-            let path = format!("{mount}/creds/{role}");
-            let policy = wanted.entry(name(access, &whose)).or_insert(Policy { path, ends });
-            // Of several grants the last to end counts.
-            policy.ends = policy.ends.zip(ends).map(|(one, other)| one.max(other));
+            let rules = format!("path \"{mount}/creds/{role}\" {{ capabilities = [\"read\"] }}");
+            let another = Policy { rules, ends: ends.clone() };
+            match wanted.entry(name(access, &whose)) {
+                Entry::Vacant(none) => drop(none.insert(another)),
+                // Of several grants the last to end counts.
+                Entry::Occupied(mut known) => {
+                    if known.get().ends_before(&another) {
+                        known.insert(another);
+                    }
+                }
+            }
         }
     }
-    Ok(wanted)
+    Ok((wanted, unsayable))
+}
+
+impl Policy {
+    fn ends_before(&self, other: &Policy) -> bool {
+        match (&self.ends, &other.ends) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some((one, _)), Some((other, _))) => one < other,
+        }
+    }
 }
 
 /// As a session's role makes it of its token. OpenBAO does not tell capitals from small letters here, so

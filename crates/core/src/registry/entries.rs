@@ -496,11 +496,15 @@ impl<'a> Reading<'a> {
         let name: Arc<str> = name.into();
         let key = ClusterKey::Named(Arc::clone(&name));
         let read_only = read_only.unwrap_or_default();
-        if read_only == ReadOnlyServer::PreferStandby && endpoints.len() == 1 {
-            return wrong(
-                "read_only",
-                "\"prefer-standby\", and there is one server only; list its standbys",
-            );
+        if read_only == ReadOnlyServer::PreferStandby {
+            let what = match (endpoints.len(), &monitor) {
+                (1, _) => "there is one server only; list its standbys",
+                (_, None) => "nobody watches the servers; add a monitor",
+                (_, Some(_)) => "",
+            };
+            if !what.is_empty() {
+                return wrong("read_only", format!("\"prefer-standby\", and {what}"));
+            }
         }
         let cluster =
             Cluster { key, endpoints, region, tls, auth, max_sessions, monitor, read_only };

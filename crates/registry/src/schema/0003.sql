@@ -1,4 +1,4 @@
--- Where sessions go that only read.
+-- Where sessions go that only read, and grants that OpenBAO has, too.
 
 -- To the server that takes writes, or to one that replays, if there is one: none said: the former.
 ALTER TABLE pgsilo.clusters ADD COLUMN read_only text CHECK (read_only IN ('primary', 'prefer-standby'));
@@ -9,3 +9,6 @@ CREATE OR REPLACE VIEW pgsilo.proxy_clusters AS
             'tls', nullif(tls, '{}'), 'auth', auth, 'max_sessions', max_sessions, 'monitor', monitor,
             'read_only', read_only)) AS entry
     FROM pgsilo.clusters;
+
+-- It is a policy at OpenBAO, too, for as long as it is in force; or will be, once it is given.
+ALTER TABLE pgsilo.grants ADD COLUMN at_openbao boolean NOT NULL DEFAULT false;
