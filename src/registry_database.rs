@@ -27,6 +27,7 @@ use pgsilo_core::file::{MAX_SECRET, read as read_file};
 use pgsilo_core::registry::{Change, News, Rejected, Snapshot};
 use pgsilo_core::secret::Secret;
 use pgsilo_core::tenant::TenantId;
+use pgsilo_core::timeline::Timeline;
 use pgsilo_registry::connection::{Database, Login};
 use pgsilo_registry::read::{
     Again, ClusterRow, Digest, Position, ReadError, Reader, Reading, TenantRow,
@@ -128,6 +129,8 @@ struct Link {
 struct Held {
     /// Up to where; `None`: nothing.
     position: Option<Position>,
+    /// The highest timeline that a server of the registry was on; `None`: it has one server.
+    timeline: Option<Timeline>,
     /// The revision of each row, for the digest.
     rows: BTreeMap<&'static str, HashMap<Box<str>, i64>>,
     /// The locks, by id.
@@ -199,7 +202,8 @@ impl RegistryDatabase {
         held: &mut Held,
         was_well: &mut bool,
     ) -> Result<Infallible, Failure> {
-        let mut link = self.connect(lessor, held.revision()).await?;
+        let mut link = self.connect(lessor, held.revision(), held.timeline).await?;
+        held.timeline = held.timeline.max(link.reader.timeline());
         let mut next: Option<BoxFuture<'_, Result<Link, Failure>>> = None;
         let mut replace_after = Instant::now();
         let mut compared = Instant::now();
@@ -217,7 +221,7 @@ impl RegistryDatabase {
             }
             *was_well = true;
             if next.is_none() && link.is_ending() && Instant::now() >= replace_after {
-                next = Some(Box::pin(self.connect(lessor, held.revision())));
+                next = Some(Box::pin(self.connect(lessor, held.revision(), held.timeline)));
             }
             // Of many changes at once the result is read.
             sleep(PAUSE).await;
@@ -230,7 +234,10 @@ impl RegistryDatabase {
                     next = None;
                     match connected {
                         // It listens from now on: what came before is to be read.
-                        Ok(connected) => (link, is_to_compare) = (connected, true),
+                        Ok(connected) => {
+                            (link, is_to_compare) = (connected, true);
+                            held.timeline = held.timeline.max(link.reader.timeline());
+                        }
                         // There is time left.
                         Err(error) => {
                             tracing::warn!(%error, "the registry's next connection cannot be made yet");
@@ -265,7 +272,12 @@ impl RegistryDatabase {
     }
 
     /// A connection that listens, to a registry that can be read.
-    async fn connect(&self, lessor: &Lessor, revision: Option<i64>) -> Result<Link, Failure> {
+    async fn connect(
+        &self,
+        lessor: &Lessor,
+        revision: Option<i64>,
+        least: Option<Timeline>,
+    ) -> Result<Link, Failure> {
         let Settings { database, login, name, .. } = &self.settings;
         let (login, lease) = match login {
             LoginSource::Lease { mount, role } => {
@@ -279,7 +291,7 @@ impl RegistryDatabase {
                 (Login { user: user.clone(), password }, None)
             }
         };
-        let reader = Reader::connect(database, &login, name, revision).await?;
+        let reader = Reader::connect(database, &login, name, revision, least).await?;
         Ok(Link { reader, lease })
     }
 

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use futures_util::future::try_join_all;
 use pgsilo_core::registry::Placement;
 use pgsilo_core::secret::Secret;
-use pgsilo_registry::connection::{self, ConnectError, Database, Login, Purpose};
+use pgsilo_registry::connection::{self, ConnectError, Database, Login, Purpose, Server};
 use tokio_postgres::Client;
 
 /// A session works inside databases where tenants may make things, some of it as their brokers:
@@ -23,8 +23,11 @@ impl Identity {
     /// servers, to the one that takes writes.
     pub(crate) async fn connect(&self, placement: &Placement) -> Result<Client> {
         let database = Database::of(&placement.cluster, &placement.dbname);
-        let writes = database.hosts.len() > 1;
-        self.connect_to(database, writes, placement).await
+        let server = match database.hosts.len() {
+            1 => Server::Any,
+            _ => Server::Primary(None),
+        };
+        self.connect_to(database, server, placement).await
     }
 
     /// Connections to the same database at each of its cluster's servers, whatever they are.
@@ -32,7 +35,7 @@ impl Identity {
         let database = Database::of(&placement.cluster, &placement.dbname);
         let each = database.hosts.iter().map(|host| {
             let database = Database { hosts: vec![host.clone()], ..database.clone() };
-            let connected = self.connect_to(database, false, placement);
+            let connected = self.connect_to(database, Server::Any, placement);
             async move { connected.await.with_context(|| format!("the server {host}")) }
         });
         try_join_all(each).await
@@ -41,11 +44,11 @@ impl Identity {
     async fn connect_to(
         &self,
         database: Database,
-        writes: bool,
+        server: Server,
         placement: &Placement,
     ) -> Result<Client> {
         let purpose =
-            Purpose { application_name: "pgsiloctl".to_owned(), options: SETTINGS, writes };
+            Purpose { application_name: "pgsiloctl".to_owned(), options: SETTINGS, server };
         let Identity { user, password } = self.clone();
         let session = connection::connect(&database, &Login { user, password }, &purpose).await;
         let session = match session {

@@ -286,7 +286,7 @@ impl Server {
         let purpose = Purpose {
             application_name: "pgsiloctl".to_owned(),
             options: "-c search_path=pg_catalog,pg_temp",
-            writes: true,
+            server: connection::Server::Primary(None),
         };
         let login = Login { user, password };
         let connected = connection::connect(&database, &login, &purpose).await;

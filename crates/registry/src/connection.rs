@@ -12,6 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use pgsilo_core::host::is_loopback;
 use pgsilo_core::registry::{Cluster, Host, PlacementTls};
 use pgsilo_core::secret::Secret;
+use pgsilo_core::timeline::{Standing, Timeline};
 use pgsilo_core::tls::server_end_point;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
@@ -76,8 +77,18 @@ pub struct Purpose {
     pub application_name: String,
     /// Settings for the session, as libpq's `options` has them.
     pub options: &'static str,
-    /// Only a server that is not in recovery will do.
-    pub writes: bool,
+    /// Which server will do.
+    pub server: Server,
+}
+
+/// Which of a database's servers will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// Any.
+    Any,
+    /// One that takes writes, on this timeline at least, if one is known: one on a lower was overtaken by
+    /// another, and lives on.
+    Primary(Option<Timeline>),
 }
 
 /// Why there is no connection.
@@ -89,6 +100,19 @@ pub enum ConnectError {
     /// It took too long.
     #[error("no answer within {} s", .0.as_secs_f32())]
     Timeout(Duration),
+    /// Another server was promoted after it.
+    #[error(
+        "it takes writes on timeline {on}, and another was promoted after it, to timeline {newest}"
+    )]
+    Overtaken {
+        /// Its own.
+        on: Timeline,
+        /// The highest that was seen.
+        newest: Timeline,
+    },
+    /// It says of itself what no server says.
+    #[error("it calls itself {0:?}")]
+    Unknown(String),
     /// PostgreSQL's or the network's.
     #[error("{}", pgsilo_core::cause::root_cause(.0))]
     Postgres(#[from] tokio_postgres::Error),
@@ -108,6 +132,8 @@ pub struct Session {
     pub client: Client,
     /// Told whenever a channel that it listens to is notified, and when the connection is lost.
     pub notified: Arc<Notify>,
+    /// On which timeline the server takes writes, if it is one of several that was asked.
+    pub timeline: Option<Timeline>,
 }
 
 /// Connects and logs in: to the host that is the first to let it in, and takes writes where that is
@@ -125,7 +151,7 @@ pub async fn connect(
     }
     let connecting = database.hosts.iter().map(|host| async move {
         match timeout(PATIENCE, connect_to(host, database, login, purpose)).await {
-            Ok(connected) => Ok(connected?),
+            Ok(connected) => connected,
             Err(_elapsed) => Err(ConnectError::Timeout(PATIENCE)),
         }
     });
@@ -152,7 +178,7 @@ async fn connect_to(
     database: &Database,
     login: &Login,
     purpose: &Purpose,
-) -> Result<Session, tokio_postgres::Error> {
+) -> Result<Session, ConnectError> {
     let mut config = Config::new();
     config
         .user(&login.user)
@@ -164,7 +190,7 @@ async fn connect_to(
         .keepalives_interval(SILENCE / 3)
         .keepalives_retries(2)
         .options(purpose.options);
-    if purpose.writes {
+    if matches!(purpose.server, Server::Primary(_)) {
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
     }
     locate(&mut config, host);
@@ -185,7 +211,24 @@ async fn connect_to(
             client
         }
     };
-    Ok(Session { client, notified })
+    let timeline = match purpose.server {
+        Server::Primary(least) if database.hosts.len() > 1 => Some(timeline(&client, least).await?),
+        Server::Any | Server::Primary(_) => None,
+    };
+    Ok(Session { client, notified, timeline })
+}
+
+/// On which timeline a server takes writes, which must be no lower than that.
+async fn timeline(client: &Client, least: Option<Timeline>) -> Result<Timeline, ConnectError> {
+    let asked = format!("SELECT {}", Standing::SQL);
+    let said: String = client.query_typed_one(&asked, &[]).await?.try_get(0)?;
+    match (Standing::parse(&said), least) {
+        (Some(Standing::Primary(on)), Some(newest)) if on < newest => {
+            Err(ConnectError::Overtaken { on, newest })
+        }
+        (Some(Standing::Primary(on)), _) => Ok(on),
+        (Some(Standing::Standby) | None, _) => Err(ConnectError::Unknown(said)),
+    }
 }
 
 /// Moves a connection's bytes until it ends. What is said while nothing is asked is a reason to

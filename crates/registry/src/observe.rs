@@ -8,7 +8,7 @@ use pgsilo_core::timeline::Standing;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 
-use crate::connection::{self, ConnectError, Database, Login, Purpose, Session};
+use crate::connection::{self, ConnectError, Database, Login, Purpose, Server, Session};
 
 /// From the dial to the end of the login.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -72,7 +72,7 @@ impl Observer {
         let purpose = Purpose {
             application_name: name.to_owned(),
             options: "-c search_path=pg_catalog,pg_temp",
-            writes: false,
+            server: Server::Any,
         };
         match timeout(CONNECT, connection::connect(&database, login, &purpose)).await {
             Ok(session) => Ok(Observer(session?)),

@@ -8,15 +8,16 @@ use std::future::ready;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest as hash};
-use futures_util::{TryStreamExt, try_join};
+use futures_util::{FutureExt, TryStreamExt, try_join};
 use pgsilo_core::registry::Entry;
 use pgsilo_core::registry::document::ClusterEntry;
+use pgsilo_core::timeline::Timeline;
 use serde_json::Deserializer;
 use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, GenericClient, IsolationLevel, Row, Transaction};
 
-use crate::connection::{self, ConnectError, Database, Login, Purpose, Session};
+use crate::connection::{self, ConnectError, Database, Login, Purpose, Server, Session};
 use crate::schema::{SchemaError, installed};
 use crate::status::application_name;
 
@@ -54,7 +55,8 @@ pub struct Reader {
 
 impl Reader {
     /// Connects, and looks whether this program can read what is there. The proxy of this name has
-    /// read up to that revision.
+    /// read up to that revision. Of several servers none will do that takes writes on a lower timeline
+    /// than `least`.
     ///
     /// # Errors
     /// When there is no registry, or none that can be read.
@@ -63,12 +65,16 @@ impl Reader {
         login: &Login,
         name: &str,
         revision: Option<i64>,
+        least: Option<Timeline>,
     ) -> Result<Reader, ReadError> {
         let purpose = Purpose {
             application_name: application_name(name, revision),
             options: "-c search_path=pg_catalog,pg_temp",
             // A standby lags, and cannot be listened to.
-            writes: database.hosts.len() > 1,
+            server: match database.hosts.len() {
+                1 => Server::Any,
+                _ => Server::Primary(least),
+            },
         };
         let session = connection::connect(database, login, &purpose).await?;
         // Not among the options: a server would be taken for one that takes no writes.
@@ -76,6 +82,11 @@ impl Reader {
         bounded(ANSWER, session.client.batch_execute(begin)).await?;
         bounded(ANSWER, check(&session.client)).await?;
         Ok(Reader { session, name: name.to_owned() })
+    }
+
+    /// On which timeline its server takes writes, if it is one of several.
+    pub fn timeline(&self) -> Option<Timeline> {
+        self.session.timeline
     }
 
     /// Whether there is anything newer than that. A server that does not answer is soon noticed.
@@ -303,16 +314,17 @@ pub async fn read(
             Some(_) => newer.rows("kind, key, revision FROM pgsilo.proxy_tombstones", gone).await,
             None => Ok(Vec::new()),
         }
-    };
-    let clusters = newer.rows(CLUSTERS, cluster);
-    let tenants = newer.rows(TENANTS, tenant);
+    }
+    .boxed();
+    let clusters = newer.rows(CLUSTERS, cluster).boxed();
+    let tenants = newer.rows(TENANTS, tenant).boxed();
     let grants = "id, revision, issuer, subject, tenant, access,
         extract(epoch FROM expires_at)::float8, break_glass FROM pgsilo.proxy_grants";
-    let grants = newer.rows(grants, grant);
+    let grants = newer.rows(grants, grant).boxed();
     let locks = "id, revision, kind, target, issuer, message,
         extract(epoch FROM issued_before)::float8, extract(epoch FROM expires_at)::float8
         FROM pgsilo.proxy_locks";
-    let locks = newer.rows(locks, lock);
+    let locks = newer.rows(locks, lock).boxed();
     let all = async { try_join!(gone, clusters, tenants, grants, locks) };
     (reading.gone, reading.clusters, reading.tenants, reading.grants, reading.locks) =
         bounded(READING, all).await?;
@@ -320,8 +332,8 @@ pub async fn read(
     let may_unblock =
         !(reading.gone.is_empty() && reading.clusters.is_empty() && reading.tenants.is_empty());
     if may_unblock && !reading.is_whole {
-        let clusters = newer.those(CLUSTERS, ("name", &again.clusters), cluster);
-        let tenants = newer.those(TENANTS, ("id", &again.tenants), tenant);
+        let clusters = newer.those(CLUSTERS, ("name", &again.clusters), cluster).boxed();
+        let tenants = newer.those(TENANTS, ("id", &again.tenants), tenant).boxed();
         let (clusters, tenants) = bounded(READING, async { try_join!(clusters, tenants) }).await?;
         reading.clusters.extend(clusters);
         reading.tenants.extend(tenants);
