@@ -147,6 +147,7 @@ impl Servers {
     pub(crate) fn tell_of_silence(&self) {
         let endpoints = &self.route.tenant().placement().cluster.endpoints;
         if let Some((state, tried)) = self.cluster.as_ref().zip(self.tried) {
+            state.was_no_use(&endpoints[tried]);
             state.saw_nothing(&endpoints[tried]);
         }
     }
@@ -174,6 +175,7 @@ impl Servers {
                 Err(error @ DialError::Local(_)) => return Err(error),
                 Err(error) => {
                     if let Some(state) = &cluster {
+                        state.was_no_use(&endpoints[endpoint]);
                         state.saw_nothing(&endpoints[endpoint]);
                     }
                     last = Some(error);

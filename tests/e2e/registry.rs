@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures_util::future::join_all;
 use pgsilo_registry::read::{Again, Digest, Position, ReadError, Reading, digest};
+use pgsilo_registry::schema::NEWEST;
 use pgsilo_sandbox::testing::programs;
 use pgsilo_sandbox::testing::world::world;
 use serde_json::Value;
@@ -198,6 +199,29 @@ async fn a_registry_is_made_once_and_brought_to_the_newest_version() {
     let output = database.run(&["migrate"]).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(said(&output).contains("version 1 was made of something else"), "{}", said(&output));
+}
+
+#[tokio::test]
+async fn another_version_is_told_and_not_written_to() {
+    let database = Database::with_registry().await;
+    let owner = database.as_role("pgsilo_registry_owner").await;
+    for (order, told) in [
+        (
+            format!("DELETE FROM pgsilo.versions WHERE version = {NEWEST}"),
+            format!("this program writes version {NEWEST}: run pgsiloctl registry migrate"),
+        ),
+        (
+            "INSERT INTO pgsilo.versions (version, name, readable_from, digest) VALUES (900, 'a', 900, sha256('a'))".to_owned(),
+            format!("this program knows {NEWEST} at most: use a newer pgsiloctl"),
+        ),
+    ] {
+        owner.batch_execute(&order).await.expect("altered");
+        let output = database.run(&["export"]).await;
+        assert_eq!(output.status.code(), Some(1));
+        assert!(said(&output).contains(&told), "{}", said(&output));
+        let locked = database.lock(&["add", "subject", "mallory"]).await;
+        assert!(locked.status.success(), "{}", said(&locked));
+    }
 }
 
 #[tokio::test]

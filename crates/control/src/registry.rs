@@ -10,6 +10,7 @@ mod policies;
 mod rows;
 pub mod tenants;
 
+use std::cmp::Ordering;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -261,6 +262,27 @@ impl Tell for Progress {
 }
 
 impl Server {
+    /// A connection to a registry that this program knows how to write.
+    async fn open(&self) -> Result<Session> {
+        let session = self.connect().await?;
+        let there = schema::installed(&session.client).await?;
+        let there = there.context("the database has no registry: run pgsiloctl registry init")?;
+        match there.version.cmp(&schema::NEWEST) {
+            Ordering::Less => bail!(
+                "the registry has version {}, and this program writes version {}: run pgsiloctl registry migrate",
+                there.version,
+                schema::NEWEST
+            ),
+            Ordering::Equal => Ok(session),
+            Ordering::Greater => bail!(
+                "the registry has version {}, and this program knows {} at most: use a newer pgsiloctl",
+                there.version,
+                schema::NEWEST
+            ),
+        }
+    }
+
+    /// A connection to a database that may have no registry.
     async fn connect(&self) -> Result<Session> {
         // The parser's error may hold what it could not parse.
         let dsn: tokio_postgres::Config = match self.dsn.expose_text().map(str::parse) {
@@ -335,10 +357,10 @@ fn report(status: &status::Status, as_json: bool) {
         });
         return say::result(&status.to_string());
     }
-    let newest = if *version == schema::NEWEST {
-        ""
-    } else {
-        ": pgsiloctl registry migrate brings it to the newest"
+    let newest = match version.cmp(&schema::NEWEST) {
+        Ordering::Less => ": pgsiloctl registry migrate brings it to the newest",
+        Ordering::Equal => "",
+        Ordering::Greater => ", which is newer than this program",
     };
     say::result(&format!("version   {version}{newest}"));
     say::result(&format!("revision  {revision}"));

@@ -12,7 +12,6 @@ use clap::Args;
 use pgsilo_core::file::MAX_REGISTRY;
 use pgsilo_core::registry::{Document, Snapshot};
 use pgsilo_core::toml_file::TomlFile;
-use pgsilo_registry::schema::installed;
 use serde_json::{Value, json};
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Json;
@@ -80,10 +79,7 @@ pub(super) async fn run(command: Command) -> Result<()> {
     let document: Document = file.parse()?;
     let wanted = rows::of_document(&document, &file)?;
 
-    let mut session = command.server.connect().await?;
-    installed(&session.client)
-        .await?
-        .context("the database has no registry: run pgsiloctl registry init")?;
+    let mut session = command.server.open().await?;
     let transaction = take_turn(&mut session.client).await?;
     command.author.sign(&transaction).await?;
     let there = read(&transaction).await?;
@@ -126,6 +122,13 @@ pub(super) async fn run(command: Command) -> Result<()> {
     }
     lines.iter().for_each(|line| say::result(line));
     written?;
+    if total > 0 && revision.is_some() {
+        let at_openbao = "SELECT EXISTS (SELECT FROM pgsilo.audit
+            WHERE relation = 'grants' AND coalesce(after, before) @> '{\"at_openbao\": true}')";
+        if session.client.query_one(at_openbao, &[]).await?.get(0) {
+            say::progress("grants are at OpenBAO, too: pgsiloctl grant sync makes it follow");
+        }
+    }
     if refused {
         bail!(
             "the file does not have {deleted} of the registry's tenants: is it whole? \

@@ -87,7 +87,7 @@ struct Looked {
 pub(super) async fn run(check: Check) -> Result<ExitCode> {
     let Check { server, provisioner, tenants: only, json } = check;
     let (identity, bao) = (provisioner.identity()?, provisioner.bao()?);
-    let mut session = server.connect().await?;
+    let mut session = server.open().await?;
     let mut findings = registry_itself(&session.client).await?;
     let of_one_moment = session.client.build_transaction().read_only(true);
     let transaction = of_one_moment.isolation_level(IsolationLevel::RepeatableRead).start().await?;

@@ -10,7 +10,7 @@ use crate::say;
 
 /// Writes it to standard output.
 pub(super) async fn run(server: &Server, json: bool) -> Result<()> {
-    let mut session = server.connect().await?;
+    let mut session = server.open().await?;
     installed(&session.client)
         .await?
         .context("the database has no registry: run pgsiloctl registry init")?;

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use pgsilo_core::duration;
 use pgsilo_core::tenant::{Access, TenantId};
+use pgsilo_core::text::is_loggable;
 use serde_json::json;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
@@ -141,10 +142,17 @@ async fn give(grant: Grant, at_once: bool, break_glass: bool) -> Result<()> {
     if author.reason.is_empty() {
         bail!("--reason is missing: a grant says why it was given");
     }
+    for (what, text) in [("--issuer", &issuer), ("the subject", &subject)] {
+        if !is_loggable(text) {
+            bail!(
+                "{what} is in no token that is taken: 1 to 256 characters, none of them controls or marks of direction"
+            );
+        }
+    }
     if break_glass && ttl.is_none_or(|ttl| ttl > LONGEST_BREAK_GLASS) {
         bail!("--break-glass lasts for 4h at most: say --ttl 4h or less");
     }
-    let mut session = server.connect().await?;
+    let mut session = server.open().await?;
     let transaction = take_turn(&mut session.client).await?;
     author.sign(&transaction).await?;
     let insert = "INSERT INTO pgsilo.grants
@@ -182,18 +190,18 @@ async fn give(grant: Grant, at_once: bool, break_glass: bool) -> Result<()> {
     }
     say::result(&format!("{id}  {subject} of {issuer} may use {tenant}: {access}"));
     let tenant = tenant.to_owned();
-    follow(policies, &session.client, Whose { issuer, subject, tenant }).await?;
+    let whose = Whose { issuer, subject, tenant };
     if break_glass {
         say::progress(
             "BREAK GLASS: each use of it is an error in the proxies' logs, and it is in the registry's audit",
         );
     }
-    in_force(&session.client, revision).await
+    both(policies, &session.client, revision, whose).await
 }
 
 async fn approve(one: One) -> Result<()> {
     let One { server, author, id, at_openbao, registry_only: _ } = one;
-    let mut session = server.connect().await?;
+    let mut session = server.open().await?;
     let transaction = take_turn(&mut session.client).await?;
     author.sign(&transaction).await?;
     let give = "UPDATE pgsilo.grants SET granted_at = now(), expires_at = now() + lasts, at_openbao = at_openbao OR $2,
@@ -211,13 +219,12 @@ async fn approve(one: One) -> Result<()> {
     let policies = at_openbao.policies(given.get(4))?;
     transaction.commit().await?;
     say::result(&format!("{id}  granted"));
-    follow(policies, &session.client, whose).await?;
-    in_force(&session.client, revision).await
+    both(policies, &session.client, revision, whose).await
 }
 
 async fn end(one: One, which: &str, done: &str) -> Result<()> {
     let One { server, author, id, at_openbao, registry_only } = one;
-    let mut session = server.connect().await?;
+    let mut session = server.open().await?;
     let transaction = take_turn(&mut session.client).await?;
     author.sign(&transaction).await?;
     let end = format!(
@@ -240,8 +247,7 @@ async fn end(one: One, which: &str, done: &str) -> Result<()> {
     if registry_only && ended.get::<_, bool>(3) {
         say::progress("OpenBAO has it still: pgsiloctl grant sync");
     }
-    follow(policies, &session.client, whose(&ended, 0)).await?;
-    in_force(&session.client, revision).await
+    both(policies, &session.client, revision, whose(&ended, 0)).await
 }
 
 async fn sync(
@@ -250,7 +256,7 @@ async fn sync(
     dry_run: bool,
     max_deletions: usize,
 ) -> Result<()> {
-    let (policies, session) = (grantor.policies()?, server.connect().await?);
+    let (policies, session) = (grantor.policies()?, server.open().await?);
     let differences = policies.differences(&session.client).await?;
     let gone = differences.gone.len();
     differences.gone.iter().for_each(|name| say::result(&format!("- {name}")));
@@ -279,15 +285,22 @@ fn whose(row: &Row, first: usize) -> Whose {
     Whose { issuer, subject, tenant }
 }
 
-async fn follow(policies: Option<Policies>, registry: &Client, whose: Whose) -> Result<()> {
-    match policies {
-        Some(policies) => policies.follow(registry, &whose).await,
-        None => Ok(()),
+/// Waits until the proxies have it, which is soon, and makes OpenBAO follow, which may not answer.
+async fn both(
+    policies: Option<Policies>,
+    registry: &Client,
+    revision: i64,
+    whose: Whose,
+) -> Result<()> {
+    let at_proxies = in_force(registry, revision).await;
+    if let Some(policies) = policies {
+        policies.follow(registry, &whose).await?;
     }
+    at_proxies
 }
 
 async fn list(server: &Server, tenant: Option<&str>, as_json: bool) -> Result<()> {
-    let session = server.connect().await?;
+    let session = server.open().await?;
     let grants =
         "SELECT id::text, issuer::text, subject::text, tenant::text, access::text, reason::text,
             to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),

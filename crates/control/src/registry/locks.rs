@@ -134,6 +134,7 @@ async fn add(lock: Add) -> Result<()> {
     if issuer.is_some() && !matches!(kind, Kind::Subject | Kind::Token) {
         bail!("--issuer is for a subject or a token");
     }
+    // Of any version: who must be kept out is not to wait for a migration.
     let mut session = server.connect().await?;
     let newest = installed(&session.client).await?;
     newest.context("the database has no registry: run pgsiloctl registry init")?;

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use clap::builder::FalseyValueParser;
 use pgsilo_core::registry::is_segment;
 use pgsilo_core::tenant::Access;
 use pgsilo_openbao::Client as Bao;
@@ -29,7 +30,7 @@ const PREFIX: &str = "pgsilo-grant-";
 #[derive(Debug, Args)]
 pub(super) struct AtOpenBao {
     /// Write the grant to OpenBAO, too, as a policy that ends with it: for `[lease] authority = "session"`.
-    #[arg(long, env = "PGSILO_GRANTS_AT_OPENBAO")]
+    #[arg(long, env = "PGSILO_GRANTS_AT_OPENBAO", value_parser = FalseyValueParser::new())]
     pub(super) at_openbao: bool,
     #[command(flatten)]
     grantor: Grantor,

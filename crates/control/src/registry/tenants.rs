@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use pgsilo_core::tenant::TenantId;
-use pgsilo_registry::schema::installed;
 use serde_json::{Value, json};
 use tokio_postgres::{Client, IsolationLevel};
 
@@ -116,7 +115,7 @@ fn may_become(id: &TenantId, before: &str, after: &str) -> Result<()> {
 
 async fn change(which: Which, state: &str) -> Result<()> {
     let Which { server, author, id } = which;
-    let mut session = connect(&server).await?;
+    let mut session = server.open().await?;
     let transaction = take_turn(&mut session.client).await?;
     author.sign(&transaction).await?;
     let before = "SELECT state FROM pgsilo.tenants WHERE id = $1::text";
@@ -138,21 +137,13 @@ async fn change(which: Which, state: &str) -> Result<()> {
     in_force(&session.client, revision).await
 }
 
-/// A connection to a registry that is there.
-async fn connect(server: &Server) -> Result<pgsilo_registry::connection::Session> {
-    let session = server.connect().await?;
-    let there = installed(&session.client).await?;
-    there.context("the database has no registry: run pgsiloctl registry init")?;
-    Ok(session)
-}
-
 async fn list(
     server: &Server,
     cluster: Option<String>,
     state: Option<String>,
     as_json: bool,
 ) -> Result<()> {
-    let session = connect(server).await?;
+    let session = server.open().await?;
     let tenants = "SELECT t.id::text, t.state, p.cluster::text, c.region::text, p.dbname, t.name::text
         FROM pgsilo.tenants t LEFT JOIN pgsilo.placements p ON p.tenant = t.id
             LEFT JOIN pgsilo.clusters c ON c.name = p.cluster
@@ -180,7 +171,7 @@ async fn list(
 }
 
 async fn show(server: &Server, id: &TenantId, as_json: bool) -> Result<()> {
-    let mut session = connect(server).await?;
+    let mut session = server.open().await?;
     let Some(tenant) = of_one_moment(&mut session.client, id).await? else {
         bail!("the registry has no tenant {id}");
     };

@@ -1,7 +1,8 @@
 -- Where sessions go that only read, and grants that OpenBAO has, too.
 
 -- To the server that takes writes, or to one that replays, if there is one: none said: the former.
-ALTER TABLE pgsilo.clusters ADD COLUMN read_only text CHECK (read_only IN ('primary', 'prefer-standby'));
+ALTER TABLE pgsilo.clusters ADD COLUMN read_only text CHECK (read_only IN ('primary', 'prefer-standby')),
+    ADD CHECK (read_only IS DISTINCT FROM 'prefer-standby' OR (cardinality(endpoints) > 1 AND monitor IS NOT NULL));
 
 CREATE OR REPLACE VIEW pgsilo.proxy_clusters AS
     SELECT name::text AS name, revision,
