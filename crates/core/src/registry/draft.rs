@@ -107,6 +107,45 @@ impl Index {
         Some(tenant)
     }
 
+    /// Whether the tenant of this id has all that leads to this one: its place, its roles, its names.
+    /// It can be put in its place then.
+    pub(super) fn leads_to_the_same(
+        &self,
+        tenant: &Tenant,
+        aliases: &[String],
+        bindings: &[BindingEntry],
+    ) -> bool {
+        let Some(there) = self.tenants.get(&tenant.id) else { return false };
+        let none = Words::default();
+        let words = self.words.get(&tenant.id).unwrap_or(&none);
+        let is_alias = |alias: &String| self.aliases.get(alias.as_str()) == Some(&tenant.id);
+        let is_bound = |entry: &BindingEntry| {
+            let bound = self.bindings.get(entry.certificate.as_str());
+            bound.is_some_and(|to| {
+                to.tenant == tenant.id
+                    && entry.tenant == to.tenant.as_str()
+                    && entry.access == to.access.as_str()
+            })
+        };
+        let are_all = |mut keys: Vec<&str>, listed: usize| {
+            keys.sort_unstable();
+            keys.dedup();
+            keys.len() == listed
+        };
+        there.placement == tenant.placement
+            && there.lease == tenant.lease
+            && there.database_names == tenant.database_names
+            && words.aliases.len() == aliases.len()
+            && are_all(aliases.iter().map(String::as_str).collect(), aliases.len())
+            && aliases.iter().all(is_alias)
+            && words.certificates.len() == bindings.len()
+            && are_all(
+                bindings.iter().map(|one| one.certificate.as_str()).collect(),
+                bindings.len(),
+            )
+            && bindings.iter().all(is_bound)
+    }
+
     /// Adds a tenant. Ids are unique, and tenants never share a database.
     pub(super) fn add(&mut self, tenant: &Arc<Tenant>) -> Result<(), Conflict> {
         let id = &tenant.id;

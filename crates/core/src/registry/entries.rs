@@ -176,18 +176,28 @@ pub(super) fn change(
     }
     let mut changed: HashSet<TenantId> = news.tenants_gone.iter().cloned().collect();
     let mut tenants = Vec::with_capacity(news.tenants.len());
+    // Those that nothing leads to in another way than before.
+    let mut in_place = HashMap::new();
     for Entry { tenant: mut entry, bindings } in news.tenants {
         let id = entry.id.clone();
-        changed.extend(TenantId::parse(&id));
         let aliases = std::mem::take(&mut entry.aliases);
         match reading.tenant(entry, &index) {
+            Ok(tenant)
+                if !changed.contains(&tenant.id)
+                    && index.leads_to_the_same(&tenant, &aliases, &bindings) =>
+            {
+                in_place.insert(tenant.id.clone(), tenant);
+                continue;
+            }
             Ok(tenant) => tenants.push((tenant, aliases, bindings)),
-            Err(wrong) => rejected.push(Rejected::of("tenant", id, wrong.into())),
+            Err(wrong) => rejected.push(Rejected::of("tenant", id.clone(), wrong.into())),
         }
+        changed.extend(TenantId::parse(&id));
     }
     if !other_clusters.is_empty() {
         let moved = before.tenants().filter(|tenant| {
-            other_clusters.contains(tenant.placement.cluster.key()) && !changed.contains(&tenant.id)
+            let is_said = changed.contains(&tenant.id) || in_place.contains_key(&tenant.id);
+            other_clusters.contains(tenant.placement.cluster.key()) && !is_said
         });
         let moved: Vec<_> = moved.map(|tenant| tenant.id.clone()).collect();
         for id in &moved {
@@ -199,6 +209,10 @@ pub(super) fn change(
     }
     for id in &changed {
         index.remove(id);
+    }
+    for (id, tenant) in in_place {
+        index.tenants.insert(id.clone(), same_as(Some(before), tenant));
+        changed.insert(id);
     }
     tenants.sort_by_key(|(tenant, ..)| !before.index.tenants.contains_key(&tenant.id));
     let mut admitted = Vec::with_capacity(tenants.len());
