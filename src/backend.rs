@@ -63,6 +63,8 @@ pub(crate) struct Connection {
     cluster: Option<Arc<ClusterState>>,
     /// Servers of the cluster that were not tried, by their numbers.
     untried: Vec<usize>,
+    /// Its server was taken for a standby when it was dialled, and may be one.
+    at_standby: bool,
     /// Received and not parsed yet: several messages arrive at once.
     unread: BytesMut,
     /// Bytes of messages that the database has sent so far, to us.
@@ -165,11 +167,14 @@ impl Servers {
         while let Some(endpoint) = untried.next() {
             let tenant = Arc::clone(route.tenant());
             let mut redial = Redial { tenant, endpoint, dead_peer_timeout, at: None };
+            let at_standby = route.wants() == Wanted::Standby
+                && cluster.as_ref().is_some_and(|state| state.may_read(&endpoints[endpoint]));
             match redial.connect(patience).await {
                 Ok(stream) => {
                     redial.at = stream.peer();
                     let mut connection = Connection::new(stream, &route, redial);
                     (connection.cluster, connection.untried) = (cluster, untried.collect());
+                    connection.at_standby = at_standby;
                     return Ok(connection);
                 }
                 Err(error @ DialError::Local(_)) => return Err(error),
@@ -313,13 +318,23 @@ impl Connection {
         let route = Arc::clone(route);
         let (cluster, untried) = (None, Vec::new());
         let (version, unread) = (None, BytesMut::new());
-        Connection { stream, route, redial, cluster, untried, version, unread, heard: 0 }
+        let at_standby = false;
+        Connection {
+            stream,
+            route,
+            redial,
+            cluster,
+            untried,
+            at_standby,
+            version,
+            unread,
+            heard: 0,
+        }
     }
 
-    /// What is known of its cluster, if its server is taken for a standby, and may be one.
+    /// What is known of its cluster, if its server is a standby.
     fn at_standby(&self) -> Option<&Arc<ClusterState>> {
-        let cluster = self.cluster.as_ref().filter(|_| self.route.wants() == Wanted::Standby);
-        cluster.filter(|cluster| cluster.may_read(self.redial.host()))
+        self.cluster.as_ref().filter(|_| self.at_standby)
     }
 
     /// Another connection to the same server.
@@ -327,6 +342,7 @@ impl Connection {
         let stream = self.redial.connect(DIAL_TIMEOUT).await?;
         let mut again = Connection::new(stream, &self.route, self.redial);
         (again.cluster, again.untried) = (self.cluster, self.untried);
+        again.at_standby = self.at_standby;
         Ok(again)
     }
 

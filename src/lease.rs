@@ -11,8 +11,8 @@
 //!    answer, for no longer than `[openbao] timeout` in all. Requests for one tenant take an eighth
 //!    of the places at most, those for one cluster's tenants a quarter: a database, or a server, that
 //!    hangs delays no other. The request runs on a task of its own and is seen to its end: if the
-//!    session has gone, dropping the answer revokes the lease. With `scope = "window"` sessions of one subject share a lease (`window.rs`), until the
-//!    last has ended.
+//!    session has gone, dropping the answer revokes the lease. With `scope = "window"` sessions of
+//!    one subject share a lease (`window.rs`), until the last has ended.
 //! 2. *Renewed* at about two thirds of its time, with jitter, until its maximum (`renewer.rs`). A
 //!    lease has no task and no timer of its own: the session that holds it starts the renewal when
 //!    that is due, and the renewal runs in the background. An idle connection's lease is not

@@ -48,8 +48,8 @@ fn standing_query(nonce: &str) -> String {
 
 impl Connection {
     /// Reads the seal, which must be the tenant's; and where the server is one of several, that it
-    /// takes writes, and on which timeline, or that it is a standby where one may be. Settings that the database tells of meanwhile become part
-    /// of the greeting.
+    /// takes writes, and on which timeline, or that it is a standby where one may be. Settings that the
+    /// database tells of meanwhile become part of the greeting.
     pub(super) async fn check_seal(
         &mut self,
         tenant: &Tenant,

@@ -190,6 +190,40 @@ async fn a_session_that_only_reads_may_go_to_a_standby() {
     );
 }
 
+/// That a standby has no connection left is nothing that the primary is to suffer for.
+#[tokio::test]
+async fn a_full_standby_turns_nobody_away() {
+    let pair = Pair::new(First::Primary).await;
+    let prefers = format!("{MONITOR}\nread_only = \"prefer-standby\"");
+    let proxy = pair.proxy(First::Primary, &prefers).await;
+    let reads = mint::signed_by(&pair.world, json!({ "access": "read-only" }));
+    let reader = async || {
+        let mut session = Raw::tcp(proxy.address()).await;
+        session.log_in(&reads, "acme").await;
+        let port: u16 = session.ask(PORT).await.parse().expect("a port");
+        (session, port)
+    };
+    let limit = "ALTER DATABASE tenant_acme CONNECTION LIMIT 8";
+    pair.world.superuser("postgres").await.batch_execute(limit).await.expect("set");
+    pair.standby.catch_up(&pair.world).await;
+    let mut at_standby = Vec::new();
+    eventually("the standby to be full", async || {
+        let (session, port) = reader().await;
+        if port == pair.standby.port() {
+            at_standby.push(session);
+        }
+        (at_standby.len() == 8).then_some(())
+    })
+    .await;
+    let ((_one, first), (_other, second)) = tokio::join!(reader(), reader());
+    assert_eq!([first, second], [pair.primary_port(); 2]);
+    for _ in 0..3 {
+        let (mut writer, port) = pair.session(&proxy).await;
+        assert_eq!(port, pair.primary_port());
+        writer.ask("INSERT INTO written VALUES (1, 1) RETURNING 'written'").await;
+    }
+}
+
 /// Without a standby that answers, who only reads goes where all go.
 #[tokio::test]
 async fn a_session_that_only_reads_goes_to_the_primary_without_a_standby() {
