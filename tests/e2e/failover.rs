@@ -121,27 +121,28 @@ impl Pair {
 
     /// A session, and the port of the server that it is at.
     async fn session(&self, proxy: &Proxy) -> (Raw, u16) {
-        let mut session = Raw::tcp(proxy.address()).await;
-        session.log_in(&self.token(), "acme").await;
-        let port = session.ask(PORT).await;
-        (session, port.parse().expect("a port"))
+        session_of(proxy, &self.token()).await
     }
 }
 
+/// The same of whoever has a token.
+async fn session_of(proxy: &Proxy, token: &str) -> (Raw, u16) {
+    let mut session = Raw::tcp(proxy.address()).await;
+    session.log_in(token, "acme").await;
+    let port = session.ask(PORT).await;
+    (session, port.parse().expect("a port"))
+}
+
 const MONITOR: &str = "monitor = { mount = \"pgsilo-monitor\", role = \"eu1\" }";
+const PREFERS_STANDBY: &str =
+    "monitor = { mount = \"pgsilo-monitor\", role = \"eu1\" }\nread_only = \"prefer-standby\"";
 
 #[tokio::test]
 async fn a_session_that_only_reads_may_go_to_a_standby() {
     let pair = Pair::new(First::Standby).await;
-    let prefers = format!("{MONITOR}\nread_only = \"prefer-standby\"");
-    let proxy = pair.proxy(First::Primary, &prefers).await;
+    let proxy = pair.proxy(First::Primary, PREFERS_STANDBY).await;
     let reads = mint::signed_by(&pair.world, json!({ "access": "read-only" }));
-    let reader = async || {
-        let mut session = Raw::tcp(proxy.address()).await;
-        session.log_in(&reads, "acme").await;
-        let port: u16 = session.ask(PORT).await.parse().expect("a port");
-        (session, port)
-    };
+    let reader = async || session_of(&proxy, &reads).await;
     // Once the standby was looked at. A role that was made a moment ago is there a moment later.
     eventually("it to be known as a standby", async || {
         (reader().await.1 == pair.standby.port()).then_some(())
@@ -194,15 +195,9 @@ async fn a_session_that_only_reads_may_go_to_a_standby() {
 #[tokio::test]
 async fn a_full_standby_turns_nobody_away() {
     let pair = Pair::new(First::Primary).await;
-    let prefers = format!("{MONITOR}\nread_only = \"prefer-standby\"");
-    let proxy = pair.proxy(First::Primary, &prefers).await;
+    let proxy = pair.proxy(First::Primary, PREFERS_STANDBY).await;
     let reads = mint::signed_by(&pair.world, json!({ "access": "read-only" }));
-    let reader = async || {
-        let mut session = Raw::tcp(proxy.address()).await;
-        session.log_in(&reads, "acme").await;
-        let port: u16 = session.ask(PORT).await.parse().expect("a port");
-        (session, port)
-    };
+    let reader = async || session_of(&proxy, &reads).await;
     let limit = "ALTER DATABASE tenant_acme CONNECTION LIMIT 8";
     pair.world.superuser("postgres").await.batch_execute(limit).await.expect("set");
     pair.standby.catch_up(&pair.world).await;
@@ -228,15 +223,12 @@ async fn a_full_standby_turns_nobody_away() {
 #[tokio::test]
 async fn a_session_that_only_reads_goes_to_the_primary_without_a_standby() {
     let pair = Pair::new(First::Primary).await;
-    let prefers = format!("{MONITOR}\nread_only = \"prefer-standby\"");
-    let proxy = pair.proxy(First::Primary, &prefers).await;
+    let proxy = pair.proxy(First::Primary, PREFERS_STANDBY).await;
     let reads = mint::signed_by(&pair.world, json!({ "access": "read-only" }));
     let primary = pair.primary_port();
     let Pair { standby, world: _world } = pair;
     drop(standby);
-    let mut session = Raw::tcp(proxy.address()).await;
-    session.log_in(&reads, "acme").await;
-    assert_eq!(session.ask(PORT).await, primary.to_string());
+    assert_eq!(session_of(&proxy, &reads).await.1, primary);
 }
 
 #[tokio::test]

@@ -258,13 +258,7 @@ async fn an_answer_that_never_ends_costs_its_time_out_and_nothing_more() {
 /// A server that hangs is not all tenants' trouble: those of one server ask for a quarter at once.
 #[tokio::test]
 async fn tenants_of_one_server_leave_the_others_their_slots() {
-    let dir = Folder::new();
-    fs::write(dir.join("secret-id"), "a secret id").expect("written");
-    let auth = format!(
-        "auth = {{ approle = {{ role_id = \"pgsilo\", secret_id_file = \"{}\" }} }}\n",
-        dir.join("secret-id").display()
-    );
-    let stand_in = fake::openbao(move |tcp| Fault::SlowBody.commit(tcp)).await;
+    let (_secret, settings) = at_fault(Fault::SlowBody).await;
     let third = |text: &str| {
         let (_, globex) = text.rsplit_once("[[tenant]]").expect("two tenants");
         let all = format!("{text}\n[[tenant]]{}", globex.replace("globex", "initech"));
@@ -272,7 +266,6 @@ async fn tenants_of_one_server_leave_the_others_their_slots() {
         all.replace("\"pgsilo/globex\"", "\"pgsilo/acme\"")
             .replace("\"pgsilo/initech\"", "\"pgsilo/acme\"")
     };
-    let settings = asking(&format!("http://{stand_in}"), &auth);
     let proxy = Proxy::with(Settings { tenants: third, ..settings }).await;
     let tenants = ["acme", "globex", "initech"];
     let tokens = tenants.map(|tenant| (tenant, mint::token(tenant)));
@@ -290,8 +283,9 @@ async fn tenants_of_one_server_leave_the_others_their_slots() {
 const LATE: &str = "it did not answer in time";
 const BEHIND_OTHERS: &str = "earlier requests are still waiting for its answer";
 
-/// Twenty sessions at once are told in time, and nothing is kept. The causes of all.
-async fn is_outlasted(fault: Fault) -> Vec<String> {
+/// A pgsilo whose OpenBAO commits a fault when it is asked for a credential of acme's mount. Its secret id
+/// goes with the folder.
+async fn at_fault(fault: Fault) -> (Folder, Settings) {
     let dir = Folder::new();
     fs::write(dir.join("secret-id"), "a secret id").expect("written");
     let auth = format!(
@@ -299,7 +293,13 @@ async fn is_outlasted(fault: Fault) -> Vec<String> {
         dir.join("secret-id").display()
     );
     let stand_in = fake::openbao(move |tcp| fault.commit(tcp)).await;
-    let proxy = Proxy::with(asking(&format!("http://{stand_in}"), &auth)).await;
+    (dir, asking(&format!("http://{stand_in}"), &auth))
+}
+
+/// Twenty sessions at once are told in time, and nothing is kept. The causes of all.
+async fn is_outlasted(fault: Fault) -> Vec<String> {
+    let (_secret, settings) = at_fault(fault).await;
+    let proxy = Proxy::with(settings).await;
     let (memory, open) = (resident(&proxy), descriptors(&proxy));
     // A tenant's requests are its own, whichever of its roles they are for.
     let tokens: Vec<_> = ["read-write", "read-only"]

@@ -23,10 +23,7 @@ impl Identity {
     /// servers, to the one that takes writes.
     pub(crate) async fn connect(&self, placement: &Placement) -> Result<Client> {
         let database = Database::of(&placement.cluster, &placement.dbname);
-        let server = match database.hosts.len() {
-            1 => Server::Any,
-            _ => Server::Primary(None),
-        };
+        let server = database.writer(None);
         self.connect_to(database, server, placement).await
     }
 

@@ -61,6 +61,16 @@ impl Database {
     }
 }
 
+impl Database {
+    /// The server that takes writes, on this timeline at least, where there are several.
+    pub fn writer(&self, least: Option<Timeline>) -> Server {
+        match self.hosts.len() {
+            1 => Server::Any,
+            _ => Server::Primary(least),
+        }
+    }
+}
+
 /// A role that logs in by password.
 #[derive(Clone, Debug)]
 pub struct Login {
@@ -110,6 +120,9 @@ pub enum ConnectError {
         /// The highest that was seen.
         newest: Timeline,
     },
+    /// It was let in as one that takes writes, and takes none.
+    #[error("it has become a standby")]
+    Demoted,
     /// It says of itself what no server says.
     #[error("it calls itself {0:?}")]
     Unknown(String),
@@ -220,15 +233,20 @@ async fn connect_to(
 
 /// On which timeline a server takes writes, which must be no lower than that.
 async fn timeline(client: &Client, least: Option<Timeline>) -> Result<Timeline, ConnectError> {
-    let asked = format!("SELECT {}", Standing::SQL);
-    let said: String = client.query_typed_one(&asked, &[]).await?.try_get(0)?;
-    match (Standing::parse(&said), least) {
-        (Some(Standing::Primary(on)), Some(newest)) if on < newest => {
+    match (standing(client).await?, least) {
+        (Standing::Primary(on), Some(newest)) if on < newest => {
             Err(ConnectError::Overtaken { on, newest })
         }
-        (Some(Standing::Primary(on)), _) => Ok(on),
-        (Some(Standing::Standby) | None, _) => Err(ConnectError::Unknown(said)),
+        (Standing::Primary(on), _) => Ok(on),
+        (Standing::Standby, _) => Err(ConnectError::Demoted),
     }
+}
+
+/// What a server says that it is.
+pub(crate) async fn standing(client: &Client) -> Result<Standing, ConnectError> {
+    let asked = format!("SELECT {}", Standing::SQL);
+    let said: String = client.query_typed_one(&asked, &[]).await?.try_get(0)?;
+    Standing::parse(&said).ok_or(ConnectError::Unknown(said))
 }
 
 /// Moves a connection's bytes until it ends. What is said while nothing is asked is a reason to

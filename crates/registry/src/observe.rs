@@ -18,18 +18,12 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// Why a server's standing is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum ObserveError {
-    /// It does not let us in, or cannot be reached.
+    /// It does not let us in, cannot be reached, or says something that no server says.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// It does not answer.
     #[error("no answer within {} s", .0.as_secs())]
     Timeout(Duration),
-    /// The connection is lost, or it refuses.
-    #[error("{}", pgsilo_core::cause::root_cause(.0))]
-    Postgres(#[from] tokio_postgres::Error),
-    /// It says something that no server says.
-    #[error("it calls itself {0:?}")]
-    Unknown(String),
 }
 
 impl ObserveError {
@@ -45,9 +39,8 @@ impl ObserveError {
 
     fn code(&self) -> Option<&SqlState> {
         match self {
-            ObserveError::Connect(ConnectError::Postgres(error))
-            | ObserveError::Postgres(error) => error.code(),
-            ObserveError::Connect(_) | ObserveError::Timeout(_) | ObserveError::Unknown(_) => None,
+            ObserveError::Connect(ConnectError::Postgres(error)) => error.code(),
+            ObserveError::Connect(_) | ObserveError::Timeout(_) => None,
         }
     }
 }
@@ -85,12 +78,9 @@ impl Observer {
     /// # Errors
     /// When it does not say within 1 s.
     pub async fn look(&self) -> Result<Standing, ObserveError> {
-        let query = format!("SELECT {}", Standing::SQL);
-        let row = match timeout(ANSWER, self.0.client.query_one(&query, &[])).await {
-            Ok(row) => row?,
-            Err(_elapsed) => return Err(ObserveError::Timeout(ANSWER)),
-        };
-        let text: String = row.try_get(0)?;
-        Standing::parse(&text).ok_or(ObserveError::Unknown(text))
+        match timeout(ANSWER, connection::standing(&self.0.client)).await {
+            Ok(standing) => Ok(standing?),
+            Err(_elapsed) => Err(ObserveError::Timeout(ANSWER)),
+        }
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, GenericClient, IsolationLevel, Row, Transaction};
 
-use crate::connection::{self, ConnectError, Database, Login, Purpose, Server, Session};
+use crate::connection::{self, ConnectError, Database, Login, Purpose, Session};
 use crate::schema::{SchemaError, installed};
 use crate::status::application_name;
 
@@ -71,10 +71,7 @@ impl Reader {
             application_name: application_name(name, revision),
             options: "-c search_path=pg_catalog,pg_temp",
             // A standby lags, and cannot be listened to.
-            server: match database.hosts.len() {
-                1 => Server::Any,
-                _ => Server::Primary(least),
-            },
+            server: database.writer(least),
         };
         let session = connection::connect(database, login, &purpose).await?;
         // Not among the options: a server would be taken for one that takes no writes.

@@ -68,18 +68,13 @@ struct PendingTermination {
 impl Facts<'_> {
     /// The due termination with the earliest deadline, if that is before the one of `current`.
     pub(super) fn decide(&self, now: BootTime, current: Option<Termination>) -> Decision {
-        let at_once = |is_so: bool, ending| {
-            is_so.then_some(PendingTermination {
-                from: now,
-                termination: Termination { ending, deadline: now },
-            })
-        };
-        let drained = |deadline| PendingTermination {
+        let from_now = |ending, deadline| PendingTermination {
             from: now,
-            termination: Termination { ending: Ending::Drained, deadline },
+            termination: Termination { ending, deadline },
         };
+        let at_once = |is_so: bool, ending| is_so.then(|| from_now(ending, now));
         let candidates = [
-            self.drained_by.map(drained),
+            self.drained_by.map(|deadline| from_now(Ending::Drained, deadline)),
             at_once(self.withdrawn, Ending::TenantWithdrawn),
             at_once(self.revoked, Ending::IdentityRevoked),
             at_once(self.locked, Ending::AccessLocked),
@@ -87,10 +82,7 @@ impl Facts<'_> {
             at_once(self.uncertified, Ending::AuthorityWithdrawn),
             at_once(self.overtaken, Ending::FailedOver),
             at_once(self.stale, Ending::RegistryStale),
-            self.paused.map(|patience| PendingTermination {
-                from: now,
-                termination: Termination { ending: Ending::TenantPaused, deadline: now + patience },
-            }),
+            self.paused.map(|patience| from_now(Ending::TenantPaused, now + patience)),
             Some(self.lease_ends()),
             // A session that came with a token near its end still gets most of what is left.
             self.expires.map(|(at, left, ending)| ends(ending, at, self.grace.min(left / 3))),

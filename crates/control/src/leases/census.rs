@@ -61,6 +61,7 @@ pub(super) async fn take(
     // Two kinds of access may lease from one role.
     names.sort_unstable();
     names.dedup();
+    let at_standbys = sessions_at(standbys).await?;
     let mut census = Census::default();
     let mut made = Vec::with_capacity(names.len());
     let mut groups = BTreeMap::<Made, Group>::new();
@@ -76,12 +77,9 @@ pub(super) async fn take(
         };
         if !groups.contains_key(&how) {
             let (mut roles, mut stopped) = leased_roles(database, &how).await?;
-            for standby in standbys {
-                let there = sessions_at_standby(standby).await?;
-                let at = |name: &str| there.get(name).copied().unwrap_or_default();
-                roles.iter_mut().for_each(|role| role.sessions += at(&role.name));
-                stopped.iter_mut().for_each(|role| role.sessions += at(&role.name));
-            }
+            let there = |name: &str| at_standbys.get(name).copied().unwrap_or_default();
+            roles.iter_mut().for_each(|role| role.sessions += there(&role.name));
+            stopped.iter_mut().for_each(|role| role.sessions += there(&role.name));
             census.findings.extend(stopped.into_iter().map(Finding::StoppedRole));
             groups.insert(how.clone(), Group { roles, leases: Vec::new() });
         }
@@ -169,12 +167,18 @@ async fn leased_roles(database: &Client, how: &Made) -> Result<(Vec<Role>, Vec<S
     Ok((roles, stopped))
 }
 
-/// How many sessions each role has; none where the server is no standby, whose own are counted.
-async fn sessions_at_standby(server: &Client) -> Result<BTreeMap<String, i64>> {
+/// How many sessions each role has at those of these servers that are standbys: the primary's own are
+/// counted with its roles.
+async fn sessions_at(servers: &[Client]) -> Result<BTreeMap<String, i64>> {
     let query = "SELECT usename::text, count(*) FROM pg_catalog.pg_stat_activity
         WHERE usename IS NOT NULL AND pg_catalog.pg_is_in_recovery() GROUP BY usename";
-    let rows = server.query(query, &[]).await.context("counting sessions at a standby")?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    let mut sessions = BTreeMap::new();
+    for server in servers {
+        for row in server.query(query, &[]).await.context("counting sessions at a standby")? {
+            *sessions.entry(row.try_get(0)?).or_default() += row.try_get::<_, i64>(1)?;
+        }
+    }
+    Ok(sessions)
 }
 
 /// Whether OpenBAO made this name: no role of another name, or of a longer one, is ever touched.

@@ -116,34 +116,18 @@ impl Index {
         bindings: &[BindingEntry],
     ) -> bool {
         let Some(there) = self.tenants.get(&tenant.id) else { return false };
-        let none = Words::default();
-        let words = self.words.get(&tenant.id).unwrap_or(&none);
-        let is_alias = |alias: &String| self.aliases.get(alias.as_str()) == Some(&tenant.id);
-        let is_bound = |entry: &BindingEntry| {
-            let bound = self.bindings.get(entry.certificate.as_str());
-            bound.is_some_and(|to| {
-                to.tenant == tenant.id
-                    && entry.tenant == to.tenant.as_str()
-                    && entry.access == to.access.as_str()
-            })
-        };
-        let are_all = |mut keys: Vec<&str>, listed: usize| {
-            keys.sort_unstable();
-            keys.dedup();
-            keys.len() == listed
-        };
+        let bound: Option<Vec<(Arc<str>, Access)>> = bindings
+            .iter()
+            .filter(|entry| entry.tenant == tenant.id.as_str())
+            .map(|entry| Some((entry.certificate.as_str().into(), entry.access.parse().ok()?)))
+            .collect();
+        let aliases = aliases.iter().map(|alias| alias.as_str().into()).collect();
         there.placement == tenant.placement
             && there.lease == tenant.lease
             && there.database_names == tenant.database_names
-            && words.aliases.len() == aliases.len()
-            && are_all(aliases.iter().map(String::as_str).collect(), aliases.len())
-            && aliases.iter().all(is_alias)
-            && words.certificates.len() == bindings.len()
-            && are_all(
-                bindings.iter().map(|one| one.certificate.as_str()).collect(),
-                bindings.len(),
-            )
-            && bindings.iter().all(is_bound)
+            && bound.is_some_and(|bound| {
+                bound.len() == bindings.len() && sorted(aliases, bound) == self.said_of(&tenant.id)
+            })
     }
 
     /// Adds a tenant. Ids are unique, and tenants never share a database.
@@ -379,20 +363,26 @@ impl Index {
 
     /// Whether both say the same of a tenant beside its entry.
     pub(super) fn says_the_same(&self, other: &Index, id: &TenantId) -> bool {
-        let said = |index: &Index| {
-            let words = index.words.get(id).cloned().unwrap_or_default();
-            let bound = words.certificates.into_iter().filter_map(|certificate| {
-                let binding = index.bindings.get(&certificate)?.clone();
-                Some((certificate, binding.access))
-            });
-            let mut bound: Vec<_> = bound.collect();
-            let mut aliases = words.aliases;
-            bound.sort_by(|(one, _), (other, _)| one.cmp(other));
-            aliases.sort();
-            (aliases, bound)
-        };
-        said(self) == said(other)
+        self.said_of(id) == other.said_of(id)
     }
+
+    fn said_of(&self, id: &TenantId) -> Said {
+        let Words { aliases, certificates } = self.words.get(id).cloned().unwrap_or_default();
+        let bound = certificates.into_iter().filter_map(|certificate| {
+            let access = self.bindings.get(&certificate)?.access;
+            Some((certificate, access))
+        });
+        sorted(aliases, bound.collect())
+    }
+}
+
+/// Aliases, and what certificates may, in one order.
+type Said = (Vec<Arc<str>>, Vec<(Arc<str>, Access)>);
+
+fn sorted(mut aliases: Vec<Arc<str>>, mut bound: Vec<(Arc<str>, Access)>) -> Said {
+    aliases.sort();
+    bound.sort_by(|(one, _), (other, _)| one.cmp(other));
+    (aliases, bound)
 }
 
 fn count_up<K: Clone + Eq + Hash>(counts: &mut Map<K, usize>, key: K) {
