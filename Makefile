@@ -20,8 +20,8 @@ clients: ## the tools, and the clients that the tests drive
 	@python3 scripts/tools.py --clients >/dev/null
 
 sandbox: tools ## run a whole pgsilo on this machine; ARGS="--help" says how
-	@cargo build --profile $(PROFILE) -p pgsilo -p pgsilo-sandbox
-	@. "$(TOOLS)/env" && exec "$(PROGRAMS)/pgsilo-sandbox" $(ARGS)
+	@cargo build --profile $(PROFILE) -p pgsilo -p pgsiloctl -p pgsilo-sandbox
+	@. "$(TOOLS)/env" && exec "$(PROGRAMS)/pgsilo-sandbox" $(if $(TENANTS),--tenants $(TENANTS)) $(ARGS)
 
 test: clients ## every test, against real servers; ARGS go to cargo test
 	@. "$(TOOLS)/env" && exec cargo test $(ARGS)

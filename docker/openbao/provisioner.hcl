@@ -1,8 +1,17 @@
 # What the provisioner (pgsiloctl) may do at OpenBAO: make and remove tenants' mounts, describe their
 # databases and the roles that credentials are made from, and take leases back. It never reads a
-# credential, and it cannot touch policies, logins or another secrets engine.
+# tenant's credential, and it cannot touch policies, logins or another secrets engine.
 # Attach it with no default policy. DATABASE stands for a database server, as in
-# `db1.internal:5432`; with several, the URL has an entry for each.
+# `db1.internal:5432`; with several, the URL has an entry for each. `pgsiloctl bootstrap` writes it.
+
+# Its own logins: to the clusters, where it makes tenants, and to the registry.
+path "pgsilo-provisioner/creds/+" {
+  capabilities = ["read"]
+}
+
+path "pgsilo-registry/creds/control" {
+  capabilities = ["read"]
+}
 
 # A mount for each tenant, of this type and at this place: `+` is one segment of the path.
 path "sys/mounts/pgsilo/+" {
@@ -21,7 +30,7 @@ path "pgsilo/+/config/tenant-*" {
     "connection_url"          = ["postgresql://{{username}}:{{password}}@DATABASE/*"]
     "username"                = ["tenant_*"]
     "password"                = []
-    "password_authentication" = ["scram-sha-256"]
+    "password_authentication" = ["scram-sha-256", "password"]
     "allowed_roles"           = []
     "username_template"       = []
     "max_open_connections"    = []
@@ -73,6 +82,15 @@ path "sys/leases/lookup" {
 
 path "sys/leases/revoke/pgsilo/+/creds/tenant-*" {
   capabilities = ["update"]
+}
+
+# Certificates of deletion: signed with a key that never leaves OpenBAO.
+path "pgsilo-transit/sign/certificates" {
+  capabilities = ["update"]
+}
+
+path "pgsilo-transit/keys/certificates" {
+  capabilities = ["read"]
 }
 
 path "auth/token/lookup-self" {

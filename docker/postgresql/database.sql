@@ -33,7 +33,7 @@ DO $$
 BEGIN
     -- A database that was copied from another tenant's has that one's.
     IF EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-            WHERE n.nspname = 'pgsilo' AND pg_catalog.pg_get_userbyid(n.nspowner) = session_user
+            WHERE n.nspname = 'pgsilo' AND pg_catalog.pg_get_userbyid(n.nspowner) = current_user
                 AND pg_catalog.pg_get_userbyid(p.proowner) <> 'tenant_TENANT_broker') THEN
         DROP SCHEMA pgsilo CASCADE;
     END IF;
@@ -43,7 +43,7 @@ CREATE SCHEMA IF NOT EXISTS pgsilo;
 DO $$
 BEGIN
     IF (SELECT pg_catalog.pg_get_userbyid(nspowner) FROM pg_catalog.pg_namespace
-            WHERE nspname = 'pgsilo') <> session_user THEN
+            WHERE nspname = 'pgsilo') <> current_user THEN
         RAISE 'schema pgsilo is the tenant''s own: have it renamed first';
     END IF;
 END $$;

@@ -59,7 +59,7 @@ async fn missing_entities_are_none_and_refusals_are_errors() {
     let client = server.client();
     assert_eq!(client.engine(MOUNT).await.expect("an answer").as_deref(), Some("database"));
     assert_eq!(client.engine("pgsilo/nobody").await.expect("an answer"), None);
-    client.mount_database_engine("pgsilo/nobody").await.expect("mounted");
+    client.mount_engine("pgsilo/nobody", "database").await.expect("mounted");
     assert_eq!(
         client.engine("pgsilo/nobody").await.expect("an answer").as_deref(),
         Some("database")

@@ -34,10 +34,8 @@ impl Pair {
     async fn new(first: First) -> Pair {
         let world = World::own().await;
         let superuser = world.superuser("postgres").await;
-        // What watches may connect to a database that is no tenant's, and no more.
-        let monitor = "CREATE ROLE pgsilo_monitor NOLOGIN;
-            GRANT CONNECT ON DATABASE postgres TO pgsilo_monitor;
-            GRANT pgsilo_monitor TO pgsilo_provisioner WITH ADMIN OPTION";
+        // What watches may connect to a database that is no tenant's, and no more: the sandbox has its role.
+        let monitor = "GRANT pgsilo_monitor TO pgsilo_provisioner WITH ADMIN OPTION";
         superuser.batch_execute(monitor).await.expect("made");
         // What is committed is sent at once, as elsewhere.
         let commit = "ALTER DATABASE tenant_acme SET synchronous_commit = on";
@@ -47,11 +45,6 @@ impl Pair {
         let standby = Standby::of(&world).await;
         let pair = Pair { standby, world };
         pair.follow("pgsilo/acme/config/tenant-acme", "tenant_acme", first, json!({})).await;
-        let (status, _) = pair
-            .world
-            .bao("POST", "sys/mounts/pgsilo-monitor", Some(json!({ "type": "database" })))
-            .await;
-        assert_eq!(status, 204);
         let dsn: Config = pair.world.var("PROVISIONER_DSN").parse().expect("a DSN");
         let password = std::str::from_utf8(dsn.get_password().expect("a password")).expect("text");
         let login = json!({

@@ -42,6 +42,7 @@ mod own_sessions;
 mod pool;
 mod pools;
 mod prepared;
+mod provision;
 mod quotas;
 mod refusals;
 mod registry;

@@ -41,6 +41,10 @@ impl Database {
         let (client, connection) = dsn.connect(NoTls).await.expect("connected");
         tokio::spawn(connection);
         client.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("created");
+        // Its roles are the server's, and the sandbox's own registry has them from a superuser.
+        let share = "GRANT pgsilo_registry_owner, pgsilo_registry_control, pgsilo_registry_proxy
+            TO pgsilo_provisioner WITH ADMIN TRUE, INHERIT FALSE, SET FALSE";
+        world().superuser("postgres").await.batch_execute(share).await.expect("shared");
         Database { name }
     }
 

@@ -55,7 +55,7 @@ async fn tenant(
         UNION ALL SELECT format('%s in %s by %s admin=%s inherit=%s set=%s', m.member::regrole,
             m.roleid::regrole, m.grantor::regrole, admin_option, inherit_option, set_option)
             FROM pg_auth_members m WHERE (m.member::regrole::text || ' ' || m.roleid::regrole::text)
-                ~ 'tenant_acme_|pgsilo_provisioner' AND NOT m.member::regrole::text ~ 'tenant-|globex'
+                ~ 'tenant_acme_|pgsilo_provisioner' AND NOT m.member::regrole::text ~ 'tenant-|globex|pgsilo_.*_broker'
                 AND NOT m.roleid::regrole::text ~ 'tenant-|globex'
         UNION ALL SELECT format('database by %s acl=%s config=%s', datdba::regrole,
             (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(datacl) a),
@@ -119,6 +119,55 @@ async fn the_page_for_setting_up_works_as_it_is_pasted() {
     let sandbox = tenant(&sandbox, &world().superuser("tenant_acme").await).await;
     assert!(page.len() > 20, "{page:#?}");
     assert_eq!(page, sandbox);
+}
+
+/// docs/tenants.md goes on where setup.md has a cluster and an OpenBAO that nobody has made ready.
+#[tokio::test]
+async fn the_page_for_tenants_works_as_it_is_pasted() {
+    let machine = Machine::new();
+    let of_setup = |heading: &str| blocks("docs/setup.md", Some(heading));
+    let (postgres, openbao) = (of_setup("PostgreSQL"), of_setup("OpenBAO"));
+    assert_eq!((postgres.len(), openbao.len()), (3, 2));
+    let page = [
+        of_setup("What you need").concat(),
+        of_setup("A private authority").concat(),
+        postgres[..2].concat(),
+        openbao[0].clone(),
+        blocks("docs/tenants.md", None).concat(),
+        of_setup("The first login")[0].clone(),
+    ];
+    let mut command = machine.reader(&page.concat());
+    command.env("ADMIN_DSN", format!("postgresql://postgres:{SUPERUSER_PASSWORD}@any"));
+    let output = command.output().expect("bash starts");
+    let (out, err) = said(&output);
+    let log = |name: &str| fs::read_to_string(machine.dir.join(name)).unwrap_or_default();
+    let logs = || format!("{}{}{}", log("pg/log"), log("bao.log"), log("pgsilo.log"));
+    assert!(output.status.success(), "{out}\n{err}\n{}", logs());
+    for expected in [
+        "would: the policy pgsilo is this version's",
+        "done:  the registry has cluster eu-1",
+        "acme  is made",
+        "ok      read-write",
+        "leaving  is removed",
+        "signature       good",
+        "TLSv1.3",
+        "it works",
+    ] {
+        assert!(out.contains(expected), "{expected}: {out}\n{err}");
+    }
+    // All that OpenBAO has there is under TLS, and nothing says who the tenants are.
+    let superuser = machine.superuser("postgres").await;
+    let in_clear = "SELECT count(*) FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid)
+        WHERE a.usename ~ '^(tenant|pgsilo)' AND NOT s.ssl";
+    let in_clear: i64 = superuser.query_one(in_clear, &[]).await.expect("asked").get(0);
+    assert_eq!(in_clear, 0);
+    let told = "SELECT rolname FROM pg_roles WHERE rolname ~ 'acme' UNION ALL SELECT datname FROM pg_database WHERE datname ~ 'acme'";
+    assert!(superuser.query(told, &[]).await.expect("asked").is_empty());
+    let secrets = ["etc/secret-id", "control/provisioner.secret-id", "control/operator.secret-id"];
+    for secret in secrets {
+        let mode = fs::metadata(machine.dir.join(secret)).expect(secret).permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{secret}: {mode:o}");
+    }
 }
 
 #[tokio::test]

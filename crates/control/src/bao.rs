@@ -1,11 +1,12 @@
 //! Where OpenBAO is, and as whom it is asked.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use pgsilo_core::secret::Secret;
-use pgsilo_openbao::{Client, Settings};
+use pgsilo_openbao::{Client, Error, Failure, Settings};
 
 use crate::secrets;
 
@@ -23,18 +24,27 @@ pub(crate) struct BaoServer {
     bao_namespace: Option<String>,
 }
 
+/// What an environment variable holds, if anything.
+pub(crate) fn variable_of(name: &str) -> Option<String> {
+    #[expect(clippy::disallowed_methods, reason = "a secret must not be an argument")]
+    std::env::var(name).ok().filter(|text| !text.is_empty())
+}
+
 impl BaoServer {
+    /// Whether a variable holds a token.
+    pub(crate) fn has_token(variable: &str) -> bool {
+        variable_of(variable).is_some()
+    }
+
     /// As who holds the token of a file, or of a variable where there is none.
     pub(crate) fn client(&self, token_file: Option<&Path>, variable: &str) -> Result<Client> {
         let Some(address) = &self.bao else {
             bail!("no address of OpenBAO: set BAO_ADDR or --bao")
         };
-        #[expect(clippy::disallowed_methods, reason = "a secret must not be an argument")]
-        let named = std::env::var(variable);
-        let token = match (token_file, named) {
+        let token = match (token_file, variable_of(variable)) {
             (Some(path), _) => secrets::file(path)?,
-            (None, Ok(token)) => Secret::new(token),
-            (None, Err(_)) => bail!("no OpenBAO token: set {variable} or --bao-token-file"),
+            (None, Some(token)) => Secret::new(token),
+            (None, None) => bail!("no OpenBAO token: set {variable} or --bao-token-file"),
         };
         let ca = match &self.bao_ca {
             Some(path) => {
@@ -47,4 +57,32 @@ impl BaoServer {
         let bao = Client::new(Settings { ca, namespace, ..Settings::for_control(address) });
         Ok(bao.context("OpenBAO")?.as_token(token))
     }
+}
+
+/// How often something is asked again that OpenBAO could not store, because others stored meanwhile.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Asks OpenBAO again for what it could not store: two who write at once may be in each other's way.
+pub(crate) async fn again<T>(ask: impl AsyncFn() -> Result<T, Failure>) -> Result<T> {
+    let mut attempt = 1;
+    loop {
+        match ask().await {
+            Err(failure) if attempt < ATTEMPTS && is_storage_race(failure.error()) => {
+                tokio::time::sleep(PAUSE * attempt).await;
+                attempt += 1;
+            }
+            answered => return Ok(answered?),
+        }
+    }
+}
+
+fn is_storage_race(error: &Error) -> bool {
+    matches!(error, Error::Said { status: 500, words } if words.contains("transaction commit failed"))
+}
+
+/// Statements one by one, as OpenBAO cuts them: what it tells of a role is not what it was given.
+pub(crate) fn statements(all: &[String]) -> Vec<&str> {
+    let each = all.iter().flat_map(|text| text.split(';')).map(str::trim);
+    each.filter(|statement| !statement.is_empty()).collect()
 }

@@ -7,7 +7,6 @@
 //! both times: logins and endings go on meanwhile. Works as the provisioner, with the policy of
 //! `docker/openbao/provisioner.hcl`.
 
-mod acting_role;
 mod auditor;
 mod brokers;
 mod census;
@@ -17,7 +16,7 @@ mod mend;
 mod report;
 mod verdict;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,12 +25,19 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use pgsilo_core::duration;
 use pgsilo_core::registry::{Snapshot, Tenant};
+use pgsilo_openbao::Client as Bao;
 use tokio::sync::Mutex;
 
+use crate::logins::block_on;
 use crate::provisioner::Provisioner;
+use crate::registry::{apply, connect_as_set, known};
 use crate::say;
+use crate::settings::SettingsFile;
 use auditor::{Auditor, Subject};
 use report::Report;
+
+/// The registry's file, where nothing is said of it.
+const FILE: &str = "/etc/pgsilo/tenants.toml";
 
 /// What is done with leases.
 #[derive(Debug, Subcommand)]
@@ -69,17 +75,16 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub struct Audit {
-    /// The registry's file, as pgsilo reads it.
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "PGSILO_REGISTRY",
-        default_value = "/etc/pgsilo/tenants.toml"
-    )]
-    registry: PathBuf,
+    /// The registry's file, as pgsilo reads it [default: the database that the file of settings names;
+    /// without one, /etc/pgsilo/tenants.toml].
+    #[arg(long, value_name = "FILE", env = "PGSILO_REGISTRY")]
+    registry: Option<PathBuf>,
     /// Look at this tenant only; may be repeated.
     #[arg(long = "tenant", value_name = "ID")]
     tenants: Vec<String>,
+    /// The file of settings.
+    #[command(flatten)]
+    settings: SettingsFile,
     /// As whom.
     #[command(flatten)]
     provisioner: Provisioner,
@@ -110,15 +115,15 @@ fn settle(text: &str) -> Result<Duration, String> {
 /// Runs the command to its end.
 pub fn run(command: Command) -> Result<ExitCode> {
     let Command::Audit(audit) = command;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
-    runtime.block_on(audit.run())
+    block_on(audit.run())
 }
 
 impl Audit {
     async fn run(self) -> Result<ExitCode> {
-        let auditor = self.auditor()?;
-        let registry = Snapshot::read(&self.registry, None).context("the registry")?;
+        let bao = self.provisioner.bao(&self.settings).await?;
+        let provisioner = self.provisioner.identity(&bao)?;
+        let registry = self.snapshot(&bao).await.context("the registry")?;
+        let auditor = Auditor { provisioner, bao, alone: Mutex::default() };
         let tenants = self.chosen(&registry)?;
         say::progress(&format!("looking at {}", report::count(tenants.len(), "tenant")));
         let mut report = Report::new(self.json);
@@ -146,24 +151,32 @@ impl Audit {
         Ok(report.conclude(looked_at))
     }
 
+    /// What the registry says, of a file or of the database.
+    async fn snapshot(&self, bao: &Bao) -> Result<Snapshot> {
+        let file = match &self.registry {
+            Some(file) => file,
+            None if self.settings.exists() => {
+                let settings = self.settings.read()?;
+                let database = connect_as_set(&settings.registry, async || Ok(bao.clone())).await?;
+                return apply::snapshot(&mut known(database).await?.client).await;
+            }
+            None => Path::new(FILE),
+        };
+        Ok(Snapshot::read(file, None)?)
+    }
+
     fn chosen(&self, registry: &Snapshot) -> Result<Vec<Arc<Tenant>>> {
         let mut all: Vec<_> = registry.tenants().cloned().collect();
         all.sort_by(|a, b| a.id().as_str().cmp(b.id().as_str()));
         for wanted in &self.tenants {
             ensure!(
                 all.iter().any(|tenant| tenant.id().as_str() == wanted),
-                "no tenant {wanted:?} in {}",
-                self.registry.display()
+                "the registry has no tenant {wanted:?}"
             );
         }
         if !self.tenants.is_empty() {
             all.retain(|tenant| self.tenants.iter().any(|id| id == tenant.id().as_str()));
         }
         Ok(all)
-    }
-
-    fn auditor(&self) -> Result<Auditor> {
-        let (provisioner, bao) = (self.provisioner.identity()?, self.provisioner.bao()?);
-        Ok(Auditor { provisioner, bao, alone: Mutex::default() })
     }
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use pgsiloctl::{leases, registry, say};
+use pgsiloctl::{bootstrap, certificate, leases, registry, say, tenants};
 
 /// Provisions pgsilo, the proxy that gives every tenant its own database.
 #[derive(Debug, Parser)]
@@ -19,6 +19,12 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Apply(registry::apply::Command),
+    /// Make OpenBAO, the registry and clusters ready, with an administrator's logins that are not kept.
+    #[command(subcommand)]
+    Bootstrap(bootstrap::Command),
+    /// What certifies that tenants were removed.
+    #[command(subcommand)]
+    Certificate(certificate::Command),
     /// Let somebody use a tenant, where their issuer's word is not enough.
     #[command(subcommand)]
     Grant(registry::grants::Command),
@@ -31,19 +37,21 @@ enum Command {
     /// The registry in PostgreSQL: which tenants there are, and where.
     #[command(subcommand)]
     Registry(registry::Command),
-    /// Which tenants there are, and whether they are served.
+    /// Make tenants, and say which there are and whether they are served.
     #[command(subcommand)]
-    Tenant(registry::tenants::Command),
+    Tenant(tenants::Command),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Apply(command) => registry::run_apply(command),
+        Command::Bootstrap(command) => bootstrap::run(command),
+        Command::Certificate(command) => certificate::run(command),
         Command::Grant(command) => registry::run_grant(command),
         Command::Lock(command) => registry::run_lock(command),
         Command::Leases(command) => leases::run(command),
         Command::Registry(command) => registry::run(command),
-        Command::Tenant(command) => registry::run_tenant(command),
+        Command::Tenant(command) => tenants::run(command),
     };
     outcome.unwrap_or_else(|error| {
         say::progress(&format!("pgsiloctl: error: {error:#}"));

@@ -1,24 +1,86 @@
 //! Connections to the databases that a registry names, protected as their placements say.
 
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use anyhow::{Context as _, Result, bail};
 use futures_util::future::try_join_all;
-use pgsilo_core::registry::Placement;
+use pgsilo_core::registry::{Cluster, ClusterKey, Placement};
 use pgsilo_core::secret::Secret;
+use pgsilo_openbao::{Client as Bao, Credential};
 use pgsilo_registry::connection::{self, ConnectError, Database, Login, Purpose, Server};
+use tokio::sync::OnceCell;
 use tokio_postgres::Client;
+
+use crate::secrets;
 
 /// A session works inside databases where tenants may make things, some of it as their brokers:
 /// nothing of theirs is found by an unqualified name, and nothing is waited for without end.
 pub(crate) const SETTINGS: &str = "-c search_path=pg_catalog,pg_temp -c statement_timeout=30s";
 
-/// A role that logs in by password, whatever the server.
-#[derive(Debug, Clone)]
-pub(crate) struct Identity {
-    pub(crate) user: String,
-    pub(crate) password: Secret,
+/// As whom databases are logged in to.
+#[derive(Clone, Debug)]
+pub(crate) enum Identity {
+    /// A role that logs in by the same password, whatever the server.
+    Password { user: String, password: Secret },
+    /// One that OpenBAO makes at each cluster, for this process.
+    Leased(Arc<LeasedLogins>),
+}
+
+/// Logins that OpenBAO has made, one for each cluster: they end with the token that asked for them.
+#[derive(Debug)]
+pub(crate) struct LeasedLogins {
+    bao: Bao,
+    /// Where the database engine is, which has a role for each cluster.
+    mount: String,
+    made: Mutex<HashMap<String, Arc<OnceCell<Login>>>>,
+}
+
+impl LeasedLogins {
+    /// Whoever holds this token asks for them.
+    pub(crate) fn of(bao: &Bao, mount: &str) -> LeasedLogins {
+        LeasedLogins { bao: bao.clone(), mount: mount.to_owned(), made: Mutex::default() }
+    }
+
+    async fn at(&self, cluster: &Cluster) -> Result<Login> {
+        let ClusterKey::Named(name) = cluster.key() else {
+            bail!(
+                "the server {cluster} is in no cluster of the registry: OpenBAO makes no login for it"
+            );
+        };
+        let made = {
+            let mut all = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(all.entry(name.to_string()).or_default())
+        };
+        let lease = async || {
+            let Credential { username: user, password, .. } =
+                self.bao.credential(&self.mount, name).await?;
+            anyhow::Ok(Login { user, password })
+        };
+        let login = made.get_or_try_init(lease).await.with_context(|| {
+            format!("a login at cluster {name}: was it made by pgsiloctl bootstrap cluster {name}?")
+        })?;
+        Ok(login.clone())
+    }
 }
 
 impl Identity {
+    /// The user of a DSN, with its password or that of a file; each with the option that says it.
+    pub(crate) fn by_dsn(
+        (option, dsn): (&str, &Secret),
+        file: (&str, Option<&PathBuf>),
+    ) -> Result<Identity> {
+        // The parser's error may hold what it could not parse.
+        let dsn: tokio_postgres::Config = match dsn.expose_text().map(str::parse) {
+            Ok(Ok(dsn)) => dsn,
+            _ => bail!("{option} is not a DSN; write it like postgresql://user@host"),
+        };
+        let user = dsn.get_user().with_context(|| format!("{option} names no user"))?.to_owned();
+        let password = secrets::password((option, &dsn), file)?;
+        Ok(Identity::Password { user, password })
+    }
+
     /// A connection to a placement's database; it closes when the client is dropped. Of several
     /// servers, to the one that takes writes.
     pub(crate) async fn connect(&self, placement: &Placement) -> Result<Client> {
@@ -46,14 +108,19 @@ impl Identity {
     ) -> Result<Client> {
         let purpose =
             Purpose { application_name: "pgsiloctl".to_owned(), options: SETTINGS, server };
-        let Identity { user, password } = self.clone();
-        let session = connection::connect(&database, &Login { user, password }, &purpose).await;
+        let login = match self {
+            Identity::Password { user, password } => {
+                Login { user: user.clone(), password: password.clone() }
+            }
+            Identity::Leased(logins) => logins.at(&placement.cluster).await?,
+        };
+        let session = connection::connect(&database, &login, &purpose).await;
         let session = match session {
             Err(ConnectError::InClear) => {
                 bail!("its placement has no TLS, and this identity is not for a network to read")
             }
             session => {
-                session.with_context(|| format!("logging in to {placement} as {}", self.user))?
+                session.with_context(|| format!("logging in to {placement} as {}", login.user))?
             }
         };
         Ok(session.client)

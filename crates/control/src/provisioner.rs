@@ -1,21 +1,25 @@
 //! As whom tenants are looked after: the provisioner's login to their servers, and to OpenBAO.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use clap::Args;
 use pgsilo_core::secret::Secret;
 use pgsilo_openbao::Client as Bao;
 
 use crate::bao::BaoServer;
-use crate::postgres::Identity;
-use crate::secrets;
+use crate::bootstrap::PROVISIONER_MOUNT as MOUNT;
+use crate::postgres::{Identity, LeasedLogins};
+use crate::settings::SettingsFile;
+use crate::{logins, secrets};
 
-/// The provisioner, as a command line names it.
+/// The provisioner: as the file of settings says, or as a command line does.
 #[derive(Debug, Args)]
 pub(crate) struct Provisioner {
     /// The provisioner's user, and its password if this comes from the environment (a command line
-    /// can be read by others), as a libpq DSN; hosts and databases are the registry's.
+    /// can be read by others), as a libpq DSN; hosts and databases are the registry's [default: a
+    /// login at each cluster that OpenBAO makes, as pgsiloctl bootstrap has it].
     #[arg(
         long,
         value_name = "DSN",
@@ -23,34 +27,38 @@ pub(crate) struct Provisioner {
         hide_env_values = true,
         value_parser = secrets::secret
     )]
-    provisioner: Secret,
+    provisioner: Option<Secret>,
     /// A file that holds the provisioner's password, if the DSN does not.
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
     #[command(flatten)]
     bao: BaoServer,
     /// A file that holds the provisioner's OpenBAO token [default: what PROVISIONER_BAO_TOKEN
-    /// holds].
+    /// holds; without that, what the file of settings says].
     #[arg(long, value_name = "FILE")]
     bao_token_file: Option<PathBuf>,
 }
 
 impl Provisioner {
-    /// Its login to tenants' servers.
-    pub(crate) fn identity(&self) -> Result<Identity> {
-        // The parser's error may hold what it could not parse.
-        let dsn: tokio_postgres::Config = match self.provisioner.expose_text().map(str::parse) {
-            Ok(Ok(dsn)) => dsn,
-            _ => bail!("--provisioner is not a DSN; write it like postgresql://user@host"),
+    /// Its login to tenants' servers, where `bao` is its login to OpenBAO.
+    pub(crate) fn identity(&self, bao: &Bao) -> Result<Identity> {
+        let Some(provisioner) = &self.provisioner else {
+            return Ok(Identity::Leased(Arc::new(LeasedLogins::of(bao, MOUNT))));
         };
-        let user = dsn.get_user().context("--provisioner names no user")?.to_owned();
         let file = ("--password-file", self.password_file.as_ref());
-        let password = secrets::password(("--provisioner", &dsn), file)?;
-        Ok(Identity { user, password })
+        Identity::by_dsn(("--provisioner", provisioner), file)
     }
 
     /// Its login to OpenBAO.
-    pub(crate) fn bao(&self) -> Result<Bao> {
-        self.bao.client(self.bao_token_file.as_deref(), "PROVISIONER_BAO_TOKEN")
+    pub(crate) async fn bao(&self, settings: &SettingsFile) -> Result<Bao> {
+        const VARIABLE: &str = "PROVISIONER_BAO_TOKEN";
+        let is_said = self.bao_token_file.is_some() || BaoServer::has_token(VARIABLE);
+        match is_said || !settings.exists() {
+            true => self.bao.client(self.bao_token_file.as_deref(), VARIABLE),
+            false => {
+                let settings = settings.read()?;
+                logins::log_in(&settings.provisioner, &settings.bao()?).await
+            }
+        }
     }
 }

@@ -2,13 +2,12 @@
 //! version, and says how it is. `pgsiloctl apply`: makes it say what a file says.
 
 pub mod apply;
-mod check;
+pub(crate) mod check;
 mod export;
 pub mod grants;
 pub mod locks;
 mod policies;
 mod rows;
-pub mod tenants;
 
 use std::cmp::Ordering;
 use std::path::PathBuf;
@@ -21,6 +20,7 @@ use pgsilo_core::registry::Host;
 use pgsilo_core::secret::Secret;
 use pgsilo_core::text::is_loggable;
 use pgsilo_core::tls::{self, CaFile};
+use pgsilo_openbao::Client as Bao;
 use pgsilo_registry::connection::{self, Database, Login, Purpose, Session, Tls};
 use pgsilo_registry::schema::{self, Tell};
 use pgsilo_registry::status;
@@ -29,7 +29,9 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
-use crate::{say, secrets};
+use crate::logins::{self, block_on};
+use crate::settings::{RegistryLogin, RegistrySettings, SettingsFile};
+use crate::{say, secrets, settings};
 
 /// How long a change is waited for that proxies should have within a second.
 const IN_FORCE: Duration = Duration::from_secs(5);
@@ -88,7 +90,7 @@ pub struct Author {
 }
 
 impl Author {
-    async fn sign(&self, transaction: &Transaction<'_>) -> Result<()> {
+    pub(crate) async fn sign(&self, transaction: &Transaction<'_>) -> Result<()> {
         for (what, text) in [("--actor", &self.actor), ("--reason", &self.reason)] {
             if !text.is_empty() && !is_loggable(text) {
                 bail!(
@@ -106,11 +108,15 @@ impl Author {
     }
 }
 
-/// Where the registry is, and who asks.
-#[derive(Debug, Args)]
+/// Where the registry is, and who asks: as the file of settings says, or as these options do.
+#[derive(Clone, Debug, Args)]
 pub struct Server {
+    /// The file of settings.
+    #[command(flatten)]
+    pub settings: SettingsFile,
     /// The database, as a libpq DSN: hosts, port, user, dbname; the password too, if this comes
-    /// from the environment (a command line can be read by others).
+    /// from the environment (a command line can be read by others) [default: as the file of settings
+    /// says].
     #[arg(
         long,
         value_name = "DSN",
@@ -118,11 +124,11 @@ pub struct Server {
         hide_env_values = true,
         value_parser = secrets::secret
     )]
-    dsn: Secret,
+    dsn: Option<Secret>,
     /// A file that holds the password, if the DSN does not.
     #[arg(long, value_name = "FILE")]
     dsn_password_file: Option<PathBuf>,
-    /// How the server's certificate is checked. A Unix socket has no TLS.
+    /// How the server's certificate is checked, of the DSN. A Unix socket has no TLS.
     #[arg(long, value_name = "MODE", value_enum, default_value_t = TlsMode::VerifyFull)]
     tls: TlsMode,
     /// PEM of the authorities that it must chain to [default: the system's].
@@ -159,14 +165,8 @@ pub fn run_lock(command: locks::Command) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs `pgsiloctl tenant` to its end.
-pub fn run_tenant(command: tenants::Command) -> Result<ExitCode> {
-    block_on(tenants::run(command))?;
-    Ok(ExitCode::SUCCESS)
-}
-
 /// Waits for the turn to write, and says for whom.
-async fn take_turn(client: &mut Client) -> Result<Transaction<'_>> {
+pub(crate) async fn take_turn(client: &mut Client) -> Result<Transaction<'_>> {
     // By its trigger: who may write may take it.
     let turn = "UPDATE pgsilo.tenants SET id = id WHERE false";
     let transaction = client.transaction().await?;
@@ -192,7 +192,7 @@ async fn take_turn(client: &mut Client) -> Result<Transaction<'_>> {
 }
 
 /// Waits until all proxies that are connected have read up to a revision, and says so; not for long.
-async fn in_force(client: &Client, revision: i64) -> Result<()> {
+pub(crate) async fn in_force(client: &Client, revision: i64) -> Result<()> {
     let began = Instant::now();
     loop {
         let proxies = status::status(client).await?.proxies;
@@ -222,12 +222,6 @@ async fn in_force(client: &Client, revision: i64) -> Result<()> {
     }
 }
 
-fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
-    runtime.block_on(future)
-}
-
 /// Runs the command to its end.
 pub fn run(command: Command) -> Result<ExitCode> {
     block_on(async {
@@ -253,7 +247,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
     })
 }
 
-struct Progress;
+pub(crate) struct Progress;
 
 impl Tell for Progress {
     fn tell(&self, line: &dyn std::fmt::Display) {
@@ -263,31 +257,61 @@ impl Tell for Progress {
 
 impl Server {
     /// A connection to a registry that this program knows how to write.
-    async fn open(&self) -> Result<Session> {
-        let session = self.connect().await?;
-        let there = schema::installed(&session.client).await?;
-        let there = there.context("the database has no registry: run pgsiloctl registry init")?;
-        match there.version.cmp(&schema::NEWEST) {
-            Ordering::Less => bail!(
-                "the registry has version {}, and this program writes version {}: run pgsiloctl registry migrate",
-                there.version,
-                schema::NEWEST
-            ),
-            Ordering::Equal => Ok(session),
-            Ordering::Greater => bail!(
-                "the registry has version {}, and this program knows {} at most: use a newer pgsiloctl",
-                there.version,
-                schema::NEWEST
+    pub(crate) async fn open(&self) -> Result<Session> {
+        known(self.connect().await?).await
+    }
+}
+
+/// Of a registry that this program knows how to write.
+pub(crate) async fn known(session: Session) -> Result<Session> {
+    let there = schema::installed(&session.client).await?;
+    let there = there.context("the database has no registry: run pgsiloctl registry init")?;
+    match there.version.cmp(&schema::NEWEST) {
+        Ordering::Less => bail!(
+            "the registry has version {}, and this program writes version {}: run pgsiloctl registry migrate",
+            there.version,
+            schema::NEWEST
+        ),
+        Ordering::Equal => Ok(session),
+        Ordering::Greater => bail!(
+            "the registry has version {}, and this program knows {} at most: use a newer pgsiloctl",
+            there.version,
+            schema::NEWEST
+        ),
+    }
+}
+
+impl Server {
+    /// Whether a command line says where it is, and not the file of settings.
+    pub(crate) fn is_said(&self) -> bool {
+        self.dsn.is_some()
+    }
+
+    /// A connection to a database that may have no registry.
+    pub(crate) async fn connect(&self) -> Result<Session> {
+        match &self.dsn {
+            Some(dsn) => self.connect_by(dsn).await,
+            None if self.settings.exists() => {
+                let settings = self.settings.read()?;
+                let bao = settings.bao()?;
+                connect_as_set(&settings.registry, async || {
+                    logins::log_in(&settings.provisioner, &bao).await
+                })
+                .await
+            }
+            None => bail!(
+                "nothing says where the registry is: write {}, or set PGSILO_REGISTRY_DSN or --dsn",
+                self.settings
             ),
         }
     }
 
-    /// A connection to a database that may have no registry.
-    async fn connect(&self) -> Result<Session> {
+    async fn connect_by(&self, dsn: &Secret) -> Result<Session> {
         // The parser's error may hold what it could not parse.
-        let dsn: tokio_postgres::Config = match self.dsn.expose_text().map(str::parse) {
+        let text = dsn;
+        let dsn: tokio_postgres::Config = match text.expose_text().map(str::parse) {
             Ok(Ok(dsn)) => dsn,
-            _ if self.dsn.expose_text().is_ok_and(|dsn| dsn.contains("sslmode")) => {
+            _ if text.expose_text().is_ok_and(|dsn| dsn.contains("sslmode")) => {
                 bail!("--dsn has sslmode: say that by --tls, and sslrootcert by --ca")
             }
             _ => bail!("--dsn is not a DSN; write it like postgresql://user@host/dbname"),
@@ -305,14 +329,7 @@ impl Server {
         // A server that was taken over would ask for the password itself.
         let channel_binding = tls.is_some();
         let database = Database { hosts, name, tls, channel_binding };
-        let purpose = Purpose {
-            application_name: "pgsiloctl".to_owned(),
-            options: "-c search_path=pg_catalog,pg_temp",
-            server: connection::Server::Primary(None),
-        };
-        let login = Login { user, password };
-        let connected = connection::connect(&database, &login, &purpose).await;
-        connected.with_context(|| format!("logging in to the registry as {}", login.user))
+        log_in(&database, &Login { user, password }).await
     }
 
     fn tls(&self, mode: TlsMode) -> Result<Tls> {
@@ -323,6 +340,36 @@ impl Server {
         let ca = self.ca.as_deref().map(CaFile::read).transpose()?;
         Ok(Tls { config: tls::client(mode, ca.as_ref())?, server_name: None })
     }
+}
+
+/// A connection to the registry that the file of settings names. `provisioner` logs in to OpenBAO, where
+/// the login is leased.
+pub(crate) async fn connect_as_set(
+    registry: &RegistrySettings,
+    provisioner: impl AsyncFnOnce() -> Result<Bao>,
+) -> Result<Session> {
+    let database = Database::of(&registry.servers.cluster, &registry.dbname);
+    let login = match &registry.login {
+        RegistryLogin::Lease { mount, role } => {
+            let made = provisioner().await?.credential(mount, role).await;
+            let made = made.context("a login at the registry")?;
+            Login { user: made.username, password: made.password }
+        }
+        RegistryLogin::Password { user, file } => {
+            Login { user: user.clone(), password: settings::secret(file)? }
+        }
+    };
+    log_in(&database, &login).await
+}
+
+async fn log_in(database: &Database, login: &Login) -> Result<Session> {
+    let purpose = Purpose {
+        application_name: "pgsiloctl".to_owned(),
+        options: "-c search_path=pg_catalog,pg_temp",
+        server: connection::Server::Primary(None),
+    };
+    let connected = connection::connect(database, login, &purpose).await;
+    connected.with_context(|| format!("logging in to the registry as {}", login.user))
 }
 
 fn hosts(dsn: &tokio_postgres::Config) -> Result<Vec<Host>> {

@@ -1,11 +1,11 @@
-//! The two ways to speak to a person: results on stdout, progress on stderr.
+//! The ways to speak with a person: results on stdout, progress and questions on stderr, answers on stdin.
 //!
 //! A closed pipe is no reason to fail or to panic: a reader that stopped has stopped caring,
 //! and what runs must still be stopped in order.
 
-#![expect(clippy::disallowed_methods, reason = "a program's two streams")]
+#![expect(clippy::disallowed_methods, reason = "a program's streams")]
 
-use std::io::Write;
+use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 
 /// One result, on stdout.
@@ -45,6 +45,21 @@ pub fn table<const N: usize>(columns: [&str; N], rows: &[[String; N]]) -> std::i
 /// One line of progress, on stderr.
 pub fn progress(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{}", plain(text));
+}
+
+/// The answer to a question, without the white space around it; `None` where nobody can be asked.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn ask(question: &str) -> std::io::Result<Option<String>> {
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        return Ok(None);
+    }
+    progress(question);
+    let mut line = String::new();
+    stdin.lock().read_line(&mut line)?;
+    Ok(Some(line.trim().to_owned()))
 }
 
 /// Without what would move a terminal's cursor or change its colours: texts of servers are among

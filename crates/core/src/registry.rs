@@ -257,9 +257,14 @@ impl Placement {
         self.cluster.key == other.cluster.key && self.dbname == other.dbname
     }
 
-    /// Another database of the same cluster, which is no tenant's.
+    /// A database of a cluster, which is no tenant's.
+    pub fn in_cluster(cluster: &Arc<Cluster>, dbname: &str) -> Placement {
+        Placement { cluster: Arc::clone(cluster), dbname: dbname.into(), seal: None }
+    }
+
+    /// Another one of the same cluster.
     pub fn beside(&self, dbname: &str) -> Placement {
-        Placement { cluster: Arc::clone(&self.cluster), dbname: dbname.into(), seal: None }
+        Placement::in_cluster(&self.cluster, dbname)
     }
 }
 

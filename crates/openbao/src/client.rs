@@ -15,17 +15,17 @@ use serde_json::Value;
 use crate::answers::{AuthAnswer, Data, SecretIdData};
 use crate::error::Error;
 use crate::requests::{
-    DeleteConnectionRequest, EnableEngineRequest, Endpoint, GenerateNewSecretIDRequest,
-    GetConfigurationOfTheSecretEngineRequest, ListLeases, ListPolicies, LookUpLease, Read,
-    ReadConnectionRequest, ReadRoleRequest, RevokeLeaseAt, RotateRootRequest, SetDatabaseConfig,
-    Write,
+    DeleteConnectionRequest, DeleteRoleRequest, DisableEngineRequest, EnableEngineRequest,
+    Endpoint, GenerateNewSecretIDRequest, GetConfigurationOfTheSecretEngineRequest, ListLeases,
+    ListPolicies, LookUpLease, Read, ReadConnectionRequest, ReadRoleRequest, RevokeLeaseAt,
+    RotateRootRequest, SetDatabaseConfig, Write,
 };
 use crate::settings::Settings;
 use crate::tokens::Token;
 use crate::transport::{Answer, OpenBao, Request};
 
-pub use answers::{DatabaseConfig, DatabaseRole, LeaseInfo};
-use answers::{EngineData, ListData};
+pub use answers::{Credential, DatabaseConfig, DatabaseRole, LeaseInfo};
+use answers::{CredentialAnswer, EngineData, ListData};
 
 /// OpenBAO as one identity. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -108,6 +108,14 @@ impl Client {
         self.ask(&Read { path: path.to_owned() }).await
     }
 
+    /// The `data` that a `GET` of any path answers, if there is something; for what has no type.
+    ///
+    /// # Errors
+    /// See [`run`](Client::run).
+    pub async fn look(&self, path: &str) -> Result<Option<Value>, Failure> {
+        self.find(&Read { path: path.to_owned() }).await
+    }
+
     /// `POST` to any path; for what has no type. The answer is `null` where it is empty.
     ///
     /// # Errors
@@ -158,6 +166,15 @@ impl Client {
         self.run(&RevokeLeaseAt { lease_id: lease_id.to_owned(), sync: true }).await
     }
 
+    /// The same of a lease of one's own: by the path that needs no more than its id.
+    ///
+    /// # Errors
+    /// See [`run`](Client::run).
+    pub async fn revoke_own_lease(&self, lease_id: &str) -> Result<(), Failure> {
+        let body = serde_json::json!({ "lease_id": lease_id, "sync": true });
+        self.write("sys/leases/revoke", body).await.map(drop)
+    }
+
     /// The type of the secrets engine at a path, if there is one.
     ///
     /// # Errors
@@ -172,13 +189,30 @@ impl Client {
         self.send(&request, known).await
     }
 
-    /// Mounts a database engine.
+    /// Mounts an engine.
     ///
     /// # Errors
     /// See [`run`](Client::run).
-    pub async fn mount_database_engine(&self, path: &str) -> Result<(), Failure> {
-        let (path, engine_type) = (path.to_owned(), Some("database".to_owned()));
+    pub async fn mount_engine(&self, path: &str, kind: &str) -> Result<(), Failure> {
+        let (path, engine_type) = (path.to_owned(), Some(kind.to_owned()));
         self.run(&EnableEngineRequest { path, engine_type, ..Default::default() }).await
+    }
+
+    /// Unmounts an engine. Whatever it holds ends: its leases are revoked before OpenBAO answers.
+    ///
+    /// # Errors
+    /// See [`run`](Client::run).
+    pub async fn unmount(&self, path: &str) -> Result<(), Failure> {
+        self.run(&DisableEngineRequest { path: path.to_owned() }).await
+    }
+
+    /// A login at a database, made for whoever asks: it ends with its lease.
+    ///
+    /// # Errors
+    /// See [`run`](Client::run).
+    pub async fn credential(&self, mount: &str, role: &str) -> Result<Credential, Failure> {
+        let path = format!("{mount}/creds/{role}");
+        Ok(self.ask::<CredentialAnswer>(&Read { path }).await?.into())
     }
 
     /// A database's configuration, if there is one.
@@ -239,6 +273,15 @@ impl Client {
         self.find(&ReadRoleRequest { mount, name }).await
     }
 
+    /// Deletes one.
+    ///
+    /// # Errors
+    /// See [`run`](Client::run).
+    pub async fn delete_database_role(&self, mount: &str, name: &str) -> Result<(), Failure> {
+        let (mount, name) = (mount.to_owned(), name.to_owned());
+        self.run(&DeleteRoleRequest { mount, name }).await
+    }
+
     /// One more secret id of an AppRole.
     ///
     /// # Errors
@@ -247,6 +290,44 @@ impl Client {
         let (mount, role_name) = (mount.to_owned(), role_name.to_owned());
         let request = GenerateNewSecretIDRequest { mount, role_name, ..Default::default() };
         Ok(self.ask::<Data<SecretIdData>>(&request).await?.data.secret_id)
+    }
+
+    /// Logs in by an AppRole.
+    ///
+    /// # Errors
+    /// See [`run`](Client::run).
+    pub async fn log_in_approle(
+        &self,
+        mount: &str,
+        role_id: &str,
+        secret_id: &Secret,
+    ) -> Result<Client, Failure> {
+        let made = self.openbao.log_in_approle(mount, role_id, secret_id).await;
+        let request = format!("POST auth/{mount}/login");
+        let token = made.map_err(|error| Failure { request, error })?;
+        Ok(self.as_token(token.secret))
+    }
+
+    /// Renews the token.
+    ///
+    /// # Errors
+    /// See [`run`](Client::run).
+    pub async fn renew_own_token(&self) -> Result<(), Failure> {
+        let Some(token) = &self.token else { return Ok(()) };
+        let renewed = self.openbao.renew_self(token).await;
+        let request = "POST auth/token/renew-self".to_owned();
+        renewed.map(drop).map_err(|error| Failure { request, error })
+    }
+
+    /// Ends the token, and every lease that was asked for with it.
+    ///
+    /// # Errors
+    /// See [`run`](Client::run).
+    pub async fn log_out(&self) -> Result<(), Failure> {
+        let Some(token) = &self.token else { return Ok(()) };
+        let ended = self.openbao.revoke_self(token).await;
+        let request = "POST auth/token/revoke-self".to_owned();
+        ended.map_err(|error| Failure { request, error })
     }
 
     /// The token that a request makes.

@@ -51,7 +51,7 @@ mod tokens;
 mod transport;
 
 #[cfg(feature = "control")]
-pub use client::{Client, DatabaseConfig, DatabaseRole, Failure, LeaseInfo};
+pub use client::{Client, Credential, DatabaseConfig, DatabaseRole, Failure, LeaseInfo};
 pub use error::Error;
 pub use fault::{DatabaseFault, FullScope};
 #[cfg(feature = "data")]

@@ -13,11 +13,12 @@ use crate::json;
 pub use rustify::Endpoint;
 pub use vaultrs::api::auth::approle::requests::{GenerateNewSecretIDRequest, SetAppRoleRequest};
 pub use vaultrs::api::database::requests::{
-    DeleteConnectionRequest, ReadConnectionRequest, ReadRoleRequest, RotateRootRequest,
-    SetRoleRequest,
+    DeleteConnectionRequest, DeleteRoleRequest, ReadConnectionRequest, ReadRoleRequest,
+    RotateRootRequest, SetRoleRequest,
 };
 pub use vaultrs::api::sys::requests::{
-    EnableAuthRequest, EnableEngineRequest, GetConfigurationOfTheSecretEngineRequest,
+    DisableEngineRequest, EnableAuthRequest, EnableEngineRequest,
+    GetConfigurationOfTheSecretEngineRequest,
 };
 pub use vaultrs::api::token::requests::CreateOrphanTokenRequest;
 

@@ -23,7 +23,7 @@ pub const CONTROL: &str = "pgsilo_registry_control";
 pub const PROXY: &str = "pgsilo_registry_proxy";
 
 /// The tables that the control plane writes; their triggers write the others.
-const WRITTEN: [&str; 9] = [
+const WRITTEN: [&str; 12] = [
     "clusters",
     "tenants",
     "placements",
@@ -33,6 +33,9 @@ const WRITTEN: [&str; 9] = [
     "locks",
     "database_versions",
     "backups",
+    "operations",
+    "prepared",
+    "certificates",
 ];
 const READ_BY_PROXIES: [&str; 9] = [
     "proxy_schema",
@@ -79,6 +82,12 @@ const VERSIONS: &[Version] = &[
         name: "sessions that only read, and grants at OpenBAO",
         sql: include_str!("schema/0003.sql"),
         // Readers of version 2 refuse clusters that have the key, and no others: docs/registry.md.
+        readable_from: 2,
+    },
+    Version {
+        number: 4,
+        name: "tenants that are made in steps",
+        sql: include_str!("schema/0004.sql"),
         readable_from: 2,
     },
 ];

@@ -1,6 +1,6 @@
 //! `pgsilo-sandbox`: everything that pgsilo needs, real, on loopback, in a few seconds.
 //!
-//! It starts a PostgreSQL and an OpenBAO of its own, provisions two tenants as the provisioner,
+//! It starts a PostgreSQL and an OpenBAO of its own, has `pgsiloctl` make them ready and make two tenants,
 //! makes a token issuer and certificates, and starts the proxy. What it writes for others lies
 //! in one folder (`--dir`); what runs lies in a short temporary folder, removed at the end.
 //! However it ends, nothing it started is left; `env` is there exactly while all is ready.
@@ -12,9 +12,11 @@
 )]
 
 mod certificates;
+mod control;
 mod env;
 mod files;
 mod issuer;
+mod login;
 mod openbao;
 mod ports;
 mod postgres;
@@ -38,7 +40,7 @@ use serde_json::Value;
 use issuer::{Issuer, Options};
 use pgsilo_core::duration;
 use pgsilo_core::tenant::Access;
-use pgsiloctl::provision::Allowance;
+use pgsiloctl::provision::plan::Allowance;
 use pgsiloctl::say;
 
 /// Run a whole pgsilo on this machine: PostgreSQL, OpenBAO, two tenants, tokens, the proxy.
@@ -82,6 +84,9 @@ struct Start {
     /// cannot shut the other out.
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u16).range(20..=10000))]
     max_connections: u16,
+    /// How many tenants: acme and globex, which have data, and tenant-001 and so on, which have none.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=500))]
+    tenants: u16,
     /// What the tenants' applications may use that could use up the cluster for the other tenant:
     /// PostgreSQL allows it to everybody, the sandbox to no tenant.
     #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',')]
@@ -90,6 +95,10 @@ struct Start {
     /// proxy do so. By default pg_hba.conf admits them from the proxy only, by a socket of its own.
     #[arg(long)]
     leased_over_tcp: bool,
+    /// Have the proxy read DIR/tenants.toml, as if that were written by hand, and not the registry's
+    /// database: what `pgsiloctl` makes later is not served then.
+    #[arg(long)]
+    registry_file: bool,
     /// The folder of PostgreSQL's programs, 16 or newer [default: that of `postgres` on the PATH].
     #[arg(long, value_name = "DIR", env = "PGSILO_PG_BIN")]
     pg_bin: Option<PathBuf>,

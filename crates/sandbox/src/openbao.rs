@@ -2,10 +2,8 @@
 //!
 //! It is initialized, unsealed and set up over its API like any server: the dev mode would
 //! start a little sooner but keep a well-known shape (a chosen root token, its own mounts) that
-//! no real deployment has. Its storage is memory, because nothing in it must survive. Two
-//! identities are made, each with one policy and without the default one: the provisioner's
-//! token, and the proxy's AppRole with short periodic tokens, so that its leases die soon after
-//! it does.
+//! no real deployment has. Its storage is memory, because nothing in it must survive. What is in it
+//! `pgsiloctl` makes, but for the logins of sessions.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,23 +19,13 @@ use crate::issuer::ISSUER;
 use crate::ports::on_free_port;
 use crate::process::{Part, Plan, Process, Processes};
 use pgsilo_core::secret::Secret;
-use pgsilo_openbao::requests::{
-    CreateOrphanTokenRequest, EnableAuthRequest, SetAppRoleRequest, SetPolicy,
-};
+use pgsilo_openbao::requests::{CreateOrphanTokenRequest, EnableAuthRequest, SetPolicy};
 use pgsilo_openbao::{Client, Settings};
-
-/// The proxy's policy, as a real deployment would use it.
-const PROXY_POLICY: &str = include_str!("../../../docker/openbao/pgsilo.hcl");
-/// The provisioner's policy, as a real deployment would use it.
-const PROVISIONER_POLICY: &str = include_str!("../../../docker/openbao/provisioner.hcl");
 
 /// What a session's own JWT must say to log in, for each kind of access.
 const SESSION_ROLE: &str = include_str!("../../../docker/openbao/pgsilo-session-role.json");
 /// The policy of a session's own token, for each kind of access.
 const SESSION_POLICY: &str = include_str!("../../../docker/openbao/pgsilo-session.hcl");
-
-/// The AppRole that the proxy logs in to.
-pub(super) const PROXY_ROLE_ID: &str = "pgsilo";
 
 /// What to run and where.
 #[derive(Debug)]
@@ -45,8 +33,6 @@ pub(super) struct Options {
     pub(super) program: Option<PathBuf>,
     pub(super) runtime: PathBuf,
     pub(super) log: PathBuf,
-    /// Where the proxy's secret id goes.
-    pub(super) secret_id_file: PathBuf,
 }
 
 /// A server that runs, unsealed and set up.
@@ -57,11 +43,8 @@ pub(super) struct OpenBao {
     pub(super) address: String,
     pub(super) root_token: Secret,
     pub(super) unseal_key: Secret,
-    pub(super) provisioner_token: Secret,
     /// The server as its root.
     pub(super) root: Client,
-    /// The server as the provisioner.
-    pub(super) provisioner: Client,
 }
 
 impl OpenBao {
@@ -74,7 +57,7 @@ impl OpenBao {
             Ok((process, ready.map(|()| bao)))
         })
         .await?;
-        process.meanwhile(set_up(Arc::clone(&process), &bao, options, address(port))).await
+        process.meanwhile(set_up(Arc::clone(&process), &bao, address(port))).await
     }
 }
 
@@ -103,11 +86,17 @@ impl OpenBao {
         Ok(())
     }
 
-    /// Lets the provisioner describe databases of this server (`HOST:PORT`) and of no other.
-    pub(super) async fn admit_databases_of(&self, server: &str) -> Result<()> {
-        let policy = PROVISIONER_POLICY.replace("DATABASE", server);
-        let name = "pgsilo-provisioner".to_owned();
-        Ok(self.root.run(&SetPolicy { name, policy, expiration: None }).await?)
+    /// A token as the provisioner's logins have it, which lasts: for a person who looks around, and for
+    /// tests.
+    pub(super) async fn provisioner_token(&self) -> Result<Secret> {
+        let options = CreateOrphanTokenRequest {
+            display_name: Some("provisioner".to_owned()),
+            policies: Some(vec!["pgsilo-provisioner".to_owned()]),
+            no_default_policy: Some(true),
+            period: Some("768h".to_owned()),
+            ..CreateOrphanTokenRequest::default()
+        };
+        Ok(self.root.new_token(&options).await?.secret)
     }
 }
 
@@ -153,12 +142,7 @@ async fn answering(bao: &Client) -> Result<()> {
     tokio::time::timeout(Duration::from_secs(60), poll).await.context("no answer after 60 s")
 }
 
-async fn set_up(
-    process: Arc<Process>,
-    bao: &Client,
-    options: &Options,
-    address: String,
-) -> Result<OpenBao> {
+async fn set_up(process: Arc<Process>, bao: &Client, address: String) -> Result<OpenBao> {
     let shares = json!({ "secret_shares": 1, "secret_threshold": 1 });
     let init_response = bao.write("sys/init", shares).await?;
     let unseal_key = Secret::new(text(&init_response, "/keys_base64/0")?.to_owned());
@@ -177,53 +161,7 @@ async fn set_up(
         .context("not active after 30 s")??;
 
     let root = bao.as_token(root_token.clone());
-    let (name, policy) = ("pgsilo".to_owned(), PROXY_POLICY.to_owned());
-    root.run(&SetPolicy { name, policy, expiration: None }).await?;
-    admit_proxy(&root, &options.secret_id_file).await.context("admitting the proxy")?;
-    let provisioner_token = admit_provisioner(&root).await.context("admitting the provisioner")?;
-    Ok(OpenBao {
-        process,
-        version,
-        address,
-        root_token,
-        unseal_key,
-        provisioner: bao.as_token(provisioner_token.clone()),
-        provisioner_token,
-        root,
-    })
-}
-
-async fn admit_proxy(root: &Client, secret_id_file: &Path) -> Result<()> {
-    enable_login(root, "approle").await?;
-    // Five wrong secret ids, of any sender, would keep the proxy out for a quarter of an hour.
-    let no_lockout = json!({ "user_lockout_config": { "lockout_disable": true } });
-    root.write("sys/auth/approle/tune", no_lockout).await?;
-    let role = SetAppRoleRequest {
-        mount: "approle".to_owned(),
-        role_name: "pgsilo".to_owned(),
-        token_policies: Some(vec!["pgsilo".to_owned()]),
-        token_no_default_policy: Some(true),
-        token_type: Some("service".to_owned()),
-        // Never at an end while it is renewed, and dead, its leases with it, 60 s after the
-        // proxy stops renewing it.
-        token_period: Some("60s".to_owned()),
-        ..SetAppRoleRequest::default()
-    };
-    root.run(&role).await?;
-    root.write("auth/approle/role/pgsilo/role-id", json!({ "role_id": PROXY_ROLE_ID })).await?;
-    let secret_id = root.new_secret_id("approle", "pgsilo").await?;
-    files::write_private(secret_id_file, secret_id.expose_text()?)
-}
-
-async fn admit_provisioner(root: &Client) -> Result<Secret> {
-    let options = CreateOrphanTokenRequest {
-        display_name: Some("provisioner".to_owned()),
-        policies: Some(vec!["pgsilo-provisioner".to_owned()]),
-        no_default_policy: Some(true),
-        period: Some("768h".to_owned()),
-        ..CreateOrphanTokenRequest::default()
-    };
-    Ok(root.new_token(&options).await?.secret)
+    Ok(OpenBao { process, version, address, root_token, unseal_key, root })
 }
 
 /// Mounts a login method where its name says.

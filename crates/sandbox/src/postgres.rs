@@ -14,21 +14,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use tokio::process::Command;
-use tokio_postgres::Client;
 
+use crate::control::REGISTRY;
 use crate::files;
+use crate::login::Login;
 use crate::ports::on_free_port;
 use crate::process::{Part, Plan, Process, Processes};
+use pgsilo_core::names::{Names, SEAL};
 use pgsilo_core::secret::Secret;
-use pgsiloctl::provision::{Login, TEMPLATE};
 
 /// Connections that only brokers, the provisioner and superusers may have.
 pub(super) const RESERVED: u16 = 8;
-/// What tenants' databases are made from, as everybody makes it.
-const TEMPLATE_SQL: &str = include_str!("../../../docker/postgresql/template.sql");
-
-/// The role that makes tenants.
-const PROVISIONER: &str = "pgsilo_provisioner";
 
 /// What to run and how.
 #[derive(Debug)]
@@ -42,7 +38,7 @@ pub(super) struct Options {
     pub(super) log: PathBuf,
 }
 
-/// A server that runs, with the provisioner in it.
+/// A server that runs, and nothing of pgsilo in it.
 #[derive(Debug)]
 pub(super) struct Postgres {
     pub(super) process: Arc<Process>,
@@ -50,7 +46,6 @@ pub(super) struct Postgres {
     /// The folder of its programs, as found (not the copy).
     pub(super) programs: PathBuf,
     pub(super) superuser: Login,
-    pub(super) provisioner: Login,
     /// Where leased roles are let in: the folder of its socket, or a host.
     pub(super) admits_leased: String,
 }
@@ -115,6 +110,39 @@ impl Installation {
 }
 
 impl Postgres {
+    /// Where leased roles are let in, as a registry writes it.
+    pub(super) fn endpoint(&self) -> String {
+        let (place, port) = (&self.admits_leased, self.superuser.port);
+        match place.starts_with('/') {
+            true => format!("{place}/.s.PGSQL.{port}"),
+            false => format!("{place}:{port}"),
+        }
+    }
+
+    /// Has the databases and the registry say what a registry that is written by hand says where it does
+    /// not say a seal: the tenant's id.
+    pub(super) async fn seal_by_id(&self, tenants: &[Names]) -> Result<()> {
+        let cluster = self.superuser.connect("postgres").await?;
+        for tenant in tenants {
+            let (database, id) = (tenant.database(), tenant.id());
+            let seal = format!("ALTER DATABASE \"{database}\" SET {SEAL} = '{id}'");
+            cluster.batch_execute(&seal).await?;
+        }
+        let registry = self.superuser.connect(REGISTRY).await?;
+        Ok(registry.batch_execute("UPDATE pgsilo.placements SET seal = tenant").await?)
+    }
+
+    /// A password for the provisioner, which nobody logs in as otherwise: for a person who looks around,
+    /// and for tests.
+    pub(super) async fn let_provisioner_in(&self) -> Result<Login> {
+        let user = "pgsilo_provisioner".to_owned();
+        let provisioner = Login { user, password: Secret::random()?, ..self.superuser.clone() };
+        let verifier = postgres_protocol::password::scram_sha_256(provisioner.password.expose());
+        let order = format!("ALTER ROLE {} LOGIN PASSWORD '{verifier}'", provisioner.user);
+        self.superuser.connect("postgres").await?.batch_execute(&order).await?;
+        Ok(provisioner)
+    }
+
     pub(super) async fn start(processes: &Processes, options: &Options) -> Result<Self> {
         let programs = find_programs(options.programs.as_deref())?;
         let installation = Installation {
@@ -143,13 +171,11 @@ impl Postgres {
             Ok((process, ready.map(|()| superuser)))
         })
         .await?;
-        let provisioner =
-            admit_provisioner(&superuser).await.context("admitting the provisioner")?;
         let admits_leased = match options.leased_over_tcp {
             true => superuser.host.clone(),
             false => home.to_string_lossy().into_owned(),
         };
-        Ok(Self { process, version, programs, superuser, provisioner, admits_leased })
+        Ok(Self { process, version, programs, superuser, admits_leased })
     }
 }
 
@@ -246,39 +272,6 @@ fn serve(
         stop: Signal::INT,
         patience: Duration::from_secs(10),
     })
-}
-
-/// Makes the role that makes tenants: it may create databases and roles, and set the one
-/// parameter that seals a database; it is never superuser.
-async fn admit_provisioner(superuser: &Login) -> Result<Login> {
-    let provisioner =
-        Login { user: PROVISIONER.to_owned(), password: Secret::random()?, ..superuser.clone() };
-    let verifier = postgres_protocol::password::scram_sha_256(provisioner.password.expose());
-    let client = superuser.connect("postgres").await?;
-    client
-        .batch_execute(&format!(
-            "CREATE ROLE {PROVISIONER} LOGIN CREATEDB CREATEROLE NOSUPERUSER PASSWORD '{verifier}';
-             ALTER ROLE {PROVISIONER} SET search_path = pg_catalog, pg_temp;
-             GRANT SET ON PARAMETER pgsilo.tenant TO {PROVISIONER};
-             GRANT pg_use_reserved_connections TO {PROVISIONER} WITH ADMIN TRUE;
-             GRANT pg_signal_backend TO {PROVISIONER};
-             REVOKE CONNECT, TEMPORARY ON DATABASE postgres, template1 FROM PUBLIC;
-             GRANT CONNECT ON DATABASE postgres TO {PROVISIONER}"
-        ))
-        .await?;
-    make_template(&client, superuser).await.context("the template of tenants' databases")?;
-    Ok(provisioner)
-}
-
-/// Makes what tenants' databases are made from. It accepts no connections afterwards.
-async fn make_template(client: &Client, superuser: &Login) -> Result<()> {
-    let create =
-        format!("CREATE DATABASE {TEMPLATE} TEMPLATE template0 ENCODING 'UTF8' IS_TEMPLATE true");
-    client.batch_execute(&create).await?;
-    client.batch_execute(&format!("REVOKE ALL ON DATABASE {TEMPLATE} FROM PUBLIC")).await?;
-    superuser.connect(TEMPLATE).await?.batch_execute(TEMPLATE_SQL).await?;
-    client.batch_execute(&format!("ALTER DATABASE {TEMPLATE} ALLOW_CONNECTIONS false")).await?;
-    Ok(())
 }
 
 // --- Programs and accounts ---------------------------------------------------------------

@@ -1,7 +1,7 @@
 //! The proxy as a child: its configuration, the registry, the start, and the wait for `readyz`.
 //!
 //! It gets what any proxy gets, written in the same files: the public half of the issuer's key,
-//! where tenants live, and an AppRole. It is the `pgsilo` beside the running `pgsiloctl`, so
+//! where the registry is, and an AppRole. It is the `pgsilo` beside the running `pgsiloctl`, so
 //! that both come from one build.
 
 use std::path::{Path, PathBuf};
@@ -13,8 +13,8 @@ use pgsilo_core::names::Names;
 use rustix::process::Signal;
 use tokio::process::Command;
 
+use crate::control::REGISTRY;
 use crate::issuer::{AUDIENCE, ISSUER};
-use crate::openbao::PROXY_ROLE_ID;
 use crate::ports::{free_port, on_free_port};
 use crate::process::{Part, Plan, Process, Processes};
 use crate::{LogLevel, files};
@@ -30,10 +30,8 @@ pub(super) struct Options<'a> {
     /// Connections to a tenant's database.
     pub(super) share: u16,
     pub(super) openbao: &'a str,
-    pub(super) postgres_port: u16,
-    /// A host, or the folder of its socket.
-    pub(super) postgres_host: &'a str,
-    pub(super) tenants: &'a [Names],
+    /// Where the registry's database is; `None`: it reads `tenants.toml`.
+    pub(super) registry_port: Option<u16>,
 }
 
 /// Where the proxy is, or would be.
@@ -48,7 +46,6 @@ pub(super) struct Proxy {
 impl Proxy {
     /// Writes its files and starts it.
     pub(super) async fn start(processes: &Processes, options: &Options<'_>) -> Result<Self> {
-        write_registry(options)?;
         let program = program()?;
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
         let (process, admin, port) = on_free_port(options.port, async |port| {
@@ -72,7 +69,6 @@ impl Proxy {
 
     /// Writes its files only, for somebody else to start it.
     pub(super) fn prepare(options: &Options<'_>) -> Result<Self> {
-        write_registry(options)?;
         let port = options.port.map_or_else(free_port, Ok)?;
         Ok(Self { process: None, port, admin: write_config(options, port)? })
     }
@@ -139,12 +135,11 @@ tenant_claim = "tenant"
 access_claim = "access"
 default_access = "read-write"
 
-[registry]
-file = "tenants.toml"
+{registry}
 
 [openbao]
 address = "{openbao}"
-auth = {{ approle = {{ role_id = "{PROXY_ROLE_ID}", secret_id_file = "secret-id" }} }}
+auth = {{ approle = {{ role_id = "pgsilo", secret_id_file = "secret-id" }} }}
 
 [limits]
 max_sessions_per_tenant = {sessions}
@@ -159,19 +154,15 @@ format = "json"
 level = "{level}"
 "#,
         socket = toml_text(&socket.to_string_lossy()),
+        registry = registry_text(options.registry_port),
         openbao = options.openbao,
         sessions = sessions(options.share),
         level = options.log_level.as_str(),
     )
 }
 
-/// Writes `tenants.toml`.
-fn write_registry(options: &Options<'_>) -> Result<()> {
-    let text = registry_text(options.tenants, options.postgres_host, options.postgres_port);
-    files::write(&options.dir.join("tenants.toml"), &text)
-}
-
-fn registry_text(tenants: &[Names], postgres_host: &str, postgres_port: u16) -> String {
+/// A `tenants.toml` as somebody writes it by hand.
+pub(super) fn tenants_text(tenants: &[Names], postgres_host: &str, postgres_port: u16) -> String {
     let mut text = "# Written by `pgsilo-sandbox` at each start.\n".to_owned();
     let place = match postgres_host.starts_with('/') {
         true => {
@@ -208,6 +199,17 @@ roles = {{ read-write = "{rw}", read-only = "{ro}", migrate = "{migrate}" }}
     text
 }
 
+fn registry_text(port: Option<u16>) -> String {
+    match port {
+        None => "[registry]\nfile = \"tenants.toml\"".to_owned(),
+        Some(port) => format!(
+            "[registry.postgres]\nendpoints = [\"127.0.0.1:{port}\"]\ndbname = \"{REGISTRY}\"\n\
+             tls = {{ mode = \"disable\" }}   # loopback, and the packaged server has no TLS\n\
+             lease = {{ mount = \"pgsilo-registry\", role = \"proxy\" }}"
+        ),
+    }
+}
+
 /// A TOML text with its quotes.
 fn toml_text(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
@@ -221,7 +223,6 @@ mod tests {
 
     #[test]
     fn the_files_are_toml_whatever_the_paths() {
-        let tenants = [Names::of(&TenantId::parse("acme").unwrap())];
         let options = Options {
             dir: Path::new("/x"),
             socket_dir: Path::new("/tmp/a \"b\\c"),
@@ -229,17 +230,20 @@ mod tests {
             log_level: LogLevel::Info,
             share: 7,
             openbao: "http://127.0.0.1:8200",
-            postgres_port: 5432,
-            postgres_host: "127.0.0.1",
-            tenants: &tenants,
+            registry_port: None,
         };
         let config: toml::Table = config_text(&options, 6432, "127.0.0.1:9").parse().unwrap();
         let socket = config["listener"][1]["socket"].as_str();
         assert_eq!(socket, Some("/tmp/a \"b\\c/.s.PGSQL.6432"));
-        let registry: toml::Table = registry_text(&tenants, "/a \"b", 5432).parse().unwrap();
+        assert_eq!(config["registry"]["file"].as_str(), Some("tenants.toml"));
+        let options = Options { registry_port: Some(5432), ..options };
+        let config: toml::Table = config_text(&options, 6432, "127.0.0.1:9").parse().unwrap();
+        assert_eq!(config["registry"]["postgres"]["dbname"].as_str(), Some(REGISTRY));
+        let tenants = [Names::of(&TenantId::parse("acme").unwrap())];
+        let registry: toml::Table = tenants_text(&tenants, "/a \"b", 5432).parse().unwrap();
         let socket = registry["tenant"][0]["placement"]["socket"].as_str();
         assert_eq!(socket, Some("/a \"b/.s.PGSQL.5432"));
-        let registry: toml::Table = registry_text(&tenants, "127.0.0.1", 5432).parse().unwrap();
+        let registry: toml::Table = tenants_text(&tenants, "127.0.0.1", 5432).parse().unwrap();
         assert_eq!(registry["tenant"][0]["placement"]["dbname"].as_str(), Some("tenant_acme"));
         assert_eq!(
             registry["tenant"][0]["lease"]["roles"]["migrate"].as_str(),

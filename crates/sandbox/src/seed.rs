@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use pgsilo_core::names::Names;
-use pgsiloctl::provision::Login;
-
+use crate::login::Login;
 use crate::openbao::OpenBao;
+use pgsilo_core::names::Names;
 
 /// A tenant of the sandbox and how much is in its database.
 #[derive(Debug)]

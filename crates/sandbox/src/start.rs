@@ -1,7 +1,7 @@
 //! The ordered start: each step needs the ones before it, and any failure stops them all.
 //!
-//! PostgreSQL and OpenBAO start side by side, then the tenants are provisioned side by side,
-//! then comes the proxy, and `env` is the last thing written. Stopping goes the other way.
+//! PostgreSQL and OpenBAO start side by side, then `pgsiloctl` makes them ready and the tenants side by
+//! side, then comes the proxy, and `env` is the last thing written. Stopping goes the other way.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,9 +9,12 @@ use std::str::Utf8Error;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use futures_util::{StreamExt, TryStreamExt, stream};
 
+use crate::control::{Control, Settings};
 use crate::env::{Env, quote, quote_if_needed, socket_dsn, tls_dsn};
 use crate::issuer::{self, Issuer};
+use crate::login::Login;
 use crate::openbao::{self, OpenBao};
 use crate::postgres::{self, Postgres};
 use crate::proxy::{self, Proxy};
@@ -20,10 +23,12 @@ use crate::stop::Stop;
 use crate::workspace::Workspace;
 use crate::{Start, certificates, files, seed};
 use pgsilo_core::names::Names;
+use pgsilo_core::secret::Secret;
 use pgsilo_core::tenant::TenantId;
-use pgsiloctl::provision::{Login, Provisioner, Share};
 use pgsiloctl::say;
 
+/// Tenants that are made at once.
+const AT_ONCE: usize = 4;
 /// How long the tokens in `env` are valid.
 const TOKEN_TTL: Duration = Duration::from_secs(12 * 3600);
 
@@ -84,9 +89,12 @@ struct Running {
     socket_dir: PathBuf,
     postgres: Postgres,
     openbao: OpenBao,
+    provisioner: Login,
+    provisioner_token: Secret,
     proxy: Proxy,
     psql: Psql,
-    /// Tenant and token.
+    by_registry_file: bool,
+    /// Of those that have data: tenant and token.
     tokens: Vec<(Names, String)>,
 }
 
@@ -94,27 +102,45 @@ async fn start_all(workspace: &Workspace, start: &Start) -> Result<Running> {
     let dir = &workspace.dir;
     certificates::create(dir).context("making certificates")?;
     let issuer = Issuer::create(dir).context("making the token issuer")?;
-    let tenants = seed::TENANTS
-        .iter()
-        .map(|data| Ok(Names::of(&TenantId::parse(data.tenant)?)))
-        .collect::<Result<Vec<_>>>()?;
+    let tenants = tenants(start.tenants)?;
     let (postgres, openbao) =
         tokio::try_join!(start_postgres(workspace, start), start_openbao(workspace, start))?;
+    let (openbao, mut control) = openbao;
     let issuer_pem = std::fs::read_to_string(dir.join("issuer.pem"))?;
-    openbao.admit_sessions(&issuer_pem).await.context("admitting sessions to OpenBAO")?;
-    let Login { host, port, .. } = &postgres.provisioner;
-    openbao.admit_databases_of(&format!("{host}:{port}")).await.context("admitting databases")?;
-    let provisioner = Provisioner {
-        postgres: postgres.provisioner.clone(),
-        bao: openbao.provisioner.clone(),
-        share: Share { connections: start.share(), allowed: start.allow.clone() },
+    let sessions = async {
+        openbao.admit_sessions(&issuer_pem).await.context("admitting sessions to OpenBAO")
     };
-    let make = |(tenant, data)| make_tenant(&provisioner, tenant, data, &openbao, &postgres);
-    futures_util::future::try_join_all(tenants.iter().zip(&seed::TENANTS).map(make)).await?;
-    let proxy = start_proxy(workspace, start, &openbao, &postgres, &tenants).await?;
+    let settings =
+        Settings { openbao: &openbao.address, share: start.share(), allow: &start.allow };
+    let endpoint = postgres.endpoint();
+    let cluster = step(
+        "making the cluster ready",
+        control.of_cluster(&postgres.superuser, &endpoint, &settings),
+        |()| "the registry, the provisioner, the template of tenants".to_owned(),
+    );
+    tokio::try_join!(sessions, cluster)?;
+    let (provisioner, provisioner_token) =
+        tokio::try_join!(postgres.let_provisioner_in(), openbao.provisioner_token())?;
+    let make = |(tenant, data)| make_tenant(&control, tenant, data, &openbao, &postgres);
+    let with_data = seed::TENANTS.iter().map(Some).chain(std::iter::repeat(None));
+    stream::iter(tenants.iter().zip(with_data))
+        .map(make)
+        .buffered(AT_ONCE)
+        .try_collect::<Vec<()>>()
+        .await?;
+    let tenants_text = match start.registry_file {
+        true => {
+            postgres.seal_by_id(&tenants).await.context("sealing the databases by hand")?;
+            proxy::tenants_text(&tenants, &postgres.admits_leased, postgres.superuser.port)
+        }
+        false => control.export().await.context("writing tenants.toml")?,
+    };
+    files::write(&dir.join("tenants.toml"), &tenants_text)?;
+    let proxy = start_proxy(workspace, start, &openbao, &postgres).await?;
     let psql = Psql::find(&postgres.programs).await;
     let tokens = tenants
         .into_iter()
+        .take(seed::TENANTS.len())
         .map(|tenant| Ok((tenant.clone(), issuer.mint(&options(&tenant))?)))
         .collect::<Result<_>>()?;
     let running = Running {
@@ -122,8 +148,11 @@ async fn start_all(workspace: &Workspace, start: &Start) -> Result<Running> {
         socket_dir: workspace.runtime.clone(),
         postgres,
         openbao,
+        provisioner,
+        provisioner_token,
         proxy,
         psql,
+        by_registry_file: start.registry_file,
         tokens,
     };
     files::write_private(&dir.join("env"), &running.env()?.render())?;
@@ -156,37 +185,54 @@ async fn start_postgres(workspace: &Workspace, start: &Start) -> Result<Postgres
     .await
 }
 
-async fn start_openbao(workspace: &Workspace, start: &Start) -> Result<OpenBao> {
+async fn start_openbao(workspace: &Workspace, start: &Start) -> Result<(OpenBao, Control)> {
     let options = openbao::Options {
         program: start.bao.clone(),
         runtime: workspace.runtime.clone(),
         log: workspace.dir.join("openbao.log"),
-        secret_id_file: workspace.dir.join("secret-id"),
     };
-    step("starting OpenBAO", OpenBao::start(&workspace.processes, &options), |openbao| {
-        format!("OpenBAO {} on {}", openbao.version, openbao.address)
+    let work = async {
+        let openbao = OpenBao::start(&workspace.processes, &options).await?;
+        let OpenBao { root_token, address, .. } = &openbao;
+        let control = Control::of_openbao(&workspace.dir, root_token, address).await?;
+        Ok((openbao, control))
+    };
+    step("starting OpenBAO", work, |(openbao, _)| {
+        format!("OpenBAO {} on {}, its policies and logins", openbao.version, openbao.address)
     })
     .await
 }
 
+/// Those with data, and as many others as are wanted.
+fn tenants(number: u16) -> Result<Vec<Names>> {
+    let with_data = seed::TENANTS.iter().map(|data| data.tenant.to_owned());
+    let others = (1..).map(|number| format!("tenant-{number:03}"));
+    let ids = with_data.chain(others).take(usize::from(number));
+    ids.map(|id| Ok(Names::of(&TenantId::parse(&id)?))).collect()
+}
+
 async fn make_tenant(
-    provisioner: &Provisioner,
+    control: &Control,
     tenant: &Names,
-    data: &seed::Data,
+    data: Option<&seed::Data>,
     openbao: &OpenBao,
     postgres: &Postgres,
 ) -> Result<()> {
-    let name = format!("provisioning tenant {}", tenant.id().as_str());
+    let name = format!("making tenant {}", tenant.id().as_str());
     let work = async {
-        provisioner.create_tenant(tenant).await?;
+        control.create_tenant(tenant).await?;
         let Postgres { superuser, admits_leased, .. } = postgres;
-        data.write(tenant, openbao, superuser, admits_leased).await
+        match data {
+            Some(data) => data.write(tenant, openbao, superuser, admits_leased).await,
+            None => Ok(()),
+        }
     };
     step(&name, work, |()| {
         format!(
-            "tenant {}: database {}, roles, leases, data",
+            "tenant {}: database {}, roles, leases{}",
             tenant.id().as_str(),
-            tenant.database()
+            tenant.database(),
+            if data.is_some() { ", data" } else { "" }
         )
     })
     .await
@@ -197,7 +243,6 @@ async fn start_proxy(
     start: &Start,
     openbao: &OpenBao,
     postgres: &Postgres,
-    tenants: &[Names],
 ) -> Result<Proxy> {
     let options = proxy::Options {
         dir: &workspace.dir,
@@ -206,9 +251,7 @@ async fn start_proxy(
         log_level: start.log_level,
         share: start.share(),
         openbao: &openbao.address,
-        postgres_port: postgres.superuser.port,
-        postgres_host: &postgres.admits_leased,
-        tenants,
+        registry_port: (!start.registry_file).then_some(postgres.superuser.port),
     };
     if start.without_proxy {
         return Proxy::prepare(&options);
@@ -267,7 +310,10 @@ impl Running {
         }
         env.set("METRICS_URL", format!("http://{}/metrics", self.proxy.admin));
         env.set("PGSILO_CONFIG", path(&self.dir.join("pgsilo.toml")));
-        env.set("PGSILO_REGISTRY", path(&self.dir.join("tenants.toml")));
+        if self.by_registry_file {
+            env.set("PGSILO_REGISTRY", path(&self.dir.join("tenants.toml")));
+        }
+        env.set("PGSILOCTL_CONFIG", path(&self.dir.join("pgsiloctl.toml")));
         env.set("PGSILO_SANDBOX_DIR", path(&self.dir));
         env.set("PGSILO_SANDBOX_PID", std::process::id().to_string());
         let proxy_pid = self.proxy.process.as_ref().map(|process| process.pid().to_string());
@@ -277,8 +323,8 @@ impl Running {
         env.set("PG_PORT", self.postgres.superuser.port.to_string());
         env.set("PG_PID", self.postgres.process.pid().to_string());
         env.set("PG_SUPERUSER_DSN", direct(&self.postgres.superuser)?);
-        env.set("PROVISIONER_DSN", direct(&self.postgres.provisioner)?);
-        env.set("PROVISIONER_BAO_TOKEN", self.openbao.provisioner_token.expose_text()?);
+        env.set("PROVISIONER_DSN", direct(&self.provisioner)?);
+        env.set("PROVISIONER_BAO_TOKEN", self.provisioner_token.expose_text()?);
         env.set("BAO_ADDR", &self.openbao.address);
         env.set("BAO_TOKEN", self.openbao.root_token.expose_text()?);
         env.set("BAO_UNSEAL_KEY", self.openbao.unseal_key.expose_text()?);

@@ -13,7 +13,7 @@ use pgsilo_openbao::{Client as Bao, DatabaseConfig, Failure};
 use serde_json::{Map, Value};
 use tokio_postgres::Client;
 
-use super::acting_role::ActingRole;
+use crate::acting_role::ActingRole;
 
 /// What `provisioner.hcl` lets the provisioner write of a configuration, beside the password.
 /// Whatever else is set could not be written again.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
+use pgsilo_core::names::LeasedNames;
 use pgsilo_core::registry::Tenant;
 use pgsilo_core::tenant::Access;
 use pgsilo_openbao::Client as Bao;
@@ -13,12 +14,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio_postgres::Client;
 
 use super::verdict::{Finding, Lease, Role, Stopped};
-use crate::provision::USERNAME_TEMPLATE;
 
-/// Random characters at the end of a leased role's name, as [`USERNAME_TEMPLATE`] says.
-const RANDOM: usize = 20;
-/// How much of OpenBAO's role name that keeps.
-const MAX_NAME_CHARS: usize = 42;
 /// Leases looked up at once.
 const AT_ONCE: usize = 8;
 
@@ -42,7 +38,7 @@ pub(super) struct Census {
 /// in front of the random characters, which tenants of long names may share, and who made them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Made {
-    truncated: String,
+    prefix: String,
     broker: String,
 }
 
@@ -101,10 +97,6 @@ async fn ensure_primary(database: &Client) -> Result<()> {
     Ok(())
 }
 
-fn truncated(name: &str) -> &str {
-    name.char_indices().nth(MAX_NAME_CHARS).map_or(name, |(end, _)| &name[..end])
-}
-
 /// Reads how OpenBAO makes a role's credentials; `None` where it knows none. Roles and leases are
 /// told to belong together by the roles' names and VALID UNTIL: where those are not as they should
 /// be, every lease would look like one whose role is gone.
@@ -120,12 +112,13 @@ async fn how_made(bao: &Bao, mount: &str, name: &str) -> Result<Option<Made>> {
     let config = config.with_context(|| {
         format!("OpenBAO has no {mount}/config/{}, which role {name} leases from", role.db_name)
     })?;
-    ensure!(
-        config.username_template() == Some(USERNAME_TEMPLATE),
-        "role {name} of OpenBAO cannot be audited: the username_template of its database is not {USERNAME_TEMPLATE:?}"
-    );
+    let names = config.username_template().and_then(LeasedNames::parse).with_context(|| {
+        format!(
+            "role {name} of OpenBAO cannot be audited: the username_template of its database is not as docs/setup.md has it"
+        )
+    })?;
     let broker = config.username().context("OpenBAO does not tell whom it logs in as")?;
-    Ok(Some(Made { truncated: truncated(name).to_owned(), broker: broker.to_owned() }))
+    Ok(Some(Made { prefix: names.prefix(name), broker: broker.to_owned() }))
 }
 
 /// Those that may log in, and those that were stopped.
@@ -144,12 +137,12 @@ async fn leased_roles(database: &Client, how: &Made) -> Result<(Vec<Role>, Vec<S
           AND EXISTS (SELECT FROM pg_catalog.pg_auth_members am
               JOIN pg_catalog.pg_roles m ON m.oid = am.member
               WHERE am.roleid = r.oid AND am.admin_option AND m.rolname = $2)";
-    let Made { truncated, broker } = how;
-    let rows = database.query(query, &[&format!("{truncated}-"), broker]).await;
+    let Made { prefix, broker } = how;
+    let rows = database.query(query, &[&format!("{prefix}-"), broker]).await;
     let (mut roles, mut stopped) = (Vec::new(), Vec::new());
     for row in rows.context("reading the roles")? {
         let (name, sessions): (String, i64) = (row.try_get(0)?, row.try_get(3)?);
-        if !is_leased(&name, truncated) {
+        if !LeasedNames::made(&name, prefix) {
             continue;
         }
         let valid_until = row.try_get(2)?;
@@ -181,14 +174,6 @@ async fn sessions_at(servers: &[Client]) -> Result<BTreeMap<String, i64>> {
     Ok(sessions)
 }
 
-/// Whether OpenBAO made this name: no role of another name, or of a longer one, is ever touched.
-fn is_leased(name: &str, truncated: &str) -> bool {
-    let random = name.strip_prefix(truncated).and_then(|rest| rest.strip_prefix('-'));
-    random.is_some_and(|random| {
-        random.len() == RANDOM && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
-    })
-}
-
 async fn leases(bao: &Bao, path: &str) -> Result<Vec<Lease>> {
     let keys = bao.leases(path).await?;
     let listed = keys.len();
@@ -212,37 +197,4 @@ async fn look_up(bao: &Bao, id: String) -> Result<Option<Lease>> {
     let expires = OffsetDateTime::parse(&known.expire_time, &Rfc3339);
     let expires = expires.context("the end of a lease")?.unix_timestamp_nanos() as f64 / 1e9;
     Ok(Some(Lease { id, expires, overdue: -known.ttl, given_up: known.revoke_error }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_names_that_openbao_makes_are_leased_roles() {
-        assert!(is_leased("tenant-acme-rw-oLSYR3pp2AYjvZsAi9pO", "tenant-acme-rw"));
-        for other in [
-            "tenant-acme-rw-oLSYR3pp2AYjvZsAi9p",
-            "tenant-acme-rw-x-LSYR3pp2AYjvZsAi9pO",
-            "tenant-acme-rwoLSYR3pp2AYjvZsAi9pO1",
-            "tenant-acme-ro-oLSYR3pp2AYjvZsAi9pO",
-            "tenant-acme-rw-oLSYR3pp2AYjvZsAi9p\"",
-            "tenant-acme-rw",
-        ] {
-            assert!(!is_leased(other, "tenant-acme-rw"), "{other}");
-        }
-    }
-
-    #[test]
-    fn truncation_and_suffix_lengths_match_the_template() {
-        assert!(
-            USERNAME_TEMPLATE.contains(&format!("truncate {MAX_NAME_CHARS}) (random {RANDOM})"))
-        );
-    }
-
-    #[test]
-    fn a_long_name_is_truncated_as_the_template_does() {
-        assert_eq!(truncated("tenant-acme-rw"), "tenant-acme-rw");
-        assert_eq!(truncated(&"x".repeat(50)).len(), 42);
-    }
 }

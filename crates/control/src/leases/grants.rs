@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use pgsilo_core::registry::Placement;
 use tokio_postgres::Client;
 
-use super::acting_role::ActingRole;
+use crate::acting_role::ActingRole;
 use crate::postgres::Identity;
 
 /// Roles, or statements, in one transaction: each takes a place in the lock table, which is the

@@ -7,9 +7,9 @@ use pgsilo_openbao::Client as Bao;
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
-use super::acting_role::ActingRole;
 use super::grants::Grants;
 use super::verdict::{ClusterFinding, Finding};
+use crate::acting_role::ActingRole;
 use crate::postgres::Identity;
 
 /// How often a role is tried whose large objects grow fewer: each time takes two seconds' worth.

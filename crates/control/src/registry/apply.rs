@@ -11,10 +11,11 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use pgsilo_core::file::MAX_REGISTRY;
 use pgsilo_core::registry::{Document, Snapshot};
+use pgsilo_core::tenant::TenantId;
 use pgsilo_core::toml_file::TomlFile;
 use serde_json::{Value, json};
-use tokio_postgres::Transaction;
 use tokio_postgres::types::Json;
+use tokio_postgres::{Client, IsolationLevel, Transaction};
 
 use super::rows::{self, Row, Rows, TABLES, Wanted};
 use super::{Author, Server, in_force, take_turn};
@@ -200,6 +201,28 @@ pub(super) async fn read(transaction: &Transaction<'_>) -> Result<Rows> {
         }
     }
     Ok(all)
+}
+
+/// All that proxies are told, of one moment.
+pub(crate) async fn snapshot(client: &mut Client) -> Result<Snapshot> {
+    let of_one_moment = client.build_transaction().read_only(true);
+    let transaction = of_one_moment.isolation_level(IsolationLevel::RepeatableRead).start().await?;
+    let document = read(&transaction).await?.document()?;
+    let snapshot = Snapshot::of(document, None, &|path| path.to_owned());
+    snapshot.context("no proxy would take all of the registry")
+}
+
+/// One tenant with its cluster, as proxies are told of them; an empty snapshot where there is none.
+pub(crate) async fn snapshot_of(client: &Client, id: &TenantId) -> Result<Snapshot> {
+    let entries = "SELECT t.entry, c.entry FROM pgsilo.proxy_tenants t
+            JOIN pgsilo.placements p ON p.tenant = t.id JOIN pgsilo.proxy_clusters c ON c.name = p.cluster
+        WHERE t.id = $1";
+    let row = client.query_opt(entries, &[&id.as_str()]).await.context("reading the registry")?;
+    let Some(row) = row else { return Ok(Snapshot::empty()) };
+    let (Json(tenant), Json(cluster)) = (row.try_get(0)?, row.try_get(1)?);
+    let document = Document { cluster: vec![cluster], tenant: vec![tenant], binding: Vec::new() };
+    let snapshot = Snapshot::of(document, None, &|path| path.to_owned());
+    snapshot.with_context(|| format!("no proxy would take {id}"))
 }
 
 /// What is to be changed, and what is not in the document and left as it is. Of a tenant that the

@@ -9,14 +9,14 @@ use clap::Args;
 use futures_util::StreamExt;
 use futures_util::stream;
 use pgsilo_core::names::SEAL;
-use pgsilo_core::registry::{Host, Snapshot, Tenant};
+use pgsilo_core::registry::{Host, Tenant};
 use pgsilo_core::tenant::Access;
 use pgsilo_openbao::{Client as Bao, DatabaseConfig};
 use serde_json::{Value, json};
-use tokio_postgres::{Client, IsolationLevel};
+use tokio_postgres::Client;
 
 use super::Server;
-use super::apply::read;
+use super::apply::snapshot;
 use crate::postgres::Identity;
 use crate::provisioner::Provisioner;
 use crate::say;
@@ -86,15 +86,11 @@ struct Looked {
 /// Runs the command to its end.
 pub(super) async fn run(check: Check) -> Result<ExitCode> {
     let Check { server, provisioner, tenants: only, json } = check;
-    let (identity, bao) = (provisioner.identity()?, provisioner.bao()?);
+    let bao = provisioner.bao(&server.settings).await?;
+    let identity = provisioner.identity(&bao)?;
     let mut session = server.open().await?;
     let mut findings = registry_itself(&session.client).await?;
-    let of_one_moment = session.client.build_transaction().read_only(true);
-    let transaction = of_one_moment.isolation_level(IsolationLevel::RepeatableRead).start().await?;
-    let document = read(&transaction).await?.document()?;
-    let snapshot = Snapshot::of(document, None, &|path| path.to_owned());
-    let snapshot = snapshot.context("no proxy would take all of the registry")?;
-    drop(transaction);
+    let snapshot = snapshot(&mut session.client).await?;
     let mut tenants: Vec<_> = snapshot.tenants().cloned().collect();
     tenants.retain(|tenant| only.is_empty() || only.iter().any(|id| id == tenant.id().as_str()));
     tenants.sort_by(|one, other| one.id().cmp(other.id()));
@@ -172,6 +168,16 @@ async fn registry_itself(client: &Client) -> Result<Vec<Finding>> {
         findings.push(Finding { kind: "misplaced", tenant, what, mend });
     }
     Ok(findings)
+}
+
+/// What is wrong with one tenant, and what mends it.
+pub(crate) async fn look_at(
+    tenant: &Tenant,
+    identity: &Identity,
+    bao: &Bao,
+) -> Vec<(String, String)> {
+    let found = look(tenant, identity, bao).await.findings;
+    found.into_iter().map(|finding| (finding.what, finding.mend)).collect()
 }
 
 async fn look(tenant: &Tenant, identity: &Identity, bao: &Bao) -> Looked {

@@ -213,7 +213,9 @@ impl Rows {
         }
         let cluster = |(name, row): (&String, &Row)| {
             let mut row = row.clone();
+            // Not a proxy's to know.
             row.remove("server_version");
+            row.remove("openbao_endpoints");
             row.retain(|_, value| !value.is_null());
             if row.get("tls") == Some(&json!({})) {
                 row.remove("tls");

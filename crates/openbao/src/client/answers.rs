@@ -1,5 +1,6 @@
 //! What OpenBAO answers to the control plane.
 
+use pgsilo_core::secret::Secret;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -12,6 +13,36 @@ pub(super) struct ListData {
 pub(super) struct EngineData {
     #[serde(rename = "type")]
     pub(super) kind: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct CredentialAnswer {
+    lease_id: String,
+    data: CredentialData,
+}
+
+#[derive(Deserialize)]
+struct CredentialData {
+    username: String,
+    password: Secret,
+}
+
+/// A login at a database.
+#[derive(Clone, Debug)]
+pub struct Credential {
+    /// Whom to log in as.
+    pub username: String,
+    /// With what.
+    pub password: Secret,
+    /// What to revoke.
+    pub lease_id: String,
+}
+
+impl From<CredentialAnswer> for Credential {
+    fn from(answer: CredentialAnswer) -> Credential {
+        let CredentialAnswer { lease_id, data: CredentialData { username, password } } = answer;
+        Credential { username, password, lease_id }
+    }
 }
 
 /// What OpenBAO knows of a lease.

@@ -34,8 +34,12 @@ pub fn world() -> &'static World {
 }
 
 impl World {
-    /// Starts a sandbox; blocks until it is ready.
+    /// Starts a sandbox whose registry is a file; blocks until it is ready.
     pub fn start(name: &str, arguments: &[&str]) -> World {
+        World::start_with(name, &[&["--registry-file"], arguments].concat())
+    }
+
+    fn start_with(name: &str, arguments: &[&str]) -> World {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let dir = format!("e2e-{}-{name}-{number}", std::process::id());
@@ -83,6 +87,12 @@ impl World {
     /// The same, started as an operator would have it.
     pub async fn own_with(arguments: &'static [&'static str]) -> World {
         let world = tokio::task::spawn_blocking(move || World::start("own", arguments));
+        world.await.expect("started")
+    }
+
+    /// A sandbox whose registry is its database: what `pgsiloctl` makes is served.
+    pub async fn of_registry(arguments: &'static [&'static str]) -> World {
+        let world = tokio::task::spawn_blocking(move || World::start_with("registry", arguments));
         world.await.expect("started")
     }
 

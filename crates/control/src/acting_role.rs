@@ -13,11 +13,13 @@ use crate::revocation;
 
 /// A role, and who may give it away.
 #[derive(Debug)]
-pub(super) struct ActingRole {
+pub(crate) struct ActingRole {
     /// As it is written in a statement.
     role: String,
     /// The same, if it is not the provisioner itself.
     maker: Option<String>,
+    /// The provisioner: whoever has logged in may be one that OpenBAO has made, and become it.
+    provisioner: String,
 }
 
 impl ActingRole {
@@ -25,9 +27,9 @@ impl ActingRole {
     ///
     /// # Errors
     /// When only a superuser may.
-    pub(super) async fn of(database: &Client, role: &str) -> Result<Option<Self>> {
+    pub(crate) async fn of(database: &Client, role: &str) -> Result<Option<Self>> {
         let query = "SELECT pg_catalog.quote_ident(r.rolname), pg_catalog.quote_ident(m.rolname),
-                m.rolname = current_user
+                m.rolname = current_user, pg_catalog.quote_ident(current_user)
             FROM pg_catalog.pg_roles r
             LEFT JOIN pg_catalog.pg_auth_members am ON am.roleid = r.oid AND am.admin_option
             LEFT JOIN pg_catalog.pg_roles m ON m.oid = am.member
@@ -39,42 +41,42 @@ impl ActingRole {
         let Some(maker) = maker else {
             bail!("only a superuser has {role}: before PostgreSQL 16 its maker has it not");
         };
-        let own: bool = row.try_get(2)?;
-        Ok(Some(Self { role, maker: (!own).then_some(maker) }))
+        let (own, provisioner): (bool, String) = (row.try_get(2)?, row.try_get(3)?);
+        Ok(Some(Self { role, maker: (!own).then_some(maker), provisioner }))
     }
 
     /// Runs statements as the role, in one transaction.
-    pub(super) async fn run(&self, database: &Client, statements: &str) -> Result<()> {
-        let role = &self.role;
+    pub(crate) async fn run(&self, database: &Client, statements: &str) -> Result<()> {
+        let Self { role, provisioner, .. } = self;
         let grant =
-            self.by_maker(&format!("GRANT {role} TO SESSION_USER WITH INHERIT FALSE, SET TRUE"));
-        let revoke = self.by_maker(&format!("REVOKE {role} FROM SESSION_USER"));
+            self.by_maker(&format!("GRANT {role} TO {provisioner} WITH INHERIT FALSE, SET TRUE"));
+        let revoke = self.by_maker(&format!("REVOKE {role} FROM {provisioner}"));
         let whole = format!("{grant}; SET LOCAL ROLE {role}; {statements}; RESET ROLE; {revoke}");
         in_one(database, &whole).await.with_context(|| format!("as {role}"))
     }
 
     /// Runs statements with the role's privileges, in one transaction.
-    pub(super) async fn run_beside(&self, database: &Client, statements: &str) -> Result<()> {
+    pub(crate) async fn run_beside(&self, database: &Client, statements: &str) -> Result<()> {
         let whole = self.beside(statements);
         let role = &self.role;
         in_one(database, &whole).await.with_context(|| format!("with the privileges of {role}"))
     }
 
     /// Statements that run some with the role's privileges, as a part of a transaction.
-    pub(super) fn beside(&self, statements: &str) -> String {
-        let role = &self.role;
+    pub(crate) fn beside(&self, statements: &str) -> String {
+        let Self { role, provisioner, .. } = self;
         let grant =
-            self.by_maker(&format!("GRANT {role} TO SESSION_USER WITH INHERIT TRUE, SET FALSE"));
-        let revoke = self.by_maker(&format!("REVOKE {role} FROM SESSION_USER"));
+            self.by_maker(&format!("GRANT {role} TO {provisioner} WITH INHERIT TRUE, SET FALSE"));
+        let revoke = self.by_maker(&format!("REVOKE {role} FROM {provisioner}"));
         format!("{grant}; {statements}; {revoke}")
     }
 
     /// Runs one statement as the role that can be no part of a transaction.
-    pub(super) async fn run_alone(&self, database: &Client, statement: &str) -> Result<()> {
-        let role = &self.role;
+    pub(crate) async fn run_alone(&self, database: &Client, statement: &str) -> Result<()> {
+        let Self { role, provisioner, .. } = self;
         let grant =
-            self.by_maker(&format!("GRANT {role} TO SESSION_USER WITH INHERIT FALSE, SET TRUE"));
-        let revoke = self.by_maker(&format!("REVOKE {role} FROM SESSION_USER"));
+            self.by_maker(&format!("GRANT {role} TO {provisioner} WITH INHERIT FALSE, SET TRUE"));
+        let revoke = self.by_maker(&format!("REVOKE {role} FROM {provisioner}"));
         in_one(database, &grant).await?;
         let outcome = async {
             database.batch_execute(&format!("SET ROLE {role}")).await?;
@@ -89,44 +91,47 @@ impl ActingRole {
     }
 
     /// Gives the role another password, of which the server is told a SCRAM verifier only.
-    pub(super) async fn set_password(&self, database: &Client, verifier: &str) -> Result<()> {
+    pub(crate) async fn set_password(&self, database: &Client, verifier: &str) -> Result<()> {
         let set = self.by_maker(&format!("ALTER ROLE {} PASSWORD '{verifier}'", self.role));
         in_one(database, &set).await.with_context(|| format!("a new password for {}", self.role))
     }
 
     /// Drops the role, which nothing depends on any more, as who may.
-    pub(super) async fn drop(&self, database: &Client) -> Result<()> {
+    pub(crate) async fn drop(&self, database: &Client) -> Result<()> {
         let drop = self.by_maker(&format!("DROP ROLE IF EXISTS {}", self.role));
         in_one(database, &drop).await.with_context(|| format!("dropping {}", self.role))
     }
 
     /// Ends the use of a leased role, and drops it if nothing objects, as its maker.
-    pub(super) async fn revoke(&self, database: &Client, name: &str) -> Result<()> {
+    pub(crate) async fn revoke(&self, database: &Client, name: &str) -> Result<()> {
         let Some(maker) = &self.maker else { return revocation::run(database, name).await };
+        let provisioner = &self.provisioner;
         // Not in one transaction: that statement has several of its own.
-        let become_it =
-            format!("GRANT {maker} TO SESSION_USER WITH INHERIT FALSE, SET TRUE; SET ROLE {maker}");
+        let become_it = format!(
+            "GRANT {maker} TO {provisioner} WITH INHERIT FALSE, SET TRUE; SET ROLE {maker}"
+        );
         let revoked = match database.batch_execute(&become_it).await {
             Ok(()) => revocation::run(database, name).await,
             Err(error) => Err(error.into()),
         };
-        let give_up = format!("RESET ROLE; REVOKE {maker} FROM SESSION_USER");
+        let give_up = format!("RESET ROLE; REVOKE {maker} FROM {provisioner}");
         let given_up = database.batch_execute(&give_up).await.context("giving it up");
         revoked.and(given_up).with_context(|| format!("as {maker}, who made it"))
     }
 
     /// The role, as it is written in a statement.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.role
     }
 
     fn by_maker(&self, statement: &str) -> String {
+        let provisioner = &self.provisioner;
         match &self.maker {
             None => statement.to_owned(),
             Some(maker) => format!(
-                "GRANT {maker} TO SESSION_USER WITH INHERIT FALSE, SET TRUE; \
+                "GRANT {maker} TO {provisioner} WITH INHERIT FALSE, SET TRUE; \
                  SET LOCAL ROLE {maker}; {statement}; RESET ROLE; \
-                 REVOKE {maker} FROM SESSION_USER"
+                 REVOKE {maker} FROM {provisioner}"
             ),
         }
     }

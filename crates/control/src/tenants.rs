@@ -1,6 +1,12 @@
-//! `pgsiloctl tenant`: which tenants there are, and whether they are served.
+//! `pgsiloctl tenant`: which tenants there are, and whether they are served; how they are made.
+
+mod check;
+mod create;
+mod delete;
+mod prepare;
 
 use std::collections::BTreeMap;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
@@ -8,7 +14,8 @@ use pgsilo_core::tenant::TenantId;
 use serde_json::{Value, json};
 use tokio_postgres::{Client, IsolationLevel};
 
-use super::{Author, Server, in_force, take_turn};
+use crate::logins::block_on;
+use crate::registry::{Author, Server, in_force, take_turn};
 use crate::say;
 
 /// How many changes `show` tells.
@@ -76,6 +83,18 @@ pub enum Command {
     /// Clients read 57P03, which they try again. Its sessions end when they are idle, and transactions
     /// after the proxies' `[limits] pause_timeout`.
     Pause(Which),
+    #[expect(missing_docs, reason = "it would replace the command's own text")]
+    Create(create::Create),
+    #[expect(missing_docs, reason = "it would replace the command's own text")]
+    Prepare(prepare::Prepare),
+    #[expect(missing_docs, reason = "it would replace the command's own text")]
+    Check(check::Check),
+    #[expect(missing_docs, reason = "it would replace the command's own text")]
+    Delete(delete::Delete),
+    #[expect(missing_docs, reason = "it would replace the command's own text")]
+    Undelete(delete::Undelete),
+    #[expect(missing_docs, reason = "it would replace the command's own text")]
+    Purge(delete::Purge),
 }
 
 /// A tenant whose state is changed.
@@ -93,20 +112,33 @@ pub struct Which {
 }
 
 /// Runs the command to its end.
-pub(super) async fn run(command: Command) -> Result<()> {
-    match command {
-        Command::List { server, cluster, state, json } => list(&server, cluster, state, json).await,
-        Command::Show { server, id, json } => show(&server, &id, json).await,
-        Command::Suspend(which) => change(which, "suspended").await,
-        Command::Resume(which) => change(which, "active").await,
-        Command::Pause(which) => change(which, "paused").await,
-    }
+pub fn run(command: Command) -> Result<ExitCode> {
+    block_on(async {
+        match command {
+            Command::Check(check) => return check.run().await,
+            Command::List { server, cluster, state, json } => {
+                list(&server, cluster, state, json).await
+            }
+            Command::Show { server, id, json } => show(&server, &id, json).await,
+            Command::Suspend(which) => change(which, "suspended").await,
+            Command::Resume(which) => change(which, "active").await,
+            Command::Pause(which) => change(which, "paused").await,
+            Command::Create(create) => create.run().await,
+            Command::Prepare(prepare) => prepare.run().await,
+            Command::Delete(delete) => delete.run().await,
+            Command::Undelete(undelete) => undelete.run().await,
+            Command::Purge(purge) => purge.run().await,
+        }?;
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
 /// Whether a tenant may come from one state to another by these commands.
 fn may_become(id: &TenantId, before: &str, after: &str) -> Result<()> {
     match (before, after) {
-        ("deleting", _) => bail!("{id} is being deleted"),
+        ("deleting", _) => {
+            bail!("{id} is being deleted; until it is removed: pgsiloctl tenant undelete {id}")
+        }
         // Who resumes it behind a move would have lifted the suspension.
         ("suspended", "paused") => bail!("{id} is suspended, which keeps out more than a pause"),
         _ => Ok(()),

@@ -1,0 +1,161 @@
+//! The registry's journal of what takes several steps: what was begun and has not ended. One process at a
+//! time is at one tenant; when it is killed, the next goes on with the same plan, or takes it back.
+
+use std::fmt;
+
+use anyhow::{Context, Result, bail};
+use pgsilo_core::tenant::TenantId;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio_postgres::types::{Json, ToSql};
+use tokio_postgres::{Client, GenericClient, Transaction};
+
+/// What is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A tenant is made.
+    Create,
+    /// A database is made that is nobody's yet.
+    Prepare,
+    /// A tenant is removed.
+    Delete,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Create => "create",
+            Kind::Prepare => "prepare",
+            Kind::Delete => "delete",
+        })
+    }
+}
+
+/// Something that was begun and has not ended.
+#[derive(Debug)]
+pub(crate) struct Operation<P> {
+    id: String,
+    /// What it was begun with.
+    pub(crate) plan: P,
+    /// Whether it is being taken back.
+    pub(crate) is_undoing: bool,
+    /// The last step that was done, or taken back.
+    pub(crate) step: Option<String>,
+}
+
+/// Waits for nobody: whoever else is at this tenant is told of, and this fails. Kept until the connection
+/// ends.
+pub(crate) async fn claim(registry: &Client, subject: &TenantId) -> Result<()> {
+    let key = format!("pgsilo operation {subject}");
+    let claim = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))";
+    if registry.query_one(claim, &[&key]).await?.get(0) {
+        return Ok(());
+    }
+    let holder = "SELECT format('process %s of %s (%s)', a.pid, a.usename, a.application_name)
+        FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND (l.classid::bigint << 32) + l.objid::bigint = hashtextextended($1, 0)";
+    let holder = registry.query_opt(holder, &[&key]).await?;
+    let holder = holder.map_or_else(|| "somebody else".to_owned(), |row| row.get(0));
+    bail!("{holder} of the registry's server is at {subject} already")
+}
+
+/// What of a tenant was begun and has not ended.
+///
+/// # Errors
+/// When that is something else.
+pub(crate) async fn unfinished<P: DeserializeOwned>(
+    registry: &impl GenericClient,
+    kind: Kind,
+    subject: &TenantId,
+) -> Result<Option<Operation<P>>> {
+    let unfinished = "SELECT id::text, kind, undoing, step, plan FROM pgsilo.operations
+        WHERE subject = $1::text AND ended_at IS NULL";
+    let row = registry.query_opt(unfinished, &[&subject.as_str()]).await;
+    let Some(row) = row.context("reading the journal")? else { return Ok(None) };
+    let found: &str = row.get(1);
+    if found != kind.to_string() {
+        bail!("a {found} of {subject} has not ended: run pgsiloctl tenant {found} {subject} first");
+    }
+    let Json(plan) = row.try_get(4).with_context(|| {
+        format!(
+            "the journal's {kind} of {subject} is not one of this program's: use a newer pgsiloctl"
+        )
+    })?;
+    let (id, is_undoing, step) = (row.get(0), row.get(2), row.get(3));
+    Ok(Some(Operation { id, plan, is_undoing, step }))
+}
+
+impl<P: Serialize + fmt::Debug + Sync> Operation<P> {
+    /// Writes down that it begins, in a transaction that has the turn.
+    pub(crate) async fn begin(
+        transaction: &Transaction<'_>,
+        kind: Kind,
+        subject: &TenantId,
+        plan: P,
+    ) -> Result<Operation<P>> {
+        let begin = "INSERT INTO pgsilo.operations (kind, subject, plan) VALUES ($1, $2::text, $3) RETURNING id::text";
+        let values: [&(dyn ToSql + Sync); 3] = [&kind.to_string(), &subject.as_str(), &Json(&plan)];
+        let row = transaction.query_one(begin, &values).await;
+        let id = row.context("writing the journal")?.get(0);
+        Ok(Operation { id, plan, is_undoing: false, step: None })
+    }
+
+    /// A step was done, or taken back.
+    pub(crate) async fn passed(&mut self, registry: &Client, step: &str) -> Result<()> {
+        let passed =
+            "UPDATE pgsilo.operations SET step = $2, failure = NULL WHERE id = $1::text::uuid";
+        registry.execute(passed, &[&self.id, &step]).await.context("writing the journal")?;
+        self.step = Some(step.to_owned());
+        Ok(())
+    }
+
+    /// A step has removed something, and this is what.
+    pub(crate) async fn removed(
+        &mut self,
+        registry: &Client,
+        step: &str,
+        what: &Value,
+    ) -> Result<()> {
+        let removed = "UPDATE pgsilo.operations SET step = $2, failure = NULL, evidence = evidence || jsonb_build_object($2::text, $3::jsonb)
+            WHERE id = $1::text::uuid";
+        let removed = registry.execute(removed, &[&self.id, &step, &Json(what)]).await;
+        removed.context("writing the journal")?;
+        self.step = Some(step.to_owned());
+        Ok(())
+    }
+
+    /// What its steps have removed.
+    pub(crate) async fn evidence(&self, registry: &Client) -> Result<Value> {
+        let evidence = "SELECT evidence FROM pgsilo.operations WHERE id = $1::text::uuid";
+        let row = registry.query_one(evidence, &[&self.id]).await.context("reading the journal")?;
+        let Json(evidence) = row.try_get(0)?;
+        Ok(evidence)
+    }
+
+    /// From here on it is taken back.
+    pub(crate) async fn turn_back(&mut self, registry: &Client) -> Result<()> {
+        let turn = "UPDATE pgsilo.operations SET undoing = true, step = NULL, failure = NULL WHERE id = $1::text::uuid";
+        registry.execute(turn, &[&self.id]).await.context("writing the journal")?;
+        (self.is_undoing, self.step) = (true, None);
+        Ok(())
+    }
+
+    /// Why it went no further; for whoever looks at the journal.
+    pub(crate) async fn failed(&self, registry: &Client, error: &anyhow::Error) {
+        let failed =
+            "UPDATE pgsilo.operations SET failure = left($2, 1000) WHERE id = $1::text::uuid";
+        // It is told as well.
+        let _best_effort = registry.execute(failed, &[&self.id, &format!("{error:#}")]).await;
+    }
+
+    /// It has ended, in a transaction that has the turn.
+    pub(crate) async fn end(&self, transaction: &Transaction<'_>) -> Result<()> {
+        let end = "UPDATE pgsilo.operations SET ended_at = now(), outcome = $2, failure = NULL WHERE id = $1::text::uuid";
+        let outcome = if self.is_undoing { "undone" } else { "done" };
+        transaction.execute(end, &[&self.id, &outcome]).await.context("writing the journal")?;
+        Ok(())
+    }
+}

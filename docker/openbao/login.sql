@@ -1,0 +1,2 @@
+CREATE ROLE "{{name}}" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}';
+GRANT GROUP TO "{{name}}" WITH INHERIT TRUE, SET TRUE;
