@@ -84,6 +84,23 @@ path "sys/leases/revoke/pgsilo/+/creds/tenant-*" {
   capabilities = ["update"]
 }
 
+# Its own logins are kept alive and given back.
+path "sys/leases/renew/pgsilo-provisioner/creds/*" {
+  capabilities = ["update"]
+}
+
+path "sys/leases/renew/pgsilo-registry/creds/control/*" {
+  capabilities = ["update"]
+}
+
+path "sys/leases/revoke/pgsilo-provisioner/creds/*" {
+  capabilities = ["update"]
+}
+
+path "sys/leases/revoke/pgsilo-registry/creds/control/*" {
+  capabilities = ["update"]
+}
+
 # Certificates of deletion: signed with a key that never leaves OpenBAO.
 path "pgsilo-transit/sign/certificates" {
   capabilities = ["update"]

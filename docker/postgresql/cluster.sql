@@ -8,7 +8,8 @@ BEGIN
         ('pgsilo_provisioner', ''),             -- makes tenants, owns their databases; nobody logs in as it
         ('pgsilo_provisioner_broker', 'LOGIN'), -- what OpenBAO logs in as, to make logins that become it
         ('pgsilo_monitor', ''),                 -- may connect, nothing else: says what a server is
-        ('pgsilo_monitor_broker', 'LOGIN')      -- what OpenBAO logs in as, to make members of it
+        ('pgsilo_monitor_broker', 'LOGIN'),     -- what OpenBAO logs in as, to make members of it
+        ('pgsilo_template_owner', '')           -- what it owns in a template is the tenant's in its database
     ) AS roles (name, attributes) LOOP
         IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = role.name) THEN
             EXECUTE pg_catalog.format('CREATE ROLE %I %s', role.name, role.attributes);
@@ -19,6 +20,8 @@ END $$;
 ALTER ROLE pgsilo_provisioner NOLOGIN PASSWORD NULL
     NOSUPERUSER CREATEDB CREATEROLE NOREPLICATION NOBYPASSRLS;
 ALTER ROLE pgsilo_monitor NOLOGIN PASSWORD NULL
+    NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS;
+ALTER ROLE pgsilo_template_owner NOLOGIN PASSWORD NULL
     NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS;
 ALTER ROLE pgsilo_provisioner_broker LOGIN
     NOSUPERUSER NOCREATEDB CREATEROLE NOREPLICATION NOBYPASSRLS;
@@ -38,6 +41,7 @@ GRANT pg_use_reserved_connections TO pgsilo_provisioner WITH ADMIN TRUE;
 GRANT pg_signal_backend TO pgsilo_provisioner;
 GRANT pgsilo_provisioner TO pgsilo_provisioner_broker WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
 GRANT pg_use_reserved_connections TO pgsilo_provisioner_broker WITH ADMIN TRUE, INHERIT TRUE, SET FALSE;
+GRANT pgsilo_template_owner TO pgsilo_provisioner WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
 GRANT pgsilo_monitor TO pgsilo_monitor_broker WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
 
 -- No way in for PUBLIC.

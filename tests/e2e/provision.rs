@@ -128,6 +128,9 @@ async fn a_tenant_is_made_is_served_and_is_removed_with_a_certificate() {
     let told = does(&world, &["tenant", "delete", "initech", "--grace", "1h"]).await;
     assert!(told.contains("pgsiloctl tenant undelete initech"), "{told}");
     fails(&world, &["tenant", "resume", "initech"], "is being deleted").await;
+    // A second one gives no more time.
+    let again = does(&world, &["tenant", "delete", "initech", "--grace", "2h"]).await;
+    assert_eq!(again.lines().last(), told.lines().last());
     does(&world, &["tenant", "purge"]).await;
     assert_eq!(sqlstate(&world, "initech").await, "42501");
     does(&world, &["tenant", "undelete", "initech"]).await;
@@ -185,10 +188,21 @@ async fn a_tenant_is_made_is_served_and_is_removed_with_a_certificate() {
     let altered = certificate.replacen("initech", "globex", 1);
     assert_ne!(altered, certificate);
     let (code, said) = check(&altered, &key).await;
-    assert!(code == Some(1) && said.contains("not to be believed"), "{said}");
+    assert!(code == Some(3) && said.contains("not to be believed"), "{said}");
     let another = format!("A{}", &key[1..]);
     assert_ne!(another, key);
-    assert_eq!(check(&certificate, &another).await.0, Some(1));
+    assert_eq!(check(&certificate, &another).await.0, Some(3));
+    for broken in ["", "{}", &certificate[..certificate.len() / 2]] {
+        assert_eq!(check(broken, &key).await.0, Some(1), "{broken}");
+    }
+    assert_eq!(check(&certificate, "").await.0, Some(1));
+    // What was signed before a rotation is proved by the key of before.
+    let (status, _) =
+        world.bao("POST", "pgsilo-transit/keys/certificates/rotate", Some(json!({}))).await;
+    assert!((200..300).contains(&status));
+    let keys = does(&world, &["certificate", "key"]).await;
+    assert_eq!((keys.lines().count(), keys.lines().last()), (2, Some(key.trim())));
+    assert_eq!(check(&certificate, &keys).await.0, Some(0));
     fails(&world, &["certificate", "show", "acme"], "no tenant acme was ever removed").await;
 
     // Its neighbours are as they were, and its id can be another's now.
@@ -212,13 +226,16 @@ async fn what_cannot_be_made_is_told_before_anything_is() {
         (&["new", "--name", "acme"], "(sandbox, tenant_acme) already exists"),
         (&["new", "--name", "ghost"], "has a role tenant_ghost_app already"),
         (&["new", "--template", "template7"], "no template database template7"),
+        (&["new", "--template", "template1"], "template1 lets everybody use up the cluster"),
+        (&["new-"], "OpenBAO takes no name that ends in"),
+        (&["new", "--alias", ""], "--alias \"\" is not one line"),
         (&["new", "--undo"], "no creation of new was begun"),
     ] {
         fails(&world, &[&["tenant", "create"], arguments].concat(), expected).await;
     }
     for (wrong, expected) in [
         (&["New"][..], "a tenant id is 1 to 49 of a-z 0-9 _ -"),
-        (&["new", "--connections", "3"], "3 is not in 4..65535"),
+        (&["new", "--connections", "3"], "3 is not in 4..=65535"),
         (&["new", "--allow", "everything"], "possible values: advisory-locks"),
     ] {
         let (code, said) = says(&world, &[&["tenant", "create"], wrong].concat()).await;
@@ -226,7 +243,10 @@ async fn what_cannot_be_made_is_told_before_anything_is() {
     }
     let told =
         does(&world, &["tenant", "create", "new", "--dry-run", "--allow", "large-objects"]).await;
-    assert!(told.contains("OpenBAO's mount pgsilo/new") && told.contains("LargeObjects"), "{told}");
+    assert!(
+        told.contains("OpenBAO's mount pgsilo/new") && told.contains("large-objects"),
+        "{told}"
+    );
     // A mount that nobody knows anything of is nobody's to overwrite.
     let (status, _) =
         world.bao("POST", "sys/mounts/pgsilo/new", Some(json!({ "type": "database" }))).await;
@@ -280,7 +300,20 @@ async fn making_ready_again_changes_nothing_and_mends_what_is_not_so() {
     let secret_id = world.dir().join("secret-id").to_string_lossy().into_owned();
     let openbao = ["bootstrap", "openbao", "--proxy-secret-id", &secret_id];
     let registry = ["bootstrap", "registry"];
-    let cluster = ["bootstrap", "cluster", "sandbox"];
+    let server = format!("127.0.0.1:{}", world.var("PG_PORT"));
+    let named = ["bootstrap", "cluster", "sandbox"];
+    fails(&world, &named, "is reached in clear").await;
+    let cluster = [&named[..], &["--endpoint", &server]].concat();
+    let another = [
+        "bootstrap",
+        "cluster",
+        "eu-2",
+        "--tls",
+        "disable",
+        "--endpoint",
+        &format!("localhost:{}", world.var("PG_PORT")),
+    ];
+    fails(&world, &another, "the registry has these servers already, as cluster sandbox").await;
     // The sandbox lets the provisioner in by a password; nobody else does.
     does(&world, &cluster).await;
     let dsn: Config = world.var("PROVISIONER_DSN").parse().expect("a DSN");
@@ -291,7 +324,7 @@ async fn making_ready_again_changes_nothing_and_mends_what_is_not_so() {
         (&registry, "the registry is as it should be"),
         (&cluster, "cluster sandbox is as it should be"),
     ] {
-        assert_eq!(does(&world, arguments).await.trim(), what);
+        assert_eq!(does(&world, arguments).await.trim().lines().last(), Some(what));
     }
 
     let superuser = world.superuser("postgres").await;
@@ -460,4 +493,148 @@ async fn a_leased_password_that_postgresql_hashes_is_not_in_its_log() {
     let of_roles = log.lines().filter(|line| line.contains("CREATE ROLE \"tenant-initech"));
     assert_eq!(of_roles.collect::<Vec<_>>(), Vec::<&str>::new());
     does(&world, &["tenant", "check", "initech"]).await;
+}
+
+/// What keeps a tenant's things from being dropped, or is another's, is told before anybody is refused; what
+/// a neighbour grants its roles does not keep them.
+#[tokio::test]
+async fn only_what_is_the_tenants_is_removed_and_no_neighbour_keeps_it() {
+    let world = served().await;
+    does(&world, &["tenant", "create", "initech", "--name", "initech"]).await;
+    let superuser = world.superuser("postgres").await;
+    let delete = ["tenant", "delete", "initech", "--now", "--confirm", "initech"];
+    let seal = "SELECT substr(setconfig[1], 15) FROM pg_db_role_setting
+        WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = 'tenant_initech') AND setrole = 0";
+    let seal: String = superuser.query_one(seal, &[]).await.expect("asked").get(0);
+    let another = "ALTER DATABASE tenant_initech SET pgsilo.tenant = 'another'";
+    superuser.batch_execute(another).await.expect("set");
+    fails(&world, &delete, "database tenant_initech is not sealed for initech").await;
+    let again = format!("ALTER DATABASE tenant_initech SET pgsilo.tenant = '{seal}'");
+    superuser.batch_execute(&again).await.expect("set");
+    let subscribe = "CREATE SUBSCRIPTION leads_out CONNECTION 'host=192.0.2.1' PUBLICATION p WITH (connect = false)";
+    let inside = world.superuser("tenant_initech").await;
+    inside.batch_execute(subscribe).await.expect("made");
+    fails(&world, &delete, "the subscription leads_out: drop it").await;
+    session(&world, "initech").await.expect("it was never refused");
+    let unsubscribe =
+        "ALTER SUBSCRIPTION leads_out SET (slot_name = NONE); DROP SUBSCRIPTION leads_out";
+    for order in unsubscribe.split(';') {
+        inside.batch_execute(order).await.expect("dropped");
+    }
+    drop(inside);
+
+    let neighbour = session(&world, "acme").await.expect("served");
+    let keep = "CREATE TABLE kept (id int); GRANT SELECT ON kept TO tenant_initech_app, tenant_initech_ro,
+        tenant_initech_login, tenant_initech_broker; ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO tenant_initech_ro";
+    neighbour.batch_execute(keep).await.expect("granted");
+    does(&world, &delete).await;
+    assert_eq!(left_of(&world, "initech").await, Vec::<String>::new());
+    neighbour.batch_execute("TABLE kept").await.expect("its own table is as it was");
+}
+
+#[tokio::test]
+async fn tenants_follow_a_cluster_whose_address_changes() {
+    let world = not_served().await;
+    does(&world, &["tenant", "create", "initech"]).await;
+    let server = format!("localhost:{}", world.var("PG_PORT"));
+    let cluster = ["bootstrap", "cluster", "sandbox", "--endpoint", &server];
+    let told = does(&world, &cluster).await;
+    assert!(
+        told.contains("3 tenants of sandbox as before: run pgsiloctl tenant repair --on sandbox"),
+        "{told}"
+    );
+    let (code, found) = says(&world, &["registry", "check"]).await;
+    assert!(code == 3 && found.contains("elsewhere"), "{found}");
+    let repaired = does(&world, &["tenant", "repair", "--on", "sandbox"]).await;
+    assert!(repaired.contains("initech  is as it should be"), "{repaired}");
+    does(&world, &["registry", "check"]).await;
+    does(&world, &["tenant", "check", "initech"]).await;
+    // Until then both addresses may be written; now the old one may not.
+    let told = does(&world, &cluster).await;
+    assert!(told.contains("done:  the policy pgsilo-provisioner"), "{told}");
+    let told = does(&world, &cluster).await;
+    assert_eq!(told.trim().lines().last(), Some("cluster sandbox is as it should be"));
+    let (_, policy) = world.bao("GET", "sys/policies/acl/pgsilo-provisioner", None).await;
+    let policy = policy["data"]["policy"].as_str().expect("text");
+    assert!(policy.contains(&server) && !policy.contains("127.0.0.1"), "{policy}");
+    // Repaired, too: what somebody has taken away.
+    let (status, _) = world.bao("DELETE", "pgsilo/initech/roles/tenant-initech-rw", None).await;
+    assert_eq!(status, 204);
+    let database = database_of(&world, "initech").await;
+    world
+        .superuser(&database)
+        .await
+        .batch_execute("DROP SCHEMA pgsilo CASCADE")
+        .await
+        .expect("dropped");
+    does(&world, &["tenant", "repair", "initech"]).await;
+    does(&world, &["tenant", "check", "initech"]).await;
+}
+
+#[tokio::test]
+async fn addresses_are_kept_where_nothing_is_said_of_them() {
+    let world = not_served().await;
+    let openbao = ["bootstrap", "openbao"];
+    let from = ["--proxy-from", "127.0.0.1/32", "--control-from", "127.0.0.0/8"];
+    does(&world, &[&openbao[..], &from].concat()).await;
+    let told = does(&world, &openbao).await;
+    assert_eq!(told.trim(), "OpenBAO is as it should be");
+    for (role, from) in [
+        ("pgsilo", "127.0.0.1"),
+        ("pgsilo-provisioner", "127.0.0.0/8"),
+        ("pgsilo-operator", "127.0.0.0/8"),
+    ] {
+        let (_, found) = world.bao("GET", &format!("auth/approle/role/{role}"), None).await;
+        for key in ["secret_id_bound_cidrs", "token_bound_cidrs"] {
+            let found = found["data"][key][0].as_str().expect("an address").to_owned();
+            assert_eq!(found.trim_end_matches("/32"), from, "{role} {key}");
+        }
+    }
+    does(&world, &["tenant", "create", "initech"]).await;
+}
+
+/// An application's schema, made once as who owns templates: each tenant's own in its database.
+#[tokio::test]
+async fn what_a_template_brings_is_the_tenants_own() {
+    let world = served().await;
+    let superuser = world.superuser("postgres").await;
+    let create = "CREATE DATABASE app_template TEMPLATE pgsilo_template IS_TEMPLATE true";
+    superuser.batch_execute(create).await.expect("made");
+    let template = world.superuser("app_template").await;
+    let schema =
+        "ALTER SCHEMA public OWNER TO pgsilo_template_owner; SET ROLE pgsilo_template_owner;
+        CREATE TABLE public.orders (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, what text);
+        CREATE VIEW public.all_orders AS TABLE public.orders;
+        CREATE FUNCTION public.one() RETURNS int LANGUAGE sql AS 'SELECT 1';
+        INSERT INTO public.orders (what) VALUES ('the first')";
+    template.batch_execute(schema).await.expect("made");
+    drop(template);
+    eventually("nobody to be connected to the template", async || {
+        let there = "SELECT FROM pg_stat_activity WHERE datname = 'app_template'";
+        superuser.query_opt(there, &[]).await.expect("asked").is_none().then_some(())
+    })
+    .await;
+    for tenant in ["initech", "umbrella"] {
+        does(&world, &["tenant", "create", tenant, "--template", "app_template"]).await;
+        let client = session(&world, tenant).await.expect("served");
+        let change =
+            "ALTER TABLE orders ADD COLUMN more int; INSERT INTO orders (what) VALUES ('its own');
+            DROP VIEW all_orders; SELECT one()";
+        client.batch_execute(change).await.expect("all of it is its own");
+        let database = world.superuser(&database_of(&world, tenant).await).await;
+        let left =
+            "SELECT count(*) FROM pg_shdepend WHERE refobjid = 'pgsilo_template_owner'::regrole
+            AND dbid = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        assert_eq!(database.query_one(left, &[]).await.expect("asked").get::<_, i64>(0), 0);
+        let may_read = "SELECT has_table_privilege(rolname, 'public.orders', 'SELECT')
+            FROM pg_roles WHERE rolname = current_database() || '_ro'";
+        assert!(database.query_one(may_read, &[]).await.expect("asked").get::<_, bool>(0));
+    }
+    // REASSIGN OWNED would give a tenant the template itself.
+    let own = "ALTER DATABASE app_template OWNER TO pgsilo_template_owner";
+    superuser.batch_execute(own).await.expect("set");
+    let create = ["tenant", "create", "hooli", "--template", "app_template"];
+    fails(&world, &create, "database app_template belongs to pgsilo_template_owner").await;
+    superuser.batch_execute("ALTER DATABASE app_template OWNER TO postgres").await.expect("set");
+    does(&world, &["tenant", "create", "hooli"]).await;
 }

@@ -81,8 +81,8 @@ fn is_storage_race(error: &Error) -> bool {
     matches!(error, Error::Said { status: 500, words } if words.contains("transaction commit failed"))
 }
 
-/// Statements one by one, as OpenBAO cuts them: what it tells of a role is not what it was given.
-pub(crate) fn statements(all: &[String]) -> Vec<&str> {
-    let each = all.iter().flat_map(|text| text.split(';')).map(str::trim);
-    each.filter(|statement| !statement.is_empty()).collect()
+/// Whether a role's statements are those: OpenBAO tells them without the white space behind them.
+pub(crate) fn is_same(found: &[String], expected: &[impl AsRef<str>]) -> bool {
+    let found = found.iter().map(|one| one.trim());
+    found.eq(expected.iter().map(|one| one.as_ref().trim()))
 }

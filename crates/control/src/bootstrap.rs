@@ -47,17 +47,14 @@ pub enum Command {
 
 /// Runs the command to its end.
 pub fn run(command: Command) -> Result<ExitCode> {
-    block_on(run_within(command))?;
+    block_on(async {
+        match command {
+            Command::Openbao(openbao) => openbao.run().await,
+            Command::Registry(registry) => registry.run().await,
+            Command::Cluster(cluster) => cluster.run().await,
+        }
+    })?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The same, for who has a runtime.
-pub async fn run_within(command: Command) -> Result<()> {
-    match command {
-        Command::Openbao(openbao) => openbao.run().await,
-        Command::Registry(registry) => registry.run().await,
-        Command::Cluster(cluster) => cluster.run().await,
-    }
 }
 
 /// OpenBAO as its administrator.

@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -18,11 +18,11 @@ use pgsilo_core::tenant::TenantId;
 use pgsilo_openbao::Client as Bao;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio_postgres::Transaction;
+use tokio_postgres::{Client, Transaction};
 
 use crate::logins::{self, block_on};
 use crate::provision::plan::Plan;
-use crate::registry::Server;
+use crate::registry::{Author, Server};
 use crate::say;
 use crate::settings::SettingsFile;
 
@@ -61,6 +61,8 @@ pub enum Command {
         settings: SettingsFile,
     },
     /// Prove a certificate without OpenBAO or the registry: that it was signed with that key, and what it says.
+    ///
+    /// Exit code 3 if it was not.
     Check(Check),
 }
 
@@ -77,27 +79,35 @@ pub struct Check {
 /// Runs the command to its end.
 pub fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Check(check) => check.run(),
+        Command::Check(check) => return check.run(),
         Command::List { server } => block_on(list(&server)),
         Command::Show { server, tenant, json } => block_on(show(&server, &tenant, json)),
         Command::Key { settings } => block_on(async {
             let settings = settings.read()?;
             let bao = logins::log_in(&settings.provisioner, &settings.bao()?).await?;
-            say::data(&public_key(&bao).await?)?;
+            say::data(&public_keys(&bao).await?)?;
             Ok(())
         }),
     }?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The newest version of the key, in base64.
-async fn public_key(bao: &Bao) -> Result<String> {
+/// The key in all its versions, in base64, a line each, the newest first: what was signed before a rotation
+/// is proved by the one before.
+async fn public_keys(bao: &Bao) -> Result<String> {
     let key = bao.look(&format!("{MOUNT}/keys/{KEY}")).await?;
     let key =
         key.context("OpenBAO has no key for certificates: run pgsiloctl bootstrap openbao")?;
-    let newest = key["latest_version"].as_u64().unwrap_or(1).to_string();
-    let key = key["keys"][&newest]["public_key"].as_str().map(str::to_owned);
-    key.context("OpenBAO does not tell the public key")
+    let versions = key["keys"].as_object().context("OpenBAO tells no versions of the key")?;
+    let mut versions: Vec<_> = versions
+        .iter()
+        .filter_map(|(number, version)| {
+            Some((number.parse::<u64>().ok()?, version["public_key"].as_str()?))
+        })
+        .collect();
+    ensure!(!versions.is_empty(), "OpenBAO does not tell the public key");
+    versions.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
+    Ok(versions.into_iter().map(|(_, key)| key).collect::<Vec<_>>().join("\n"))
 }
 
 /// What is certified.
@@ -115,26 +125,28 @@ pub(crate) struct Signed {
 }
 
 impl Deletion {
-    /// Of a tenant whose things are gone, before the registry's rows are: in that transaction.
+    /// Of a tenant whose things are gone, before the registry's rows are.
     pub(crate) async fn of(
-        transaction: &Transaction<'_>,
+        registry: &Client,
+        author: &Author,
         plan: &Plan,
         evidence: &Value,
     ) -> Result<Deletion> {
         const FORMAT: &str = "YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"";
         let facts = "SELECT to_char(now() AT TIME ZONE 'UTC', $2), gen_random_uuid()::text,
-                coalesce(nullif(current_setting('pgsilo.actor', true), ''), session_user),
-                nullif(current_setting('pgsilo.reason', true), ''),
+                coalesce(nullif($3, ''), session_user), nullif($4, ''),
                 (SELECT count(*) FROM pgsilo.grants WHERE tenant = $1::text AND at_openbao),
                 (SELECT number FROM pgsilo.audit ORDER BY number DESC LIMIT 1)";
-        let row = transaction.query_one(facts, &[&plan.id.as_str(), &FORMAT]).await?;
+        let row = registry
+            .query_one(facts, &[&plan.id.as_str(), &FORMAT, &author.actor, &author.reason])
+            .await?;
         let (at, id, by): (String, String, String) = (row.get(0), row.get(1), row.get(2));
         let (why, policies, audit): (Option<String>, i64, Option<i64>) =
             (row.get(3), row.get(4), row.get(5));
         let asked = "SELECT to_char(at AT TIME ZONE 'UTC', $2), coalesce(actor, login), reason FROM pgsilo.audit
             WHERE relation = 'tenants' AND key = $1 AND after ->> 'state' = 'deleting'
                 AND before ->> 'state' <> 'deleting' ORDER BY number DESC LIMIT 1";
-        let asked = transaction.query_opt(asked, &[&plan.id.as_str(), &FORMAT]).await?;
+        let asked = registry.query_opt(asked, &[&plan.id.as_str(), &FORMAT]).await?;
         let asked = asked.map(|row| {
             let [at, by, why] = [0, 1, 2].map(|column| row.get::<_, Option<String>>(column));
             json!({ "at": at, "by": by, "reason": why })
@@ -217,17 +229,13 @@ impl Signed {
         serde_json::from_str(&self.certificate).context("the certificate is not JSON")
     }
 
-    /// That the key's holder has signed it.
-    fn prove(&self, key: &[u8]) -> Result<()> {
-        let signature = BASE64.decode(&self.signature).context("the signature is not base64")?;
-        let key = UnparsedPublicKey::new(&ED25519, key);
-        let proved = key.verify(self.certificate.as_bytes(), &signature);
-        if proved.is_err() {
-            bail!(
-                "the signature is not of this certificate with this key: it is not to be believed"
-            );
-        }
-        Ok(())
+    /// Whether the holder of one of these keys has signed it.
+    fn is_signed_by(&self, keys: &[Vec<u8>]) -> bool {
+        let Ok(signature) = BASE64.decode(&self.signature) else { return false };
+        keys.iter().any(|key| {
+            let key = UnparsedPublicKey::new(&ED25519, key);
+            key.verify(self.certificate.as_bytes(), &signature).is_ok()
+        })
     }
 
     fn tell(&self) -> Result<()> {
@@ -314,18 +322,30 @@ async fn show(server: &Server, tenant: &TenantId, as_json: bool) -> Result<()> {
 }
 
 impl Check {
-    fn run(&self) -> Result<()> {
+    fn run(&self) -> Result<ExitCode> {
         let read = |path: &PathBuf| {
             let bytes = file::read(path, MAX_FILE);
             bytes.with_context(|| format!("reading {}", path.display()))
         };
         let signed: Signed =
             serde_json::from_slice(&read(&self.file)?).context("it is not a signed certificate")?;
-        let key = BASE64.decode(read(&self.key)?.trim_ascii()).context("the key is not base64")?;
-        ensure!(key.len() == 32, "the key is not one of ed25519, which has 32 bytes");
-        signed.prove(&key)?;
+        let keys = String::from_utf8(read(&self.key)?).context("the key is not text")?;
+        let keys: Vec<_> = keys
+            .split_whitespace()
+            .map(|key| BASE64.decode(key).context("the key is not base64"))
+            .collect::<Result<_>>()?;
+        ensure!(
+            !keys.is_empty() && keys.iter().all(|key| key.len() == 32),
+            "it is not a key of ed25519, which has 32 bytes"
+        );
+        if !signed.is_signed_by(&keys) {
+            say::progress(
+                "the signature is not of this certificate with this key: it is not to be believed",
+            );
+            return Ok(ExitCode::from(3));
+        }
         signed.tell()?;
         say::result("signature       good");
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     }
 }

@@ -11,7 +11,7 @@ mod auditor;
 mod brokers;
 mod census;
 mod cluster;
-mod grants;
+pub(crate) mod grants;
 mod mend;
 mod report;
 mod verdict;

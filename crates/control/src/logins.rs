@@ -1,20 +1,36 @@
-//! Logins to OpenBAO that this process has made for itself. They are kept alive while it works and given
-//! back when it ends, with all that was leased by them; one that is killed leaves them to their end, ten
-//! minutes later.
+//! Logins that this process has made for itself: to OpenBAO, and by OpenBAO to databases. They are kept alive
+//! while it works and given back when it ends; one that is killed leaves them to their end, a quarter of an
+//! hour later.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use pgsilo_openbao::Client as Bao;
+use anyhow::{Context, Result, anyhow};
+use futures_util::future::join_all;
+use pgsilo_openbao::{Client as Bao, Credential};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::say;
 use crate::settings::BaoLogin;
 
-/// A third of the period that `pgsiloctl bootstrap` gives the tokens.
+/// A third of the period that `pgsiloctl bootstrap` gives the tokens, and less of what it gives leases.
 const RENEWED_EVERY: Duration = Duration::from_secs(200);
 
-static HELD: Mutex<Vec<Bao>> = Mutex::new(Vec::new());
+/// What is to be given back.
+#[derive(Debug, Default)]
+struct Held {
+    logins: Vec<Bao>,
+    /// With whose token, and the lease's id.
+    leases: Vec<(Bao, String)>,
+    is_kept: bool,
+}
+
+static HELD: Mutex<Held> =
+    Mutex::new(Held { logins: Vec::new(), leases: Vec::new(), is_kept: false });
+
+fn held() -> MutexGuard<'static, Held> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Logs in; what is made here is given back by [`give_back`].
 pub(crate) async fn log_in(login: &BaoLogin, bao: &Bao) -> Result<Bao> {
@@ -24,26 +40,60 @@ pub(crate) async fn log_in(login: &BaoLogin, bao: &Bao) -> Result<Bao> {
 
 /// Keeps a login alive that is this process' own, and gives it back at the end.
 pub(crate) fn hold(bao: Bao) -> Bao {
-    HELD.lock().unwrap_or_else(PoisonError::into_inner).push(bao.clone());
-    tokio::spawn(keep(bao.clone()));
+    held().logins.push(bao.clone());
+    keep();
     bao
 }
 
-async fn keep(bao: Bao) {
-    loop {
-        tokio::time::sleep(RENEWED_EVERY).await;
-        if let Err(error) = bao.renew_own_token().await {
-            say::progress(&format!("the login to OpenBAO could not be renewed: {error}"));
+/// A login at a database, which is kept alive and given back, too: a token that lasts longer would not end
+/// it.
+pub(crate) async fn lease(bao: &Bao, mount: &str, role: &str) -> Result<Credential> {
+    let made = bao.credential(mount, role).await?;
+    held().leases.push((bao.clone(), made.lease_id.clone()));
+    keep();
+    Ok(made)
+}
+
+/// From the first of them on.
+fn keep() {
+    if std::mem::replace(&mut held().is_kept, true) {
+        return;
+    }
+    tokio::spawn(async {
+        loop {
+            tokio::time::sleep(RENEWED_EVERY).await;
+            let (logins, leases) = {
+                let held = held();
+                (held.logins.clone(), held.leases.clone())
+            };
+            for login in logins {
+                complain(login.renew_own_token().await);
+            }
+            for (bao, lease) in leases {
+                complain(bao.renew_lease(&lease).await);
+            }
         }
+    });
+}
+
+fn complain(renewed: Result<(), pgsilo_openbao::Failure>) {
+    if let Err(error) = renewed {
+        say::progress(&format!("a login could not be renewed: {error}"));
     }
 }
 
 /// Ends what this process has logged in with.
 async fn give_back() {
-    let held = std::mem::take(&mut *HELD.lock().unwrap_or_else(PoisonError::into_inner));
-    for bao in held {
+    let Held { logins, leases, .. } = std::mem::take(&mut *held());
+    let ends = leases.iter().map(|(bao, lease)| bao.revoke_lease(lease));
+    for ended in join_all(ends).await {
+        if let Err(error) = ended {
+            say::progress(&format!("a login ends by itself in a quarter of an hour: {error}"));
+        }
+    }
+    for bao in logins {
         if let Err(error) = bao.log_out().await {
-            say::progress(&format!("the login to OpenBAO ends by itself in ten minutes: {error}"));
+            say::progress(&format!("a login to OpenBAO ends by itself in ten minutes: {error}"));
         }
     }
 }
@@ -53,8 +103,19 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> 
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
     runtime.block_on(async {
-        let outcome = future.await;
+        let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        let outcome = tokio::select! {
+            outcome = future => outcome,
+            _ = tokio::signal::ctrl_c() => Err(interrupted()),
+            _ = terminate.recv() => Err(interrupted()),
+        };
         give_back().await;
         outcome
     })
+}
+
+fn interrupted() -> anyhow::Error {
+    anyhow!(
+        "interrupted: what was begun is in the registry's journal; the same command goes on with it"
+    )
 }

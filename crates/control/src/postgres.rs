@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use futures_util::future::try_join_all;
@@ -11,13 +12,19 @@ use pgsilo_core::secret::Secret;
 use pgsilo_openbao::{Client as Bao, Credential};
 use pgsilo_registry::connection::{self, ConnectError, Database, Login, Purpose, Server};
 use tokio::sync::OnceCell;
+use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
-use crate::secrets;
+use crate::{logins, secrets};
 
 /// A session works inside databases where tenants may make things, some of it as their brokers:
 /// nothing of theirs is found by an unqualified name, and nothing is waited for without end.
 pub(crate) const SETTINGS: &str = "-c search_path=pg_catalog,pg_temp -c statement_timeout=30s";
+
+/// How long a standby may take until it knows a login.
+const REPLAYED: Duration = Duration::from_secs(5);
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// As whom databases are logged in to.
 #[derive(Clone, Debug)]
@@ -28,7 +35,7 @@ pub(crate) enum Identity {
     Leased(Arc<LeasedLogins>),
 }
 
-/// Logins that OpenBAO has made, one for each cluster: they end with the token that asked for them.
+/// Logins that OpenBAO has made, one for each cluster: they end with this process.
 #[derive(Debug)]
 pub(crate) struct LeasedLogins {
     bao: Bao,
@@ -55,11 +62,11 @@ impl LeasedLogins {
         };
         let lease = async || {
             let Credential { username: user, password, .. } =
-                self.bao.credential(&self.mount, name).await?;
+                logins::lease(&self.bao, &self.mount, name).await?;
             anyhow::Ok(Login { user, password })
         };
         let login = made.get_or_try_init(lease).await.with_context(|| {
-            format!("a login at cluster {name}: was it made by pgsiloctl bootstrap cluster {name}?")
+            format!("a login at cluster {name}, as pgsiloctl bootstrap cluster {name} makes them")
         })?;
         Ok(login.clone())
     }
@@ -102,7 +109,7 @@ impl Identity {
 
     async fn connect_to(
         &self,
-        database: Database,
+        mut database: Database,
         server: Server,
         placement: &Placement,
     ) -> Result<Client> {
@@ -114,7 +121,19 @@ impl Identity {
             }
             Identity::Leased(logins) => logins.at(&placement.cluster).await?,
         };
-        let session = connection::connect(&database, &login, &purpose).await;
+        // Whatever the registry lets proxies answer: these logins are not for a server to ask for.
+        database.channel_binding = database.tls.is_some();
+        let began = Instant::now();
+        let mut session = connection::connect(&database, &login, &purpose).await;
+        // A standby has a login that was just made when it has replayed that.
+        while let (Err(ConnectError::Postgres(error)), Identity::Leased(_), Server::Any) =
+            (&session, self, server)
+            && error.code() == Some(&SqlState::INVALID_PASSWORD)
+            && began.elapsed() < REPLAYED
+        {
+            sleep(ASK_AGAIN).await;
+            session = connection::connect(&database, &login, &purpose).await;
+        }
         let session = match session {
             Err(ConnectError::InClear) => {
                 bail!("its placement has no TLS, and this identity is not for a network to read")

@@ -134,6 +134,11 @@ impl<'a> Making<'a> {
         self.ensure_no_mount().await
     }
 
+    /// The same of OpenBAO alone.
+    pub(crate) async fn ensure_room_at_openbao(&self) -> Result<()> {
+        self.ensure_no_mount().await
+    }
+
     /// Does a step, or does it again.
     pub(crate) async fn make(&self, step: Step) -> Result<()> {
         let made = match step {
@@ -151,7 +156,7 @@ impl<'a> Making<'a> {
     /// Takes a step back, whether or not it was done.
     pub(crate) async fn unmake(&self, step: Step) -> Result<()> {
         let unmade = match step {
-            Step::Database => self.drop_database().await,
+            Step::Database => self.drop_database(None).await,
             Step::Roles => self.drop_roles().await,
             Step::Contents | Step::Opening => Ok(()),
             Step::Mount => self.unmount().await,
@@ -159,6 +164,30 @@ impl<'a> Making<'a> {
             Step::Leases => self.forget_leases().await,
         };
         unmade.with_context(|| format!("taking back {}", step.described()))
+    }
+
+    /// What was chosen when it was made: how many connections, and whether PostgreSQL makes verifiers.
+    pub(crate) async fn as_it_is(&self) -> Result<(u16, bool)> {
+        self.ensure_this_tenants().await?;
+        let found = self.found(&self.cluster().await?).await?.context("it has just gone")?;
+        let connections = u16::try_from(found.connections).unwrap_or(u16::MAX);
+        Ok((connections, self.hashes_in_postgres().await?))
+    }
+
+    /// Makes what is there be what this version makes, with as little as that takes: nobody's session ends.
+    pub(crate) async fn repair(&self) -> Result<()> {
+        for step in [Step::Roles, Step::Contents, Step::Opening, Step::Mount, Step::Leases] {
+            let made = match step {
+                Step::Contents => self.fill_contents().await.context(step.described()),
+                step => self.make(step).await,
+            };
+            made?;
+        }
+        // Its password is nobody's to know: it is described anew only where that is needed.
+        if !self.is_described().await? {
+            self.make(Step::Broker).await?;
+        }
+        Ok(())
     }
 
     /// What is wrong with what is there, if anything.

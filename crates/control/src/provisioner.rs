@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use pgsilo_core::secret::Secret;
 use pgsilo_openbao::Client as Bao;
@@ -53,12 +53,16 @@ impl Provisioner {
     pub(crate) async fn bao(&self, settings: &SettingsFile) -> Result<Bao> {
         const VARIABLE: &str = "PROVISIONER_BAO_TOKEN";
         let is_said = self.bao_token_file.is_some() || BaoServer::has_token(VARIABLE);
-        match is_said || !settings.exists() {
-            true => self.bao.client(self.bao_token_file.as_deref(), VARIABLE),
-            false => {
-                let settings = settings.read()?;
-                logins::log_in(&settings.provisioner, &settings.bao()?).await
-            }
+        if is_said {
+            return self.bao.client(self.bao_token_file.as_deref(), VARIABLE);
         }
+        if !settings.exists() {
+            bail!(
+                "nothing says where OpenBAO is, and as whom it is asked: write {settings}, or set BAO_ADDR and \
+                 {VARIABLE}"
+            );
+        }
+        let settings = settings.read()?;
+        logins::log_in(&settings.provisioner, &settings.bao()?).await
     }
 }

@@ -31,7 +31,7 @@ use tokio_postgres::{Client, Transaction};
 
 use crate::logins::{self, block_on};
 use crate::settings::{RegistryLogin, RegistrySettings, SettingsFile};
-use crate::{say, secrets, settings};
+use crate::{say, secrets};
 
 /// How long a change is waited for that proxies should have within a second.
 const IN_FORCE: Duration = Duration::from_secs(5);
@@ -83,10 +83,10 @@ pub enum Command {
 pub struct Author {
     /// Who you are, for the registry's audit.
     #[arg(long, value_name = "NAME", env = "USER", default_value = "")]
-    actor: String,
+    pub(crate) actor: String,
     /// Why, for the registry's audit.
     #[arg(long, value_name = "TEXT", default_value = "")]
-    reason: String,
+    pub(crate) reason: String,
 }
 
 impl Author {
@@ -351,12 +351,12 @@ pub(crate) async fn connect_as_set(
     let database = Database::of(&registry.servers.cluster, &registry.dbname);
     let login = match &registry.login {
         RegistryLogin::Lease { mount, role } => {
-            let made = provisioner().await?.credential(mount, role).await;
+            let made = logins::lease(&provisioner().await?, mount, role).await;
             let made = made.context("a login at the registry")?;
             Login { user: made.username, password: made.password }
         }
         RegistryLogin::Password { user, file } => {
-            Login { user: user.clone(), password: settings::secret(file)? }
+            Login { user: user.clone(), password: secrets::file(file)? }
         }
     };
     log_in(&database, &login).await

@@ -19,6 +19,12 @@ const DROP: &str = include_str!("../../../docker/openbao/drop.sql");
 /// OpenBAO, which commits when it is done.
 pub(crate) const STATEMENTS: [&str; 4] = [STOP, "COMMIT", DROP, "BEGIN"];
 
+/// Drops a login of pgsilo's own.
+const LOGOUT: &str = include_str!("../../../docker/openbao/logout.sql");
+
+/// The same for logins of pgsilo's own, which no tenant has ever had.
+pub(crate) const OF_LOGINS: [&str; 4] = [STOP, "COMMIT", LOGOUT, "BEGIN"];
+
 /// Ends the use of a role by its own broker, which the client is: nobody logs in as it afterwards,
 /// nobody is logged in as it, and if nothing objects, it is gone.
 ///

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use pgsilo_core::file::{self, MAX_SECRET};
 use pgsilo_core::secret::Secret;
 use tokio_postgres::Config;
+use zeroize::Zeroizing;
 
 /// Takes an argument for a secret.
 pub(crate) fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
@@ -13,9 +15,12 @@ pub(crate) fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
 
 /// What a file holds, without the white space around it.
 pub(crate) fn file(path: &Path) -> Result<Secret> {
-    let text = std::fs::read_to_string(path);
-    let text = text.with_context(|| format!("reading {}", path.display()))?;
-    Ok(Secret::new(text.trim()))
+    let bytes = Zeroizing::new(
+        file::read(path, MAX_SECRET).with_context(|| format!("reading {}", path.display()))?,
+    );
+    let secret = bytes.trim_ascii();
+    ensure!(!secret.is_empty(), "{} is empty", path.display());
+    Ok(Secret::new(secret))
 }
 
 /// The password of a DSN, or a file's where one is named; each with the option that says it.

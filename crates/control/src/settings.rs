@@ -1,14 +1,12 @@
 //! `pgsiloctl.toml`: where OpenBAO and the registry are, as whom they are asked, and how tenants are made.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use pgsilo_core::file::{self, MAX_CONFIGURATION, MAX_SECRET};
+use pgsilo_core::file::MAX_CONFIGURATION;
 use pgsilo_core::registry::document::{ClusterEntry, TlsEntry};
 use pgsilo_core::registry::is_segment;
-use pgsilo_core::secret::Secret;
 use pgsilo_core::tls;
 use pgsilo_core::toml_file::{FileError, TomlFile};
 use pgsilo_openbao::Client as Bao;
@@ -16,6 +14,7 @@ use serde::Deserialize;
 
 use crate::cluster::KnownCluster;
 use crate::provision::plan::{Allowance, LeaseHashing};
+use crate::secrets;
 
 /// Which file of settings.
 #[derive(Clone, Debug, Args)]
@@ -89,7 +88,7 @@ impl BaoLogin {
     pub async fn log_in(&self, bao: &Bao) -> Result<Bao> {
         match self {
             BaoLogin::AppRole { mount, role_id, secret_id_file } => {
-                let secret_id = secret(secret_id_file)?;
+                let secret_id = secrets::file(secret_id_file)?;
                 let made = bao.log_in_approle(mount, role_id, &secret_id).await;
                 made.with_context(|| {
                     format!(
@@ -98,7 +97,7 @@ impl BaoLogin {
                     )
                 })
             }
-            BaoLogin::Token(path) => Ok(bao.as_token(secret(path)?)),
+            BaoLogin::Token(path) => Ok(bao.as_token(secrets::file(path)?)),
         }
     }
 
@@ -297,21 +296,9 @@ fn registry(file: &TomlFile, raw: RawRegistry) -> Result<RegistrySettings, FileE
     Ok(RegistrySettings { servers, dbname, login })
 }
 
-/// What a file of a secret holds, without the white space around it.
-pub(crate) fn secret(path: &Path) -> Result<Secret> {
-    let bytes = file::read(path, MAX_SECRET);
-    let bytes = bytes.with_context(|| format!("reading {}", path.display()))?;
-    Ok(Secret::new(bytes.trim_ascii()))
-}
-
 impl Settings {
     /// OpenBAO, as nobody.
     pub fn bao(&self) -> Result<Bao> {
         Bao::new(self.openbao.clone()).context("OpenBAO")
-    }
-
-    /// The same, shared.
-    pub fn shared(self) -> Arc<Settings> {
-        Arc::new(self)
     }
 }

@@ -4,6 +4,7 @@ mod check;
 mod create;
 mod delete;
 mod prepare;
+mod repair;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -90,6 +91,8 @@ pub enum Command {
     #[expect(missing_docs, reason = "it would replace the command's own text")]
     Check(check::Check),
     #[expect(missing_docs, reason = "it would replace the command's own text")]
+    Repair(repair::Repair),
+    #[expect(missing_docs, reason = "it would replace the command's own text")]
     Delete(delete::Delete),
     #[expect(missing_docs, reason = "it would replace the command's own text")]
     Undelete(delete::Undelete),
@@ -113,6 +116,9 @@ pub struct Which {
 
 /// Runs the command to its end.
 pub fn run(command: Command) -> Result<ExitCode> {
+    if let Command::Delete(delete) = &command {
+        delete.confirm()?;
+    }
     block_on(async {
         match command {
             Command::Check(check) => return check.run().await,
@@ -125,6 +131,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             Command::Pause(which) => change(which, "paused").await,
             Command::Create(create) => create.run().await,
             Command::Prepare(prepare) => prepare.run().await,
+            Command::Repair(repair) => repair.run().await,
             Command::Delete(delete) => delete.run().await,
             Command::Undelete(undelete) => undelete.run().await,
             Command::Purge(purge) => purge.run().await,

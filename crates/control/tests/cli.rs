@@ -35,9 +35,14 @@ fn help_names_the_commands_and_the_exit_codes() {
 
 #[test]
 fn wrong_usage_exits_with_2_and_says_what_is_missing() {
-    let output = pgsiloctl(&["leases", "audit"]);
+    let output = pgsiloctl(&["tenant", "create"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(said(&output).contains("--provisioner"), "{}", said(&output));
+    assert!(said(&output).contains("<ID>"), "{}", said(&output));
+    // That may be said in several places.
+    let output = pgsiloctl(&["leases", "audit", "--config", "/nowhere/pgsiloctl.toml"]);
+    assert_eq!(output.status.code(), Some(1));
+    let expected = "write /nowhere/pgsiloctl.toml, or set BAO_ADDR and PROVISIONER_BAO_TOKEN";
+    assert!(said(&output).contains(expected), "{}", said(&output));
     assert_eq!(pgsiloctl(&["sandbox"]).status.code(), Some(2), "it has a program of its own");
 }
 

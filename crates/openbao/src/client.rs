@@ -16,9 +16,9 @@ use crate::answers::{AuthAnswer, Data, SecretIdData};
 use crate::error::Error;
 use crate::requests::{
     DeleteConnectionRequest, DeleteRoleRequest, DisableEngineRequest, EnableEngineRequest,
-    Endpoint, GenerateNewSecretIDRequest, GetConfigurationOfTheSecretEngineRequest, ListLeases,
-    ListPolicies, LookUpLease, Read, ReadConnectionRequest, ReadRoleRequest, RevokeLeaseAt,
-    RotateRootRequest, SetDatabaseConfig, Write,
+    Endpoint, GenerateNewSecretIDRequest, GetConfigurationOfTheSecretEngineRequest, List,
+    ListLeases, ListPolicies, LookUpLease, Read, ReadConnectionRequest, ReadRoleRequest,
+    RevokeLeaseAt, RotateRootRequest, SetDatabaseConfig, Write,
 };
 use crate::settings::Settings;
 use crate::tokens::Token;
@@ -128,6 +128,15 @@ impl Client {
         self.send(&Write { path, body: &body }, json).await
     }
 
+    /// What there is below a path.
+    ///
+    /// # Errors
+    /// See [`run`](Client::run).
+    pub async fn list(&self, path: &str) -> Result<Vec<String>, Failure> {
+        let found = self.find::<ListData>(&List::below(path)).await?;
+        Ok(found.map(|list| list.keys).unwrap_or_default())
+    }
+
     /// The ids of the leases below a path, as far as they are below it.
     ///
     /// # Errors
@@ -173,6 +182,15 @@ impl Client {
     pub async fn revoke_own_lease(&self, lease_id: &str) -> Result<(), Failure> {
         let body = serde_json::json!({ "lease_id": lease_id, "sync": true });
         self.write("sys/leases/revoke", body).await.map(drop)
+    }
+
+    /// Renews a lease, for as long as it was made for.
+    ///
+    /// # Errors
+    /// See [`run`](Client::run).
+    pub async fn renew_lease(&self, lease_id: &str) -> Result<(), Failure> {
+        let path = format!("sys/leases/renew/{lease_id}");
+        self.write(&path, Value::Object(serde_json::Map::new())).await.map(drop)
     }
 
     /// The type of the secrets engine at a path, if there is one.

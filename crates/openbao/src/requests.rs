@@ -73,6 +73,25 @@ impl ListLeases {
     }
 }
 
+/// `GET {path}?list=true` of any path, as [`ListLeases`].
+#[derive(Debug, Endpoint)]
+#[endpoint(path = "{self.path}")]
+pub struct List {
+    /// Below `/v1/`.
+    #[endpoint(skip)]
+    pub path: String,
+    /// Always.
+    #[endpoint(query)]
+    list: bool,
+}
+
+impl List {
+    /// Of what is below a path.
+    pub fn below(path: impl Into<String>) -> List {
+        List { path: path.into(), list: true }
+    }
+}
+
 /// `POST sys/capabilities-self`: what a token may do.
 #[derive(Debug, Endpoint)]
 #[endpoint(path = "sys/capabilities-self", method = "POST")]

@@ -64,11 +64,10 @@ impl Control {
         // Where the registry is going to be is not known yet, and not asked for.
         control.write_settings(&Settings { openbao, share: 90, allow: &[] }, 1)?;
         let secret_id = dir.join("secret-id");
-        let here = "127.0.0.1/32";
         control
             .run(&["bootstrap", "openbao", "--proxy-secret-id", &secret_id.to_string_lossy()], &[])
             .await
-            .with_context(|| format!("making OpenBAO ready, from {here}"))?;
+            .context("making OpenBAO ready")?;
         Ok(control)
     }
 

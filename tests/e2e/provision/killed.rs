@@ -82,6 +82,9 @@ async fn a_creation_that_is_killed_at_any_step_is_finished_by_the_next() {
             "with other options has not ended",
         )
         .await;
+        let told = does(&world, &["tenant", "create", &id, "--dry-run"]).await;
+        assert!(told.contains("would go on with"), "{told}");
+        session(&world, &id).await.expect_err("nothing was made");
         does(&world, &["tenant", "create", &id]).await;
         does(&world, &["tenant", "check", &id]).await;
         session(&world, &id).await.expect("served");
@@ -130,6 +133,16 @@ async fn a_removal_that_is_killed_at_any_step_is_finished_by_the_next() {
         session(&world, &id).await.expect_err("it is refused");
         fails(&world, &["tenant", "undelete", &id], "cannot be taken back").await;
         fails(&world, &["tenant", "create", &id], "").await;
+        // Nobody has it served again meanwhile, or forgotten.
+        for order in [
+            "UPDATE pgsilo.tenants SET state = 'active', delete_after = NULL",
+            "DELETE FROM pgsilo.tenants",
+        ] {
+            let order = format!("{order} WHERE id = '{id}'");
+            let error = gate.registry.batch_execute(&order).await.expect_err("refused");
+            let said = error.as_db_error().expect("PostgreSQL's").message().to_owned();
+            assert!(said.contains("has begun"), "{said}");
+        }
         does(&world, &["tenant", "purge"]).await;
         assert_eq!(left_of(&world, &id).await, Vec::<String>::new(), "{step}");
         does(&world, &["certificate", "show", &id]).await;
@@ -155,4 +168,47 @@ async fn a_preparation_that_is_killed_is_finished_by_the_next() {
     assert_eq!(databases, 4);
     does(&world, &["tenant", "create", "initech"]).await;
     does(&world, &["tenant", "check", "initech"]).await;
+}
+
+#[tokio::test]
+async fn of_two_with_one_name_none_has_the_others_database() {
+    let world = not_served().await;
+    let gate = Gate::new(&world).await;
+    gate.kill_at(&world, &["tenant", "create", "first", "--name", "one"], "database").await;
+    let second = ["tenant", "create", "second", "--name", "one"];
+    fails(&world, &second, "").await;
+    // Where nothing of it is there yet, the journal alone knows.
+    let superuser = world.superuser("postgres").await;
+    superuser.batch_execute("DROP DATABASE tenant_one").await.expect("dropped");
+    fails(&world, &second, "another that is called so there is being made").await;
+    does(&world, &["tenant", "create", "first", "--undo"]).await;
+    does(&world, &second).await;
+    does(&world, &["tenant", "check", "second"]).await;
+}
+
+/// What is left of logins whose commands were killed, and of a token that lasts.
+#[tokio::test]
+async fn logins_end_with_the_command_also_where_the_token_lasts() {
+    let world = not_served().await;
+    let path = world.dir().join("lasting.token");
+    std::fs::write(&path, world.var("PROVISIONER_BAO_TOKEN")).expect("written");
+    let settings = std::fs::read_to_string(world.var("PGSILOCTL_CONFIG")).expect("read");
+    let lasting: String = settings
+        .lines()
+        .map(|line| match line.starts_with("provisioner = ") {
+            true => "provisioner = { token_file = \"lasting.token\" }\n".to_owned(),
+            false => format!("{line}\n"),
+        })
+        .collect();
+    let file = world.dir().join("lasting.toml");
+    std::fs::write(&file, lasting).expect("written");
+    let file = file.to_string_lossy();
+    does(&world, &["tenant", "create", "initech", "--config", &file]).await;
+    does(&world, &["leases", "audit", "--settle", "1s", "--config", &file]).await;
+    let superuser = world.superuser("postgres").await;
+    eventually("no login to be left", async || {
+        let left = "SELECT FROM pg_roles WHERE rolname ~ '^pgsilo_(provisioner|registry)-' AND rolcanlogin";
+        superuser.query(left, &[]).await.expect("asked").is_empty().then_some(())
+    })
+    .await;
 }

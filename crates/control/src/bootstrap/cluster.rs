@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use pgsilo_core::registry::document::{ClusterEntry, TlsEntry, TlsMode};
-use pgsilo_core::registry::{Host, is_segment};
+use pgsilo_core::registry::{Host, PlacementTls, is_segment};
 use pgsilo_registry::connection::Session;
 use serde_json::json;
 use tokio_postgres::Client;
@@ -18,7 +18,9 @@ use super::{
 };
 use crate::cluster::KnownCluster;
 use crate::provision::TEMPLATE;
+use crate::provision::journal::claim;
 use crate::registry::{Author, connect_as_set, known, take_turn};
+use crate::say;
 use crate::settings::SettingsFile;
 
 /// The provisioner, brokers, the monitor; run in database postgres.
@@ -89,23 +91,38 @@ impl Cluster {
         let administrator = self.administrator.identity()?;
         let leased = connect_as_set(&settings.registry, async || as_provisioner(&bao).await).await;
         let mut registry = known(leased.context("was pgsiloctl bootstrap registry run?")?).await?;
+        claim(&registry.client, "bootstrap of clusters").await?;
         let there = KnownCluster::all(&registry.client).await?;
         let before = there.iter().find(|cluster| cluster.name == self.name);
         let (entry, openbao_endpoints) = self.wanted(&registry, before.is_some()).await?;
         let wanted =
             KnownCluster::read(entry.clone(), openbao_endpoints.clone(), &|path| path.to_owned());
         let wanted = wanted.with_context(|| format!("cluster {}", self.name))?;
+        let stranded = stranded(&registry, before, &wanted).await?;
+        let in_clear = matches!(wanted.cluster.tls, PlacementTls::Disable);
+        ensure!(
+            !in_clear || !self.endpoints.is_empty(),
+            "cluster {} is reached in clear, where whoever listens could ask for the password: say by --endpoint where it is",
+            self.name
+        );
         let mut doing = Doing::new(self.dry_run);
 
         let postgres = administrator.connect(&wanted.placement("postgres")).await?;
         ensure_fit(&postgres).await?;
+        let system = "SELECT system_identifier::text FROM pg_control_system()";
+        let system: String = postgres.query_one(system, &[]).await?.get(0);
+        let known_as = "SELECT name::text FROM pgsilo.clusters WHERE system_identifier = $1 AND name <> $2::text";
+        let known_as = registry.client.query_opt(known_as, &[&system, &self.name]).await?;
+        if let Some(row) = known_as {
+            bail!("the registry has these servers already, as cluster {}", row.get::<_, &str>(0));
+        }
         make_roles(&mut doing, &postgres).await?;
         make_template(&mut doing, &postgres, async || {
             administrator.connect(&wanted.placement(TEMPLATE)).await
         })
         .await?;
         for (mount, broker, group, ttl) in [
-            (PROVISIONER_MOUNT, "pgsilo_provisioner_broker", "pgsilo_provisioner", "12h"),
+            (PROVISIONER_MOUNT, "pgsilo_provisioner_broker", "pgsilo_provisioner", "15m"),
             (MONITOR_MOUNT, "pgsilo_monitor_broker", "pgsilo_monitor", "1h"),
         ] {
             let maker = Maker {
@@ -119,13 +136,21 @@ impl Cluster {
             let kind = Kind { role: &self.name, group, ttl };
             maker.describe(&mut doing, &postgres, &[kind]).await?;
         }
+        let tls = serde_json::to_value(wanted.tls())?;
+        let others_of_row = (openbao_endpoints.as_deref(), system.as_str());
+        self.register(&mut doing, &mut registry, &entry, &tls, others_of_row).await?;
         let others = there.iter().filter(|cluster| cluster.name != self.name);
         let mut all: Vec<_> = others.cloned().chain([wanted.clone()]).collect();
         all.sort_by(|one, other| one.name.cmp(&other.name));
-        allow_clusters(&mut doing, &bao, &all).await?;
-        let tls = serde_json::to_value(wanted.tls())?;
-        self.register(&mut doing, &mut registry, &entry, &tls, openbao_endpoints.as_deref())
-            .await?;
+        let old = stranded.iter().map(|stranded| stranded.pattern.clone());
+        allow_clusters(&mut doing, &bao, &all, &old.collect::<Vec<_>>()).await?;
+        if let Some(Stranded { tenants, .. }) = stranded {
+            say::progress(&format!(
+                "OpenBAO still reaches the {tenants} tenants of {name} as before: run pgsiloctl tenant repair --on {name}, then \
+                 this once more",
+                name = self.name
+            ));
+        }
         doing.conclude(&format!("cluster {}", self.name));
         Ok(())
     }
@@ -197,7 +222,7 @@ impl Cluster {
         registry: &mut Session,
         entry: &ClusterEntry,
         tls: &serde_json::Value,
-        openbao_endpoints: Option<&[String]>,
+        (openbao_endpoints, system): (Option<&[String]>, &str),
     ) -> Result<()> {
         let tls = match &entry.tls {
             None => json!({}),
@@ -206,19 +231,27 @@ impl Cluster {
         let monitor = entry.monitor.as_ref().map(serde_json::to_value).transpose()?;
         let is_so = "SELECT FROM pgsilo.clusters WHERE name = $1::text AND endpoints = $2
             AND region IS NOT DISTINCT FROM $3::text AND tls = $4 AND openbao_endpoints IS NOT DISTINCT FROM $5
-            AND monitor IS NOT DISTINCT FROM $6";
+            AND monitor IS NOT DISTINCT FROM $6 AND system_identifier IS NOT DISTINCT FROM $7";
         let (tls, monitor) = (Json(tls), monitor.map(Json));
-        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
-            [&self.name, &entry.endpoints, &entry.region, &tls, &openbao_endpoints, &monitor];
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 7] = [
+            &self.name,
+            &entry.endpoints,
+            &entry.region,
+            &tls,
+            &openbao_endpoints,
+            &monitor,
+            &system,
+        ];
         let is_so = registry.client.query_opt(is_so, &values).await?.is_some();
         doing
             .ensure(format!("the registry has cluster {}", self.name), is_so, async {
                 let transaction = take_turn(&mut registry.client).await?;
                 self.author.sign(&transaction).await?;
-                let write = "INSERT INTO pgsilo.clusters (name, endpoints, region, tls, openbao_endpoints, monitor)
-                    VALUES ($1::text, $2, $3::text, $4, $5, $6) ON CONFLICT (name) DO UPDATE SET
+                let write = "INSERT INTO pgsilo.clusters (name, endpoints, region, tls, openbao_endpoints, monitor, system_identifier)
+                    VALUES ($1::text, $2, $3::text, $4, $5, $6, $7) ON CONFLICT (name) DO UPDATE SET
                         endpoints = excluded.endpoints, region = excluded.region, tls = excluded.tls,
-                        openbao_endpoints = excluded.openbao_endpoints, monitor = excluded.monitor";
+                        openbao_endpoints = excluded.openbao_endpoints, monitor = excluded.monitor,
+                        system_identifier = excluded.system_identifier";
                 transaction.execute(write, &values).await?;
                 Ok(transaction.commit().await?)
             })
@@ -226,22 +259,42 @@ impl Cluster {
     }
 }
 
+/// Tenants that OpenBAO reaches by another URL than it is to.
+#[derive(Debug)]
+struct Stranded {
+    tenants: i64,
+    /// What the provisioner may still write.
+    pattern: String,
+}
+
+/// Whether a cluster's tenants are described to OpenBAO in another way than they will be.
+async fn stranded(
+    registry: &Session,
+    before: Option<&KnownCluster>,
+    wanted: &KnownCluster,
+) -> Result<Option<Stranded>> {
+    let Some(before) = before else { return Ok(None) };
+    let is_same = before.connection_url("").ok() == wanted.connection_url("").ok()
+        && before.tls_ca() == wanted.tls_ca();
+    let tenants = "SELECT count(*) FROM pgsilo.placements WHERE cluster = $1::text";
+    let tenants = registry.client.query_one(tenants, &[&before.name]).await?.get(0);
+    let pattern = before.url_pattern().ok();
+    Ok(pattern.filter(|_| !is_same && tenants > 0).map(|pattern| Stranded { tenants, pattern }))
+}
+
 /// Whether tenants can share it, and this login can make it ready for them.
 async fn ensure_fit(postgres: &Client) -> Result<()> {
-    let asked =
-        "SELECT current_setting('server_version_num')::int4, current_setting('server_version'),
+    // Of a version that has no such setting nothing is said.
+    let asked = "SELECT current_setting('server_version_num')::int4, current_setting('server_version'),
         current_setting('max_prepared_transactions')::int4, current_setting('is_superuser')::bool,
-        current_setting('password_encryption'), current_setting('reserved_connections')::int4";
-    let version =
-        "SELECT current_setting('server_version_num')::int4, current_setting('server_version')";
-    let row = postgres.query_one(version, &[]).await?;
+        current_setting('password_encryption'), coalesce(current_setting('reserved_connections', true), '0')::int4";
+    let row = postgres.query_one(asked, &[]).await?;
     let (number, text): (i32, String) = (row.get(0), row.get(1));
     ensure!(
         number >= 160_000,
         "it is PostgreSQL {text}: before 16, CREATEROLE is as good as superuser, and roles cannot be given away \
          without being inherited"
     );
-    let row = postgres.query_one(asked, &[]).await?;
     ensure!(row.get::<_, bool>(3), "this login is no superuser there");
     ensure!(
         row.get::<_, i32>(2) == 0,
@@ -253,7 +306,7 @@ async fn ensure_fit(postgres: &Client) -> Result<()> {
         "password_encryption must be scram-sha-256, which all its logins need"
     );
     if row.get::<_, i32>(5) == 0 {
-        crate::say::progress(
+        say::progress(
             "warning: reserved_connections is 0: where tenants use up all connections, nothing can be revoked; \
              set it to 8 or so",
         );
@@ -262,26 +315,34 @@ async fn ensure_fit(postgres: &Client) -> Result<()> {
 }
 
 async fn make_roles(doing: &mut Doing, postgres: &Client) -> Result<()> {
-    let as_they_are = "SELECT count(*) = 4 FROM pg_roles r JOIN (VALUES
+    let as_they_are = "SELECT count(*) = 5 FROM pg_roles r JOIN (VALUES
             ('pgsilo_provisioner', false, true, true), ('pgsilo_provisioner_broker', true, false, true),
-            ('pgsilo_monitor', false, false, false), ('pgsilo_monitor_broker', true, false, true)
+            ('pgsilo_monitor', false, false, false), ('pgsilo_monitor_broker', true, false, true),
+            ('pgsilo_template_owner', false, false, false)
         ) AS wanted (name, login, createdb, createrole) ON r.rolname = name
         WHERE NOT (rolsuper OR rolreplication OR rolbypassrls) AND rolcanlogin = login
             AND rolcreatedb = createdb AND rolcreaterole = createrole";
-    let memberships = "SELECT count(*) = 3 FROM pg_auth_members a JOIN (VALUES
-            ('pgsilo_provisioner', 'pgsilo_provisioner_broker'), ('pg_use_reserved_connections', 'pgsilo_provisioner_broker'),
+    let memberships = "SELECT count(*) = 5 FROM pg_auth_members a JOIN (VALUES
+            ('pgsilo_provisioner', 'pgsilo_provisioner_broker'), ('pgsilo_template_owner', 'pgsilo_provisioner'),
+            ('pg_use_reserved_connections', 'pgsilo_provisioner'), ('pg_use_reserved_connections', 'pgsilo_provisioner_broker'),
             ('pgsilo_monitor', 'pgsilo_monitor_broker')
         ) AS wanted (role, broker) ON a.roleid = to_regrole(role) AND a.member = to_regrole(broker)
         WHERE a.admin_option";
+    let others = "SELECT pg_has_role('pgsilo_provisioner', 'pg_signal_backend', 'USAGE')
+            AND bool_and(has_database_privilege(rolname, 'postgres', 'CONNECT'))
+        FROM pg_roles WHERE rolname ~ '^pgsilo_(provisioner|monitor)(_broker)?$'";
     let parameters = "SELECT bool_and(has_parameter_privilege(r.oid, p, 'SET')) FROM pg_roles r, unnest(ARRAY['pgsilo.tenant',
             'log_statement', 'log_min_error_statement', 'log_min_duration_statement', 'log_min_duration_sample',
             'log_transaction_sample_rate', 'log_duration']) p WHERE r.rolname = 'pgsilo_provisioner'";
     let no_way_in = "SELECT NOT EXISTS (SELECT FROM pg_database d, aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a
         WHERE d.datname IN ('postgres', 'template1') AND a.grantee = 0)";
     let mut is_so = true;
-    for query in [as_they_are, memberships, parameters, no_way_in] {
-        let so: Option<bool> = postgres.query_one(query, &[]).await?.get(0);
-        is_so &= so == Some(true);
+    for query in [as_they_are, memberships, parameters, no_way_in, others] {
+        // Without the roles, nothing more is asked.
+        is_so = is_so && {
+            let row = postgres.query_one(query, &[]).await?;
+            row.get::<_, Option<bool>>(0) == Some(true)
+        };
     }
     let what =
         "the provisioner and the monitor, their brokers, and PUBLIC out of postgres and template1";

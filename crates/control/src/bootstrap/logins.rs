@@ -8,18 +8,16 @@ use serde_json::json;
 use tokio_postgres::Client;
 
 use super::Doing;
-use crate::bao::{again, statements};
+use crate::bao::{again, is_same};
 use crate::cluster::KnownCluster;
+use crate::{revocation, say};
 
 /// A member of a role, which may become it.
 const LOGIN: &str = include_str!("../../../../docker/openbao/login.sql");
 /// One that is the provisioner.
 const PROVISIONER_LOGIN: &str = include_str!("../../../../docker/openbao/provisioner-login.sql");
-/// How they are unmade.
-const LOGOUT: &str = include_str!("../../../../docker/openbao/logout.sql");
-
-/// Longer than anything takes that is done with one: they end with the token that asked for them.
-const TTL: &str = "12h";
+/// Who uses one renews it.
+const TTL: &str = "15m";
 const MAX_TTL: &str = "24h";
 
 /// How logins of a kind are made.
@@ -93,6 +91,8 @@ impl Maker<'_> {
                 key.ends_with("_lifetime") || found == Some(value)
             })
         });
+        // A server that was made anew, or restored, knows another password of the broker than OpenBAO.
+        let is_so = is_so && self.works(kinds).await?;
         let what = format!(
             "OpenBAO logs in as {} at {mount}/config/{connection}, with a password that it alone knows",
             self.broker
@@ -117,9 +117,9 @@ impl Maker<'_> {
             let creation = kind.statements();
             let there = bao.database_role(mount, kind.role).await?;
             let is_so = there.is_some_and(|found| {
-                let expected = std::slice::from_ref(&creation);
                 found.db_name == connection
-                    && statements(&found.creation_statements) == statements(expected)
+                    && is_same(&found.creation_statements, &[&creation])
+                    && is_same(&found.revocation_statements, &revocation::OF_LOGINS)
             });
             let what =
                 format!("credentials of {mount}/roles/{} are members of {}", kind.role, kind.group);
@@ -132,7 +132,9 @@ impl Maker<'_> {
                         default_ttl: Some(kind.ttl.to_owned()),
                         max_ttl: Some(MAX_TTL.to_owned()),
                         creation_statements: Some(vec![creation.clone()]),
-                        revocation_statements: Some(vec![LOGOUT.to_owned()]),
+                        revocation_statements: Some(
+                            revocation::OF_LOGINS.map(str::to_owned).to_vec(),
+                        ),
                         ..SetRoleRequest::default()
                     };
                     again(async || bao.run(&request).await).await
@@ -140,6 +142,27 @@ impl Maker<'_> {
                 .await?;
         }
         Ok(())
+    }
+}
+
+impl Maker<'_> {
+    /// Whether OpenBAO makes a login, which is given back.
+    async fn works(&self, kinds: &[Kind<'_>]) -> Result<bool> {
+        let Some(kind) = kinds.first() else { return Ok(true) };
+        if self.bao.database_role(self.mount, kind.role).await?.is_none() {
+            return Ok(true);
+        }
+        match self.bao.credential(self.mount, kind.role).await {
+            Ok(made) => self.bao.revoke_own_lease(&made.lease_id).await?,
+            Err(error) => {
+                say::progress(&format!(
+                    "no login is made by {}/{}: {error}",
+                    self.mount, kind.role
+                ));
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 

@@ -1,7 +1,7 @@
 //! `pgsiloctl bootstrap openbao`: policies, and logins for the proxy, the provisioner and the operator.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,7 @@ use super::{BaoAdministrator, Doing, MONITOR_MOUNT, PROVISIONER_MOUNT, PROVISION
 use crate::bao::again;
 use crate::certificate;
 use crate::cluster::KnownCluster;
+use crate::say;
 use crate::settings::{BaoLogin, RegistryLogin, SettingsFile};
 
 const PROXY: &str = include_str!("../../../../docker/openbao/pgsilo.hcl");
@@ -40,7 +41,7 @@ pub struct Openbao {
     #[arg(long, value_name = "FILE")]
     proxy_secret_id: Option<PathBuf>,
     /// Addresses that proxies have, as OpenBAO sees them; their logins work from there only. May be
-    /// repeated [default: from anywhere].
+    /// repeated [default: as it is; at first, from anywhere].
     #[arg(long, value_name = "CIDR")]
     proxy_from: Vec<String>,
     /// The same of the control plane.
@@ -60,10 +61,10 @@ impl Openbao {
         {
             ensure_policy(&mut doing, &bao, name, text).await?;
         }
-        // With clusters in it, it is kept: `bootstrap cluster` writes them.
-        if read_policy(&bao, PROVISIONER_POLICY).await?.is_none() {
-            allow_clusters(&mut doing, &bao, &[]).await?;
-        }
+        // Its clusters are kept: `bootstrap cluster` writes them.
+        let there = read_policy(&bao, PROVISIONER_POLICY).await?;
+        let list = there.as_deref().and_then(urls_of).unwrap_or(NO_URL);
+        ensure_policy(&mut doing, &bao, PROVISIONER_POLICY, with_urls(list)).await?;
         let mut engines = vec![PROVISIONER_MOUNT, MONITOR_MOUNT];
         if let RegistryLogin::Lease { mount, .. } = &settings.registry.login {
             engines.push(mount);
@@ -152,24 +153,35 @@ impl Login<'_> {
             })
             .await?;
         let path = format!("auth/{mount}/role/{role_id}");
-        let expected = json!({
+        let mut expected = json!({
             "token_policies": [self.policy],
             "token_no_default_policy": true,
             "token_type": "service",
             "token_period": self.period,
-            "secret_id_bound_cidrs": self.from,
-            "token_bound_cidrs": self.from,
         });
+        // Where nothing is said of addresses, those that are there are kept.
+        if !self.from.is_empty() {
+            expected["secret_id_bound_cidrs"] = json!(self.from);
+            expected["token_bound_cidrs"] = json!(self.from);
+        }
         let there = bao.look(&path).await?;
-        let is_so = there.is_some_and(|found| {
-            expected.as_object().into_iter().flatten().all(|(key, value)| {
-                let found = &found[key];
-                // An empty list may be told as null, and one address without its mask.
-                found == value
-                    || (found.is_null() && *value == json!([]))
-                    || same_addresses(found, value)
-            })
-        });
+        if there
+            .as_ref()
+            .is_none_or(|there| there["secret_id_bound_cidrs"].as_array().is_none_or(Vec::is_empty))
+            && self.from.is_empty()
+        {
+            say::progress(&format!("warning: {role_id} may log in from anywhere: say from where"));
+        }
+        let id = bao.look(&format!("{path}/role-id")).await?;
+        let has_id = id.is_some_and(|id| id["role_id"] == json!(role_id));
+        let is_so = has_id
+            && there.is_some_and(|found| {
+                expected.as_object().into_iter().flatten().all(|(key, value)| {
+                    let found = &found[key];
+                    found == value || same_addresses(found, value)
+                })
+            });
+        expected["role_id"] = json!(role_id);
         let from = match self.from {
             [] => String::new(),
             from => format!(", from {}", from.join(", ")),
@@ -180,7 +192,6 @@ impl Login<'_> {
                 is_so,
                 async {
                     bao.write(&path, expected.clone()).await?;
-                    bao.write(&format!("{path}/role-id"), json!({ "role_id": role_id })).await?;
                     Ok(())
                 },
             )
@@ -189,11 +200,26 @@ impl Login<'_> {
         let is_so = fs::metadata(file).is_ok_and(|file| file.len() > 0);
         doing
             .ensure(format!("the secret id of {role_id} is in {}", file.display()), is_so, async {
-                let secret_id = bao.new_secret_id(mount, role_id).await?;
+                // There before there is a secret id, and nobody else's to read.
+                let mut new = file.as_os_str().to_owned();
+                new.push(".new");
+                let new = Path::new(&new);
                 let mut options = OpenOptions::new();
-                let written =
-                    options.write(true).create(true).truncate(true).mode(0o600).open(file);
-                let written = written.and_then(|mut file| file.write_all(secret_id.expose()));
+                let opened = match fs::remove_file(new) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+                    _ => options.write(true).create_new(true).mode(0o600).open(new),
+                };
+                let mut opened = opened.with_context(|| format!("making {}", new.display()))?;
+                let others = bao.list(&format!("{path}/secret-id")).await?.len();
+                if others > 0 {
+                    say::progress(&format!(
+                        "warning: {others} other secret ids of {role_id} work; destroy them when nobody uses them: \
+                         bao list {path}/secret-id"
+                    ));
+                }
+                let secret_id = bao.new_secret_id(mount, role_id).await?;
+                let written = opened.write_all(secret_id.expose());
+                let written = written.and_then(|()| fs::rename(new, file));
                 written.with_context(|| format!("writing {}", file.display()))
             })
             .await
@@ -227,25 +253,63 @@ async fn ensure_policy(doing: &mut Doing, bao: &Bao, name: &str, policy: String)
         .await
 }
 
-/// Has the provisioner's policy let it describe databases of these clusters, and of no others.
+/// Has the provisioner's policy let it describe databases of these clusters, and of no others; beside URLs
+/// that tenants are still described with.
 pub(super) async fn allow_clusters(
     doing: &mut Doing,
     bao: &Bao,
     clusters: &[KnownCluster],
+    others: &[String],
 ) -> Result<()> {
-    let patterns: Result<Vec<_>> = clusters.iter().map(KnownCluster::url_pattern).collect();
-    ensure_policy(doing, bao, PROVISIONER_POLICY, provisioner_policy(&patterns?)).await
+    let patterns = clusters.iter().filter_map(|cluster| match cluster.url_pattern() {
+        Ok(pattern) => Some(pattern),
+        Err(error) => {
+            say::progress(&format!(
+                "warning: no tenant can be made in {}: {error:#}",
+                cluster.name
+            ));
+            None
+        }
+    });
+    let patterns: Vec<_> = patterns.chain(others.iter().cloned()).collect();
+    for pattern in &patterns {
+        say::progress(&format!("the provisioner may describe databases of {pattern}"));
+    }
+    ensure_policy(doing, bao, PROVISIONER_POLICY, provisioner_policy(&patterns)).await
 }
+
+/// Where the policy lists URLs; an empty list would be anything.
+const NO_URL: &str = "\"none\"";
+const URLS: &str = "\"connection_url\"          = [";
 
 /// The provisioner's policy, where its databases' URLs are like one of these.
 fn provisioner_policy(patterns: &[String]) -> String {
+    match patterns {
+        [] => with_urls(NO_URL),
+        patterns => {
+            let each: Vec<_> = patterns.iter().map(|one| format!("{one:?}")).collect();
+            with_urls(&each.join(", "))
+        }
+    }
+}
+
+fn with_urls(list: &str) -> String {
     const SERVER: &str = "\"postgresql://{{username}}:{{password}}@DATABASE/*\"";
-    let list = match patterns {
-        // An empty list would be anything.
-        [] => "\"none\"".to_owned(),
-        patterns => patterns.iter().map(|one| format!("{one:?}")).collect::<Vec<_>>().join(", "),
+    PROVISIONER.replace(SERVER, list)
+}
+
+/// The list of URLs of a policy that this program has written, whichever version.
+fn urls_of(policy: &str) -> Option<&str> {
+    let (_, behind) = policy.split_once(URLS)?;
+    let (list, _) = behind.split_once("]\n")?;
+    let is_ours = |url: &str| {
+        let url = url.trim();
+        url == NO_URL || url.starts_with("\"postgresql://{{username}}:{{password}}@")
     };
-    PROVISIONER.replace(SERVER, &list)
+    // Servers of one URL have commas between them, too.
+    list.split("\", \"")
+        .all(|url| is_ours(&format!("\"{}\"", url.trim_matches('"'))))
+        .then_some(list)
 }
 
 #[cfg(test)]
@@ -265,7 +329,11 @@ mod tests {
         );
         for policy in [none, two] {
             assert!(!policy.contains("@DATABASE"), "{policy}");
+            // Another version of it keeps them.
+            assert_eq!(with_urls(urls_of(&policy).expect("a list")), policy);
         }
+        assert_eq!(urls_of("path \"*\" { capabilities = [\"sudo\"] }"), None);
+        assert_eq!(urls_of("  \"connection_url\"          = [\"*\"]\n"), None);
     }
 
     #[test]

@@ -39,8 +39,10 @@ impl Registry {
                 "registry.user and password_file are said: a login that lasts is not this command's to make"
             );
         };
-        if role != "control" {
-            bail!("registry.lease.role is {role:?}: the policy of the provisioner has \"control\"");
+        if (mount.as_str(), role.as_str()) != ("pgsilo-registry", "control") {
+            bail!(
+                "registry.lease is {mount}/{role}: the policies have \"pgsilo-registry\", and \"control\" for the provisioner"
+            );
         }
         let (bao, administrator) = (self.bao.client(&settings)?, self.administrator.identity()?);
         let servers = &settings.registry.servers;
@@ -72,8 +74,13 @@ impl Registry {
         } else {
             doing.ensure(what, false, async { Ok(()) }).await?;
         }
-        let known = "SELECT rolcanlogin AND rolcreaterole FROM pg_roles WHERE rolname = $1";
-        let known = postgres.query_opt(known, &[&BROKER]).await?;
+        let known = "SELECT rolcanlogin AND rolcreaterole
+                AND (SELECT count(*) = 2 FROM pg_auth_members a
+                    WHERE a.member = r.oid AND a.admin_option AND a.roleid IN (to_regrole($2), to_regrole($3)))
+                AND EXISTS (SELECT FROM pg_database d, aclexplode(d.datacl) a
+                    WHERE d.datname = $4 AND a.grantee = r.oid AND a.privilege_type = 'CONNECT')
+            FROM pg_roles r WHERE rolname = $1";
+        let known = postgres.query_opt(known, &[&BROKER, &CONTROL, &PROXY, name]).await?;
         let is_so = known.is_some_and(|row| row.get(0));
         doing
             .ensure(format!("{BROKER} makes members of {CONTROL} and {PROXY}"), is_so, async {
@@ -85,14 +92,11 @@ impl Registry {
                      END $$;
                      ALTER ROLE {BROKER} LOGIN CREATEROLE;
                      ALTER ROLE {BROKER} SET search_path = pg_catalog, pg_temp;
-                     GRANT {CONTROL}, {PROXY} TO {BROKER} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE"
-                );
-                postgres.batch_execute(&make).await?;
-                let connect = format!(
-                    "GRANT CONNECT ON DATABASE \"{}\" TO {BROKER}",
+                     GRANT {CONTROL}, {PROXY} TO {BROKER} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
+                     GRANT CONNECT ON DATABASE \"{}\" TO {BROKER}",
                     name.replace('"', "\"\"")
                 );
-                Ok(postgres.batch_execute(&connect).await?)
+                Ok(postgres.batch_execute(&make).await?)
             })
             .await?;
         let maker = Maker {

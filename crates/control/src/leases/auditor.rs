@@ -43,15 +43,20 @@ pub(super) struct Cluster {
     placement: Placement,
     /// Its tenants' databases.
     databases: BTreeSet<String>,
-    /// All tenants of the registry, wherever they are.
+    /// What PostgreSQL calls all tenants of the registry, wherever they are.
     tenants: BTreeSet<String>,
 }
 
 impl Subject {
     /// The clusters that the tenants are on, and the tenants.
     pub(super) fn all(chosen: Vec<Arc<Tenant>>, registry: &Snapshot) -> Vec<Subject> {
-        let tenants: BTreeSet<_> =
-            registry.tenants().map(|tenant| tenant.id().as_str().to_owned()).collect();
+        let tenants: BTreeSet<_> = registry
+            .tenants()
+            .map(|tenant| {
+                let dbname = &*tenant.placement().dbname;
+                dbname.strip_prefix("tenant_").unwrap_or(tenant.id().as_str()).to_owned()
+            })
+            .collect();
         let mut clusters = BTreeMap::<String, (Placement, BTreeSet<String>)>::new();
         for tenant in &chosen {
             let placement = tenant.placement();

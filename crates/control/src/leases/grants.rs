@@ -84,10 +84,10 @@ const DEPENDENT: &str = "WITH RECURSIVE gone AS (
 
 /// A placement's cluster, as the provisioner.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Grants<'a> {
-    pub(super) database: &'a Client,
-    pub(super) placement: &'a Placement,
-    pub(super) provisioner: &'a Identity,
+pub(crate) struct Grants<'a> {
+    pub(crate) database: &'a Client,
+    pub(crate) placement: &'a Placement,
+    pub(crate) provisioner: &'a Identity,
 }
 
 impl Grants<'_> {
@@ -97,7 +97,7 @@ impl Grants<'_> {
     /// # Errors
     /// When a database cannot be reached, a grantor is no role that the provisioner may become, or
     /// something is left. All that can be taken away is.
-    pub(super) async fn take_away(&self, roles: &[&str]) -> Result<()> {
+    pub(crate) async fn take_away(&self, roles: &[&str]) -> Result<()> {
         let named = self.database.query(DATABASES, &[&roles]).await;
         let mut outcome = Ok(());
         for row in named.context("where the roles are named")? {

@@ -7,16 +7,31 @@ use tokio_postgres::Client;
 
 use super::Making;
 use super::plan::{Allowance, LeaseHashing};
+use crate::leases::grants::Grants;
 
 /// The tenant's roles; run in any database.
 const ROLES: &str = include_str!("../../../../docker/postgresql/roles.sql");
 /// Schema `public`, and functions for the tenant's own sessions; run in the tenant's database.
 const DATABASE: &str = include_str!("../../../../docker/postgresql/database.sql");
+/// What is a template's owner's becomes the tenant's; run in the tenant's database.
+const ADOPT: &str = include_str!("../../../../docker/postgresql/adopt.sql");
 /// How the broker of a tenant works whose verifiers PostgreSQL makes; run in any database.
 const HASHING: &str = include_str!("../../../../docker/postgresql/hashing.sql");
 
 pub(super) const ROLES_OF_A_TENANT: [Role; 4] =
     [Role::Broker, Role::Login, Role::ReadOnly, Role::App];
+
+/// What a cluster has of a tenant's database.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) oid: u32,
+    /// Of the cluster, whatever its name leads to.
+    pub(super) system_identifier: String,
+    pub(super) seal: Option<String>,
+    /// Whether it is the provisioner's.
+    is_ours: bool,
+    pub(super) connections: i32,
+}
 
 impl Making<'_> {
     /// A connection to a database of the cluster that is no tenant's.
@@ -52,6 +67,11 @@ impl Making<'_> {
             }
         }
         let template = &self.plan.template;
+        ensure!(
+            !matches!(template.as_str(), "template0" | "template1"),
+            "{template} lets everybody use up the cluster: make a template of {}",
+            super::TEMPLATE
+        );
         let is_template = "SELECT FROM pg_database WHERE datname = $1 AND datistemplate";
         ensure!(
             exists(&cluster, is_template, template).await?,
@@ -61,9 +81,52 @@ impl Making<'_> {
         Ok(())
     }
 
+    /// What there is, if anything.
+    pub(super) async fn found(&self, cluster: &Client) -> Result<Option<Found>> {
+        let found = "SELECT d.oid, (SELECT system_identifier::text FROM pg_control_system()),
+                (SELECT substr(setting, length($2) + 2) FROM pg_db_role_setting s, unnest(s.setconfig) setting
+                    WHERE s.setdatabase = d.oid AND s.setrole = 0 AND starts_with(setting, $2 || '=')),
+                pg_get_userbyid(d.datdba) = current_user, d.datconnlimit
+            FROM pg_database d WHERE d.datname = $1";
+        let row = cluster.query_opt(found, &[&self.names.database(), &SEAL]).await;
+        Ok(row.context("what it is")?.map(|row| Found {
+            oid: row.get(0),
+            system_identifier: row.get(1),
+            seal: row.get(2),
+            is_ours: row.get(3),
+            connections: row.get(4),
+        }))
+    }
+
+    /// That it is there, this tenant's, and that nothing would keep it from being dropped.
+    pub(super) async fn ensure_this_tenants(&self) -> Result<()> {
+        let cluster = self.cluster().await?;
+        let (name, id) = (self.names.database(), &self.plan.id);
+        let found = self.found(&cluster).await?;
+        let found = found.with_context(|| {
+            format!("cluster {} has no database {name}: where is {id}?", self.cluster.name)
+        })?;
+        ensure!(found.is_ours, "database {name} is not the provisioner's");
+        ensure!(
+            found.seal.as_ref() == Some(&self.plan.seal),
+            "database {name} is not sealed for {id}: see whose it is"
+        );
+        self.ensure_nothing_leads_out(&cluster, &name).await
+    }
+
+    /// Waits for whoever makes a database of this name: a server goes on with that when its client is gone.
+    async fn alone(&self, cluster: &Client) -> Result<()> {
+        let key = format!("pgsilo {}", self.names.database());
+        cluster.batch_execute("SET statement_timeout = 0").await?;
+        let alone = "SELECT pg_advisory_lock(hashtextextended($1, 0))";
+        cluster.query(alone, &[&key]).await.context("waiting for who makes it")?;
+        Ok(())
+    }
+
     pub(super) async fn make_database(&self) -> Result<()> {
         let cluster = self.cluster().await?;
         let name = self.names.database();
+        self.alone(&cluster).await?;
         // One whose creation was interrupted is not there.
         if !exists(&cluster, "SELECT FROM pg_database WHERE datname = $1", &name).await? {
             // Closed until PUBLIC has been shut out below.
@@ -71,7 +134,7 @@ impl Making<'_> {
             let create = format!(
                 "CREATE DATABASE \"{name}\" TEMPLATE \"{template}\" ALLOW_CONNECTIONS false"
             );
-            unhurried(&cluster, &create).await?;
+            cluster.batch_execute(&create).await?;
         }
         let close = format!("REVOKE ALL ON DATABASE \"{name}\" FROM PUBLIC");
         Ok(cluster.batch_execute(&close).await?)
@@ -88,10 +151,29 @@ impl Making<'_> {
         };
         // Nobody but its owner may connect yet.
         cluster.batch_execute(&allow(true)).await?;
-        let database = self.database().await?;
-        database.batch_execute(&self.fill_in(DATABASE)).await?;
-        drop(database);
+        let open = "SELECT has_function_privilege('public', 'pg_catalog.pg_advisory_lock(bigint)', 'EXECUTE')";
+        let is_open: bool = self.database().await?.query_one(open, &[]).await?.get(0);
+        ensure!(
+            !is_open,
+            "template {} was not made of {}: everybody could use up the cluster there",
+            self.plan.template,
+            super::TEMPLATE
+        );
+        self.fill_contents().await?;
         Ok(cluster.batch_execute(&allow(false)).await?)
+    }
+
+    /// What is in it, made or made again.
+    pub(super) async fn fill_contents(&self) -> Result<()> {
+        let database = self.database().await?;
+        let brings = "SELECT FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass
+            AND refobjid = to_regrole('pgsilo_template_owner')
+            AND dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) LIMIT 1";
+        if database.query_opt(brings, &[]).await?.is_some() {
+            let adopted = database.batch_execute(&self.fill_in(ADOPT)).await;
+            adopted.context("taking over what the template brings")?;
+        }
+        Ok(database.batch_execute(&self.fill_in(DATABASE)).await?)
     }
 
     pub(super) async fn open(&self) -> Result<()> {
@@ -114,15 +196,18 @@ impl Making<'_> {
              ALTER DATABASE \"{name}\" ALLOW_CONNECTIONS true"
         );
         cluster.batch_execute(&open).await?;
-        self.allow(&self.database().await?).await
+        match self.plan.allow.as_deref() {
+            None => Ok(()),
+            Some(allowed) => self.allow(&self.database().await?, allowed).await,
+        }
     }
 
     /// Gives the tenant's own role what it may use of what the template takes from everybody, and takes
     /// the rest away. Its read-only role gets none of it.
-    async fn allow(&self, database: &Client) -> Result<()> {
+    async fn allow(&self, database: &Client, allowed: &[Allowance]) -> Result<()> {
         let app = self.names.role(Role::App);
         for allowance in Allowance::ALL {
-            let (verb, to) = match self.plan.allow.contains(&allowance) {
+            let (verb, to) = match allowed.contains(&allowance) {
                 true => ("GRANT", "TO"),
                 false => ("REVOKE", "FROM"),
             };
@@ -134,8 +219,8 @@ impl Making<'_> {
                 format!("{verb} EXECUTE ON FUNCTION {function} {to} \"{app}\"")
             });
             let orders = orders.collect::<Vec<_>>().join(";");
-            let allowed = database.batch_execute(&orders).await;
-            allowed.with_context(|| format!("allowing {allowance:?}"))?;
+            let ordered = database.batch_execute(&orders).await;
+            ordered.with_context(|| format!("allowing {allowance:?}"))?;
         }
         Ok(())
     }
@@ -148,24 +233,42 @@ impl Making<'_> {
         Ok(self.cluster().await?.batch_execute(&set).await?)
     }
 
-    pub(super) async fn drop_database(&self) -> Result<()> {
+    /// Drops it, unless it is gone; `expected` is what it must be.
+    pub(super) async fn drop_database(&self, expected: Option<(u32, &str)>) -> Result<()> {
         let cluster = self.cluster().await?;
+        self.alone(&cluster).await?;
         let name = self.names.database();
-        let known =
-            "SELECT pg_get_userbyid(datdba) = current_user FROM pg_database WHERE datname = $1";
-        let Some(row) = cluster.query_opt(known, &[&name]).await? else { return Ok(()) };
-        ensure!(row.get::<_, bool>(0), "database {name} is not the provisioner's");
-        // FORCE ends sessions, and does not keep new ones out.
-        let close = format!("ALTER DATABASE \"{name}\" ALLOW_CONNECTIONS false");
-        if let Err(error) = cluster.batch_execute(&close).await {
-            // One whose removal was interrupted can only be dropped.
-            let invalid = "SELECT FROM pg_database WHERE datname = $1 AND datconnlimit = -2";
-            if !exists(&cluster, invalid, &name).await? {
-                return Err(error.into());
-            }
+        if let Some((_, system)) = expected {
+            let found = "SELECT system_identifier::text FROM pg_control_system()";
+            let found: String = cluster.query_one(found, &[]).await?.get(0);
+            ensure!(
+                found == system,
+                "cluster {} is now another server than the one that has the database (system identifier {system})",
+                self.cluster.name
+            );
+        }
+        let Some(found) = self.found(&cluster).await? else { return Ok(()) };
+        ensure!(found.is_ours, "database {name} is not the provisioner's");
+        if let Some((oid, _)) = expected {
+            ensure!(found.oid == oid, "{name} is another database than it was (oid {oid})");
+        }
+        // FORCE ends sessions, and does not keep new ones out. One whose removal was interrupted can only be
+        // dropped.
+        if found.connections != -2 {
+            let close = format!("ALTER DATABASE \"{name}\" ALLOW_CONNECTIONS false");
+            cluster.batch_execute(&close).await?;
         }
         self.ensure_nothing_leads_out(&cluster, &name).await?;
-        unhurried(&cluster, &format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)")).await
+        let drop = format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)");
+        let Err(error) = cluster.batch_execute(&drop).await else { return Ok(()) };
+        let stays = "SELECT string_agg(pid::text, ', ') FROM pg_stat_activity WHERE datname = $1";
+        let stays: Option<String> = cluster.query_one(stays, &[&name]).await?.get(0);
+        Err(match stays {
+            None => error.into(),
+            Some(pids) => anyhow::Error::from(error).context(format!(
+                "the sessions {pids} do not end yet: run this again when they have, or restart the server"
+            )),
+        })
     }
 
     /// What DROP DATABASE would be refused for, or would leave elsewhere, with what to do.
@@ -177,9 +280,8 @@ impl Making<'_> {
         let leads_out = "SELECT 'the replication slot ' || slot_name || ': drop it by pg_drop_replication_slot'
                 FROM pg_replication_slots WHERE database = $1
             UNION ALL SELECT 'the prepared transaction ' || gid || ': roll it back' FROM pg_prepared_xacts WHERE database = $1
-            UNION ALL SELECT 'the subscription with oid ' || s.subid || ': drop it, and its slot where it leads'
-                FROM pg_stat_subscription s JOIN pg_shdepend d ON d.classid = 'pg_subscription'::regclass AND d.objid = s.subid
-                    JOIN pg_database b ON b.oid = d.dbid WHERE b.datname = $1
+            UNION ALL SELECT 'the subscription ' || s.subname || ': drop it, and its slot where it leads'
+                FROM pg_subscription s JOIN pg_database b ON b.oid = s.subdbid WHERE b.datname = $1
             LIMIT 1";
         match cluster.query_opt(leads_out, &[&name]).await.context("what leads out of it")? {
             None => Ok(()),
@@ -189,11 +291,23 @@ impl Making<'_> {
 
     pub(super) async fn drop_roles(&self) -> Result<()> {
         let cluster = self.cluster().await?;
-        for role in ROLES_OF_A_TENANT.map(|role| self.names.role(role)) {
+        let roles = ROLES_OF_A_TENANT.map(|role| self.names.role(role));
+        self.take_away(&cluster, &roles).await?;
+        for role in roles {
             let dropped = cluster.batch_execute(&format!("DROP ROLE IF EXISTS \"{role}\"")).await;
             dropped.with_context(|| format!("dropping {role}"))?;
         }
         Ok(())
+    }
+
+    /// Takes away what other databases grant these roles: any tenant can grant them something, and so keep
+    /// them.
+    pub(super) async fn take_away(&self, cluster: &Client, roles: &[String]) -> Result<()> {
+        let roles: Vec<_> = roles.iter().map(String::as_str).collect();
+        let placement = self.cluster.placement("postgres");
+        let grants =
+            Grants { database: cluster, placement: &placement, provisioner: self.identity };
+        grants.take_away(&roles).await
     }
 
     pub(super) async fn verify_database(&self) -> Result<Vec<String>> {
@@ -258,10 +372,4 @@ async fn ensure_fit(cluster: &Client) -> Result<()> {
 
 async fn exists(cluster: &Client, query: &str, name: &str) -> Result<bool> {
     Ok(cluster.query_opt(query, &[&name]).await?.is_some())
-}
-
-/// Copying or removing a database takes as long as it takes.
-async fn unhurried(cluster: &Client, order: &str) -> Result<()> {
-    cluster.batch_execute("SET statement_timeout = 0").await?;
-    Ok(cluster.batch_execute(order).await?)
 }

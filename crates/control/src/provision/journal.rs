@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use pgsilo_core::tenant::TenantId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -46,8 +46,13 @@ pub(crate) struct Operation<P> {
 
 /// Waits for nobody: whoever else is at this tenant is told of, and this fails. Kept until the connection
 /// ends.
-pub(crate) async fn claim(registry: &Client, subject: &TenantId) -> Result<()> {
-    let key = format!("pgsilo operation {subject}");
+pub(crate) async fn claim(registry: &Client, subject: impl fmt::Display) -> Result<()> {
+    let key: String = registry
+        .query_one("SELECT key::text FROM pgsilo.lock_key", &[])
+        .await
+        .context("reading the key of locks")?
+        .get(0);
+    let key = format!("{key} {subject}");
     let claim = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))";
     if registry.query_one(claim, &[&key]).await?.get(0) {
         return Ok(());
@@ -77,7 +82,11 @@ pub(crate) async fn unfinished<P: DeserializeOwned>(
     let Some(row) = row.context("reading the journal")? else { return Ok(None) };
     let found: &str = row.get(1);
     if found != kind.to_string() {
-        bail!("a {found} of {subject} has not ended: run pgsiloctl tenant {found} {subject} first");
+        let command = match found {
+            "prepare" => "prepare".to_owned(),
+            found => format!("{found} {subject}"),
+        };
+        bail!("a {found} of {subject} has not ended: run pgsiloctl tenant {command} first");
     }
     let Json(plan) = row.try_get(4).with_context(|| {
         format!(
@@ -98,8 +107,16 @@ impl<P: Serialize + fmt::Debug + Sync> Operation<P> {
     ) -> Result<Operation<P>> {
         let begin = "INSERT INTO pgsilo.operations (kind, subject, plan) VALUES ($1, $2::text, $3) RETURNING id::text";
         let values: [&(dyn ToSql + Sync); 3] = [&kind.to_string(), &subject.as_str(), &Json(&plan)];
-        let row = transaction.query_one(begin, &values).await;
-        let id = row.context("writing the journal")?.get(0);
+        let row = transaction.query_one(begin, &values).await.map_err(|error| {
+            let constraint = error.as_db_error().and_then(|said| said.constraint());
+            match constraint {
+                Some("one_of_a_name") => {
+                    anyhow!("another that is called so there is being made, and has not ended")
+                }
+                _ => anyhow::Error::from(error).context("writing the journal"),
+            }
+        });
+        let id = row?.get(0);
         Ok(Operation { id, plan, is_undoing: false, step: None })
     }
 
@@ -136,7 +153,7 @@ impl<P: Serialize + fmt::Debug + Sync> Operation<P> {
     }
 
     /// From here on it is taken back.
-    pub(crate) async fn turn_back(&mut self, registry: &Client) -> Result<()> {
+    pub(crate) async fn turn_back(&mut self, registry: &impl GenericClient) -> Result<()> {
         let turn = "UPDATE pgsilo.operations SET undoing = true, step = NULL, failure = NULL WHERE id = $1::text::uuid";
         registry.execute(turn, &[&self.id]).await.context("writing the journal")?;
         (self.is_undoing, self.step) = (true, None);

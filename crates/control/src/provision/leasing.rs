@@ -1,6 +1,6 @@
 //! What a tenant has at OpenBAO: a mount of its own, a connection, and a role for each access.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use pgsilo_core::names::Role;
 use pgsilo_core::secret::Secret;
 use pgsilo_openbao::requests::SetRoleRequest;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Making;
 use super::plan::LeaseHashing;
-use crate::bao::{again, statements};
+use crate::bao::{again, is_same};
 use crate::revocation;
 
 /// How OpenBAO makes a leased role.
@@ -94,7 +94,10 @@ impl Making<'_> {
         match self.bao.database_config(&mount, &connection).await? {
             None => Ok(()),
             Some(_) => {
-                again(async || self.bao.delete_database_config(&mount, &connection).await).await
+                again(async || self.bao.delete_database_config(&mount, &connection).await).await?;
+                let left = self.bao.database_config(&mount, &connection).await?;
+                ensure!(left.is_none(), "OpenBAO still has {mount}/config/{connection}");
+                Ok(())
             }
         }
     }
@@ -112,6 +115,8 @@ impl Making<'_> {
         for role in self.lease_roles() {
             if self.bao.database_role(&mount, &role).await?.is_some() {
                 again(async || self.bao.delete_database_role(&mount, &role).await).await?;
+                let left = self.bao.database_role(&mount, &role).await?;
+                ensure!(left.is_none(), "OpenBAO still has {mount}/roles/{role}");
             }
         }
         Ok(())
@@ -137,26 +142,58 @@ impl Making<'_> {
         }
     }
 
-    pub(super) async fn verify_leasing(&self) -> Result<Vec<String>> {
+    /// Whether passwords are in statements, and PostgreSQL makes the verifiers.
+    pub(super) async fn hashes_in_postgres(&self) -> Result<bool> {
         let (mount, connection) = (self.names.mount(), self.names.connection());
-        let mut wrong = Vec::new();
-        match self.bao.database_config(&mount, &connection).await? {
-            None => wrong.push(format!("OpenBAO has no {mount}/config/{connection}")),
-            Some(found) => {
-                let expected = self.connection()?;
-                for key in ["connection_url", "username", "username_template"] {
-                    if found.connection_details.get(key) != expected.get(key) {
-                        wrong.push(format!("{mount}/config/{connection} has another {key}"));
-                    }
-                }
-            }
-        }
+        let found = self.bao.database_config(&mount, &connection).await?;
+        let how = found
+            .as_ref()
+            .and_then(|found| found.connection_details.get("password_authentication"));
+        Ok(how.and_then(Value::as_str) == Some("password"))
+    }
+
+    /// Whether OpenBAO's login is described as it should be, whatever its password.
+    pub(super) async fn is_described(&self) -> Result<bool> {
+        Ok(self.wrong_with_connection().await?.is_none())
+    }
+
+    async fn wrong_with_connection(&self) -> Result<Option<String>> {
+        let (mount, connection) = (self.names.mount(), self.names.connection());
+        let Some(found) = self.bao.database_config(&mount, &connection).await? else {
+            return Ok(Some(format!("OpenBAO has no {mount}/config/{connection}")));
+        };
+        let expected = self.connection()?;
+        let keys = [
+            "connection_url",
+            "username",
+            "username_template",
+            "password_authentication",
+            "tls_ca",
+        ];
+        let differs = keys.into_iter().find(|key| {
+            let [found, expected] = [found.connection_details.get(*key), expected.get(*key)]
+                .map(|value| value.and_then(Value::as_str).map(str::trim_end).unwrap_or_default());
+            found != expected
+        });
+        Ok(differs.map(|key| format!("{mount}/config/{connection} has another {key}")))
+    }
+
+    pub(super) async fn verify_leasing(&self) -> Result<Vec<String>> {
+        let mount = self.names.mount();
+        let mut wrong: Vec<_> = self.wrong_with_connection().await?.into_iter().collect();
         for (role, (_, works_as)) in self.lease_roles().into_iter().zip(LEASED) {
-            let expected = self.lease_statements(works_as).creation_statements.unwrap_or_default();
+            let expected = self.lease_statements(works_as);
             match self.bao.database_role(&mount, &role).await? {
                 None => wrong.push(format!("OpenBAO has no {mount}/roles/{role}")),
-                Some(found) if statements(&found.creation_statements) != statements(&expected) => {
-                    wrong.push(format!("{mount}/roles/{role} makes credentials in another way"));
+                Some(found)
+                    if !is_same(
+                        &found.creation_statements,
+                        &expected.creation_statements.unwrap_or_default(),
+                    ) || !is_same(&found.revocation_statements, &revocation::STATEMENTS) =>
+                {
+                    wrong.push(format!(
+                        "{mount}/roles/{role} makes or ends credentials in another way"
+                    ));
                 }
                 Some(_) => {}
             }

@@ -31,8 +31,8 @@ pub struct Plan {
     pub template: String,
     /// Connections to its database, those of its broker included.
     pub connections: u16,
-    /// What its sessions may use of what is the whole cluster's.
-    pub allow: Vec<Allowance>,
+    /// What its sessions may use of what is the whole cluster's; `None`: as it is.
+    pub allow: Option<Vec<Allowance>>,
     /// Who makes the verifiers of its leased passwords.
     pub lease_hashing: LeaseHashing,
     /// Whether its database and its roles were there before.

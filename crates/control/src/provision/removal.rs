@@ -77,27 +77,26 @@ impl Removal {
 }
 
 impl Making<'_> {
-    /// Removes one thing, or what is left of it, and says what that was.
-    pub(crate) async fn remove(&self, step: Removal) -> Result<Value> {
+    /// Removes one thing, or what is left of it, and says what that was. `evidence` is what was said before.
+    pub(crate) async fn remove(&self, step: Removal, evidence: &Value) -> Result<Value> {
         let removed = match step {
             Removal::Shut => self.shut().await,
-            Removal::Leases => self.revoke_leases().await,
+            Removal::Leases => self.revoke_leases().await.map(leases_revoked),
             Removal::LeaseRoles => self.remove_lease_roles().await,
             Removal::Broker => self
                 .forget_broker()
                 .await
                 .map(|()| self.path("config/", &[self.names.connection()])),
             Removal::Mount => self.remove_mount().await,
-            Removal::Database => self.remove_database().await,
+            Removal::Database => self.remove_database(&evidence[Removal::Shut.name()]).await,
             Removal::Roles => self.remove_roles().await,
         };
         removed.context(step.described())
     }
 
-    /// That nothing would stop it halfway.
+    /// That it is this tenant's that would be removed, and nothing would stop it halfway.
     pub(crate) async fn ensure_removable(&self) -> Result<()> {
-        let cluster = self.cluster().await?;
-        self.ensure_nothing_leads_out(&cluster, &self.names.database()).await
+        self.ensure_this_tenants().await
     }
 
     fn path(&self, below: &str, names: &[String]) -> Value {
@@ -110,36 +109,33 @@ impl Making<'_> {
     async fn shut(&self) -> Result<Value> {
         let cluster = self.cluster().await?;
         let name = self.names.database();
-        let facts = "SELECT d.oid, pg_database_size(d.oid), (SELECT system_identifier::text FROM pg_control_system()),
-                current_setting('server_version')
-            FROM pg_database d WHERE d.datname = $1";
-        let Some(row) = cluster.query_opt(facts, &[&name]).await.context("what it is")? else {
-            return Ok(json!({ "database": name, "was": "not there" }));
-        };
-        let (oid, bytes): (u32, i64) = (row.get(0), row.get(1));
-        let (system, version): (String, String) = (row.get(2), row.get(3));
+        self.ensure_this_tenants().await?;
+        let found = self.found(&cluster).await?.context("it has just gone")?;
+        let facts = "SELECT pg_database_size($1::oid), current_setting('server_version')";
+        let row = cluster.query_one(facts, &[&found.oid]).await.context("how much it is")?;
+        let (bytes, version): (i64, String) = (row.get(0), row.get(1));
         let [app, login] = [Role::App, Role::Login].map(|role| self.names.role(role));
-        let roles = "SELECT count(*) FROM pg_roles WHERE rolname = ANY ($1)";
-        let roles: i64 = cluster.query_one(roles, &[&[&app, &login].as_slice()]).await?.get(0);
-        if roles == 2 {
-            let shut = format!("REVOKE ALL ON DATABASE \"{name}\" FROM \"{app}\", \"{login}\"");
-            cluster.batch_execute(&shut).await?;
-        }
+        let shut = format!("REVOKE ALL ON DATABASE \"{name}\" FROM \"{app}\", \"{login}\"");
+        cluster.batch_execute(&shut).await?;
         Ok(json!({
-            "database": name, "oid": oid, "bytes": bytes, "cluster": self.cluster.name,
-            "system_identifier": system, "server_version": version,
+            "database": name, "oid": found.oid, "bytes": bytes, "cluster": self.cluster.name,
+            "system_identifier": found.system_identifier, "server_version": version,
         }))
     }
 
-    /// Revokes until OpenBAO lists none.
-    async fn revoke_leases(&self) -> Result<Value> {
+    /// Revokes until OpenBAO lists none; how many that were.
+    async fn revoke_leases(&self) -> Result<u64> {
         let began = Instant::now();
         let mut revoked = 0;
         loop {
             let leases = self.listed_leases().await?;
             if leases.is_empty() {
-                return Ok(json!({ "leases": revoked, "checked": "OpenBAO lists none" }));
+                return Ok(revoked);
             }
+            ensure!(
+                began.elapsed() < 2 * PATIENCE || revoked == 0,
+                "leases come as fast as they are revoked: who leases for a tenant that is being deleted?"
+            );
             let ends = stream::iter(&leases)
                 .map(|lease| async move { (lease, self.bao.revoke_lease(lease).await) })
                 .buffer_unordered(AT_ONCE)
@@ -162,10 +158,6 @@ impl Making<'_> {
                      role is dropped with the others"
                 )));
             }
-            ensure!(
-                began.elapsed() < 2 * PATIENCE,
-                "leases come as fast as they are revoked: who leases for a tenant that is being deleted?"
-            );
             sleep(PAUSE).await;
         }
     }
@@ -183,8 +175,10 @@ impl Making<'_> {
     async fn remove_lease_roles(&self) -> Result<Value> {
         self.forget_leases().await?;
         // Whoever asked for one meanwhile has it.
-        self.revoke_leases().await?;
-        Ok(self.path("roles/", &self.lease_roles()))
+        let revoked = self.revoke_leases().await?;
+        let mut removed = self.path("roles/", &self.lease_roles());
+        removed["leases_made_meanwhile"] = json!(revoked);
+        Ok(removed)
     }
 
     async fn remove_mount(&self) -> Result<Value> {
@@ -194,8 +188,11 @@ impl Making<'_> {
         Ok(json!({ "openbao": [mount], "checked": "OpenBAO answers that there is nothing" }))
     }
 
-    async fn remove_database(&self) -> Result<Value> {
-        self.drop_database().await?;
+    async fn remove_database(&self, shut: &Value) -> Result<Value> {
+        let oid = shut["oid"].as_u64().and_then(|oid| u32::try_from(oid).ok());
+        let expected = oid.zip(shut["system_identifier"].as_str());
+        let expected = expected.context("the journal does not say which database it was")?;
+        self.drop_database(Some(expected)).await?;
         let name = self.names.database();
         let cluster = self.cluster().await?;
         let there = "SELECT FROM pg_database WHERE datname = $1";
@@ -214,18 +211,17 @@ impl Making<'_> {
             WHERE m.rolname = $1 AND r.rolvaliduntil IS NOT NULL";
         let leased = cluster.query(leased, &[&broker]).await.context("its leased roles")?;
         let prefixes = self.lease_roles().map(|role| self.names.leased().prefix(&role));
-        let mut dropped = Vec::new();
-        for row in leased {
-            let role: String = row.get(0);
-            if !prefixes.iter().any(|prefix| LeasedNames::made(&role, prefix)) {
+        let mut dropped: Vec<String> = leased.iter().map(|row| row.get(0)).collect();
+        self.take_away(&cluster, &dropped).await?;
+        for role in &dropped {
+            if !prefixes.iter().any(|prefix| LeasedNames::made(role, prefix)) {
                 bail!(
                     "{broker} has made a role {role}, which OpenBAO has not named: see what it is"
                 );
             }
-            if let Some(acting) = ActingRole::of(&cluster, &role).await? {
+            if let Some(acting) = ActingRole::of(&cluster, role).await? {
                 acting.drop(&cluster).await?;
             }
-            dropped.push(role);
         }
         self.drop_roles().await?;
         dropped.extend(super::database::ROLES_OF_A_TENANT.map(|role| self.names.role(role)));
@@ -234,4 +230,8 @@ impl Making<'_> {
         ensure!(left == 0, "{left} of its roles are still there");
         Ok(json!({ "roles": dropped, "checked": "pg_roles has none of them" }))
     }
+}
+
+fn leases_revoked(number: u64) -> Value {
+    json!({ "leases": number, "checked": "OpenBAO lists none" })
 }

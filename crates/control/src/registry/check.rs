@@ -36,6 +36,7 @@ const AT_ONCE: usize = 8;
 ///   seal_differs    it says that it is another's
 ///   open_to_all     everybody may connect to it
 ///   shared_login    a role may connect to it that may connect to another tenant's, too
+///   unfinished      its creation or its removal was cut short
 ///   no_engine       OpenBAO has no database engine where the tenant's credentials come from
 ///   no_role         it has no such role there
 ///   elsewhere       the role's credentials are made on another server or database
@@ -92,6 +93,13 @@ pub(super) async fn run(check: Check) -> Result<ExitCode> {
     let mut findings = registry_itself(&session.client).await?;
     let snapshot = snapshot(&mut session.client).await?;
     let mut tenants: Vec<_> = snapshot.tenants().cloned().collect();
+    // Half of them is gone, and said above.
+    let removed: Vec<_> = findings
+        .iter()
+        .filter(|one| one.kind == "unfinished")
+        .map(|one| one.tenant.clone())
+        .collect();
+    tenants.retain(|tenant| !removed.iter().any(|id| id == tenant.id().as_str()));
     tenants.retain(|tenant| only.is_empty() || only.iter().any(|id| id == tenant.id().as_str()));
     tenants.sort_by(|one, other| one.id().cmp(other.id()));
     say::progress(&format!("looking at {} tenants", tenants.len()));
@@ -158,6 +166,23 @@ async fn registry_itself(client: &Client) -> Result<Vec<Finding>> {
             ),
             mend: "find out who can be the registry's owner or a superuser there".to_owned(),
         });
+    }
+    let unfinished =
+        "SELECT subject::text, kind, undoing, coalesce(step, ''), coalesce(failure, '')
+        FROM pgsilo.operations WHERE ended_at IS NULL ORDER BY began_at";
+    for row in client.query(unfinished, &[]).await.context("reading the journal")? {
+        let (tenant, kind, undoing): (String, &str, bool) = (row.get(0), row.get(1), row.get(2));
+        let (step, failure): (&str, &str) = (row.get(3), row.get(4));
+        let mend = match (kind, undoing) {
+            ("create", false) => {
+                format!("pgsiloctl tenant create {tenant}, or the same with --undo")
+            }
+            ("create", true) => format!("pgsiloctl tenant create {tenant} --undo"),
+            ("delete", _) => "pgsiloctl tenant purge".to_owned(),
+            _ => "pgsiloctl tenant prepare".to_owned(),
+        };
+        let what = format!("a {kind} has not ended, behind {step:?}: {failure}");
+        findings.push(Finding { kind: "unfinished", tenant, what, mend });
     }
     let misplaced = "SELECT tenant, cluster, array_to_string(regions, ', ') FROM pgsilo.misplaced";
     for row in client.query(misplaced, &[]).await.context("reading what is misplaced")? {

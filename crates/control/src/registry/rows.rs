@@ -216,6 +216,7 @@ impl Rows {
             // Not a proxy's to know.
             row.remove("server_version");
             row.remove("openbao_endpoints");
+            row.remove("system_identifier");
             row.retain(|_, value| !value.is_null());
             if row.get("tls") == Some(&json!({})) {
                 row.remove("tls");

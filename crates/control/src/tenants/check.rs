@@ -131,7 +131,7 @@ async fn try_login(
     let session = identity.connect(tenant.placement()).await;
     let looked = async {
         let session = session?;
-        let asked = "SELECT current_user::text, current_setting($1, true), version()";
+        let asked = "SELECT current_user::text, current_setting($1, true)";
         let row = session.query_one(asked, &[&SEAL]).await.context("asking who it is")?;
         let (works_as, seal): (String, Option<String>) = (row.get(0), row.get(1));
         if seal.as_deref() != Some(tenant.seal()) {

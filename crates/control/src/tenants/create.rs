@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use pgsilo_core::tenant::TenantId;
 use pgsilo_core::text::is_loggable;
 use serde_json::json;
@@ -84,6 +84,14 @@ impl Create {
             (None, true) => bail!("no creation of {} was begun and has not ended", self.id),
             (Some(operation), false) => {
                 self.ensure_the_same(&operation)?;
+                if self.dry_run {
+                    say::result(&format!(
+                        "would go on with {}, behind {}:",
+                        self.id,
+                        operation.step.as_deref().unwrap_or("nothing")
+                    ));
+                    return self.tell(&operation.plan, true);
+                }
                 say::progress(&format!(
                     "going on with {}, behind {}",
                     self.id,
@@ -132,7 +140,7 @@ impl Create {
             || self.display_name.is_some() && self.display_name != plan.display_name
             || !self.regions.is_empty() && Some(&self.regions) != plan.regions.as_ref()
             || !self.aliases.is_empty() && self.aliases != plan.aliases
-            || !self.allow.is_empty() && self.allow != plan.allow;
+            || !self.allow.is_empty() && Some(&self.allow) != plan.allow.as_ref();
         ensure!(
             !differs,
             "a creation of {} with other options has not ended: finish it with the id alone, or take it back \
@@ -168,14 +176,24 @@ impl Create {
             seal: random_seal()?,
             template,
             connections: self.connections.unwrap_or(provision.connections),
-            allow: or_set(&self.allow),
+            allow: Some(or_set(&self.allow)),
             lease_hashing: self.lease_hashing.unwrap_or(provision.lease_hashing),
             is_prepared: false,
         };
+        ensure!(
+            !self.id.as_str().ends_with('-'),
+            "{}: OpenBAO takes no name that ends in \"-\"",
+            self.id
+        );
+        for alias in &self.aliases {
+            ensure!(is_loggable(alias), "--alias {alias:?} is not one line of 1 to 256 characters");
+        }
         if let Some(name) = plan.display_name.as_ref().filter(|name| !is_loggable(name)) {
             bail!("{name:?} is not one line of 1 to 256 characters");
         }
         self.ensure_registrable(context, &plan).await?;
+        let making = Making::of(&plan, &cluster, &context.identity, &context.bao);
+        making.ensure_room_at_openbao().await?;
         if !self.dry_run && self.name.is_none() {
             let transaction = take_turn(&mut context.registry.client).await?;
             if let Some(name) = take_prepared(&transaction, &plan).await? {
@@ -188,7 +206,7 @@ impl Create {
         let making = Making::of(&plan, &cluster, &context.identity, &context.bao);
         making.ensure_room().await?;
         if self.dry_run {
-            self.tell(&plan)?;
+            self.tell(&plan, self.name.is_some())?;
             return Ok(None);
         }
         let transaction = take_turn(&mut context.registry.client).await?;
@@ -197,16 +215,16 @@ impl Create {
         Ok(Some(operation))
     }
 
-    fn tell(&self, plan: &Plan) -> Result<()> {
+    fn tell(&self, plan: &Plan, is_named: bool) -> Result<()> {
         let names = plan.names();
-        // Another run would draw others.
-        let name = match self.name {
-            Some(_) => names.database(),
-            None => "tenant_ and a random name".to_owned(),
+        // Another run would draw another.
+        let name = match is_named {
+            true => names.database(),
+            false => "tenant_ and a random name".to_owned(),
         };
         if self.json {
             let mut told = serde_json::to_value(plan)?;
-            if self.name.is_none() {
+            if !is_named {
                 told["name"] = json!(null);
             }
             told["seal"] = json!(null);
@@ -214,7 +232,8 @@ impl Create {
             return Ok(());
         }
         say::result(&format!("would make {} on {}:", plan.id, plan.cluster));
-        let allowed: Vec<_> = plan.allow.iter().map(|one| format!("{one:?}")).collect();
+        let allowed = plan.allow.iter().flatten().filter_map(ValueEnum::to_possible_value);
+        let allowed: Vec<_> = allowed.map(|one| one.get_name().to_owned()).collect();
         say::result(&format!(
             "  database {name}, a copy of {}, {} connections{}",
             plan.template,
@@ -292,6 +311,13 @@ impl Create {
     async fn take_back(&self, context: &mut Context, mut operation: Operation<Plan>) -> Result<()> {
         let plan = operation.plan.clone();
         let cluster = context.cluster(&plan.cluster)?.clone();
+        let others =
+            "SELECT tenant::text FROM pgsilo.placements WHERE cluster = $1::text AND dbname = $2";
+        let database = plan.names().database();
+        let others = context.registry.client.query_opt(others, &[&plan.cluster, &database]).await?;
+        if let Some(row) = others {
+            bail!("{database} is {}'s by now: it is not dropped", row.get::<_, &str>(0));
+        }
         if !operation.is_undoing {
             operation.turn_back(&context.registry.client).await?;
         }
@@ -307,7 +333,10 @@ impl Create {
         self.author.sign(&transaction).await?;
         operation.end(&transaction).await?;
         transaction.commit().await?;
-        say::result(&format!("{}  is taken back: nothing of it is left", self.id));
+        match self.json {
+            true => say::data(&json!({ "id": self.id, "undone": true }).to_string())?,
+            false => say::result(&format!("{}  is taken back: nothing of it is left", self.id)),
+        }
         Ok(())
     }
 }
@@ -345,7 +374,7 @@ pub(super) async fn choose<'c>(
     })
 }
 
-/// A database that was prepared for whoever comes, of the same making.
+/// A database that was prepared for whoever comes, from a template of that name.
 async fn take_prepared(transaction: &Transaction<'_>, plan: &Plan) -> Result<Option<TenantId>> {
     let take = "DELETE FROM pgsilo.prepared WHERE name = (
             SELECT name FROM pgsilo.prepared WHERE cluster = $1::text AND template = $2 ORDER BY prepared_at LIMIT 1)

@@ -81,15 +81,17 @@ impl Delete {
         journal::claim(&context.registry.client, &self.id).await?;
         let begun = journal::unfinished::<Plan>(&context.registry.client, Kind::Delete, &self.id);
         let begun = begun.await?;
-        if self.now {
-            self.confirm()?;
-        } else if begun.is_some() {
+        if !self.now && begun.is_some() {
             bail!(
                 "the removal of {} has begun, and cannot be taken back: go on with --now, or by tenant purge",
                 self.id
             );
         }
         if begun.is_none() {
+            // What cannot be removed is told before anybody is refused.
+            let plan = plan_of(&context, &self.id).await?;
+            let cluster = context.cluster(&plan.cluster)?;
+            Making::of(&plan, cluster, &context.identity, &context.bao).ensure_removable().await?;
             let grace = if self.now { Duration::ZERO } else { self.grace };
             let until = self.refuse(&mut context, grace).await?;
             if !self.now {
@@ -100,7 +102,11 @@ impl Delete {
         told(&certificate, self.json)
     }
 
-    fn confirm(&self) -> Result<()> {
+    /// Asks whether it is meant, where it cannot be taken back.
+    pub(super) fn confirm(&self) -> Result<()> {
+        if !self.now {
+            return Ok(());
+        }
         let question = format!(
             "All data of {} will be gone, and nothing brings it back. Type its id to go on:",
             self.id
@@ -123,14 +129,16 @@ impl Delete {
         // Sooner, if it was to be later: a second deletion gives no more time.
         let refuse = "UPDATE pgsilo.tenants SET state = 'deleting',
                 delete_after = least(delete_after, now() + make_interval(secs => $2))
-            WHERE id = $1::text
-            RETURNING to_char(delete_after AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
-                (SELECT revision FROM pgsilo.revision)";
+            WHERE id = $1::text";
         let seconds = grace.as_secs_f64();
-        let row = transaction.query_opt(refuse, &[&self.id.as_str(), &seconds]).await;
-        let Some(row) = row.context("writing the registry")? else {
-            bail!("the registry has no tenant {}", self.id);
-        };
+        transaction
+            .execute(refuse, &[&self.id.as_str(), &seconds])
+            .await
+            .context("writing the registry")?;
+        let until =
+            "SELECT to_char(delete_after AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
+            (SELECT revision FROM pgsilo.revision) FROM pgsilo.tenants WHERE id = $1::text";
+        let row = transaction.query_one(until, &[&self.id.as_str()]).await?;
         let (until, revision): (String, i64) = (row.get(0), row.get(1));
         transaction.commit().await?;
         in_force(&context.registry.client, revision).await?;
@@ -197,12 +205,20 @@ impl Purge {
                 say::result(&format!("would remove {id}"));
                 continue;
             }
+            if let Err(error) = journal::claim(&context.registry.client, &id).await {
+                say::progress(&format!("{id}: {error:#}"));
+                continue;
+            }
             let removed = async {
-                journal::claim(&context.registry.client, &id).await?;
-                remove(&mut context, &self.author, &id).await
+                match is_due(&context, &id).await? {
+                    true => remove(&mut context, &self.author, &id).await.map(Some),
+                    // Taken back since, or removed by another.
+                    false => Ok(None),
+                }
             };
             match removed.await {
-                Ok(certificate) => told(&certificate, self.json)?,
+                Ok(None) => say::progress(&format!("{id}  is not to be removed any more")),
+                Ok(Some(certificate)) => told(&certificate, self.json)?,
                 Err(error) => {
                     say::progress(&format!("{id}: {error:#}"));
                     failed += 1;
@@ -212,6 +228,14 @@ impl Purge {
         ensure!(failed == 0, "{failed} tenants could not be removed");
         Ok(())
     }
+}
+
+/// Whether a tenant's grace is over, or its removal has begun.
+async fn is_due(context: &Context, id: &TenantId) -> Result<bool> {
+    let due = "SELECT FROM pgsilo.tenants WHERE id = $1::text AND state = 'deleting' AND delete_after <= now()
+        UNION ALL SELECT FROM pgsilo.operations WHERE subject = $1::text AND kind = 'delete' AND ended_at IS NULL LIMIT 1";
+    let due = context.registry.client.query_opt(due, &[&id.as_str()]).await;
+    Ok(due.context("reading the tenants")?.is_some())
 }
 
 fn told(certificate: &certificate::Signed, as_json: bool) -> Result<()> {
@@ -233,7 +257,16 @@ async fn remove(
 ) -> Result<certificate::Signed> {
     let begun = journal::unfinished::<Plan>(&context.registry.client, Kind::Delete, id).await?;
     let mut operation = match begun {
-        Some(operation) => operation,
+        Some(operation) => {
+            // Whoever can write the journal alone has nobody removed.
+            let due = "SELECT FROM pgsilo.tenants WHERE id = $1::text AND state = 'deleting' AND delete_after <= now()";
+            let due = context.registry.client.query_opt(due, &[&id.as_str()]).await?;
+            ensure!(
+                due.is_some(),
+                "the journal says that the removal of {id} has begun, and the registry that it is served"
+            );
+            operation
+        }
         None => begin(context, author, id).await?,
     };
     let outcome = try_remove(context, author, &mut operation).await;
@@ -268,25 +301,33 @@ async fn try_remove(
     let done = |step: &Removal| Some(step.name()) == operation.step.as_deref();
     let done = Removal::ALL.iter().position(done).map_or(0, |done| done + 1);
     for step in &Removal::ALL[done..] {
-        let removed = making.remove(*step).await?;
+        let evidence = operation.evidence(&context.registry.client).await?;
+        let removed = making.remove(*step, &evidence).await?;
         operation.removed(&context.registry.client, step.name(), &removed).await?;
         say::progress(&format!("  {}: {}", plan.id, step.name()));
     }
     let evidence = operation.evidence(&context.registry.client).await?;
+    // Before the turn is taken: OpenBAO may be slow, and others write meanwhile.
+    let signed = Deletion::of(&context.registry.client, author, &plan, &evidence)
+        .await?
+        .sign(&context.bao)
+        .await?;
     let transaction = take_turn(&mut context.registry.client).await?;
     author.sign(&transaction).await?;
-    let deletion = Deletion::of(&transaction, &plan, &evidence).await?;
+    operation.end(&transaction).await?;
     let delete = "DELETE FROM pgsilo.tenants WHERE id = $1::text";
     transaction.execute(delete, &[&plan.id.as_str()]).await.context("writing the registry")?;
-    operation.end(&transaction).await?;
-    let signed = deletion.sign(&context.bao).await?;
     signed.keep(&transaction, &plan.id).await?;
     transaction.commit().await?;
     Ok(signed)
 }
 
 /// What a tenant was made by, as far as it matters for its removal.
-async fn plan_of(context: &Context, id: &TenantId) -> Result<Plan> {
+pub(super) async fn plan_of(context: &Context, id: &TenantId) -> Result<Plan> {
+    let there = "SELECT FROM pgsilo.tenants WHERE id = $1::text";
+    if context.registry.client.query_opt(there, &[&id.as_str()]).await?.is_none() {
+        bail!("the registry has no tenant {id}");
+    }
     let placement = "SELECT p.cluster::text, p.dbname, p.seal::text, p.mount, p.connection, p.roles::text, t.name::text
         FROM pgsilo.tenants t JOIN pgsilo.placements p ON p.tenant = t.id WHERE t.id = $1::text";
     let row = context.registry.client.query_opt(placement, &[&id.as_str()]).await?;
@@ -303,7 +344,7 @@ async fn plan_of(context: &Context, id: &TenantId) -> Result<Plan> {
         seal: row.get(2),
         template: String::new(),
         connections: 0,
-        allow: Vec::new(),
+        allow: None,
         lease_hashing: LeaseHashing::default(),
         is_prepared: false,
     };

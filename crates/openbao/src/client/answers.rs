@@ -68,6 +68,9 @@ pub struct DatabaseRole {
     /// The same.
     #[serde(default, deserialize_with = "or_none")]
     pub renew_statements: Vec<String>,
+    /// The same.
+    #[serde(default, deserialize_with = "or_none")]
+    pub revocation_statements: Vec<String>,
 }
 
 /// A database of the database engine, without its password, which OpenBAO does not tell.

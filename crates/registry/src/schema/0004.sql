@@ -4,6 +4,16 @@
 ALTER TABLE pgsilo.clusters ADD COLUMN openbao_endpoints text[]
     CHECK (cardinality(openbao_endpoints) BETWEEN 1 AND 16 AND array_position(openbao_endpoints, NULL) IS NULL);
 
+-- Which servers these are, whatever they are called: two clusters are never the same ones.
+ALTER TABLE pgsilo.clusters ADD COLUMN system_identifier text UNIQUE CHECK (system_identifier <> '');
+
+-- What the names of locks are made with: whoever sees a lock learns nothing of whose it is.
+CREATE TABLE pgsilo.lock_key (
+    is_only_row boolean PRIMARY KEY DEFAULT true CHECK (is_only_row),
+    key uuid NOT NULL DEFAULT gen_random_uuid()
+);
+INSERT INTO pgsilo.lock_key DEFAULT VALUES;
+
 -- A journal. Of what was begun and has not ended, whoever comes next knows how to go on, or to take it back.
 CREATE TABLE pgsilo.operations (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -24,6 +34,9 @@ CREATE TABLE pgsilo.operations (
     CHECK ((ended_at IS NULL) = (outcome IS NULL))
 );
 CREATE UNIQUE INDEX one_operation_at_a_time ON pgsilo.operations (subject) WHERE ended_at IS NULL;
+-- Two that are made never have one name there.
+CREATE UNIQUE INDEX one_of_a_name ON pgsilo.operations ((plan ->> 'cluster'), (plan ->> 'name'))
+    WHERE ended_at IS NULL AND kind IN ('create', 'prepare');
 CREATE INDEX operations_by_subject ON pgsilo.operations (subject, began_at);
 
 -- Databases that are made, closed and nobody's: a tenant that comes gets one.
@@ -35,12 +48,36 @@ CREATE TABLE pgsilo.prepared (
     prepared_at timestamptz NOT NULL DEFAULT now()
 );
 
+-- What is being removed is not served again meanwhile, nor forgotten before that has ended.
+CREATE FUNCTION pgsilo.check_removal() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pgsilo.operations WHERE subject = OLD.id AND kind = 'delete' AND ended_at IS NULL) THEN
+        RAISE EXCEPTION 'the removal of % has begun: pgsiloctl tenant purge goes on with it', OLD.id
+            USING ERRCODE = 'object_in_use';
+    END IF;
+    RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
+END $$;
+CREATE TRIGGER a_removal BEFORE DELETE OR UPDATE OF id, state, delete_after ON pgsilo.tenants
+    FOR EACH ROW EXECUTE FUNCTION pgsilo.check_removal();
+CREATE FUNCTION pgsilo.check_removal_of_placement() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pgsilo.operations WHERE subject = OLD.tenant AND kind = 'delete' AND ended_at IS NULL) THEN
+        RAISE EXCEPTION 'the removal of % has begun: pgsiloctl tenant purge goes on with it', OLD.tenant
+            USING ERRCODE = 'object_in_use';
+    END IF;
+    RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
+END $$;
+CREATE TRIGGER a_removal BEFORE DELETE OR UPDATE ON pgsilo.placements
+    FOR EACH ROW EXECUTE FUNCTION pgsilo.check_removal_of_placement();
+
 -- Its beginning and its end are told, not each step.
-CREATE TRIGGER a_turn BEFORE INSERT OR UPDATE OF outcome OR DELETE ON pgsilo.operations
+CREATE TRIGGER a_turn BEFORE INSERT OR UPDATE OF outcome ON pgsilo.operations
     FOR EACH STATEMENT EXECUTE FUNCTION pgsilo.take_turn();
-CREATE TRIGGER c_audit AFTER INSERT OR UPDATE OF outcome OR DELETE ON pgsilo.operations
+CREATE TRIGGER c_audit AFTER INSERT OR UPDATE OF outcome ON pgsilo.operations
     FOR EACH ROW EXECUTE FUNCTION pgsilo.write_audit('subject');
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON pgsilo.operations
+CREATE TRIGGER kept BEFORE DELETE OR TRUNCATE ON pgsilo.operations
     FOR EACH STATEMENT EXECUTE FUNCTION pgsilo.refuse_change();
 
 -- What was removed, for good; whoever it was about may ask for it later.
@@ -53,5 +90,9 @@ CREATE TABLE pgsilo.certificates (
     signature text NOT NULL CHECK (signature <> '')
 );
 CREATE INDEX certificates_by_tenant ON pgsilo.certificates (tenant, issued_at);
+CREATE TRIGGER a_turn BEFORE INSERT ON pgsilo.certificates
+    FOR EACH STATEMENT EXECUTE FUNCTION pgsilo.take_turn();
+CREATE TRIGGER c_audit AFTER INSERT ON pgsilo.certificates
+    FOR EACH ROW EXECUTE FUNCTION pgsilo.write_audit('tenant');
 CREATE TRIGGER only_added_to BEFORE UPDATE OR DELETE OR TRUNCATE ON pgsilo.certificates
     FOR EACH STATEMENT EXECUTE FUNCTION pgsilo.refuse_change();

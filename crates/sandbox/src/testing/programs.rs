@@ -25,6 +25,7 @@ pub const SOURCES: [(&str, &[&str]); 3] = [
             "docker/openbao/drop.sql",
             "docker/openbao/login.sql",
             "docker/openbao/logout.sql",
+            "docker/postgresql/adopt.sql",
             "docker/openbao/operator.hcl",
             "docker/openbao/pgsilo.hcl",
             "docker/openbao/provisioner-login.sql",
