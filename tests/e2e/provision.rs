@@ -219,41 +219,42 @@ async fn what_cannot_be_made_is_told_before_anything_is() {
     let before = left_of(&world, "tenant_").await;
     for (arguments, expected) in [
         (&["acme"][..], "there is a tenant acme already, and it is active"),
-        (&["new", "--alias", "acme"], "'acme' is the id of a tenant"),
-        (&["new", "--on", "mars"], "the registry has no cluster mars; it has sandbox"),
-        (&["new", "--region", "eu"], "the registry has no cluster in eu"),
-        (&["new", "--region", "eu", "--on", "sandbox"], "cluster sandbox is in no region"),
-        (&["new", "--name", "acme"], "(sandbox, tenant_acme) already exists"),
-        (&["new", "--name", "ghost"], "has a role tenant_ghost_app already"),
-        (&["new", "--template", "template7"], "no template database template7"),
-        (&["new", "--template", "template1"], "template1 lets everybody use up the cluster"),
-        (&["new-"], "OpenBAO takes no name that ends in"),
-        (&["new", "--alias", ""], "--alias \"\" is not one line"),
-        (&["new", "--undo"], "no creation of new was begun"),
+        (&["newcomer", "--alias", "acme"], "'acme' is the id of a tenant"),
+        (&["newcomer", "--on", "mars"], "the registry has no cluster mars; it has sandbox"),
+        (&["newcomer", "--region", "eu"], "the registry has no cluster in eu"),
+        (&["newcomer", "--region", "eu", "--on", "sandbox"], "cluster sandbox is in no region"),
+        (&["newcomer", "--name", "acme"], "(sandbox, tenant_acme) already exists"),
+        (&["newcomer", "--name", "ghost"], "has a role tenant_ghost_app already"),
+        (&["newcomer", "--template", "template7"], "no template database template7"),
+        (&["newcomer", "--template", "template1"], "template1 lets everybody use up the cluster"),
+        (&["newcomer-"], "OpenBAO takes no name that ends in"),
+        (&["newcomer", "--alias", ""], "--alias \"\" is not one line"),
+        (&["newcomer", "--undo"], "no creation of newcomer was begun"),
     ] {
         fails(&world, &[&["tenant", "create"], arguments].concat(), expected).await;
     }
     for (wrong, expected) in [
-        (&["New"][..], "a tenant id is 1 to 49 of a-z 0-9 _ -"),
-        (&["new", "--connections", "3"], "3 is not in 4..=65535"),
-        (&["new", "--allow", "everything"], "possible values: advisory-locks"),
+        (&["Newcomer"][..], "a tenant id is 1 to 49 of a-z 0-9 _ -"),
+        (&["newcomer", "--connections", "3"], "3 is not in 4..=65535"),
+        (&["newcomer", "--allow", "everything"], "possible values: advisory-locks"),
     ] {
         let (code, said) = says(&world, &[&["tenant", "create"], wrong].concat()).await;
         assert!(code == 2 && said.contains(expected), "{said}");
     }
     let told =
-        does(&world, &["tenant", "create", "new", "--dry-run", "--allow", "large-objects"]).await;
+        does(&world, &["tenant", "create", "newcomer", "--dry-run", "--allow", "large-objects"])
+            .await;
     assert!(
-        told.contains("OpenBAO's mount pgsilo/new") && told.contains("large-objects"),
+        told.contains("OpenBAO's mount pgsilo/newcomer") && told.contains("large-objects"),
         "{told}"
     );
     // A mount that nobody knows anything of is nobody's to overwrite.
     let (status, _) =
-        world.bao("POST", "sys/mounts/pgsilo/new", Some(json!({ "type": "database" }))).await;
+        world.bao("POST", "sys/mounts/pgsilo/newcomer", Some(json!({ "type": "database" }))).await;
     assert_eq!(status, 204);
-    fails(&world, &["tenant", "create", "new"], "no journal says what it is").await;
+    fails(&world, &["tenant", "create", "newcomer"], "no journal says what it is").await;
     assert_eq!(left_of(&world, "tenant_").await, before);
-    assert_eq!(left_of(&world, "new").await, ["mount pgsilo/new/"]);
+    assert_eq!(left_of(&world, "newcomer").await, ["mount pgsilo/newcomer/"]);
 }
 
 #[tokio::test]

@@ -100,7 +100,7 @@ pub enum Command {
     Purge(delete::Purge),
 }
 
-/// A tenant whose state is changed.
+/// A tenant that is changed, and by whom.
 #[derive(Debug, Args)]
 pub struct Which {
     /// The registry's.

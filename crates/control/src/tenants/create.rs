@@ -10,12 +10,13 @@ use serde_json::json;
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Json;
 
+use super::Which;
 use crate::cluster::KnownCluster;
 use crate::context::Context;
 use crate::provision::journal::{self, Kind, Operation};
 use crate::provision::plan::{Allowance, LeaseHashing, Plan, opaque_name, random_seal};
 use crate::provision::{Making, Step};
-use crate::registry::{Author, Server, in_force, take_turn};
+use crate::registry::{in_force, take_turn};
 use crate::say;
 
 /// Make a tenant: its database, its roles, what OpenBAO leases for it; then it is served.
@@ -26,12 +27,7 @@ use crate::say;
 #[derive(Debug, Args)]
 pub struct Create {
     #[command(flatten)]
-    server: Server,
-    #[command(flatten)]
-    author: Author,
-    /// The tenant, as tokens call it: 1 to 49 of a-z 0-9 _ - .
-    #[arg(value_parser = TenantId::parse)]
-    id: TenantId,
+    which: Which,
     /// In this cluster [default: the one with the fewest tenants, of those in its region].
     #[arg(long, value_name = "CLUSTER")]
     on: Option<String>,
@@ -75,26 +71,27 @@ pub struct Create {
 impl Create {
     pub(super) async fn run(self) -> Result<()> {
         let began = Instant::now();
-        let mut context = Context::open(&self.server).await?;
-        journal::claim(&context.registry.client, &self.id).await?;
+        let mut context = Context::open(&self.which.server).await?;
+        journal::claim(&context.registry.client, &self.which.id).await?;
         let unfinished =
-            journal::unfinished::<Plan>(&context.registry.client, Kind::Create, &self.id).await?;
+            journal::unfinished::<Plan>(&context.registry.client, Kind::Create, &self.which.id)
+                .await?;
         let operation = match (unfinished, self.undo) {
             (Some(operation), true) => return self.take_back(&mut context, operation).await,
-            (None, true) => bail!("no creation of {} was begun and has not ended", self.id),
+            (None, true) => bail!("no creation of {} was begun and has not ended", self.which.id),
             (Some(operation), false) => {
                 self.ensure_the_same(&operation)?;
                 if self.dry_run {
                     say::result(&format!(
                         "would go on with {}, behind {}:",
-                        self.id,
+                        self.which.id,
                         operation.step.as_deref().unwrap_or("nothing")
                     ));
                     return self.tell(&operation.plan, true);
                 }
                 say::progress(&format!(
                     "going on with {}, behind {}",
-                    self.id,
+                    self.which.id,
                     operation.step.as_deref().unwrap_or("nothing")
                 ));
                 operation
@@ -129,7 +126,7 @@ impl Create {
     /// What was begun is what is asked for now, as far as that says something.
     fn ensure_the_same(&self, operation: &Operation<Plan>) -> Result<()> {
         if operation.is_undoing {
-            bail!("the creation of {} is being taken back: go on with --undo", self.id);
+            bail!("the creation of {} is being taken back: go on with --undo", self.which.id);
         }
         let plan = &operation.plan;
         let differs = self.on.as_ref().is_some_and(|on| *on != plan.cluster)
@@ -145,7 +142,7 @@ impl Create {
             !differs,
             "a creation of {} with other options has not ended: finish it with the id alone, or take it back \
              with --undo",
-            self.id
+            self.which.id
         );
         Ok(())
     }
@@ -153,8 +150,14 @@ impl Create {
     /// Settles what is to be made, and writes that down. `None`: it was only said.
     async fn begin(&self, context: &mut Context) -> Result<Option<Operation<Plan>>> {
         let there = "SELECT state FROM pgsilo.tenants WHERE id = $1::text";
-        if let Some(row) = context.registry.client.query_opt(there, &[&self.id.as_str()]).await? {
-            bail!("there is a tenant {} already, and it is {}", self.id, row.get::<_, &str>(0));
+        if let Some(row) =
+            context.registry.client.query_opt(there, &[&self.which.id.as_str()]).await?
+        {
+            bail!(
+                "there is a tenant {} already, and it is {}",
+                self.which.id,
+                row.get::<_, &str>(0)
+            );
         }
         let cluster = choose(context, self.on.as_deref(), &self.regions).await?.clone();
         let provision = &context.settings.provision;
@@ -164,7 +167,7 @@ impl Create {
             said => said.to_vec(),
         };
         let mut plan = Plan {
-            id: self.id.clone(),
+            id: self.which.id.clone(),
             name: match &self.name {
                 Some(name) => name.clone(),
                 None => opaque_name()?,
@@ -181,9 +184,9 @@ impl Create {
             is_prepared: false,
         };
         ensure!(
-            !self.id.as_str().ends_with('-'),
+            !self.which.id.as_str().ends_with('-'),
             "{}: OpenBAO takes no name that ends in \"-\"",
-            self.id
+            self.which.id
         );
         for alias in &self.aliases {
             ensure!(is_loggable(alias), "--alias {alias:?} is not one line of 1 to 256 characters");
@@ -254,8 +257,8 @@ impl Create {
         transaction: &Transaction<'_>,
         plan: Plan,
     ) -> Result<Operation<Plan>> {
-        self.author.sign(transaction).await?;
-        Operation::begin(transaction, Kind::Create, &self.id, plan).await
+        self.which.author.sign(transaction).await?;
+        Operation::begin(transaction, Kind::Create, &self.which.id, plan).await
     }
 
     /// Tries the registry's rows, and takes them back: what it would refuse at the end it refuses now.
@@ -273,7 +276,7 @@ impl Create {
             operation.failed(&context.registry.client, error).await;
             say::progress(&format!(
                 "{id} is not made yet: run pgsiloctl tenant create {id} again to go on, with --undo to take it back",
-                id = self.id
+                id = self.which.id
             ));
         }
         outcome
@@ -298,7 +301,7 @@ impl Create {
         let wrong = making.verify().await.context("looking at what was made")?;
         ensure!(wrong.is_empty(), "what was made is not as it should be: {}", wrong.join("; "));
         let transaction = take_turn(&mut context.registry.client).await?;
-        self.author.sign(&transaction).await?;
+        self.which.author.sign(&transaction).await?;
         register(&transaction, &plan).await?;
         operation.end(&transaction).await?;
         transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await.map_err(refused)?;
@@ -325,17 +328,19 @@ impl Create {
         for step in Step::BACK {
             if let Err(error) = making.unmake(step).await {
                 operation.failed(&context.registry.client, &error).await;
-                return Err(error.context(format!("{} is not taken back yet", self.id)));
+                return Err(error.context(format!("{} is not taken back yet", self.which.id)));
             }
             operation.passed(&context.registry.client, step.name()).await?;
         }
         let transaction = take_turn(&mut context.registry.client).await?;
-        self.author.sign(&transaction).await?;
+        self.which.author.sign(&transaction).await?;
         operation.end(&transaction).await?;
         transaction.commit().await?;
         match self.json {
-            true => say::data(&json!({ "id": self.id, "undone": true }).to_string())?,
-            false => say::result(&format!("{}  is taken back: nothing of it is left", self.id)),
+            true => say::data(&json!({ "id": self.which.id, "undone": true }).to_string())?,
+            false => {
+                say::result(&format!("{}  is taken back: nothing of it is left", self.which.id));
+            }
         }
         Ok(())
     }

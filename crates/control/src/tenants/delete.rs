@@ -8,6 +8,7 @@ use pgsilo_core::duration;
 use pgsilo_core::tenant::TenantId;
 use serde_json::{Map, Value, json};
 
+use super::Which;
 use crate::certificate::{self, Deletion};
 use crate::context::Context;
 use crate::provision::Making;
@@ -26,12 +27,7 @@ use crate::say;
 #[derive(Debug, Args)]
 pub struct Delete {
     #[command(flatten)]
-    server: Server,
-    #[command(flatten)]
-    author: Author,
-    /// The tenant.
-    #[arg(value_parser = TenantId::parse)]
-    id: TenantId,
+    which: Which,
     /// How long it can be taken back.
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = duration::parse)]
     grace: Duration,
@@ -50,12 +46,7 @@ pub struct Delete {
 #[derive(Debug, Args)]
 pub struct Undelete {
     #[command(flatten)]
-    server: Server,
-    #[command(flatten)]
-    author: Author,
-    /// The tenant.
-    #[arg(value_parser = TenantId::parse)]
-    id: TenantId,
+    which: Which,
 }
 
 /// Remove the tenants whose grace is over, and finish removals that were cut short.
@@ -77,19 +68,20 @@ pub struct Purge {
 
 impl Delete {
     pub(super) async fn run(self) -> Result<()> {
-        let mut context = Context::open(&self.server).await?;
-        journal::claim(&context.registry.client, &self.id).await?;
-        let begun = journal::unfinished::<Plan>(&context.registry.client, Kind::Delete, &self.id);
+        let mut context = Context::open(&self.which.server).await?;
+        journal::claim(&context.registry.client, &self.which.id).await?;
+        let begun =
+            journal::unfinished::<Plan>(&context.registry.client, Kind::Delete, &self.which.id);
         let begun = begun.await?;
         if !self.now && begun.is_some() {
             bail!(
                 "the removal of {} has begun, and cannot be taken back: go on with --now, or by tenant purge",
-                self.id
+                self.which.id
             );
         }
         if begun.is_none() {
             // What cannot be removed is told before anybody is refused.
-            let plan = plan_of(&context, &self.id).await?;
+            let plan = plan_of(&context, &self.which.id).await?;
             let cluster = context.cluster(&plan.cluster)?;
             Making::of(&plan, cluster, &context.identity, &context.bao).ensure_removable().await?;
             let grace = if self.now { Duration::ZERO } else { self.grace };
@@ -98,7 +90,7 @@ impl Delete {
                 return self.tell(&until);
             }
         }
-        let certificate = remove(&mut context, &self.author, &self.id).await?;
+        let certificate = remove(&mut context, &self.which.author, &self.which.id).await?;
         told(&certificate, self.json)
     }
 
@@ -109,36 +101,40 @@ impl Delete {
         }
         let question = format!(
             "All data of {} will be gone, and nothing brings it back. Type its id to go on:",
-            self.id
+            self.which.id
         );
         let typed = match &self.confirm {
             Some(typed) => Some(typed.clone()),
             None => say::ask(&question).context("reading the answer")?,
         };
         let Some(typed) = typed else {
-            bail!("--now needs --confirm {} where nobody can be asked", self.id)
+            bail!("--now needs --confirm {} where nobody can be asked", self.which.id)
         };
-        ensure!(typed == self.id.as_str(), "{typed:?} is not {}: nothing was done", self.id);
+        ensure!(
+            typed == self.which.id.as_str(),
+            "{typed:?} is not {}: nothing was done",
+            self.which.id
+        );
         Ok(())
     }
 
     /// Makes it one that is being deleted. Returns until when that can be taken back.
     async fn refuse(&self, context: &mut Context, grace: Duration) -> Result<String> {
         let transaction = take_turn(&mut context.registry.client).await?;
-        self.author.sign(&transaction).await?;
+        self.which.author.sign(&transaction).await?;
         // Sooner, if it was to be later: a second deletion gives no more time.
         let refuse = "UPDATE pgsilo.tenants SET state = 'deleting',
                 delete_after = least(delete_after, now() + make_interval(secs => $2))
             WHERE id = $1::text";
         let seconds = grace.as_secs_f64();
         transaction
-            .execute(refuse, &[&self.id.as_str(), &seconds])
+            .execute(refuse, &[&self.which.id.as_str(), &seconds])
             .await
             .context("writing the registry")?;
         let until =
             "SELECT to_char(delete_after AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
             (SELECT revision FROM pgsilo.revision) FROM pgsilo.tenants WHERE id = $1::text";
-        let row = transaction.query_one(until, &[&self.id.as_str()]).await?;
+        let row = transaction.query_one(until, &[&self.which.id.as_str()]).await?;
         let (until, revision): (String, i64) = (row.get(0), row.get(1));
         transaction.commit().await?;
         in_force(&context.registry.client, revision).await?;
@@ -147,10 +143,10 @@ impl Delete {
 
     fn tell(&self, until: &str) -> Result<()> {
         match self.json {
-            true => say::data(&json!({ "id": self.id, "delete_after": until }).to_string())?,
+            true => say::data(&json!({ "id": self.which.id, "delete_after": until }).to_string())?,
             false => say::result(&format!(
                 "{id}  is refused, and removed from {until} on; until then: pgsiloctl tenant undelete {id}",
-                id = self.id
+                id = self.which.id
             )),
         }
         Ok(())
@@ -159,31 +155,34 @@ impl Delete {
 
 impl Undelete {
     pub(super) async fn run(self) -> Result<()> {
-        let mut session = self.server.open().await?;
-        journal::claim(&session.client, &self.id).await?;
-        if journal::unfinished::<Plan>(&session.client, Kind::Delete, &self.id).await?.is_some() {
-            bail!("the removal of {} has begun, and cannot be taken back", self.id);
+        let mut session = self.which.server.open().await?;
+        journal::claim(&session.client, &self.which.id).await?;
+        if journal::unfinished::<Plan>(&session.client, Kind::Delete, &self.which.id)
+            .await?
+            .is_some()
+        {
+            bail!("the removal of {} has begun, and cannot be taken back", self.which.id);
         }
         let transaction = take_turn(&mut session.client).await?;
-        self.author.sign(&transaction).await?;
+        self.which.author.sign(&transaction).await?;
         let state = "SELECT state FROM pgsilo.tenants WHERE id = $1::text";
-        let state = transaction.query_opt(state, &[&self.id.as_str()]).await?;
+        let state = transaction.query_opt(state, &[&self.which.id.as_str()]).await?;
         match state.as_ref().map(|row| row.get::<_, &str>(0)) {
-            None => bail!("the registry has no tenant {}", self.id),
+            None => bail!("the registry has no tenant {}", self.which.id),
             Some("deleting") => {}
-            Some(other) => bail!("{} is {other}, and is not being deleted", self.id),
+            Some(other) => bail!("{} is {other}, and is not being deleted", self.which.id),
         }
         // One that was suspended is suspended again.
         let before = "SELECT before ->> 'state' FROM pgsilo.audit
             WHERE relation = 'tenants' AND key = $1 AND after ->> 'state' = 'deleting'
                 AND before ->> 'state' <> 'deleting' ORDER BY number DESC LIMIT 1";
-        let before = transaction.query_opt(before, &[&self.id.as_str()]).await?;
+        let before = transaction.query_opt(before, &[&self.which.id.as_str()]).await?;
         let before = before.map_or("active".to_owned(), |row| row.get(0));
         let restore = "UPDATE pgsilo.tenants SET state = $2::text, delete_after = NULL WHERE id = $1::text RETURNING revision";
-        let row = transaction.query_one(restore, &[&self.id.as_str(), &before]).await?;
+        let row = transaction.query_one(restore, &[&self.which.id.as_str(), &before]).await?;
         let revision = row.get(0);
         transaction.commit().await?;
-        say::result(&format!("{}  is {before} again", self.id));
+        say::result(&format!("{}  is {before} again", self.which.id));
         in_force(&session.client, revision).await
     }
 }

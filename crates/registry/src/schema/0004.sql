@@ -51,26 +51,19 @@ CREATE TABLE pgsilo.prepared (
 -- What is being removed is not served again meanwhile, nor forgotten before that has ended.
 CREATE FUNCTION pgsilo.check_removal() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    tenant CONSTANT text := to_jsonb(OLD) ->> TG_ARGV[0];
 BEGIN
-    IF EXISTS (SELECT FROM pgsilo.operations WHERE subject = OLD.id AND kind = 'delete' AND ended_at IS NULL) THEN
-        RAISE EXCEPTION 'the removal of % has begun: pgsiloctl tenant purge goes on with it', OLD.id
+    IF EXISTS (SELECT FROM pgsilo.operations WHERE subject = tenant AND kind = 'delete' AND ended_at IS NULL) THEN
+        RAISE EXCEPTION 'the removal of % has begun: pgsiloctl tenant purge goes on with it', tenant
             USING ERRCODE = 'object_in_use';
     END IF;
     RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
 END $$;
 CREATE TRIGGER a_removal BEFORE DELETE OR UPDATE OF id, state, delete_after ON pgsilo.tenants
-    FOR EACH ROW EXECUTE FUNCTION pgsilo.check_removal();
-CREATE FUNCTION pgsilo.check_removal_of_placement() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
-BEGIN
-    IF EXISTS (SELECT FROM pgsilo.operations WHERE subject = OLD.tenant AND kind = 'delete' AND ended_at IS NULL) THEN
-        RAISE EXCEPTION 'the removal of % has begun: pgsiloctl tenant purge goes on with it', OLD.tenant
-            USING ERRCODE = 'object_in_use';
-    END IF;
-    RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
-END $$;
+    FOR EACH ROW EXECUTE FUNCTION pgsilo.check_removal('id');
 CREATE TRIGGER a_removal BEFORE DELETE OR UPDATE ON pgsilo.placements
-    FOR EACH ROW EXECUTE FUNCTION pgsilo.check_removal_of_placement();
+    FOR EACH ROW EXECUTE FUNCTION pgsilo.check_removal('tenant');
 
 -- Its beginning and its end are told, not each step.
 CREATE TRIGGER a_turn BEFORE INSERT OR UPDATE OF outcome ON pgsilo.operations
