@@ -56,7 +56,7 @@ async fn tenant(
             m.roleid::regrole, m.grantor::regrole, admin_option, inherit_option, set_option)
             FROM pg_auth_members m WHERE (m.member::regrole::text || ' ' || m.roleid::regrole::text)
                 ~ 'tenant_acme_|pgsilo_provisioner' AND NOT m.member::regrole::text ~ 'tenant-|globex|pgsilo_.*_broker'
-                AND NOT m.roleid::regrole::text ~ 'tenant-|globex'
+                AND NOT m.roleid::regrole::text ~ 'tenant-|globex|pgsilo_template_owner'
         UNION ALL SELECT format('database by %s acl=%s config=%s', datdba::regrole,
             (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(datacl) a),
             (SELECT setconfig FROM pg_db_role_setting WHERE setdatabase = d.oid AND setrole = 0))
