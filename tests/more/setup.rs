@@ -121,6 +121,16 @@ async fn the_page_for_setting_up_works_as_it_is_pasted() {
     assert_eq!(page, sandbox);
 }
 
+/// All of it once more, and a tenant that is as it should be.
+const AGAIN: &str = r#"
+    export BAO_TOKEN=$(jq -r .root_token "$CONTROL/init.json") PGSILO_ADMIN_DSN="$ADMIN_DSN"
+    "$BUILT/pgsiloctl" bootstrap openbao
+    "$BUILT/pgsiloctl" bootstrap registry
+    "$BUILT/pgsiloctl" bootstrap cluster eu-1
+    "$BUILT/pgsiloctl" tenant repair --all
+    "$BUILT/pgsiloctl" tenant check "$TENANT"
+"#;
+
 /// docs/tenants.md goes on where setup.md has a cluster and an OpenBAO that nobody has made ready.
 #[tokio::test]
 async fn the_page_for_tenants_works_as_it_is_pasted() {
@@ -135,6 +145,7 @@ async fn the_page_for_tenants_works_as_it_is_pasted() {
         openbao[0].clone(),
         blocks("docs/tenants.md", None).concat(),
         of_setup("The first login")[0].clone(),
+        AGAIN.to_owned(),
     ];
     let mut command = machine.reader(&page.concat());
     command.env("ADMIN_DSN", format!("postgresql://postgres:{SUPERUSER_PASSWORD}@any"));
@@ -154,6 +165,10 @@ async fn the_page_for_tenants_works_as_it_is_pasted() {
         "it works",
     ] {
         assert!(out.contains(expected), "{expected}: {out}\n{err}");
+    }
+    // What is there is recognized, authorities included.
+    for part in ["OpenBAO", "the registry", "cluster eu-1"] {
+        assert!(err.contains(&format!("{part} is as it should be")), "{part}: {out}\n{err}");
     }
     // All that OpenBAO has there is under TLS, and nothing says who the tenants are.
     let superuser = machine.superuser("postgres").await;
@@ -270,7 +285,14 @@ async fn systemd_reads_the_units() {
     let built = programs::pgsilo().parent().expect("a folder").to_path_buf();
     let mut verify = Command::new("systemd-analyze");
     verify.args(["verify", "--man=no"]);
-    for name in ["pgsilo.service", "pgsilo-audit.service", "pgsilo-audit.timer"] {
+    const UNITS: [&str; 5] = [
+        "pgsilo.service",
+        "pgsilo-audit.service",
+        "pgsilo-audit.timer",
+        "pgsilo-tenant@.service",
+        "pgsilo-tenant@.timer",
+    ];
+    for name in UNITS {
         let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
         let unit = fs::read_to_string(config.join(name)).expect("a unit");
         let unit = unit.replace("/usr/bin/pgsilo", &format!("{}/pgsilo", built.display()));
@@ -280,7 +302,7 @@ async fn systemd_reads_the_units() {
     let (out, err) = succeeds(verify);
     fs::remove_dir_all(&dir).expect("removed");
     // An unknown key is a warning only.
-    for unit in ["pgsilo.service", "pgsilo-audit.service", "pgsilo-audit.timer"] {
+    for unit in UNITS {
         assert!(!err.contains(unit), "{out}{err}");
     }
 }

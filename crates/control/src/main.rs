@@ -1,9 +1,11 @@
 //! The command line of pgsiloctl; this file only names the commands.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use pgsiloctl::{bootstrap, certificate, leases, registry, say, tenants};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use pgsiloctl::{bootstrap, certificate, leases, manual, registry, say, tenants};
 
 /// Provisions pgsilo, the proxy that gives every tenant its own database.
 #[derive(Debug, Parser)]
@@ -40,6 +42,16 @@ enum Command {
     /// Make tenants, and say which there are and whether they are served.
     #[command(subcommand)]
     Tenant(tenants::Command),
+    /// Print what a shell completes: pgsiloctl completions bash > /etc/bash_completion.d/pgsiloctl
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+    /// Write the manual pages, one for each command, into a folder.
+    Manual {
+        /// It is made if it is not there.
+        folder: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -52,6 +64,12 @@ fn main() -> ExitCode {
         Command::Leases(command) => leases::run(command),
         Command::Registry(command) => registry::run(command),
         Command::Tenant(command) => tenants::run(command),
+        Command::Completions { shell } => {
+            manual::completions(Arguments::command(), shell).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Manual { folder } => {
+            manual::pages(Arguments::command(), &folder).map(|()| ExitCode::SUCCESS)
+        }
     };
     outcome.unwrap_or_else(|error| {
         say::progress(&format!("pgsiloctl: error: {error:#}"));

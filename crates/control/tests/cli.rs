@@ -47,6 +47,32 @@ fn wrong_usage_exits_with_2_and_says_what_is_missing() {
 }
 
 #[test]
+fn shells_complete_what_there_is_and_each_command_has_a_page() {
+    for (shell, check) in [("bash", Some("bash")), ("zsh", None), ("fish", None)] {
+        let output = pgsiloctl(&["completions", shell]);
+        assert!(output.status.success(), "{}", said(&output));
+        let script = String::from_utf8(output.stdout).expect("text");
+        for word in ["bootstrap", "undelete", "lease-hashing"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+        let Some(check) = check else { continue };
+        let parsed = Command::new(check).args(["-n", "-c", &script]).output().expect("it runs");
+        assert!(parsed.status.success(), "{}", said(&parsed));
+    }
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("manual");
+    let output = pgsiloctl(&["manual", folder.to_str().expect("text")]);
+    assert!(output.status.success(), "{}", said(&output));
+    for (page, word) in [
+        ("pgsiloctl.1", "bootstrap"),
+        ("pgsiloctl-tenant-create.1", "journal"),
+        ("pgsiloctl-bootstrap-cluster.1", "superuser"),
+    ] {
+        let text = std::fs::read_to_string(folder.join(page)).expect(page);
+        assert!(text.contains(".TH") && text.contains(word), "{page}: {text}");
+    }
+}
+
+#[test]
 fn a_failed_command_exits_with_1_and_does_not_print_the_password() {
     let output = pgsiloctl(&[
         "leases",

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use pgsilo_core::secret::Secret;
 use pgsilo_openbao::Client as Bao;
 use pgsilo_openbao::requests::SetRoleRequest;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use super::Doing;
@@ -87,8 +87,11 @@ impl Maker<'_> {
             let expected = description.as_object().into_iter().flatten();
             expected.filter(|(key, _)| *key != "plugin_name").all(|(key, value)| {
                 let found = found.connection_details.get(key).or(found.others.get(key));
-                // OpenBAO writes times in its own way.
-                key.ends_with("_lifetime") || found == Some(value)
+                // OpenBAO writes times in its own way, and texts without the white space behind them.
+                let trimmed = |value: &Value| value.as_str().map(|text| text.trim_end().to_owned());
+                key.ends_with("_lifetime")
+                    || found == Some(value)
+                    || found.and_then(trimmed).is_some_and(|found| Some(found) == trimmed(value))
             })
         });
         // A server that was made anew, or restored, knows another password of the broker than OpenBAO.
