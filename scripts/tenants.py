@@ -6,7 +6,7 @@ the setup has them, leases from each once, and counts: brokers' connections and 
 after, and once the connections may be gone; and a credential's time with a connection and without.
 Roles are leased with the setup's statements.
 
-    cargo build --release -p pgsilo-sandbox
+    cargo build --release -p pgsiloctl -p pgsilo-sandbox
     . .tools/env && scripts/tenants.py target/release/pgsilo-sandbox 100 0s     # as many tenants, connections kept
     . .tools/env && scripts/tenants.py target/release/pgsilo-sandbox 100 30s    # max_connection_lifetime
 """
