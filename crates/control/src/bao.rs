@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use pgsilo_core::secret::Secret;
-use pgsilo_openbao::{Client, Error, Failure, Settings};
+use pgsilo_openbao::{Client, DatabaseConfig, Error, Failure, Settings};
+use serde_json::Value;
 
 use crate::secrets;
 
@@ -85,4 +86,42 @@ fn is_storage_race(error: &Error) -> bool {
 pub(crate) fn is_same(found: &[String], expected: &[impl AsRef<str>]) -> bool {
     let found = found.iter().map(|one| one.trim());
     found.eq(expected.iter().map(|one| one.as_ref().trim()))
+}
+
+/// Describes a database to OpenBAO, which alone knows its login's password afterwards. A description may not
+/// be updated, see the provisioner's policy: what is there goes, its password with it.
+pub(crate) async fn describe(
+    bao: &Client,
+    (mount, connection): (&str, &str),
+    description: &Value,
+    password: &Secret,
+) -> Result<()> {
+    forget(bao, mount, connection).await?;
+    again(async || bao.set_database_config(mount, connection, description, password).await).await?;
+    Ok(bao.rotate_root(mount, connection).await?)
+}
+
+/// Deletes a description, if there is one, and looks that it is gone.
+pub(crate) async fn forget(bao: &Client, mount: &str, connection: &str) -> Result<()> {
+    if bao.database_config(mount, connection).await?.is_none() {
+        return Ok(());
+    }
+    again(async || bao.delete_database_config(mount, connection).await).await?;
+    let left = bao.database_config(mount, connection).await?;
+    ensure!(left.is_none(), "OpenBAO still has {mount}/config/{connection}");
+    Ok(())
+}
+
+/// Whether a description says that of a setting: texts are told without the white space behind them, and what is not
+/// set may be told as an empty one.
+pub(crate) fn tells(found: &DatabaseConfig, key: &str, expected: Option<&Value>) -> bool {
+    let found = found.connection_details.get(key).or(found.others.get(key));
+    let text = |value: Option<&Value>| match value {
+        None => Some(String::new()),
+        Some(value) => value.as_str().map(|text| text.trim_end().to_owned()),
+    };
+    match (text(found), text(expected)) {
+        (Some(found), Some(expected)) => found == expected,
+        _ => found == expected,
+    }
 }

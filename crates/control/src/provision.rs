@@ -128,17 +128,6 @@ impl<'a> Making<'a> {
         Making { plan, names: plan.names(), cluster, identity, bao }
     }
 
-    /// That nothing of it is there yet, and that it can be made here.
-    pub(crate) async fn ensure_room(&self) -> Result<()> {
-        self.ensure_no_database().await?;
-        self.ensure_no_mount().await
-    }
-
-    /// The same of OpenBAO alone.
-    pub(crate) async fn ensure_room_at_openbao(&self) -> Result<()> {
-        self.ensure_no_mount().await
-    }
-
     /// Does a step, or does it again.
     pub(crate) async fn make(&self, step: Step) -> Result<()> {
         let made = match step {

@@ -36,11 +36,6 @@ impl std::fmt::Display for SettingsFile {
 }
 
 impl SettingsFile {
-    /// A file that is named in a program, and not by a command line.
-    pub fn at(path: &Path) -> SettingsFile {
-        SettingsFile { path: path.to_owned() }
-    }
-
     /// What it says.
     pub fn read(&self) -> Result<Settings> {
         Ok(read(&self.path)?)

@@ -248,7 +248,7 @@ impl<'c> Locked<'c> {
             if asked.map_err(failed(doing))?.get(0) {
                 return Ok(Locked(client));
             }
-            let holder = holder(client).await.map_err(failed(doing))?;
+            let holder = holder(client, LOCK).await.map_err(failed(doing))?;
             if holder != told {
                 if let Some(holder) = &holder {
                     tell.tell(&format_args!("waiting for {holder}, which changes the schema"));
@@ -446,12 +446,15 @@ async fn make_role(client: &Client, role: &'static str) -> Result<bool, SchemaEr
     }
 }
 
-/// Who has the lock, as PostgreSQL's administrators know it.
-async fn holder(client: &Client) -> Result<Option<String>, tokio_postgres::Error> {
+/// Who has an advisory lock of this database, as PostgreSQL's administrators know it.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn holder(client: &Client, lock: i64) -> Result<Option<String>, tokio_postgres::Error> {
     let holder = "SELECT format('process %s of %s (%s)', a.pid, a.usename, a.application_name)
         FROM pg_locks l JOIN pg_stat_activity a USING (pid)
         WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
           AND (l.classid::bigint << 32) + l.objid::bigint = $1";
-    Ok(client.query_opt(holder, &[&LOCK]).await?.map(|row| row.get(0)))
+    Ok(client.query_opt(holder, &[&lock]).await?.map(|row| row.get(0)))
 }

@@ -4,11 +4,11 @@ use anyhow::{Result, bail};
 use pgsilo_core::secret::Secret;
 use pgsilo_openbao::Client as Bao;
 use pgsilo_openbao::requests::SetRoleRequest;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_postgres::Client;
 
 use super::Doing;
-use crate::bao::{again, is_same};
+use crate::bao::{self, again, is_same};
 use crate::cluster::KnownCluster;
 use crate::{revocation, say};
 
@@ -85,14 +85,10 @@ impl Maker<'_> {
         let there = bao.database_config(mount, connection).await?;
         let is_so = there.as_ref().is_some_and(|found| {
             let expected = description.as_object().into_iter().flatten();
-            expected.filter(|(key, _)| *key != "plugin_name").all(|(key, value)| {
-                let found = found.connection_details.get(key).or(found.others.get(key));
-                // OpenBAO writes times in its own way, and texts without the white space behind them.
-                let trimmed = |value: &Value| value.as_str().map(|text| text.trim_end().to_owned());
-                key.ends_with("_lifetime")
-                    || found == Some(value)
-                    || found.and_then(trimmed).is_some_and(|found| Some(found) == trimmed(value))
-            })
+            // OpenBAO writes times in its own way.
+            expected
+                .filter(|(key, _)| !key.ends_with("_lifetime"))
+                .all(|(key, value)| bao::tells(found, key, Some(value)))
         });
         // A server that was made anew, or restored, knows another password of the broker than OpenBAO.
         let is_so = is_so && self.works(kinds).await?;
@@ -106,14 +102,7 @@ impl Maker<'_> {
                 let verifier = postgres_protocol::password::scram_sha_256(password.expose());
                 let set = format!("ALTER ROLE \"{}\" PASSWORD '{verifier}'", self.broker);
                 postgres.batch_execute(&set).await?;
-                if there.is_some() {
-                    bao.delete_database_config(mount, connection).await?;
-                }
-                again(async || {
-                    bao.set_database_config(mount, connection, &description, &password).await
-                })
-                .await?;
-                Ok(bao.rotate_root(mount, connection).await?)
+                bao::describe(bao, (mount, connection), &description, &password).await
             })
             .await?;
         for kind in kinds {

@@ -48,7 +48,8 @@ impl Making<'_> {
         recipe.replace("TENANT", self.names.in_postgres().as_str())
     }
 
-    pub(super) async fn ensure_no_database(&self) -> Result<()> {
+    /// That the cluster has nothing of it yet, and that it can be made there.
+    pub(crate) async fn ensure_no_database(&self) -> Result<()> {
         let cluster = self.cluster().await?;
         ensure_fit(&cluster).await?;
         let name = self.names.database();
@@ -99,7 +100,7 @@ impl Making<'_> {
     }
 
     /// That it is there, this tenant's, and that nothing would keep it from being dropped.
-    pub(super) async fn ensure_this_tenants(&self) -> Result<()> {
+    pub(crate) async fn ensure_this_tenants(&self) -> Result<()> {
         let cluster = self.cluster().await?;
         let (name, id) = (self.names.database(), &self.plan.id);
         let found = self.found(&cluster).await?;

@@ -5,6 +5,7 @@ use std::fmt;
 
 use anyhow::{Context, Result, anyhow, bail};
 use pgsilo_core::tenant::TenantId;
+use pgsilo_registry::schema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -47,23 +48,14 @@ pub(crate) struct Operation<P> {
 /// Waits for nobody: whoever else is at this tenant is told of, and this fails. Kept until the connection
 /// ends.
 pub(crate) async fn claim(registry: &Client, subject: impl fmt::Display) -> Result<()> {
-    let key: String = registry
-        .query_one("SELECT key::text FROM pgsilo.lock_key", &[])
-        .await
-        .context("reading the key of locks")?
-        .get(0);
-    let key = format!("{key} {subject}");
-    let claim = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))";
-    if registry.query_one(claim, &[&key]).await?.get(0) {
+    let lock = "SELECT hashtextextended(key || ' ' || $1, 0) FROM pgsilo.lock_key";
+    let lock = registry.query_one(lock, &[&subject.to_string()]).await;
+    let lock: i64 = lock.context("reading the key of locks")?.get(0);
+    if registry.query_one("SELECT pg_try_advisory_lock($1)", &[&lock]).await?.get(0) {
         return Ok(());
     }
-    let holder = "SELECT format('process %s of %s (%s)', a.pid, a.usename, a.application_name)
-        FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-            AND (l.classid::bigint << 32) + l.objid::bigint = hashtextextended($1, 0)";
-    let holder = registry.query_opt(holder, &[&key]).await?;
-    let holder = holder.map_or_else(|| "somebody else".to_owned(), |row| row.get(0));
+    let holder = schema::holder(registry, lock).await?;
+    let holder = holder.unwrap_or_else(|| "somebody else".to_owned());
     bail!("{holder} of the registry's server is at {subject} already")
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Making;
 use super::plan::LeaseHashing;
-use crate::bao::{again, is_same};
+use crate::bao::{self, again, is_same};
 use crate::revocation;
 
 /// How OpenBAO makes a leased role.
@@ -24,7 +24,8 @@ impl Making<'_> {
         LEASED.map(|(kind, _)| self.names.lease_role(kind))
     }
 
-    pub(super) async fn ensure_no_mount(&self) -> Result<()> {
+    /// That OpenBAO has nothing of it yet.
+    pub(crate) async fn ensure_no_mount(&self) -> Result<()> {
         let mount = self.names.mount();
         if let Some(kind) = self.bao.engine(&mount).await? {
             bail!(
@@ -79,27 +80,11 @@ impl Making<'_> {
         let description = self.connection()?;
         let password = Secret::random()?;
         self.set_broker_password(&password).await?;
-        // It may not be updated, see the policy: what is there goes, its password with it.
-        self.forget_broker().await?;
-        again(async || {
-            self.bao.set_database_config(&mount, &connection, &description, &password).await
-        })
-        .await?;
-        // From here on only OpenBAO knows the broker's password.
-        Ok(self.bao.rotate_root(&mount, &connection).await?)
+        bao::describe(self.bao, (&mount, &connection), &description, &password).await
     }
 
     pub(super) async fn forget_broker(&self) -> Result<()> {
-        let (mount, connection) = (self.names.mount(), self.names.connection());
-        match self.bao.database_config(&mount, &connection).await? {
-            None => Ok(()),
-            Some(_) => {
-                again(async || self.bao.delete_database_config(&mount, &connection).await).await?;
-                let left = self.bao.database_config(&mount, &connection).await?;
-                ensure!(left.is_none(), "OpenBAO still has {mount}/config/{connection}");
-                Ok(())
-            }
-        }
+        bao::forget(self.bao, &self.names.mount(), &self.names.connection()).await
     }
 
     pub(super) async fn describe_leases(&self) -> Result<()> {
@@ -170,11 +155,7 @@ impl Making<'_> {
             "password_authentication",
             "tls_ca",
         ];
-        let differs = keys.into_iter().find(|key| {
-            let [found, expected] = [found.connection_details.get(*key), expected.get(*key)]
-                .map(|value| value.and_then(Value::as_str).map(str::trim_end).unwrap_or_default());
-            found != expected
-        });
+        let differs = keys.into_iter().find(|key| !bao::tells(&found, key, expected.get(*key)));
         Ok(differs.map(|key| format!("{mount}/config/{connection} has another {key}")))
     }
 

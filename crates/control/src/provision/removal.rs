@@ -94,11 +94,6 @@ impl Making<'_> {
         removed.context(step.described())
     }
 
-    /// That it is this tenant's that would be removed, and nothing would stop it halfway.
-    pub(crate) async fn ensure_removable(&self) -> Result<()> {
-        self.ensure_this_tenants().await
-    }
-
     fn path(&self, below: &str, names: &[String]) -> Value {
         let mount = self.names.mount();
         let paths: Vec<_> = names.iter().map(|name| format!("{mount}/{below}{name}")).collect();

@@ -74,7 +74,7 @@ impl Check {
                 Ok(told) => self.tell(access.as_str(), began, Ok(told))?,
                 Err(error) => {
                     failed = true;
-                    let mend = "see docs/runbooks.md, \"A tenant cannot log in\"".to_owned();
+                    let mend = format!("pgsiloctl tenant repair {}", self.id);
                     self.tell(access.as_str(), began, Err((format!("{error:#}"), mend)))?;
                 }
             }

@@ -196,7 +196,7 @@ impl Create {
         }
         self.ensure_registrable(context, &plan).await?;
         let making = Making::of(&plan, &cluster, &context.identity, &context.bao);
-        making.ensure_room_at_openbao().await?;
+        making.ensure_no_mount().await?;
         if !self.dry_run && self.name.is_none() {
             let transaction = take_turn(&mut context.registry.client).await?;
             if let Some(name) = take_prepared(&transaction, &plan).await? {
@@ -207,7 +207,7 @@ impl Create {
             }
         }
         let making = Making::of(&plan, &cluster, &context.identity, &context.bao);
-        making.ensure_room().await?;
+        making.ensure_no_database().await?;
         if self.dry_run {
             self.tell(&plan, self.name.is_some())?;
             return Ok(None);

@@ -83,7 +83,9 @@ impl Delete {
             // What cannot be removed is told before anybody is refused.
             let plan = plan_of(&context, &self.which.id).await?;
             let cluster = context.cluster(&plan.cluster)?;
-            Making::of(&plan, cluster, &context.identity, &context.bao).ensure_removable().await?;
+            Making::of(&plan, cluster, &context.identity, &context.bao)
+                .ensure_this_tenants()
+                .await?;
             let grace = if self.now { Duration::ZERO } else { self.grace };
             let until = self.refuse(&mut context, grace).await?;
             if !self.now {
@@ -278,7 +280,7 @@ async fn remove(
 async fn begin(context: &mut Context, author: &Author, id: &TenantId) -> Result<Operation<Plan>> {
     let plan = plan_of(context, id).await?;
     let cluster = context.cluster(&plan.cluster)?.clone();
-    Making::of(&plan, &cluster, &context.identity, &context.bao).ensure_removable().await?;
+    Making::of(&plan, &cluster, &context.identity, &context.bao).ensure_this_tenants().await?;
     let transaction = take_turn(&mut context.registry.client).await?;
     let due = "SELECT FROM pgsilo.tenants WHERE id = $1::text AND state = 'deleting' AND delete_after <= now()";
     let is_due = transaction.query_opt(due, &[&id.as_str()]).await?.is_some();

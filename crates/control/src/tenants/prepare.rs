@@ -101,7 +101,9 @@ impl Prepare {
         }
         for _ in usable..wanted {
             let plan = plan_of(context, cluster, opaque_name()?);
-            Making::of(&plan, cluster, &context.identity, &context.bao).ensure_room().await?;
+            Making::of(&plan, cluster, &context.identity, &context.bao)
+                .ensure_no_database()
+                .await?;
             let name = plan.name.clone();
             let transaction = take_turn(&mut context.registry.client).await?;
             self.author.sign(&transaction).await?;
